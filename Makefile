@@ -1,0 +1,48 @@
+# Every target does its own set-up: all that is needed is Python 3.10-3.13 (with venv), a C++17 compiler and make.
+#
+#   make demo    compress a photograph, restore it in a second process, compare
+#   make test    all tests
+#   make bench   all benchmarks
+#   make lint    ruff and mypy
+#
+# PYTHON=python3.12 chooses the interpreter, VENV=folder the place of the virtual environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*)
+
+.PHONY: demo test bench lint setup clean
+.DEFAULT_GOAL := test
+
+setup: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -q $(ARGS)
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m pytest -q bench -o python_files='bench_*.py' --benchmark-enable $(ARGS)
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build l2c.egg-info demo_out
+	rm -f l2c/_C*.so
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# Python sources need no reinstall, the package is installed in place; the extension and the requirements do.
+$(VENV)/.installed: $(BIN)/python $(SOURCES)
+	$(INSTALL) -e ".[dev]"
+	touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed
+	$(INSTALL) -e ".[dev,eval]"
+	touch $@

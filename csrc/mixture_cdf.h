@@ -1,0 +1,218 @@
+// Integer mixture of logistics -> cumulative frequencies C(i), and network output -> mixture parameters.
+//
+// This header is the definition; the SIMD files compute the same integers. Everything is exact integer arithmetic
+// (the two places that use double say why the result is exact), so every machine gets the same C(i).
+//
+// Symbols i = 0..2^b-1, b = 1..8, S = 2^(8-b). Edge i lies at t_i = (2i-1)S - 256 half fine steps.
+// Component k of a symbol: weight w_k, uint16, sum over k = 65520; mean m_k, int16, Q6 half steps; inverse scale v_k,
+// 1..32767, Q10 per half step (v = 1024 is a logistic scale of one half step).
+//
+//   d_k  = clamp(64 t_i - m_k, -32768, 32767)
+//   z_k  = clamp((d_k v_k) >> 5, -32768, 32767)             arithmetic shift; Q11, so +-16 logistic scales
+//   C(i) = (sum_k floor(w_k sigma(z_k) / 2^16) << 4) + i S   for 0 < i < 2^b;  C(0) = 0, C(2^b) = 2^20
+//
+// C is strictly increasing: sigma does not decrease, and i S grows. C(2^b) - C(2^b - 1) >= S because the sum is at most
+// 65520 = 2^16 - 16, which is where the 16 that the weights lack goes.
+//
+// sigma(z) = 65536 - T(z) for z >= 0 and T(-1-z) for z < 0, so sigma(z) + sigma(-1-z) = 65536. T(u), u = 0..32767, is
+// the upper tail 65536 / (1 + exp((u + 1/2) / 2048)) as 32 quadratics in f = 16 (u mod 1024), s = floor(u / 1024):
+//
+//   T(u) = a[s] - ((f (b[s] - ((f c[s]) >> 16))) >> 16)
+//
+// Every intermediate fits in 16 bits, so that a SIMD lane has 16 bits and 32 entries of a, b or c fill one AVX-512
+// register. The coefficients were searched for so that T never increases (tests try all 65,536 inputs); from s = 16 on
+// c = 0 and a, b < 256, which AVX2 uses. T >= 1, so sigma is in 1..65535: with 65536 kept out, sigma fits in 16 bits.
+// Greatest error of sigma: 7.4 / 65536.
+//
+// Functions here are `static inline`: the SIMD files include this header, and a copy compiled with AVX-512 must not be
+// the one that the linker keeps for everybody.
+
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+
+namespace l2c {
+
+constexpr int kProbabilityBits = 20;
+constexpr uint32_t kProbabilityOne = 1u << kProbabilityBits;
+constexpr int kMaxMixtures = 8;
+constexpr uint32_t kWeightSum = 65520;
+constexpr int kTailSegments = 32;
+
+alignas(64) constexpr uint16_t kTailA[kTailSegments] = {32764, 24740, 17622, 11952, 7809, 4969, 3106, 1920, 1178, 719, 438, 266, 161, 98, 59, 36, 21, 13, 8, 5, 3, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+alignas(64) constexpr uint16_t kTailB[kTailSegments] = {33080, 31014, 25804, 19471, 13646, 9082, 5836, 3678, 2283, 1397, 861, 506, 306, 191, 113, 73, 32, 24, 16, 12, 8, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+alignas(64) constexpr uint16_t kTailC[kTailSegments] = {3868, 10140, 12504, 11636, 9192, 6564, 4392, 2856, 1808, 1100, 704, 356, 208, 140, 80, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+
+// Parameters of n symbols, planar: component k of symbol j is at [k * stride + j].
+struct MixtureView {
+    const uint16_t* weights;
+    const int16_t* means;
+    const uint16_t* inv_scales;
+    size_t stride;
+    int num_mixtures;  // 1..8
+    int bits;          // 1..8
+};
+
+static inline MixtureView skip(const MixtureView& view, size_t j) {
+    return {view.weights + j, view.means + j, view.inv_scales + j, view.stride, view.num_mixtures, view.bits};
+}
+
+// What a kernel found; anything but kOk stops the push or pop.
+enum Status : int { kOk = 0, kBadSymbol = 1, kBadWeights = 2, kBadScale = 3, kTruncated = 4 };
+
+static inline uint32_t logistic_tail(uint32_t u) {
+    const uint32_t s = u >> 10, f = (u & 1023) << 4;
+    return kTailA[s] - ((f * (kTailB[s] - ((f * kTailC[s]) >> 16))) >> 16);
+}
+
+// sigma of z = -32768..32767: 1..65535.
+static inline uint32_t logistic(int32_t z) {
+    return z >= 0 ? 65536 - logistic_tail(static_cast<uint32_t>(z)) : logistic_tail(static_cast<uint32_t>(~z));
+}
+
+static inline int32_t clamp_int16(int32_t x) { return x < -32768 ? -32768 : x > 32767 ? 32767 : x; }
+
+static inline Status check_parameters(const MixtureView& view, size_t j) {
+    uint32_t sum = 0;
+    for (int k = 0; k < view.num_mixtures; ++k) {
+        sum += view.weights[k * view.stride + j];
+        if (static_cast<uint32_t>(view.inv_scales[k * view.stride + j]) - 1 > 32766) return kBadScale;
+    }
+    return sum == kWeightSum ? kOk : kBadWeights;
+}
+
+// C(i) of symbol j, i = 0..2^b.
+static inline uint32_t mixture_cdf_at(const MixtureView& view, size_t j, int i) {
+    const int step = 1 << (8 - view.bits);
+    if (i == 0) return 0;
+    if (i == 1 << view.bits) return kProbabilityOne;
+    const int32_t edge = 64 * ((2 * i - 1) * step - 256);
+    uint32_t sum = 0;
+    for (int k = 0; k < view.num_mixtures; ++k) {
+        const size_t at = k * view.stride + j;
+        const int32_t d = clamp_int16(edge - view.means[at]);
+        const int32_t z = clamp_int16((d * view.inv_scales[at]) >> 5);
+        sum += (view.weights[at] * logistic(z)) >> 16;
+    }
+    return (sum << 4) + static_cast<uint32_t>(i * step);
+}
+
+// ---- network output -> parameters -----------------------------------------------------------------------------------
+//
+// raw[cell] = [logits K*cg | means K*cg | log inverse scales K*cg], int16, each [k][channel]. Symbols are ordered by
+// cell, then channel; cells with valid[cell] == 0 are left out. Per symbol, with table = exp_table, E = 65520:
+//
+//   l_k = clamp(logit_k, -128, 127);  e_k = table[max l - l_k];  w_k = floor(E e_k / sum e)
+//   E - sum w is added to the first k with the greatest e_k;  v_k = inv_table[clamp(raw_k, 0, 255)];  m_k = raw mean
+struct ParamsJob {
+    const int16_t* raw;
+    size_t num_cells;
+    int num_mixtures;     // K, 1..8
+    size_t channels;      // cg
+    const uint16_t* exp_table;
+    const uint16_t* inv_table;
+    const uint8_t* valid;  // null: all cells
+    uint16_t* weights;     // [K, num_symbols], as are means and inv_scales
+    int16_t* means;
+    uint16_t* inv_scales;
+    size_t num_symbols;    // (valid cells) * channels
+};
+
+// floor(65520 e / sum) by double. Let r = fl(65520 / sum) and g = fl(fl(e r) + 2^-21). The exact quotient is
+// n + j / sum with 0 <= j < sum <= 8 * 65535 < 2^19, so it is at most n + 1 - 2^-19. The roundings add up to less than
+// 2^-34 (quotient < 2^16, three operations of relative error 2^-53 each), so n < g < n + 1: truncation gives n.
+constexpr double kQuotientGuard = 1.0 / (1 << 21);
+
+// Turns raw logits (in `weights`) and raw log inverse scales (in `inv_scales`) of symbols j..j+N-1 into weights and
+// inverse scales, in place. Loops over n are innermost so that compilers can vectorise them.
+template <int N>
+static inline void finish_params_block(const ParamsJob& job, size_t j) {
+    const int K = job.num_mixtures;
+    int32_t e[kMaxMixtures][N], top[N], sum[N], largest[N], rest[N];
+    double ratio[N];
+    for (int n = 0; n < N; ++n) top[n] = -128, sum[n] = 0, largest[n] = -1, rest[n] = kWeightSum;
+    for (int k = 0; k < K; ++k) {
+        const uint16_t* raw = job.weights + k * job.num_symbols + j;
+        for (int n = 0; n < N; ++n) {
+            const int32_t x = static_cast<int16_t>(raw[n]);
+            e[k][n] = x < -128 ? -128 : x > 127 ? 127 : x;
+            top[n] = e[k][n] > top[n] ? e[k][n] : top[n];
+        }
+    }
+    for (int k = 0; k < K; ++k) {
+        for (int n = 0; n < N; ++n) e[k][n] = job.exp_table[top[n] - e[k][n]];
+        for (int n = 0; n < N; ++n) {
+            sum[n] += e[k][n];
+            largest[n] = e[k][n] > largest[n] ? e[k][n] : largest[n];
+        }
+    }
+    for (int n = 0; n < N; ++n) ratio[n] = static_cast<double>(kWeightSum) / sum[n];
+    for (int k = 0; k < K; ++k) {
+        uint16_t* weights = job.weights + k * job.num_symbols + j;
+        for (int n = 0; n < N; ++n) {
+            const int32_t w = static_cast<int32_t>(e[k][n] * ratio[n] + kQuotientGuard);
+            weights[n] = static_cast<uint16_t>(w);
+            rest[n] -= w;
+        }
+    }
+    for (int k = 0; k < K; ++k) {
+        uint16_t* weights = job.weights + k * job.num_symbols + j;
+        uint16_t* v = job.inv_scales + k * job.num_symbols + j;
+        for (int n = 0; n < N; ++n) {
+            const int32_t here = e[k][n] == largest[n] ? rest[n] : 0;  // the first of the largest takes all
+            weights[n] = static_cast<uint16_t>(weights[n] + here);
+            rest[n] -= here;
+        }
+        for (int n = 0; n < N; ++n) {
+            const int32_t x = static_cast<int16_t>(v[n]);
+            v[n] = job.inv_table[x < 0 ? 0 : x > 255 ? 255 : x];
+        }
+    }
+}
+
+static inline void finish_params_plain(const ParamsJob& job, size_t begin, size_t end) {
+    for (; begin + 16 <= end; begin += 16) finish_params_block<16>(job, begin);
+    for (; begin < end; ++begin) finish_params_block<1>(job, begin);
+}
+
+// Copies `count` int16. With `roomy`, up to 7 more may be read and written: the caller overwrites them afterwards.
+static inline void copy_run(void* to, const void* from, size_t count, bool roomy) {
+    if (!roomy) {
+        std::memcpy(to, from, 2 * count);
+        return;
+    }
+    for (size_t i = 0; i < count; i += 8) {
+        std::memcpy(static_cast<char*>(to) + 2 * i, static_cast<const char*>(from) + 2 * i, 16);
+    }
+}
+
+// Runs `finish(job, begin, end)` block by block, right after the block's raw values were made planar.
+template <class Finish>
+static inline void run_params(const ParamsJob& job, Finish finish) {
+    constexpr size_t kBlock = 2048;  // symbols whose K * 6 bytes stay in the first-level cache
+    const size_t cg = job.channels, K = job.num_mixtures, m = job.num_symbols;
+    size_t done = 0, j = 0;
+    for (size_t cell = 0; cell < job.num_cells && cg > 0; ++cell) {
+        if (job.valid != nullptr && job.valid[cell] == 0) continue;
+        const int16_t* raw = job.raw + cell * 3 * K * cg;
+        // Up to 7 values past a run are written, again by later cells while j + cg + 8 <= m; up to 7 past it are read.
+        const bool roomy = j + cg + 8 <= m && (job.num_cells - cell - 1) * 3 * K * cg >= 8;
+        for (size_t k = 0; k < K; ++k) {
+            copy_run(job.weights + k * m + j, raw + k * cg, cg, roomy);
+            copy_run(job.means + k * m + j, raw + (K + k) * cg, cg, roomy);
+            copy_run(job.inv_scales + k * m + j, raw + (2 * K + k) * cg, cg, roomy);
+        }
+        j += cg;
+        if (j - done >= kBlock) {
+            // Whole blocks only, and nothing past j: values there are not final yet.
+            const size_t end = done + (j - done) / 64 * 64;
+            finish(job, done, end);
+            done = end;
+        }
+    }
+    finish(job, done, j);
+}
+
+}  // namespace l2c

@@ -1,0 +1,853 @@
+"""The command `l2c`: parses arguments, calls the codec, prints what happened.
+
+Read first: results go to standard output (with `--json` one JSON object, or a list for a folder); errors,
+warnings and progress go to standard error, one line each. torch loads inside the commands that need it, so
+that `--help`, `--version` and `info` answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from l2c.bitstream import MIN_TILE_SIZE, VERSION, FileIndex, Limits, read_bitstream, read_header, section_name
+from l2c.errors import BackendError, BitstreamError, L2CError, ModelMismatchError, RateError
+
+if TYPE_CHECKING:
+    from l2c.codec import Codec
+    from l2c.images import Picture
+    from l2c.models import Model
+
+Result: TypeAlias = dict[str, Any]
+
+FAILED, USAGE, DAMAGED, NOT_AT_HAND, RATE, INTERRUPTED = 1, 2, 3, 4, 5, 130
+_EXIT_CODES = """
+\b
+Exit codes:
+  0    done
+  1    failed for any other reason; for a folder: at least one file failed
+  2    wrong usage
+  3    not an L2C file, or a damaged one
+  4    the model, the device or the compiled extension is not at hand
+  5    the rate asked for is below what the picture can reach
+  130  interrupted
+
+\b
+Environment:
+  L2C_MODEL_PATH  files and folders with further models, separated like PATH
+  L2C_DEBUG=1     show tracebacks, as --debug does
+"""
+_STANDARD = "-"
+_SUFFIX = ".l2c"
+# Formats that Pillow opens but cannot (or, Ghostscript, should not) turn into pixels.
+_NO_PICTURES = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
+# typer carries click inside itself from 0.16 on, so the base class of its errors is only reached this way.
+_UsageError: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
+
+app = typer.Typer(
+    name="l2c",
+    help="Compress pictures with the learned codec L2C, and restore them.",
+    epilog=_EXIT_CODES,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_debug = False
+
+
+class Metric(str, Enum):
+    """What the bits are spent on."""
+
+    psnr = "psnr"
+    msssim = "msssim"
+    mixed = "mixed"
+
+
+class Mode(str, Enum):
+    """What a decoded picture looks like."""
+
+    original = "original"
+    rgb = "rgb"
+
+
+DeviceOption = Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, cuda:1, ...")]
+ModelOption = Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", "-f", help="Replace files that exist.")]
+UnlimitedOption = Annotated[bool, typer.Option("--unlimited", help="Accept any size that a file names.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code (see `l2c --help`) and never raises for bad input.
+
+    Args:
+        arguments: without the program's name; None: those of this process.
+    """
+    given = None if arguments is None else list(arguments)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            code = app(args=given, prog_name="l2c", standalone_mode=False)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+        except _UsageError as error:
+            _say("error", error.format_message())
+            return USAGE
+        except (KeyboardInterrupt, typer.Abort):
+            _say("error", "interrupted")
+            return INTERRUPTED
+        except BrokenPipeError:
+            # The reader has left; Python would complain once more when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return FAILED
+        except Exception as error:
+            _say("error", _message(error))
+            return _exit_code(error)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from l2c import __version__
+
+        print(f"l2c {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", envvar="L2C_DEBUG", help="Show tracebacks.")] = False,
+) -> None:
+    global _debug
+    _debug = debug
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(USAGE)
+
+
+@app.command(short_help="Compress a picture, or a folder of them.")
+def encode(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Picture or folder; - for standard input.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="File or folder; - for standard output.")],
+    bpp: Annotated[float | None, typer.Option(help="Target in bits per pixel; never exceeded.")] = None,
+    quality: Annotated[
+        float | None, typer.Option(min=0, max=100, help="Quality instead of a target.  [default: 50]")
+    ] = None,
+    metric: Annotated[Metric, typer.Option(help="What the bits are spent on.")] = Metric.mixed,
+    effort: Annotated[int, typer.Option(min=0, max=0, help="Adaptation to the picture; so far none.")] = 0,
+    device: DeviceOption = "cpu",
+    model: ModelOption = None,
+    tile: Annotated[int, typer.Option(help="Side of a tile in pixels: 512, 1024, ...")] = 1024,
+    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Drop ICC profile and EXIF.")] = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Compress a picture, or every picture of a folder and those below it."""
+    if bpp is not None and quality is not None:
+        raise typer.BadParameter("give --bpp or --quality, not both")
+    if bpp is not None and not 0 < bpp < float("inf"):
+        raise typer.BadParameter(f"--bpp is {bpp:g}: it must be a positive number")
+    if tile not in {MIN_TILE_SIZE << k for k in range(16)}:
+        raise typer.BadParameter(f"--tile is {tile}: it must be 512, 1024, 2048, ... up to {MIN_TILE_SIZE << 15}")
+    jobs = _plan(source, target, _picture_suffixes(), _SUFFIX, as_json)
+
+    from l2c.codec import Codec
+    from l2c.models import DEFAULT_MODEL
+
+    codec = Codec(model or DEFAULT_MODEL, device)
+
+    def work(source: str, target: str) -> Result:
+        _check_target(target, overwrite)
+        encoded = codec.encode_detailed(
+            sys.stdin.buffer if source == _STANDARD else source,
+            bpp=bpp,
+            quality=quality,
+            metric=metric.value,
+            effort=effort,
+            tile=tile,
+            metadata=not no_metadata,
+        )
+        _write(target, encoded.data)
+        if not encoded.target_reached:
+            _say("warning", f"{_shown(source)}: {encoded.reason}")
+        return {
+            **_file_facts(encoded.data, read_header(encoded.data, Limits.unlimited())),
+            "model": codec.model.name,
+            "quality": encoded.quality,
+            "metric": metric.value,
+            "target_bpp": bpp,
+            "target_reached": encoded.target_reached,
+            "reason": encoded.reason,
+            "probes": encoded.probes,
+            "latents_sha256": encoded.latents_sha256,
+            "seconds": _rounded(encoded.seconds),
+        }
+
+    def line(result: Result) -> str:
+        return (
+            f"{result['width']}x{result['height']}, {result['size_bytes']} bytes, {result['bpp']:.4f} bpp, "
+            f"quality {result['quality']:.1f}, {result['seconds']['total']:.2f} s"
+        )
+
+    return _run(jobs, work, line, as_json, folder=_is_folder(source))
+
+
+@app.command(short_help="Restore a picture, or a folder of them.")
+def decode(
+    source: Annotated[str, typer.Argument(metavar="IN", help="L2C file or folder; - for standard input.")],
+    target: Annotated[str, typer.Argument(metavar="OUT", help="Picture or folder; - for standard output.")],
+    device: DeviceOption = "cpu",
+    model: ModelOption = None,
+    mode: Annotated[
+        Mode, typer.Option(help="original: grey as grey, and with alpha; rgb: three channels.")
+    ] = Mode.original,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="png, jpeg, ...  [default: the extension of OUT, else png]"),
+    ] = None,
+    quality: Annotated[
+        int | None, typer.Option(min=0, max=100, help="Of a JPEG, WebP or AVIF file that is written.")
+    ] = None,
+    flatten: Annotated[bool, typer.Option("--flatten", help="Lay alpha over white where the format has none.")] = False,
+    unlimited: UnlimitedOption = False,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Restore a picture, or every L2C file of a folder and those below it."""
+    jobs = _plan(source, target, {_SUFFIX}, "." + (format_ or "png").lower(), as_json)
+    decoders = _Decoders(device, model, Limits.unlimited() if unlimited else Limits())
+
+    def work(source: str, target: str) -> Result:
+        _check_target(target, overwrite)
+        data = _read(source)
+        picture, facts = decoders.decode(data)
+        started = time.perf_counter()
+        buffer = io.BytesIO()
+        original = mode is Mode.original
+
+        from l2c.images import save_picture
+
+        if target != _STANDARD:
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+        save_picture(
+            buffer if target == _STANDARD else target,
+            picture.rgb,
+            alpha=picture.alpha if original else None,
+            icc=picture.icc,
+            exif=picture.exif,
+            mode=picture.mode if original else "RGB",
+            format=format_ or ("png" if target == _STANDARD else None),
+            quality=quality,
+            flatten=flatten,
+        )
+        if target == _STANDARD:
+            _write(target, buffer.getbuffer())
+        seconds = facts["seconds"]
+        seconds["save"] = time.perf_counter() - started
+        seconds["total"] += seconds["save"]
+        return {**facts, "seconds": _rounded(seconds)}
+
+    def line(result: Result) -> str:
+        return f"{result['width']}x{result['height']}, {result['mode']}, {result['seconds']['total']:.2f} s"
+
+    return _run(jobs, work, line, as_json, folder=_is_folder(source))
+
+
+@app.command(short_help="Show what a file's head says.")
+def info(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="L2C file; - for standard input.")],
+    as_json: JsonOption = False,
+) -> int:
+    """Show what a file's head says and the size of each part; needs no model."""
+    with _errors_of(source):
+        data = _read(source)
+        stream = read_bitstream(data, Limits.unlimited(), damaged="report")
+    index = stream.index
+    header = index.header
+    result = {
+        "input": source,
+        **_file_facts(data, index),
+        "format_version": VERSION,
+        "bit_depth": header.bit_depth,
+        "quality": header.quality / 10,
+        "metric_mix": header.metric_mix,
+        "latent_bits": header.latent_bits,
+        "latents_crc32": f"{header.latents_crc32:08x}",
+        "tile_size": header.tile_size,
+        "tile_rows": header.tile_rows,
+        "tile_columns": header.tile_columns,
+        "parts": index.part_sizes(),
+        "sections": [
+            {
+                "type": part.type,
+                "name": part.name,
+                "offset": part.offset,
+                "size": part.size,
+                "crc32": f"{part.crc32:08x}",
+            }
+            for part in index.sections
+        ],
+        "tiles": [
+            {
+                **dict(zip(("top", "left", "height", "width"), header.tile_box(number))),
+                "offset": tile.offset,
+                "size": tile.size,
+                "channels": tile.channels,
+                "crc32": f"{tile.crc32:08x}",
+            }
+            for number, tile in enumerate(index.tiles)
+        ],
+        "damaged_sections": [section_name(type_) for type_ in stream.damaged_sections],
+        "damaged_tiles": list(stream.damaged_tiles),
+    }
+    if as_json:
+        _print_json(result)
+    else:
+        _print_info(result)
+    damaged = result["damaged_sections"] + [f"tile {number}" for number in stream.damaged_tiles]
+    if damaged:
+        _say("error", f"{_shown(source)}: damaged or cut off: {', '.join(damaged)}")
+        return DAMAGED
+    return 0
+
+
+@app.command(short_help="Check a file, print its latents' SHA-256.")
+def verify(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="L2C file or folder; - for standard input.")],
+    device: DeviceOption = "cpu",
+    model: ModelOption = None,
+    unlimited: UnlimitedOption = False,
+    as_json: JsonOption = False,
+) -> int:
+    """Check every section of a file, decode its latents and print their SHA-256."""
+    jobs = _plan(source, None, {_SUFFIX}, "", as_json)
+    decoders = _Decoders(device, model, Limits.unlimited() if unlimited else Limits())
+    return _run(
+        jobs,
+        lambda source, _: decoders.verify(_read(source)),
+        lambda result: f"latents_sha256 {result['latents_sha256']}",
+        as_json,
+        folder=_is_folder(source),
+    )
+
+
+@app.command(short_help="List the models at hand.")
+def models(as_json: JsonOption = False) -> int:
+    """List the models at hand: those that ship with L2C, then those of L2C_MODEL_PATH."""
+    from l2c.models import DEFAULT_MODEL, load_model, model_files
+
+    results: list[Result] = []
+    code = 0
+    for path in model_files():
+        try:
+            results.append(_model_facts(load_model(path)))
+        except L2CError as error:
+            _say("error", _message(error))
+            code = FAILED
+    if not results:
+        _say("warning", "no model is at hand; name a file with --model or add its folder to L2C_MODEL_PATH")
+    if as_json:
+        _print_json(results)
+        return code
+    rows = [("NAME", "ID", "MB", "PARAMETERS", "E+I kMAC/px", "D kMAC/px", "PATH")]
+    for facts in results:
+        rows.append(
+            (
+                facts["name"] + (" (default)" if facts["name"] == DEFAULT_MODEL else ""),
+                facts["model_id"],
+                f"{facts['size_bytes'] / 1e6:.1f}",
+                f"{sum(facts['parameters'].values()) / 1e6:.2f} M",
+                f"{facts['kmac_per_pixel']['encoder']:.1f}",
+                f"{facts['kmac_per_pixel']['decoder']:.1f}",
+                facts["path"],
+            )
+        )
+    if results:
+        _print_rows(rows)
+    return code
+
+
+@app.command(short_help="Measure how fast this machine is.")
+def bench(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[IN]", help="Picture.  [default: a drawn one, 768x512]")
+    ] = None,
+    quality: Annotated[float, typer.Option(min=0, max=100, help="Quality to encode at.")] = 50,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median is shown.")] = 5,
+    device: DeviceOption = "cpu",
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> int:
+    """Measure how fast this machine encodes and decodes one picture: medians per stage."""
+    import torch
+
+    from l2c.codec import Codec
+    from l2c.images import load_picture
+    from l2c.models import DEFAULT_MODEL
+
+    codec = Codec(model or DEFAULT_MODEL, device)
+    if source is None:
+        pixels = _drawn_picture(768, 512)
+    else:
+        with _errors_of(source):
+            pixels = load_picture(sys.stdin.buffer if source == _STANDARD else source).rgb
+    codec.decode(codec.encode(pixels, quality=quality))  # loads, packs and warms up everything once
+    encode_runs, decode_runs = [], []
+    for _ in range(repeats):
+        encoded = codec.encode_detailed(pixels, quality=quality)
+        encode_runs.append(encoded.seconds)
+        _, seconds, digest = _decode_with(codec, encoded.data)
+        decode_runs.append(seconds)
+        if digest != encoded.latents_sha256:
+            raise BitstreamError("the decoded latents are not the ones that were encoded")
+    megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
+    result = {
+        "width": pixels.shape[1],
+        "height": pixels.shape[0],
+        "bpp": encoded.bpp,
+        "quality": quality,
+        "repeats": repeats,
+        "model": codec.model.name,
+        "model_id": codec.model.model_id.hex(),
+        "device": str(codec.device),
+        "backend": codec.backend,
+        "machine": _machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "encode_seconds": _medians(encode_runs),
+        "decode_seconds": _medians(decode_runs),
+    }
+    if as_json:
+        _print_json(result)
+        return 0
+    print(
+        f"{result['width']}x{result['height']}, {encoded.bpp:.3f} bpp, model {codec.model.name}, "
+        f"{codec.device}, {result['threads']} threads, {result['machine']}"
+    )
+    rows = [("", "STAGE", "SECONDS", "MPIXEL/S")]
+    for name in ("encode", "decode"):
+        stages: dict[str, float] = result[f"{name}_seconds"]
+        rows += [(name, stage, f"{s:.4f}", f"{megapixels / max(s, 1e-9):.2f}") for stage, s in stages.items()]
+    _print_rows(rows)
+    return 0
+
+
+class _Decoders:
+    """Codecs by the model that a file names, each loaded once.
+
+    Files are checked before any model is loaded, so a damaged one costs no time.
+    """
+
+    def __init__(self, device: str, model: str | None, limits: Limits) -> None:
+        self.device = device
+        self.model = model
+        self.limits = limits
+        self.codecs: dict[bytes, Codec] = {}
+
+    def decode(self, data: bytes) -> tuple[Picture, Result]:
+        """The picture of a file with its facts; raises as `Codec.decode`."""
+        index = read_bitstream(data, self.limits).index
+        codec = self._codec(index.header.model_id)
+        picture, seconds, digest = _decode_with(codec, data)
+        facts = {
+            **_file_facts(data, index),
+            "model": codec.model.name,
+            "quality": index.header.quality / 10,
+            "latents_sha256": digest,
+            "seconds": seconds,
+        }
+        return picture, facts
+
+    def verify(self, data: bytes) -> Result:
+        """Facts of a file whose every part was decoded but for D; raises as `Codec.decode`."""
+        started = time.perf_counter()
+        index = read_bitstream(data, self.limits).index
+        codec = self._codec(index.header.model_id)
+        loaded = time.perf_counter()
+        digest = codec.verify(data)
+        ended = time.perf_counter()
+        return {
+            **_file_facts(data, index),
+            "model": codec.model.name,
+            "quality": index.header.quality / 10,
+            "parts": index.part_sizes(),
+            "latents_sha256": digest,
+            "seconds": _rounded({"load": loaded - started, "entropy": ended - loaded, "total": ended - started}),
+        }
+
+    def _codec(self, wanted: bytes) -> Codec:
+        from l2c.codec import Codec
+        from l2c.models import find_model, load_model
+
+        if self.model is not None and not self.codecs:
+            named = load_model(self.model)
+            self.codecs[named.model_id] = Codec(named, self.device, limits=self.limits)
+        if wanted not in self.codecs:
+            self.codecs[wanted] = Codec(find_model(wanted), self.device, limits=self.limits)
+        return self.codecs[wanted]
+
+
+def _decode_with(codec: Codec, data: bytes) -> tuple[Picture, dict[str, float], str]:
+    """Picture, seconds (container, entropy, decoder, total) and latents_sha256 of a file of the model."""
+    import hashlib
+
+    from l2c.bitstream import ALPHA, EXIF, ICC
+    from l2c.images import Picture, unpack_alpha
+
+    started = time.perf_counter()
+    stream = read_bitstream(data, codec.limits)
+    header, sections = stream.header, stream.metadata
+    alpha = unpack_alpha(sections[ALPHA], header.height, header.width) if ALPHA in sections else None
+    checked = time.perf_counter()
+    symbols = codec.read_latents([stream])
+    coded = time.perf_counter()
+    (rgb,) = codec._synthesise([stream], symbols, keep_on_device=False)
+    ended = time.perf_counter()
+    picture = Picture(
+        rgb=rgb,
+        mode=header.mode,
+        bit_depth=header.bit_depth,
+        alpha=alpha,
+        icc=bytes(sections[ICC]) if ICC in sections else None,
+        exif=bytes(sections[EXIF]) if EXIF in sections else None,
+    )
+    seconds = {
+        "container": checked - started,
+        "entropy": coded - checked,
+        "decoder": ended - coded,
+        "total": ended - started,
+    }
+    return picture, seconds, hashlib.sha256(symbols[0]).hexdigest()
+
+
+def _plan(source: str, target: str | None, suffixes: set[str], suffix: str, as_json: bool) -> list[tuple[str, str]]:
+    """(input, output) of every file to work on.
+
+    A folder's files keep their place below OUT and get `suffix` instead of their own extension; where two
+    would meet (a.png, a.jpg), each keeps its own as well (a.png.l2c, a.jpg.l2c). Hidden files are left out.
+
+    Raises:
+        OSError: the input does not exist, the folder holds nothing to work on, or OUT is a file where a
+            folder is needed (or the reverse).
+    """
+    if target == _STANDARD and as_json:
+        raise typer.BadParameter("--json needs standard output for itself: name a file as OUT")
+    if not _is_folder(source):
+        if source != _STANDARD and not os.path.exists(source):
+            raise FileNotFoundError(errno.ENOENT, "no such file or folder", source)
+        if target is not None and target != _STANDARD and os.path.isdir(target):
+            raise IsADirectoryError(errno.EISDIR, "is a folder, and the input is a file", target)
+        return [(source, target or "")]
+    if target == _STANDARD:
+        raise typer.BadParameter("a folder cannot be written to standard output")
+    root = Path(source)
+    files = sorted(
+        path.relative_to(root)
+        for path in root.rglob("*")
+        if path.suffix.lower() in suffixes
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )
+    if not files:
+        raise FileNotFoundError(errno.ENOENT, f"no file in it ends in {_listing(suffixes)}", source)
+    if target is None:
+        return [(str(root / path), "") for path in files]
+    if os.path.exists(target) and not os.path.isdir(target):
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, and the input is a folder", target)
+    full = [path.with_name(path.name + suffix) for path in files]
+    short = [path.with_suffix(suffix) for path in files]
+    count = Counter(short)
+    names = [a if count[a] == 1 else b for a, b in zip(short, full)]
+    if len(set(names)) < len(names):  # a.png, a.jpg and a.png.bmp
+        names = full
+    return [(str(root / path), str(Path(target) / name)) for path, name in zip(files, names)]
+
+
+def _run(
+    jobs: list[tuple[str, str]],
+    work: Callable[[str, str], Result],
+    line: Callable[[Result], str],
+    as_json: bool,
+    *,
+    folder: bool,
+) -> int:
+    """Work on every file; one that fails is reported and does not stop the others. Returns the exit code."""
+    results: list[Result] = []
+    codes: list[int] = []
+    started = time.perf_counter()
+    with _progress(len(jobs), folder) as advance:
+        for source, target in jobs:
+            result: Result = {"input": source}
+            if target:
+                result["output"] = target
+            try:
+                result |= work(source, target)
+            except Exception as error:
+                message = _message(error, _shown(source))
+                _say("error", message)
+                codes.append(_exit_code(error))
+                result |= {"error": message, "error_type": type(error).__name__}
+                if isinstance(error, RateError):
+                    result["least_bpp"] = error.least_bpp
+                if isinstance(error, ModelMismatchError):
+                    result["model_id"] = error.wanted
+            results.append(result)
+            advance()
+    if as_json:
+        _print_json(results if folder else results[0])
+    else:
+        # Standard output may be where the file went.
+        out = sys.stderr if any(target == _STANDARD for _, target in jobs) else sys.stdout
+        for result in results:
+            if "error" not in result:
+                places = _shown(result["input"])
+                if "output" in result:
+                    places += f" -> {_shown(result['output'], '<stdout>')}"
+                print(f"{places}: {line(result)}", file=out)
+        if folder:
+            done = [result for result in results if "error" not in result]
+            size = sum(result["size_bytes"] for result in done)
+            pixels = sum(result["width"] * result["height"] for result in done)
+            rate = f", {8 * size / pixels:.4f} bpp" if pixels else ""
+            seconds = time.perf_counter() - started
+            print(f"{len(done)} of {len(results)} files, {size} bytes{rate}, {seconds:.1f} s", file=out)
+    if folder:
+        return FAILED if codes else 0
+    return codes[0] if codes else 0
+
+
+@contextmanager
+def _progress(total: int, shown: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar on standard error if that is a terminal; yields what to call after every file."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda: progress.advance(task)
+
+
+@contextmanager
+def _errors_of(source: str) -> Iterator[None]:
+    """Report what fails inside as an error of this file, and leave with its exit code."""
+    try:
+        yield
+    except Exception as error:
+        _say("error", _message(error, _shown(source)))
+        raise typer.Exit(_exit_code(error)) from None
+
+
+def _is_folder(source: str) -> bool:
+    return source != _STANDARD and os.path.isdir(source)
+
+
+def _picture_suffixes() -> set[str]:
+    """Extensions of the formats that Pillow reads."""
+    from PIL import Image
+
+    known = Image.registered_extensions()
+    return {suffix for suffix, name in known.items() if name in Image.OPEN and name not in _NO_PICTURES}
+
+
+def _listing(suffixes: set[str]) -> str:
+    return f"{', '.join(sorted(suffixes)[:4])}{', ...' if len(suffixes) > 4 else ''}"
+
+
+def _shown(place: str, standard: str = "<stdin>") -> str:
+    return place if place != _STANDARD else standard
+
+
+def _read(source: str) -> bytes:
+    return sys.stdin.buffer.read() if source == _STANDARD else Path(source).read_bytes()
+
+
+def _check_target(target: str, overwrite: bool) -> None:
+    """Refuse an output that would fail or destroy a file, before any work."""
+    path = Path(target)
+    if target != _STANDARD and path.is_file() and not overwrite:
+        raise FileExistsError(errno.EEXIST, "exists already; --overwrite replaces it", target)
+
+
+def _write(target: str, data: bytes | memoryview) -> None:
+    """All of the data to a file or to standard output, or nothing."""
+    if target == _STANDARD:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    from l2c.images import write_atomically
+
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, data)
+
+
+def _file_facts(data: bytes, index: FileIndex) -> Result:
+    """What every command says of a file; bpp counts all of its bytes."""
+    header = index.header
+    return {
+        "width": header.width,
+        "height": header.height,
+        "mode": header.mode,
+        "model_id": header.model_id.hex(),
+        "size_bytes": len(data),
+        "bpp": 8 * len(data) / header.pixels,
+    }
+
+
+def _model_facts(model: Model) -> Result:
+    """One entry of `l2c models`."""
+    from l2c.networks import transform_costs
+
+    encoder_kmac, decoder_kmac = transform_costs(model.config)
+    config = model.config
+    return {
+        "name": model.name,
+        "model_id": model.model_id.hex(),
+        "path": str(model.path),
+        "size_bytes": model.path.stat().st_size,
+        "parameters": {
+            "encoder": sum(p.numel() for p in model.transform.encoder.parameters()),
+            "decoder": sum(p.numel() for p in model.transform.decoder.parameters()),
+            "probability": sum(layer.weight.size + layer.bias.size for _, layer in model.integer.layers()),
+        },
+        "kmac_per_pixel": {"encoder": encoder_kmac, "decoder": decoder_kmac},
+        "s": config.transform.s,
+        "c": config.transform.c,
+        "bits": config.bits,
+        "mean_bpp": {f"{quality / 10:g}": bpp for quality, bpp in model.rate_curve},
+        "card": model.card,
+    }
+
+
+def _drawn_picture(width: int, height: int) -> Any:
+    """A picture with slopes, edges and texture, the same on every machine: uint8 [height, width, 3]."""
+    import numpy as np
+
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    planes = np.stack([x / width, y / height, (x + y) / (width + height)], axis=2)
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        cx, cy, radius = generator.random(3) * (width, height, min(width, height) / 5)
+        planes[(x - cx) ** 2 + (y - cy) ** 2 < radius**2] = generator.random(3)
+    planes += 0.06 * np.sin(0.35 * x + 0.2 * y)[..., None] * (x > width / 2)[..., None]
+    planes += generator.normal(0.0, 0.01, planes.shape)
+    return (planes * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _machine() -> str:
+    """Name of the processor, as far as the system tells."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    return _rounded({stage: statistics.median(run[stage] for run in runs) for stage in runs[0]})
+
+
+def _rounded(seconds: dict[str, float]) -> dict[str, float]:
+    """To microseconds."""
+    return {stage: round(value, 6) for stage, value in seconds.items()}
+
+
+def _print_json(result: Any) -> None:
+    print(json.dumps(result, indent=2, allow_nan=False))
+
+
+def _print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns; numbers to the right, by what stands below the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    right = [all(row[i][:1].isdigit() for row in rows[1:]) and i > 1 for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right)]
+        print("  ".join(cells).rstrip())
+
+
+def _print_info(result: Result) -> None:
+    names = {0: "psnr", 4: "mixed", 8: "msssim"}
+    mix = result["metric_mix"]
+    tiles, sizes = result["tiles"], [tile["size"] for tile in result["tiles"]]
+    channels = [tile["channels"] for tile in tiles]
+    rows = [
+        ("file", _shown(result["input"])),
+        ("format version", str(result["format_version"])),
+        ("picture", f"{result['width']}x{result['height']}, {result['mode']}, {result['bit_depth']} bits"),
+        ("size", f"{result['size_bytes']} bytes, {result['bpp']:.4f} bpp"),
+        ("model", result["model_id"]),
+        ("quality", f"{result['quality']:g} of 100, metric {names.get(mix, f'{mix}/8 MS-SSIM')}"),
+        ("latents", f"{result['latent_bits']} bits, CRC-32 {result['latents_crc32']}"),
+        (
+            "tiles",
+            f"{result['tile_columns']}x{result['tile_rows']} of {result['tile_size']} pixels, "
+            f"{min(sizes)}..{max(sizes)} bytes, {min(channels)}..{max(channels)} channels",
+        ),
+    ]
+    rows += [(f"  {name}", f"{size} bytes") for name, size in result["parts"].items()]
+    _print_rows(rows)
+
+
+def _say(kind: str, message: str) -> None:
+    """One line on standard error; with --debug, the traceback of the error being handled before it."""
+    if _debug and kind == "error" and sys.exc_info()[0] is not None:
+        traceback.print_exc()
+    print(f"l2c: {kind}: {' '.join(message.split())}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """What L2C warns of, in one line; what libraries warn of is shown with --debug only."""
+    if _debug or category.__module__.startswith("l2c."):
+        _say("warning", str(message))
+
+
+def _message(error: BaseException, name: str = "") -> str:
+    """What to say of an error, headed by the name of the file where the text does not name it."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        name, text = str(error.filename), error.strerror
+    elif isinstance(error, (L2CError, OSError)):
+        text = str(error)
+    elif isinstance(error, MemoryError):
+        text = "not enough memory"
+    else:
+        text = f"internal error, {type(error).__name__}: {error} (--debug shows where)"
+    return text if not name or text.startswith(name) else f"{name}: {text}"
+
+
+def _exit_code(error: BaseException) -> int:
+    for kinds, code in _CODES:
+        if isinstance(error, kinds):
+            return code
+    return FAILED
+
+
+_CODES = (
+    ((BitstreamError,), DAMAGED),
+    ((BackendError, ModelMismatchError), NOT_AT_HAND),
+    ((RateError,), RATE),
+)

@@ -1,0 +1,632 @@
+"""Pictures to bytes and back: where networks, probability model, coder and container meet.
+
+A picture is cut in tiles (1024 pixels by default). P and the coder stop at tile borders, so tiles can be coded in
+parallel and on their own. E and D do not: they run over chunks with a halo at least as wide as their receptive
+field, so where a tile or chunk ends cannot be seen in the pixels, and memory is bounded for any picture.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+import warnings
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from l2c import images, integer, networks
+from l2c.bitstream import ALPHA, EXIF, ICC, Bitstream, Header, Limits, read_bitstream, write_bitstream
+from l2c.errors import BackendError, BitstreamError, ModelMismatchError, RateError, UnsupportedError
+from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
+from l2c.probability import MAX_MU, MAX_QUALITY
+from l2c.rate_control import QualitySearch
+
+UInt8Array = npt.NDArray[np.uint8]
+Output = Literal["numpy", "pil", "torch"]
+METRICS = {"psnr": 0, "mixed": MAX_MU // 2, "msssim": MAX_MU}
+DEFAULT_TILE = 1024
+DEFAULT_QUALITY = 50.0
+_CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
+_BATCH_PIXELS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Result of an encode.
+
+    Attributes:
+        data: the file.
+        bpp: 8 * len(data) / pixels.
+        quality: 0..100, the one used.
+        target_reached: False where even the best quality needs less than the target.
+        reason: why the target was not reached, or "".
+        probes: how many qualities were encoded to find this one.
+        seconds: time per stage: "load", "encoder" (E and I), "entropy" (P and coder), "total".
+        latents_sha256: SHA-256 of all latent symbols, as `verify` prints it.
+    """
+
+    data: bytes = field(repr=False)
+    bpp: float
+    quality: float
+    target_reached: bool = True
+    reason: str = ""
+    probes: int = 1
+    seconds: dict[str, float] = field(default_factory=dict)
+    latents_sha256: str = ""
+
+
+@dataclass
+class _Latents:
+    """Symbols of one picture and what the header must say of them: uint8 [c, h, w]."""
+
+    symbols: UInt8Array
+    quality: int
+    mu: int
+    b: int
+
+
+class Codec:
+    """A model on a device.
+
+    Args:
+        model: name of a shipped model or path of a model file.
+        device: "cpu", "cuda", "cuda:1", ...
+        backend: how P's integers are computed: "auto", "cpu", "torch" or "reference". All give the same files.
+        threads: threads of P and the coder; None: as many as torch uses.
+        limits: what a file may ask for when decoding.
+        strict: a file of another model raises ModelMismatchError; otherwise the model is looked for by its id.
+    Raises:
+        BackendError: the device or backend cannot run here.
+        ModelMismatchError: no such model.
+    """
+
+    def __init__(
+        self,
+        model: str | Any = DEFAULT_MODEL,
+        device: str | torch.device = "cpu",
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        limits: Limits | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.model = model if isinstance(model, Model) else load_model(model)
+        self.device = _device(device)
+        self.backend = integer.ops.choose_integer_backend(backend, self.device)
+        self.threads = threads
+        self.limits = limits if limits is not None else Limits()
+        self.strict = strict
+        self._others: dict[bytes, Codec] = {}
+        self.transform = self.model.transform.to(self.device)
+        # A wrong integer ruins a picture, so every device proves itself once (DESIGN 3.5).
+        try:
+            integer.check_backend(self.model.integer, self.model.known_answer, self.backend, self.device)
+        except BackendError as error:
+            if self.backend == "reference":
+                raise
+            warnings.warn(f"{error}; using the exact slow path", images.L2CWarning, stacklevel=2)
+            self.backend = "reference"
+
+    # --- encoding -----------------------------------------------------------------------------------------------
+
+    def encode(self, image: Any, **options: Any) -> bytes:
+        """Encode one picture; arguments and errors as `encode_detailed`. Returns the file."""
+        return self.encode_detailed(image, **options).data
+
+    def encode_detailed(self, image: Any, **options: Any) -> Encoded:
+        """Encode one picture and say how it went.
+
+        Args:
+            image: a path, the bytes of a picture file, a PIL image, a numpy array or a torch tensor; what is
+                accepted exactly is stated at `l2c.images.load_picture`.
+            bpp: target in bits per pixel for the whole file; the file is never larger.
+            quality: 0..100 instead of a target; more is better and larger. Without either: 50.
+            metric: "psnr", "msssim" or "mixed" (default): what the bits are spent on.
+            effort: 0: no adaptation, the only level of this version.
+            b: quantisation bits 1..8 (default: the model's).
+            tile: side of a tile in pixels: 512, 1024, ...
+            metadata: keep ICC profile and EXIF (default True). Alpha is always kept.
+        Raises:
+            ImageError: the picture cannot be read. LimitError: it has more pixels than the limits allow.
+            RateError: the target lies below what this picture can reach; names the least rate.
+            UnsupportedError: an option that does not exist.
+        """
+        return self.encode_batch_detailed([image], **options)[0]
+
+    def encode_batch(self, images_: Sequence[Any], **options: Any) -> list[bytes]:
+        """Encode pictures of any sizes together; arguments and errors as `encode_detailed`."""
+        return [encoded.data for encoded in self.encode_batch_detailed(images_, **options)]
+
+    def encode_batch_detailed(
+        self,
+        images_: Sequence[Any],
+        *,
+        bpp: float | None = None,
+        quality: float | None = None,
+        metric: str = "mixed",
+        effort: int = 0,
+        b: int | None = None,
+        tile: int = DEFAULT_TILE,
+        metadata: bool = True,
+    ) -> list[Encoded]:
+        """As `encode_detailed`, for several pictures; times are the batch's, shared equally."""
+        start = time.perf_counter()
+        bits = self.model.config.bits if b is None else b
+        _check_options(bpp, quality, metric, effort, bits, self.model.config.bits, tile)
+        pictures = [images.load_picture(image, max_pixels=self.limits.max_pixels) for image in images_]
+        clock = {"load": time.perf_counter() - start, "encoder": 0.0, "entropy": 0.0}
+        sections = [_sections(picture, metadata) for picture in pictures]
+        mu = METRICS[metric]
+        if bpp is None:
+            level = round((DEFAULT_QUALITY if quality is None else quality) * MAX_QUALITY / 100)
+            files = self._encode_at(pictures, sections, [level] * len(pictures), mu, bits, tile, clock)
+            results = [self._result(p, f, level) for p, f in zip(pictures, files)]
+        else:
+            results = self._search(pictures, sections, bpp, mu, bits, tile, clock)
+        clock["total"] = time.perf_counter() - start
+        seconds = {stage: value / max(1, len(pictures)) for stage, value in clock.items()}
+        return [replace(result, seconds=seconds) for result in results]
+
+    def _result(self, picture: images.Picture, file: tuple[bytes, str], level: int) -> Encoded:
+        data, digest = file
+        pixels = picture.height * picture.width
+        return Encoded(data, 8.0 * len(data) / pixels, 100.0 * level / MAX_QUALITY, latents_sha256=digest)
+
+    def _search(
+        self,
+        pictures: list[images.Picture],
+        sections: list[dict[int, bytes]],
+        bpp: float,
+        mu: int,
+        bits: int,
+        tile: int,
+        clock: dict[str, float],
+    ) -> list[Encoded]:
+        """Encode every picture at the best quality whose file fits `bpp`; all open pictures share each pass."""
+        searches = [
+            QualitySearch(bpp * p.height * p.width / 8.0, p.height * p.width, self.model.rate_curve) for p in pictures
+        ]
+        best: list[tuple[bytes, str] | None] = [None] * len(pictures)
+        while True:
+            asked = {i: search.next_quality for i, search in enumerate(searches)}
+            due = {i: level for i, level in asked.items() if level is not None}
+            if not due:
+                break
+            files = self._encode_at(
+                [pictures[i] for i in due], [sections[i] for i in due], list(due.values()), mu, bits, tile, clock
+            )
+            for (i, level), file in zip(due.items(), files):
+                searches[i].report(level, len(file[0]))
+                if searches[i].best == level:
+                    best[i] = file
+        results = []
+        for picture, search, fitting in zip(pictures, searches, best):
+            chosen = search.best
+            if chosen is None or fitting is None:
+                least = 8.0 * min(search.sizes.values()) / (picture.height * picture.width)
+                raise RateError(
+                    f"{bpp:g} bpp is below what this {picture.width}x{picture.height} picture can reach: "
+                    f"its least rate is {least:.4f} bpp ({min(search.sizes.values())} bytes)",
+                    least,
+                )
+            result = replace(self._result(picture, fitting, chosen), probes=len(search.sizes))
+            if chosen == MAX_QUALITY and len(fitting[0]) < (1.0 - 0.02) * search.target_bytes:
+                reason = f"the best quality of this model needs only {result.bpp:.4f} bpp"
+                result = replace(result, target_reached=False, reason=reason)
+            results.append(result)
+        return results
+
+    def _encode_at(
+        self,
+        pictures: list[images.Picture],
+        sections: list[dict[int, bytes]],
+        levels: list[int],
+        mu: int,
+        bits: int,
+        tile: int,
+        clock: dict[str, float],
+    ) -> list[tuple[bytes, str]]:
+        """Files and latent digests of pictures at given qualities (0..1000)."""
+        start = time.perf_counter()
+        symbols = self._analyse([picture.rgb for picture in pictures], levels, mu, bits)
+        middle = time.perf_counter()
+        latents = [_Latents(s, level, mu, bits) for s, level in zip(symbols, levels)]
+        coded = self._write_latents([(p.height, p.width) for p in pictures], latents, tile)
+        files = []
+        for picture, part, (payloads, used), kept in zip(pictures, latents, coded, sections):
+            header = Header(
+                width=picture.width,
+                height=picture.height,
+                model_id=self.model.model_id,
+                latents_crc32=zlib.crc32(part.symbols),
+                quality=part.quality,
+                latent_bits=bits,
+                metric_mix=mu,
+                mode=picture.mode,
+                bit_depth=picture.bit_depth,
+                tile_size=tile,
+            )
+            files.append((write_bitstream(header, payloads, used, kept), hashlib.sha256(part.symbols).hexdigest()))
+        clock["encoder"] += middle - start
+        clock["entropy"] += time.perf_counter() - middle
+        return files
+
+    def _condition(self, level: int, mu: int) -> Tensor:
+        config = self.model.config
+        lmbda = config.lmbda_min * (config.lmbda_max / config.lmbda_min) ** (level / MAX_QUALITY)
+        return networks.condition(torch.tensor([lmbda]), torch.tensor([mu / MAX_MU])).to(self.device)
+
+    @torch.inference_mode()
+    def _analyse(self, pixels: list[UInt8Array], levels: list[int], mu: int, bits: int) -> list[UInt8Array]:
+        """E, I and Q: uint8 [H, W, 3] -> symbols uint8 [c, ceil(H/s), ceil(W/s)]. Equal sizes share a pass."""
+        s, c = self.transform.s, self.model.config.transform.c
+        halo = _round_up(self.transform.encoder.receptive_halo_px, s)
+        results: dict[int, UInt8Array] = {}
+        for members in _same_shape([p.shape[:2] for p in pixels]):
+            height, width = pixels[members[0]].shape[:2]
+            cond = torch.cat([self._condition(levels[i], mu) for i in members])
+            canvas = np.empty((len(members), c, -(-height // s), -(-width // s)), dtype=np.uint8)
+            for top, left, bottom, right in _chunks(height, width):
+                t, l = max(0, top - halo), max(0, left - halo)
+                lower, r = min(height, bottom + halo), min(width, right + halo)
+                stacked = np.stack([pixels[i][t:lower, l:r] for i in members])
+                x = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float() / 255.0
+                x = networks.pad_to_multiple(x, s).contiguous(memory_format=torch.channels_last)
+                with torch.autocast(self.device.type, enabled=False):
+                    y, tau = self.transform.encoder(x, cond)
+                    if tau is not None:
+                        y = y * networks.importance_mask(tau, c)
+                    z = networks.quantise(y, bits)
+                rows, columns = -(-(bottom - top) // s), -(-(right - left) // s)
+                y0, x0 = (top - t) // s, (left - l) // s
+                canvas[:, :, top // s : top // s + rows, left // s : left // s + columns] = (
+                    z[:, :, y0 : y0 + rows, x0 : x0 + columns].cpu().numpy()
+                )
+            results |= {i: canvas[k] for k, i in enumerate(members)}
+        return [results[i] for i in range(len(pixels))]
+
+    def _write_latents(
+        self, sizes: list[tuple[int, int]], latents: list[_Latents], tile: int
+    ) -> list[tuple[list[bytes], list[int]]]:
+        """(payloads, used channels) of every picture, all tiles coded in one call."""
+        jobs, counts = [], []
+        for (height, width), part in zip(sizes, latents):
+            boxes = _tile_boxes(height, width, tile, self.transform.s)
+            counts.append(len(boxes))
+            for top, left, bottom, right in boxes:
+                symbols = np.ascontiguousarray(part.symbols[:, top:bottom, left:right])
+                used = networks.used_channels(torch.from_numpy(symbols), part.b)
+                writer = integer.SymbolWriter(part.b)
+                header = (part.quality, part.mu, part.b)
+                jobs.append(integer.Job(bottom - top, right - left, header, used, writer, symbols))
+        self._code(jobs, self.backend)
+        results, start = [], 0
+        for count in counts:
+            mine = jobs[start : start + count]
+            start += count
+            results.append(([_finish(job) for job in mine], [job.used for job in mine]))
+        return results
+
+    def _code(self, jobs: list[integer.Job], backend: str) -> list[UInt8Array]:
+        threads = self.threads if self.threads is not None else torch.get_num_threads()
+        return self.model.integer.code(jobs, backend, self.device, threads)
+
+    # --- decoding -----------------------------------------------------------------------------------------------
+
+    def decode(self, data: bytes | bytearray | memoryview, *, as_: Output = "numpy", mode: str = "rgb") -> Any:
+        """Decode one file.
+
+        Args:
+            data: the bytes of a file.
+            as_: "numpy" (uint8 [H, W, 3]), "pil" (an image with its ICC profile and EXIF in `info`) or "torch"
+                (uint8 [3, H, W] on this codec's device).
+            mode: "rgb", or "original": grey pictures as [H, W], with alpha [H, W, 2] or [H, W, 4].
+        Raises:
+            BitstreamError: not one of our files, or damaged. LimitError: larger than the limits allow.
+            ModelMismatchError: made with a model that is not at hand. UnsupportedError: unknown `as_` or `mode`.
+        """
+        return self.decode_batch([data], as_=as_, mode=mode)[0]
+
+    def decode_batch(
+        self, files: Sequence[bytes | bytearray | memoryview], *, as_: Output = "numpy", mode: str = "rgb"
+    ) -> list[Any]:
+        """Decode files of any sizes together; arguments and errors as `decode`."""
+        if as_ not in ("numpy", "pil", "torch"):
+            raise UnsupportedError(f"as_ is {as_!r}: it must be 'numpy', 'pil' or 'torch'")
+        if mode not in ("rgb", "original"):
+            raise UnsupportedError(f"mode is {mode!r}: it must be 'rgb' or 'original'")
+        streams = [read_bitstream(data, self.limits) for data in files]
+        results: list[Any] = [None] * len(streams)
+        for codec, members in self._by_model(streams):
+            chosen = [streams[i] for i in members]
+            pixels = codec._synthesise(chosen, codec.read_latents(chosen), keep_on_device=as_ == "torch")
+            for i, stream, picture in zip(members, chosen, pixels):
+                results[i] = _present(picture, stream, as_, mode)
+        return results
+
+    def decode_picture(self, data: bytes | bytearray | memoryview) -> images.Picture:
+        """Decode one file with everything that was kept beside the pixels (alpha, ICC, EXIF); errors as `decode`."""
+        stream = read_bitstream(data, self.limits)
+        ((codec, _),) = self._by_model([stream])
+        (rgb,) = codec._synthesise([stream], codec.read_latents([stream]), keep_on_device=False)
+        header, sections = stream.header, stream.metadata
+        return images.Picture(
+            rgb=rgb,
+            mode=header.mode,
+            bit_depth=header.bit_depth,
+            alpha=_alpha(stream),
+            icc=bytes(sections[ICC]) if ICC in sections else None,
+            exif=bytes(sections[EXIF]) if EXIF in sections else None,
+        )
+
+    def verify(self, data: bytes | bytearray | memoryview) -> str:
+        """Check every section, decode the latents, unpack alpha; return the SHA-256 of all latent symbols.
+
+        Raises as `decode`.
+        """
+        stream = read_bitstream(data, self.limits)
+        ((codec, _),) = self._by_model([stream])
+        (symbols,) = codec.read_latents([stream])
+        _alpha(stream)
+        return hashlib.sha256(symbols).hexdigest()
+
+    def _by_model(self, streams: Sequence[Bitstream]) -> list[tuple[Codec, list[int]]]:
+        """Indices of the streams by the codec that reads them."""
+        groups: dict[bytes, list[int]] = {}
+        for i, stream in enumerate(streams):
+            groups.setdefault(stream.header.model_id, []).append(i)
+        return [(self._codec_for(wanted), members) for wanted, members in groups.items()]
+
+    def _codec_for(self, wanted: bytes) -> Codec:
+        if wanted == self.model.model_id:
+            return self
+        if self.strict:
+            raise ModelMismatchError(
+                f"the file was made with model {wanted.hex()}, this codec holds {self.model.model_id.hex()}",
+                wanted=wanted.hex(),
+            )
+        if wanted not in self._others:
+            self._others[wanted] = Codec(
+                find_model(wanted),
+                self.device,
+                backend=self.backend,
+                threads=self.threads,
+                limits=self.limits,
+                strict=True,
+            )
+        return self._others[wanted]
+
+    def read_latents(self, streams: Sequence[Bitstream]) -> list[UInt8Array]:
+        """Entropy-decode files of this codec's model, all tiles together: symbols uint8 [c, h, w] each.
+
+        Section CRCs hold at this point, so a failing end-of-stream check or latent CRC means that this machine
+        computed other integers than the encoder's: those files are decoded again on the exact path.
+
+        Raises:
+            BitstreamError: the payload is not what the header promises, on the exact path as well.
+        """
+        try:
+            results = self._read(streams, self.backend)
+            failed = [i for i, (stream, r) in enumerate(zip(streams, results)) if not _crc_holds(stream, r)]
+        except BitstreamError:
+            if len(streams) > 1:
+                return [self.read_latents([stream])[0] for stream in streams]
+            failed, results = [0], [np.empty(0, np.uint8)]
+        for i in failed:
+            try:
+                (results[i],) = self._read([streams[i]], "reference") if self.backend != "reference" else [results[i]]
+            except BitstreamError as error:
+                raise BitstreamError(f"the latents cannot be decoded: {error}") from None
+            if not _crc_holds(streams[i], results[i]):
+                raise BitstreamError("the decoded latents do not match the CRC of the header")
+        return results
+
+    def _read(self, streams: Sequence[Bitstream], backend: str) -> list[UInt8Array]:
+        s, c = self.transform.s, self.model.config.transform.c
+        jobs, places = [], []
+        canvases = []
+        for number, stream in enumerate(streams):
+            header = stream.header
+            if header.latent_bits > self.model.config.bits:
+                raise BitstreamError(f"b is {header.latent_bits}, the model has at most {self.model.config.bits} bits")
+            canvases.append(np.empty((c, -(-header.height // s), -(-header.width // s)), dtype=np.uint8))
+            conditions = (header.quality, header.metric_mix, header.latent_bits)
+            boxes = _tile_boxes(header.height, header.width, header.tile_size, s)
+            for box, tile, payload in zip(boxes, stream.tiles, stream.payloads):
+                if tile.channels > c:
+                    raise BitstreamError(f"a tile uses {tile.channels} channels, the model has {c}")
+                reader = integer.SymbolReader(payload, header.latent_bits)
+                jobs.append(integer.Job(box[2] - box[0], box[3] - box[1], conditions, tile.channels, reader))
+                places.append((number, box))
+        for (number, (top, left, bottom, right)), job, symbols in zip(places, jobs, self._code(jobs, backend)):
+            assert isinstance(job.coder, integer.SymbolReader)
+            job.coder.decoder.finish()
+            canvases[number][:, top:bottom, left:right] = symbols
+        return canvases
+
+    @torch.inference_mode()
+    def _synthesise(
+        self, streams: Sequence[Bitstream], symbols: Sequence[UInt8Array], *, keep_on_device: bool
+    ) -> list[Any]:
+        """D: symbols -> uint8 [H, W, 3] arrays, or uint8 [3, H, W] tensors on the device. Equal sizes share a pass."""
+        results: dict[int, Any] = {}
+        for members in _same_shape([(st.header.height, st.header.width) for st in streams]):
+            first = streams[members[0]].header
+            shape = (len(members), first.height, first.width, 3)
+            out: Any = (
+                torch.empty(shape, dtype=torch.uint8, device=self.device)
+                if keep_on_device
+                else np.empty(shape, np.uint8)
+            )
+            headers = [streams[i].header for i in members]
+            cond = torch.cat([self._condition(h.quality, h.metric_mix) for h in headers])
+            for top, left, bottom, right in _chunks(first.height, first.width):
+                latents = [symbols[i] for i in members]
+                pixels = self._decode_chunk(latents, [h.latent_bits for h in headers], cond, (top, left, bottom, right))
+                out[:, top:bottom, left:right] = pixels if keep_on_device else pixels.cpu().numpy()
+            for k, i in enumerate(members):
+                results[i] = out[k].permute(2, 0, 1) if keep_on_device else out[k]
+        return [results[i] for i in range(len(streams))]
+
+    def _decode_chunk(
+        self, symbols: list[UInt8Array], bits: list[int], cond: Tensor, box: tuple[int, int, int, int]
+    ) -> Tensor:
+        """Pixels of one box, uint8 [N, height, width, 3], computed with a halo of latents around it."""
+        s = self.transform.s
+        halo = -(-self.transform.decoder.receptive_halo_px // s)
+        top, left, bottom, right = box
+        h, w = symbols[0].shape[1:]
+        t, l = max(0, top // s - halo), max(0, left // s - halo)
+        lower, r = min(h, -(-bottom // s) + halo), min(w, -(-right // s) + halo)
+        y_hat = torch.stack(
+            [
+                networks.dequantise(torch.from_numpy(np.ascontiguousarray(part[:, t:lower, l:r])).to(self.device), b)
+                for part, b in zip(symbols, bits)
+            ]
+        ).contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, enabled=False):
+            x_hat = self.transform.decoder(y_hat, cond)
+        x_hat = x_hat[:, :, top - t * s : bottom - t * s, left - l * s : right - l * s]
+        return x_hat.mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+_codecs: dict[tuple[str, str], Codec] = {}
+_codecs_lock = threading.Lock()
+
+
+def shared_codec(device: str | torch.device = "cpu", model: str = DEFAULT_MODEL) -> Codec:
+    """The codec that `encode` and `decode` use; made on first use and kept."""
+    key = (str(model), str(device))
+    with _codecs_lock:
+        if key not in _codecs:
+            _codecs[key] = Codec(model, device)
+        return _codecs[key]
+
+
+def encode(image: Any, *, device: str = "cpu", model: str = DEFAULT_MODEL, **options: Any) -> bytes:
+    """Encode one picture to bytes: `l2c.encode(image, bpp=0.5)`. See `Codec.encode_detailed` for all options."""
+    return shared_codec(device, model).encode(image, **options)
+
+
+def decode(data: bytes | bytearray | memoryview, *, device: str = "cpu", **options: Any) -> Any:
+    """Decode bytes to uint8 [H, W, 3]: `l2c.decode(data)`. See `Codec.decode` for all options."""
+    return shared_codec(device).decode(data, **options)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise BackendError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from None
+    return chosen
+
+
+def _check_options(
+    bpp: float | None, quality: float | None, metric: str, effort: int, bits: int, most_bits: int, tile: int
+) -> None:
+    if bpp is not None and quality is not None:
+        raise UnsupportedError("give bpp or quality, not both")
+    if bpp is not None and not 0 < bpp < float("inf"):
+        raise UnsupportedError(f"bpp is {bpp}: it must be a positive number")
+    if quality is not None and not 0 <= quality <= 100:
+        raise UnsupportedError(f"quality is {quality}: it must be 0..100")
+    if metric not in METRICS:
+        raise UnsupportedError(f"metric is {metric!r}: it must be one of {', '.join(METRICS)}")
+    if effort != 0:
+        raise UnsupportedError(f"effort is {effort}: this version offers only 0, no adaptation")
+    if not 1 <= bits <= most_bits:
+        raise UnsupportedError(f"b is {bits}: it must be 1..{most_bits} with this model")
+    if tile < 512 or tile > 1 << 24 or tile & (tile - 1):
+        raise UnsupportedError(f"tile is {tile}: it must be 512, 1024, 2048, ... up to {1 << 24}")
+
+
+def _sections(picture: images.Picture, metadata: bool) -> dict[int, bytes]:
+    sections: dict[int, bytes] = {}
+    if metadata and picture.icc:
+        sections[ICC] = picture.icc
+    if metadata and picture.exif:
+        sections[EXIF] = picture.exif
+    if picture.alpha is not None:
+        sections[ALPHA] = images.pack_alpha(picture.alpha)
+    return sections
+
+
+def _alpha(stream: Bitstream) -> npt.NDArray[Any] | None:
+    if ALPHA not in stream.metadata:
+        return None
+    return images.unpack_alpha(stream.metadata[ALPHA], stream.header.height, stream.header.width)
+
+
+def _present(pixels: Any, stream: Bitstream, as_: Output, mode: str) -> Any:
+    """Bring decoded pixels into the form that was asked for."""
+    header = stream.header
+    original = mode == "original"
+    if as_ == "torch":
+        if not original:
+            return pixels
+        array = images.to_original(pixels.permute(1, 2, 0).contiguous().cpu().numpy(), _alpha(stream), header.mode)
+        array = array[:, :, None] if array.ndim == 2 else array
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))).to(pixels.device)
+    if as_ == "numpy":
+        return images.to_original(pixels, _alpha(stream), header.mode) if original else pixels
+    picture = images.to_pil(pixels, _alpha(stream) if original else None, header.mode if original else "RGB")
+    profile = bytes(stream.metadata.get(ICC, b""))
+    if profile and (profile[16:20] == b"GRAY") == (picture.mode in ("L", "LA")):  # a grey profile misreads RGB
+        picture.info["icc_profile"] = profile
+    if EXIF in stream.metadata:
+        picture.info["exif"] = b"Exif\x00\x00" + bytes(stream.metadata[EXIF])
+    return picture
+
+
+def _finish(job: integer.Job) -> bytes:
+    assert isinstance(job.coder, integer.SymbolWriter)
+    payload: bytes = job.coder.encoder.finish()
+    return payload
+
+
+def _crc_holds(stream: Bitstream, symbols: UInt8Array) -> bool:
+    return zlib.crc32(symbols) == stream.header.latents_crc32
+
+
+def _tile_boxes(height: int, width: int, tile: int, s: int) -> list[tuple[int, int, int, int]]:
+    """Row-major (top, left, bottom, right) of the tiles in latents; a tile's last latents may cover no full block."""
+    rows, columns = -(-height // s), -(-width // s)
+    step = tile // s
+    return [
+        (top, left, min(rows, top + step), min(columns, left + step))
+        for top in range(0, rows, step)
+        for left in range(0, columns, step)
+    ]
+
+
+def _chunks(height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """(top, left, bottom, right) in pixels of the parts that E and D see at a time."""
+    return [
+        (top, left, min(height, top + _CHUNK), min(width, left + _CHUNK))
+        for top in range(0, height, _CHUNK)
+        for left in range(0, width, _CHUNK)
+    ]
+
+
+def _same_shape(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Indices grouped by equal shape, each group at most _BATCH_PIXELS in all."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(i)
+    parts = []
+    for (height, width, *_), members in groups.items():
+        most = max(1, _BATCH_PIXELS // max(1, height * width))
+        parts += [members[k : k + most] for k in range(0, len(members), most)]
+    return parts
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

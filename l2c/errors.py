@@ -1,0 +1,58 @@
+"""Errors that the codec raises on purpose: every one of them derives from `L2CError`.
+
+A caller that wants "any bad input" catches `L2CError`; the classes say whose fault it was.
+"""
+
+from __future__ import annotations
+
+
+class L2CError(Exception):
+    """Base class of everything that L2C raises on purpose."""
+
+
+class BitstreamError(L2CError, ValueError):
+    """A file or stream is not ours, truncated, altered, or not what its header promises."""
+
+
+class LimitError(L2CError, ValueError):
+    """A file asks for more than the caller's `Limits` allow (pixels, tiles, metadata bytes)."""
+
+
+class UnsupportedError(L2CError, ValueError):
+    """A request or a file feature that this version does not offer."""
+
+
+class BackendError(L2CError, RuntimeError):
+    """A backend or device asked for by name cannot run here; the message says why."""
+
+
+class ModelMismatchError(L2CError, ValueError):
+    """A file was made with another model than the ones at hand.
+
+    Attributes:
+        wanted: hexadecimal id of the model that the file names.
+    """
+
+    def __init__(self, message: str, wanted: str = "") -> None:
+        super().__init__(message)
+        self.wanted = wanted
+
+
+class ImageError(L2CError, ValueError):
+    """An input picture cannot be read, or an array is no picture (shape, dtype, NaN)."""
+
+
+class RateError(L2CError, ValueError):
+    """The rate asked for lies below what this picture can reach.
+
+    Attributes:
+        least_bpp: the least rate of this picture, in bits per pixel.
+    """
+
+    def __init__(self, message: str, least_bpp: float) -> None:
+        super().__init__(message)
+        self.least_bpp = least_bpp
+
+
+class ConfigError(L2CError, ValueError):
+    """A model or training configuration has an unknown, missing or impossible entry."""

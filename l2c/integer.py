@@ -1,0 +1,744 @@
+"""P as exact integers: what the coder reads (DESIGN 3).
+
+The graph is that of `l2c.probability`; here every number that decides a probability is an integer, and every
+implementation gives the same ones:
+
+- "reference": int64 arithmetic, written for reading (`l2c.reference`);
+- "torch": float32-carried integers in PyTorch convolutions, any device, pictures batched;
+- "cpu": the C++ kernels of `csrc/int_conv*`, one picture at a time, several in parallel.
+
+Formats
+    inputs        int8, real value / INPUT_SCALE: companded latents (a table of 256 entries), availability, planes
+    activations   uint8, 32 times the real value, zero-point 0
+    weights       int8, one scale per output channel
+    sums          int32; checked at export: sum|w| max|a| + |bias| < 2^24, so float32 sums are exact in any order
+    requantise    round_half_even(float32(sum) * multiplier): one float32 multiplication, nothing fused after it
+    head          int16 per symbol and component: logit (Q4 nats), mean (Q6 half steps, 1/128 latent), index of the
+                  log inverse scale (19.6 per octave); `mixture_params` turns them into uint16 weights that sum to
+                  65536 - 16, int16 means and uint16 Q10 inverse scales. The CDF over them is csrc/mixture_cdf.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from l2c import ops
+from l2c.config import ModelConfig, ProbabilityConfig
+from l2c.errors import BackendError, ModelMismatchError
+from l2c.probability import (
+    ACTIVATION_SCALE,
+    AVAILABLE,
+    CODING_ORDER,
+    COMPAND,
+    INPUT_SCALE,
+    INV_SCALE_MAX,
+    INV_SCALE_OCTAVE,
+    LOGIT_UNIT,
+    MEAN_UNIT,
+    POSITIONS,
+    ProbabilityModel,
+    constant_planes,
+    num_planes,
+    weight_step,
+)
+
+SUM_LIMIT = 1 << 24
+_FIRST_LAYER_CACHE = 64  # (header, scale) pairs kept packed, about 0.4 MB each
+_LOG2_INV_SCALE_TOP = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)
+
+UInt8Array = npt.NDArray[np.uint8]
+Int16Array = npt.NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """One convolution: weight int8 [O, I, k, k], bias int32 [O], multiplier float32 [O]."""
+
+    weight: npt.NDArray[np.int8]
+    bias: npt.NDArray[np.int32]
+    multiplier: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class IntegerStep:
+    """`probability.Step` in integers. The input channels of w1 are [4 c values | 4 G availability | planes | q]."""
+
+    w1: IntegerLayer
+    w2: IntegerLayer
+    w3: IntegerLayer
+    w4: IntegerLayer
+
+
+@dataclass(frozen=True)
+class IntegerTables:
+    """Constant tables, stored with the weights.
+
+    Attributes:
+        compand: int8 [256], indexed by latent + 128.
+        exp: uint16 [256], 32768 * exp(-d / 16), indexed by the distance d to the largest logit.
+        inv_scale: uint16 [256], Q10 per half step, non-decreasing.
+    """
+
+    compand: npt.NDArray[np.int8]
+    exp: npt.NDArray[np.uint16]
+    inv_scale: npt.NDArray[np.uint16]
+
+
+def make_tables() -> IntegerTables:
+    """The tables of a new model. A loaded model uses the ones in its file, not these."""
+    z = np.arange(-128, 128, dtype=np.float64)
+    compand = np.round(COMPAND * z / np.sqrt(1.0 + np.abs(z))).astype(np.int8)
+    exp = np.round(32768.0 * np.exp(-LOGIT_UNIT * np.arange(256))).astype(np.uint16)
+    inv = np.round(INV_SCALE_MAX * np.exp2((np.arange(256) - 255) / INV_SCALE_OCTAVE)).clip(1, INV_SCALE_MAX)
+    return IntegerTables(compand, exp, inv.astype(np.uint16))
+
+
+class Symbols(Protocol):
+    """Where symbols come from: an encoder that knows them, or a decoder that reads them."""
+
+    def mixture(
+        self, weights: npt.NDArray[np.uint16], means: Int16Array, inv_scales: npt.NDArray[np.uint16], latents: Any
+    ) -> UInt8Array:
+        """Code one group: parameters [K, n]; `latents` uint8 [n] symbols when encoding, else None. Returns symbols."""
+
+    def uniform(self, count: int, latents: Any) -> UInt8Array:
+        """Code `count` equally likely symbols; otherwise as `mixture`."""
+
+
+class SymbolWriter:
+    """Pushes known symbols into a `RangeEncoder` (csrc/rans.h)."""
+
+    def __init__(self, b: int) -> None:
+        self.encoder = ops.range_encoder()
+        self.b = b
+
+    def mixture(self, weights: Any, means: Any, inv_scales: Any, latents: Any) -> UInt8Array:
+        symbols = np.ascontiguousarray(latents)
+        self.encoder.push_mixture(symbols, weights, means, inv_scales, self.b)
+        return symbols
+
+    def uniform(self, count: int, latents: Any) -> UInt8Array:
+        symbols = np.ascontiguousarray(latents)
+        self.encoder.push_raw(symbols.astype(np.uint32), self.b)
+        return symbols
+
+
+class SymbolReader:
+    """Pops symbols from a `RangeDecoder`; all its errors are `BitstreamError`."""
+
+    def __init__(self, payload: bytes | memoryview, b: int) -> None:
+        self.decoder = ops.range_decoder(payload)
+        self.b = b
+
+    def mixture(self, weights: Any, means: Any, inv_scales: Any, latents: Any) -> UInt8Array:
+        return self.decoder.pop_mixture(weights, means, inv_scales, self.b)
+
+    def uniform(self, count: int, latents: Any) -> UInt8Array:
+        return self.decoder.pop_raw(count, self.b).astype(np.uint8)
+
+
+@dataclass
+class Job:
+    """One picture or tile to code.
+
+    Attributes:
+        height, width: of the latents (ceil(H/s), ceil(W/s)).
+        header: quality 0..1000, mu 0..8, b 1..8.
+        used: channels coded; the higher ones are zero everywhere.
+        coder: where symbols come from.
+        symbols: uint8 [c, height, width], known when encoding; None when decoding.
+    """
+
+    height: int
+    width: int
+    header: tuple[int, int, int]
+    used: int
+    coder: Symbols
+    symbols: UInt8Array | None = None
+
+
+class Engine(Protocol):
+    """One way of computing the steps, over a fixed batch of pictures that share no state but the weights."""
+
+    def start_scale(self, scale: int, latents: list[Int16Array]) -> None:
+        """Begin a scale: `latents` int16 [ceil(h/2), ceil(w/2), c] per picture are the known position of each cell."""
+
+    def step(self, index: int) -> list[Int16Array]:
+        """Run step `index`: raw head output int16 [cell rows, cell columns, 3, K, used of this group] per picture."""
+
+    def fill(self, position: int, group: int, latents: list[Int16Array]) -> None:
+        """Fill in the truth of one group: int16 [rows, columns, size of the group] per picture."""
+
+    def prior(self, index: int) -> Int16Array:
+        """Raw head output of the prior for one picture: int16 [3, K, used]."""
+
+
+class IntegerModel:
+    """P in integers, loaded from tensors that `l2c.train.quantize` made."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        steps: Sequence[IntegerStep],
+        prior: tuple[IntegerLayer, IntegerLayer] | None,
+        tables: IntegerTables,
+    ) -> None:
+        self.config: ProbabilityConfig = config.probability
+        self.c = config.transform.c
+        self.steps = tuple(steps)
+        self.prior = prior
+        self.tables = tables
+        self.values = 4 * self.c
+        self.maps = self.values + 4 * len(self.config.channel_groups)  # channels before the planes
+        self.planes = num_planes(self.config.num_scales)
+        self._packed: dict[int, tuple[Any, Any, Any]] = {}
+        self._first: dict[tuple[tuple[int, int, int], int], list[Any]] = {}
+        self._torch: dict[tuple[int, torch.device], list[tuple[Tensor, Tensor, Tensor]]] = {}
+
+    def packed(self, index: int) -> tuple[Any, Any, Any]:
+        """C++ forms of w2, w3 and w4 of a step, made once."""
+        if index not in self._packed:
+            step = self.steps[index]
+            self._packed[index] = (_pack(step.w2), _pack(step.w3), _pack(step.w4))
+        return self._packed[index]
+
+    def first_layers(self, header: tuple[int, int, int], scale: int) -> list[Any]:
+        """C++ forms of w1 of all steps for one header and scale.
+
+        The planes are constant, so they are folded into the bias; the int8 inputs arrive with 128 added, which the
+        bias takes back: sum w (u + 128) + (bias - 128 sum w) = sum w u + bias.
+        """
+        key = (header, scale)
+        if key not in self._first:
+            planes = np.array(constant_planes(*header, scale, self.config.num_scales), dtype=np.int64)
+            layers = []
+            for step in self.steps:
+                weight = step.w1.weight
+                constant = weight[:, self.maps : self.maps + self.planes, 0, 0].astype(np.int64) @ planes
+                offset = 128 * weight[:, : self.maps, 0, 0].astype(np.int64).sum(axis=1)
+                kept = np.concatenate((weight[:, : self.maps], weight[:, self.maps + self.planes :]), axis=1)
+                bias = (step.w1.bias + constant - offset).astype(np.int32)
+                layers.append(ops.int_conv(kept, bias, step.w1.multiplier))
+            if len(self._first) >= _FIRST_LAYER_CACHE:
+                self._first.pop(next(iter(self._first)), None)
+            self._first[key] = layers
+        return self._first[key]
+
+    def torch_layers(self, index: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """(weight, bias [1, O, 1, 1], multiplier [1, O, 1, 1]) float32 of w1..w4 of a step on a device, made once."""
+        key = (index, device)
+        if key not in self._torch:
+            step = self.steps[index]
+            self._torch[key] = [
+                (
+                    torch.from_numpy(layer.weight).to(device, torch.float32),
+                    torch.from_numpy(layer.bias).to(device, torch.float32).view(1, -1, 1, 1),
+                    torch.from_numpy(layer.multiplier).to(device).view(1, -1, 1, 1),
+                )
+                for layer in (step.w1, step.w2, step.w3, step.w4)
+            ]
+        return self._torch[key]
+
+    def layers(self) -> Iterator[tuple[str, IntegerLayer]]:
+        """All layers by name."""
+        for i, step in enumerate(self.steps):
+            for name in ("w1", "w2", "w3", "w4"):
+                yield f"steps.{i}.{name}", getattr(step, name)
+        if self.prior is not None:
+            yield "prior.w1", self.prior[0]
+            yield "prior.w2", self.prior[1]
+
+    def group_used(self, group: int, used: int) -> int:
+        """How many channels of `group` are coded when `used` channels of the picture are."""
+        start = sum(self.config.channel_groups[:group])
+        return max(0, min(used - start, self.config.channel_groups[group]))
+
+    def head(self, layer: IntegerLayer, size: int, used: int) -> IntegerLayer:
+        """The rows of a head [3 K size] that belong to its first `used` channels."""
+        if used == size:
+            return layer
+        shape = (3, self.config.num_mixtures, size)
+        rows = np.arange(math.prod(shape)).reshape(shape)[:, :, :used].reshape(-1)
+        return IntegerLayer(layer.weight[rows], layer.bias[rows], layer.multiplier[rows])
+
+    def mixture(self, raw: Int16Array) -> tuple[Any, Any, Any]:
+        """Raw head output int16 [..., 3, K, g] -> weights, means, inverse scales, each [K, n] in coding order."""
+        k, g = raw.shape[-2:]
+        flat = np.ascontiguousarray(raw).reshape(-1, 3 * k * g)
+        return ops.mixture_params(flat, k, g, self.tables.exp, self.tables.inv_scale)
+
+    def code(
+        self, jobs: Sequence[Job], backend: str = "auto", device: torch.device | None = None, threads: int = 1
+    ) -> list[UInt8Array]:
+        """Code all latents of some pictures through their `coder`s, coarsest scale first.
+
+        Args:
+            jobs: pictures, of any sizes.
+            backend: "auto" (cpu where the extension loads, else torch), "cpu", "torch" or "reference".
+            device: where the torch backend computes.
+            threads: pictures at a time (several jobs) or threads per convolution (one job), cpu backend.
+        Returns:
+            symbols uint8 [c, height, width] per job.
+        Raises:
+            BackendError: the backend cannot run here. BitstreamError: a reader's stream is not valid.
+        """
+        name = ops.choose_integer_backend(backend, device)
+        if name == "cpu" and len(jobs) > 1:
+            with ThreadPoolExecutor(max(1, threads)) as pool:
+                return list(pool.map(lambda job: self._code([job], CpuEngine(self, [job], 1))[0], jobs))
+        if name == "cpu":
+            return self._code(jobs, CpuEngine(self, jobs, threads))
+        if name == "torch":
+            with exact_float32():
+                return self._code(jobs, TorchEngine(self, jobs, device or torch.device("cpu")))
+        return self._code(jobs, ReferenceEngine(self, jobs))
+
+    def _code(self, jobs: Sequence[Job], engine: Engine) -> list[UInt8Array]:
+        num_scales, groups = self.config.num_scales, self.config.channel_groups
+        sizes = [scale_sizes(job.height, job.width, num_scales) for job in jobs]
+        known = [self._code_last(job, sizes[i][-1], engine, i) for i, job in enumerate(jobs)]
+        for scale in range(num_scales - 1, -1, -1):
+            engine.start_scale(scale, known)
+            canvases = []
+            for i, (height, width) in enumerate(size[scale] for size in sizes):
+                canvas = np.zeros((height, width, self.c), dtype=np.int16)
+                canvas[::2, ::2] = known[i]
+                canvases.append(canvas)
+            index = 0
+            for p in CODING_ORDER:
+                dy, dx = POSITIONS[p]
+                parts = [canvas[dy::2, dx::2] for canvas in canvases]  # views: filling them fills the canvas
+                for g, size in enumerate(groups):
+                    raws = engine.step(index)
+                    start = sum(groups[:g])
+                    for i, (job, part) in enumerate(zip(jobs, parts)):
+                        used = self.group_used(g, job.used)
+                        rows, columns = part.shape[:2]
+                        if used and rows and columns:
+                            params = self.mixture(raws[i][:rows, :columns])
+                            stride = 1 << scale
+                            true = None
+                            if job.symbols is not None:
+                                plane = job.symbols[
+                                    start : start + used, dy * stride :: 2 * stride, dx * stride :: 2 * stride
+                                ]
+                                true = plane.transpose(1, 2, 0).reshape(-1)
+                            symbols = job.coder.mixture(*params, true)
+                            part[:, :, start : start + used] = _latents(symbols, job.header[2]).reshape(
+                                rows, columns, used
+                            )
+                    engine.fill(p, g, [part[:, :, start : start + size] for part in parts])
+                    index += 1
+            known = canvases
+        return [_symbols(canvas, job.header[2]) for canvas, job in zip(known, jobs)]
+
+    def _code_last(self, job: Job, size: tuple[int, int], engine: Engine, index: int) -> Int16Array:
+        """The last scale: latents int16 [h, w, c]."""
+        stride = 1 << self.config.num_scales
+        canvas = np.zeros((*size, self.c), dtype=np.int16)
+        count = size[0] * size[1] * job.used
+        if not count:
+            return canvas
+        true = None
+        if job.symbols is not None:
+            true = job.symbols[: job.used, ::stride, ::stride].transpose(1, 2, 0).reshape(-1)
+        if self.prior is None:
+            symbols = job.coder.uniform(count, true)
+        else:
+            raw = engine.prior(index)
+            repeated = np.broadcast_to(raw, (size[0] * size[1], *raw.shape))
+            symbols = job.coder.mixture(*self.mixture(repeated), true)
+        canvas[:, :, : job.used] = _latents(symbols, job.header[2]).reshape(*size, job.used)
+        return canvas
+
+    def known_answer(self, backend: str, device: torch.device | None = None) -> int:
+        """CRC32 over all mixture parameters of a fixed set of latents of two sizes: equal on every exact backend."""
+        recorders = []
+        jobs = []
+        for height, width, quality, mu in ((21, 30, 333, 2), (9, 6, 910, 8)):
+            n = np.arange(self.c * height * width, dtype=np.uint32).reshape(self.c, height, width)
+            noise = (n * np.uint32(2654435761)) >> np.uint32(24)  # Knuth's multiplicative hash: any fixed pattern does
+            spread = np.maximum(1, 64 >> np.minimum(6, np.arange(self.c) // 4))[:, None, None]
+            symbols = (128 + (noise.astype(np.int64) % (2 * spread + 1)) - spread).astype(np.uint8)
+            recorder = _Recorder()
+            recorders.append(recorder)
+            jobs.append(Job(height, width, (quality, mu, 8), self.c, recorder, symbols))
+        self.code(jobs, backend, device)
+        return zlib.crc32(b"".join(r.crc.to_bytes(4, "little") for r in recorders))
+
+
+class _Recorder:
+    """Pretends to encode, and keeps a running CRC32 of the parameters that it is given."""
+
+    def __init__(self) -> None:
+        self.crc = 0
+
+    def mixture(self, weights: Any, means: Any, inv_scales: Any, latents: Any) -> UInt8Array:
+        for array in (weights, means, inv_scales):
+            self.crc = zlib.crc32(np.ascontiguousarray(array), self.crc)
+        return latents
+
+    def uniform(self, count: int, latents: Any) -> UInt8Array:
+        return latents
+
+
+def _pack(layer: IntegerLayer) -> Any:
+    return ops.int_conv(layer.weight, layer.bias, layer.multiplier)
+
+
+def _latents(symbols: UInt8Array, b: int) -> Int16Array:
+    return (symbols.astype(np.int16) - (1 << (b - 1))) << (8 - b)
+
+
+def _symbols(latents: Int16Array, b: int) -> UInt8Array:
+    """[h, w, c] latents -> [c, h, w] symbols."""
+    return np.ascontiguousarray(((latents >> (8 - b)) + (1 << (b - 1))).astype(np.uint8).transpose(2, 0, 1))
+
+
+def scale_sizes(height: int, width: int, num_scales: int) -> list[tuple[int, int]]:
+    """(height, width) of z^(0) .. z^(M); each is the ceil of half the one before."""
+    sizes = [(height, width)]
+    for _ in range(num_scales):
+        height, width = (height + 1) // 2, (width + 1) // 2
+        sizes.append((height, width))
+    return sizes
+
+
+class CpuEngine:
+    """The C++ kernels, one picture, channels last. Inputs are biased by 128 to be unsigned; a bias corrects for it."""
+
+    def __init__(self, model: IntegerModel, jobs: Sequence[Job], threads: int) -> None:
+        assert len(jobs) == 1
+        self.model, self.job, self.threads = model, jobs[0], threads
+        self.sizes = scale_sizes(self.job.height, self.job.width, model.config.num_scales)
+        self.compand = (model.tables.compand.astype(np.int16) + 128).astype(np.uint8)
+        self.width = model.config.width
+        self.q: UInt8Array | None = None
+        self.heads: dict[int, Any] = {}
+
+    def start_scale(self, scale: int, latents: list[Int16Array]) -> None:
+        model = self.model
+        known = latents[0]
+        rows, columns = known.shape[:2]
+        height, width = self.sizes[scale]
+        self.scale = scale
+        # One buffer holds every input channel of w1: [values | availability | q], q written by w3.
+        self.buffer = np.full((rows, columns, model.maps + self.width), 128, dtype=np.uint8)
+        companded = self.compand[known + 128]
+        for p, (dy, dx) in enumerate(POSITIONS):
+            part = self.buffer[: (height - dy + 1) // 2, : (width - dx + 1) // 2]
+            part[:, :, p * model.c : (p + 1) * model.c] = companded[: part.shape[0], : part.shape[1]]
+        groups = len(model.config.channel_groups)
+        self.buffer[:, :, model.values : model.values + groups] = 128 + AVAILABLE
+        q = self.buffer[:, :, model.maps :]
+        if self.q is None:
+            q[...] = 0
+        else:
+            q[...] = self.q.repeat(2, axis=0)[:rows].repeat(2, axis=1)[:, :columns]
+        self.q = q
+        self.h1 = np.empty((rows, columns, self.width), dtype=np.uint8)
+        self.h2 = np.empty_like(self.h1)
+        self.first = model.first_layers(self.job.header, scale)
+
+    def step(self, index: int) -> list[Int16Array]:
+        model = self.model
+        rows, columns = self.buffer.shape[:2]
+        packed = model.packed(index)
+        self.first[index].run(self.buffer, into=self.h1, threads=self.threads)
+        packed[0].run(self.h1, into=self.h2, threads=self.threads)
+        packed[1].run(self.h2, residual=self.h1, into=self.q, threads=self.threads)
+        group = index % len(model.config.channel_groups)
+        size = model.config.channel_groups[group]
+        used = model.group_used(group, self.job.used)
+        shape = (rows, columns, 3, model.config.num_mixtures, used)
+        if not used:
+            return [np.zeros(shape, dtype=np.int16)]
+        if index not in self.heads:
+            layer = model.head(model.steps[index].w4, size, used)
+            self.heads[index] = packed[2] if used == size else _pack(layer)
+        return [self.heads[index].run(self.q, out="i16", threads=self.threads).reshape(shape)]
+
+    def fill(self, position: int, group: int, latents: list[Int16Array]) -> None:
+        model = self.model
+        part = latents[0]
+        start = position * model.c + sum(model.config.channel_groups[:group])
+        target = self.buffer[: part.shape[0], : part.shape[1]]
+        target[:, :, start : start + part.shape[2]] = self.compand[part + 128]
+        target[:, :, model.values + position * len(model.config.channel_groups) + group] = 128 + AVAILABLE
+
+    def prior(self, index: int) -> Int16Array:
+        return _prior_reference(self.model, self.job)
+
+
+def _prior_reference(model: IntegerModel, job: Job) -> Int16Array:
+    """The prior of one picture in int64: it is tiny, so every engine takes it from here."""
+    from l2c import reference
+
+    assert model.prior is not None
+    planes = np.array(constant_planes(*job.header, model.config.num_scales, model.config.num_scales))
+    h = reference.integer_conv(planes[:, None, None], model.prior[0]).clip(0, 255)
+    raw = reference.integer_conv(h, model.head(model.prior[1], model.c, job.used)).clip(-32768, 32767)
+    return raw.astype(np.int16).reshape(3, model.config.num_mixtures, job.used)
+
+
+class _PlanarEngine:
+    """What the torch and the reference engine share: inputs [N, channels, h, w], literal planes, padded batches."""
+
+    def __init__(self, model: IntegerModel, jobs: Sequence[Job]) -> None:
+        self.model, self.jobs = model, jobs
+        self.sizes = [scale_sizes(job.height, job.width, model.config.num_scales) for job in jobs]
+        self.q: Any = None
+
+    def _inputs(self, scale: int, latents: list[Int16Array]) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
+        """(u int16 [N, inputs, h, w], inside int16 [N, 1, h, w]) at the start of a scale."""
+        model, groups = self.model, len(self.model.config.channel_groups)
+        rows = max(part.shape[0] for part in latents)
+        columns = max(part.shape[1] for part in latents)
+        u = np.zeros((len(latents), model.maps + model.planes, rows, columns), dtype=np.int16)
+        inside = np.zeros((len(latents), 1, rows, columns), dtype=np.int16)
+        for i, known in enumerate(latents):
+            height, width = self.sizes[i][scale]
+            h, w = known.shape[:2]
+            inside[i, :, :h, :w] = 1
+            companded = model.tables.compand[known + 128].transpose(2, 0, 1)
+            for p, (dy, dx) in enumerate(POSITIONS):
+                ph, pw = (height - dy + 1) // 2, (width - dx + 1) // 2
+                u[i, p * model.c : (p + 1) * model.c, :ph, :pw] = companded[:, :ph, :pw]
+            u[i, model.values : model.values + groups, :h, :w] = AVAILABLE
+            planes = constant_planes(*self.jobs[i].header, scale, model.config.num_scales)
+            u[i, model.maps :, :h, :w] = np.array(planes)[:, None, None]
+        return u, inside
+
+    def _fill_slices(self, position: int, group: int) -> tuple[slice, int]:
+        """(value channels, availability channel) of one group."""
+        sizes = self.model.config.channel_groups
+        start = position * self.model.c + sum(sizes[:group])
+        return slice(start, start + sizes[group]), self.model.values + position * len(sizes) + group
+
+    def _split(self, raw: npt.NDArray[np.int16], index: int) -> list[Int16Array]:
+        """Head output [N, 3 K size, h, w] -> per picture [h, w, 3, K, used]."""
+        group = index % len(self.model.config.channel_groups)
+        size, k = self.model.config.channel_groups[group], self.model.config.num_mixtures
+        parts = raw.transpose(0, 2, 3, 1).reshape(raw.shape[0], raw.shape[2], raw.shape[3], 3, k, size)
+        return [part[..., : self.model.group_used(group, job.used)] for part, job in zip(parts, self.jobs)]
+
+    def prior(self, index: int) -> Int16Array:
+        """See `Engine.prior`."""
+        return _prior_reference(self.model, self.jobs[index])
+
+
+class TorchEngine(_PlanarEngine):
+    """Float32-carried integers in PyTorch convolutions; a padded batch, re-zeroed outside after every layer."""
+
+    def __init__(self, model: IntegerModel, jobs: Sequence[Job], device: torch.device) -> None:
+        super().__init__(model, jobs)
+        self.device = device
+
+    def start_scale(self, scale: int, latents: list[Int16Array]) -> None:
+        u, inside = self._inputs(scale, latents)
+        self.u = torch.from_numpy(u).to(self.device, torch.float32)
+        self.inside = torch.from_numpy(inside).to(self.device, torch.float32)
+        if self.q is None:
+            self.q = self.u.new_zeros(self.u.shape[0], self.model.config.width, *self.u.shape[2:])
+        else:
+            up = self.q.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+            self.q = up[:, :, : self.u.shape[2], : self.u.shape[3]] * self.inside
+
+    def step(self, index: int) -> list[Int16Array]:
+        w1, w2, w3, w4 = self.model.torch_layers(index, self.device)
+        h1 = self._conv(torch.cat((self.u, self.q), dim=1), w1).clamp(0, 255) * self.inside
+        h2 = self._conv(h1, w2).clamp(0, 255) * self.inside
+        self.q = (h1 + self._conv(h2, w3)).clamp(0, 255) * self.inside
+        raw = self._conv(self.q, w4).clamp(-32768, 32767)
+        return self._split(raw.to(torch.int16).cpu().numpy(), index)
+
+    def fill(self, position: int, group: int, latents: list[Int16Array]) -> None:
+        channels, available = self._fill_slices(position, group)
+        for i, part in enumerate(latents):
+            values = self.model.tables.compand[part + 128].transpose(2, 0, 1)
+            h, w = part.shape[:2]
+            self.u[i, channels, :h, :w] = torch.from_numpy(values).to(self.device, torch.float32)
+            self.u[i, available, :h, :w] = AVAILABLE
+
+    @staticmethod
+    def _conv(x: Tensor, layer: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """round_half_even((conv(x, w) + bias) * multiplier): exact, since every partial sum is below 2^24."""
+        weight, bias, multiplier = layer
+        total = F.conv2d(x, weight, padding=weight.shape[2] // 2) + bias
+        return (total * multiplier).round()
+
+
+class ReferenceEngine(_PlanarEngine):
+    """int64 throughout, written for reading; one picture at a time, so padding cannot matter."""
+
+    def __init__(self, model: IntegerModel, jobs: Sequence[Job]) -> None:
+        super().__init__(model, jobs)
+        self.parts = [_PlanarEngine(model, [job]) for job in jobs]
+
+    def start_scale(self, scale: int, latents: list[Int16Array]) -> None:
+        self.inputs = [part._inputs(scale, [known])[0][0].astype(np.int64) for part, known in zip(self.parts, latents)]
+        for part, u in zip(self.parts, self.inputs):
+            if part.q is None:
+                part.q = np.zeros((self.model.config.width, *u.shape[1:]), dtype=np.int64)
+            else:
+                part.q = part.q.repeat(2, axis=1).repeat(2, axis=2)[:, : u.shape[1], : u.shape[2]]
+
+    def step(self, index: int) -> list[Int16Array]:
+        from l2c.reference import integer_step
+
+        raws = []
+        for part, u in zip(self.parts, self.inputs):
+            raw, part.q = integer_step(u, part.q, self.model.steps[index])
+            raws += part._split(raw[None].astype(np.int16), index)
+        return raws
+
+    def fill(self, position: int, group: int, latents: list[Int16Array]) -> None:
+        channels, available = self._fill_slices(position, group)
+        for u, part in zip(self.inputs, latents):
+            h, w = part.shape[:2]
+            u[channels, :h, :w] = self.model.tables.compand[part + 128].transpose(2, 0, 1)
+            u[available, :h, :w] = AVAILABLE
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Everything that could round inside a float32 convolution is off in here: autocast, TF32, reduced precision.
+
+    cuDNN may not search for algorithms either (Winograd and FFT are not exact); the known-answer check at load and
+    the CRC of the latents guard what settings cannot reach.
+    """
+    precision = torch.get_float32_matmul_precision()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        if torch.cuda.is_available():
+            stack.enter_context(torch.autocast("cuda", enabled=False))
+            stack.enter_context(
+                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+            )
+        # Without oneDNN PyTorch would take NNPACK for batches of 16 and more, whose Winograd form is not exact.
+        stack.enter_context(torch.backends.nnpack.flags(enabled=False))
+        # `torch.backends.mkldnn.flags` would also touch, and warn about, TF32 on Intel GPUs.
+        onednn = torch._C._get_mkldnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(precision)
+            torch._C._set_mkldnn_enabled(onednn)
+
+
+def from_float(model: ProbabilityModel, config: ModelConfig) -> IntegerModel:
+    """Quantise a trained P: int8 weights per output channel, integer biases, float32 multipliers.
+
+    Every output channel is checked for sum|w| * 255 + |bias| < 2^24; its scale is lowered where that fails.
+    """
+    ratio = ACTIVATION_SCALE / INPUT_SCALE
+    mixtures = config.probability.num_mixtures
+    steps = []
+    for step in model.steps:
+        w1: Any = step.w1
+        split = model.inputs
+        first = torch.cat((w1.weight[:, :split] * ratio, w1.weight[:, split:]), dim=1)
+        steps.append(
+            IntegerStep(
+                _layer(first, w1.bias, None),
+                _layer(step.w2.weight, step.w2.bias, None),  # type: ignore[union-attr, arg-type]
+                _layer(step.w3.weight, step.w3.bias, None),  # type: ignore[union-attr, arg-type]
+                _layer(step.w4.weight, step.w4.bias, mixtures),  # type: ignore[union-attr, arg-type]
+            )
+        )
+    prior = None
+    if model.prior is not None:
+        first = model.prior.w1.weight * ratio
+        prior = (
+            _layer(first, model.prior.w1.bias, None),
+            _layer(model.prior.w2.weight, model.prior.w2.bias, mixtures),
+        )
+    return IntegerModel(config, steps, prior, make_tables())
+
+
+def _layer(weight: Tensor, bias: Tensor | None, head_mixtures: int | None) -> IntegerLayer:
+    """One layer. Hidden layers map sums to activations; heads map them to the int16 units of each parameter."""
+    assert bias is not None
+    w, offset = weight.detach().double(), bias.detach().double()
+    outputs = w.shape[0]
+    unit = torch.full((outputs,), ACTIVATION_SCALE, dtype=torch.float64)
+    shift = torch.zeros(outputs, dtype=torch.float64)
+    if head_mixtures is not None:
+        units = (1.0 / LOGIT_UNIT, 1.0 / MEAN_UNIT, INV_SCALE_OCTAVE)
+        unit = torch.tensor(units, dtype=torch.float64).repeat_interleave(outputs // 3)
+        shift[-(outputs // 3) :] = 255.0 - INV_SCALE_OCTAVE * _LOG2_INV_SCALE_TOP
+    step = weight_step(weight.detach()).double().view(-1)
+    while True:
+        integers = (w / step[:, None, None, None]).round()
+        multiplier = step * unit / ACTIVATION_SCALE
+        biases = ((offset * unit + shift) / multiplier).round()
+        too_large = integers.abs().sum(dim=(1, 2, 3)) * 255.0 + biases.abs() >= SUM_LIMIT
+        if not bool(too_large.any()):
+            break
+        step = torch.where(too_large, step * 1.1, step)
+    return IntegerLayer(
+        integers.to(torch.int8).numpy(), biases.to(torch.int32).numpy(), multiplier.to(torch.float32).numpy()
+    )
+
+
+def to_tensors(model: IntegerModel) -> dict[str, Tensor]:
+    """All integers of the model as tensors for safetensors, with the known answer."""
+    tensors = {}
+    for name, layer in model.layers():
+        tensors[f"probability.{name}.weight"] = torch.from_numpy(layer.weight)
+        tensors[f"probability.{name}.bias"] = torch.from_numpy(layer.bias)
+        tensors[f"probability.{name}.multiplier"] = torch.from_numpy(layer.multiplier)
+    tensors["probability.compand"] = torch.from_numpy(model.tables.compand)
+    tensors["probability.exp"] = torch.from_numpy(model.tables.exp)
+    tensors["probability.inv_scale"] = torch.from_numpy(model.tables.inv_scale)
+    tensors["probability.known_answer"] = torch.tensor([model.known_answer("reference")], dtype=torch.int64)
+    return tensors
+
+
+def from_tensors(tensors: dict[str, Tensor], config: ModelConfig) -> IntegerModel:
+    """Rebuild a model from `to_tensors`. Raises ModelMismatchError where something is missing or of a wrong shape."""
+
+    def layer(name: str) -> IntegerLayer:
+        parts = [tensors[f"probability.{name}.{kind}"].numpy() for kind in ("weight", "bias", "multiplier")]
+        if parts[0].dtype != np.int8 or parts[0].ndim != 4 or any(p.shape != parts[0].shape[:1] for p in parts[1:]):
+            raise ModelMismatchError(f"the weights of probability.{name} have a wrong type or shape")
+        magnitude = np.abs(parts[0].astype(np.int64)).sum(axis=(1, 2, 3)) * 255 + np.abs(parts[1].astype(np.int64))
+        if magnitude.max() >= SUM_LIMIT:
+            raise ModelMismatchError(f"the sums of probability.{name} can exceed 2^24")
+        return IntegerLayer(*parts)
+
+    try:
+        steps = [
+            IntegerStep(*(layer(f"steps.{i}.{part}") for part in ("w1", "w2", "w3", "w4")))
+            for i in range(len(CODING_ORDER) * len(config.probability.channel_groups))
+        ]
+        prior = (layer("prior.w1"), layer("prior.w2")) if config.probability.prior == "learned" else None
+        tables = IntegerTables(*(tensors[f"probability.{name}"].numpy() for name in ("compand", "exp", "inv_scale")))
+    except KeyError as error:
+        raise ModelMismatchError(f"the weights lack {error}") from None
+    return IntegerModel(config, steps, prior, tables)
+
+
+def check_backend(model: IntegerModel, answer: int, backend: str, device: torch.device | None = None) -> None:
+    """Compare a backend's known answer with the stored one. Raises BackendError on a mismatch."""
+    got = model.known_answer(backend, device)
+    if got != answer:
+        raise BackendError(
+            f"the {backend} backend computes other integers here than the model was exported with "
+            f"(known answer {got:08x}, expected {answer:08x})"
+        )

@@ -1,0 +1,95 @@
+"""PSNR and MS-SSIM in torch: one definition for training, objectives, targets and reports."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Wang, Simoncelli, Bovik 2003: exponents of the five scales.
+MSSSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_WINDOW = 11
+_SIGMA = 1.5
+_C1, _C2 = 0.01**2, 0.03**2
+_MATMUL_SIDE = 1024
+
+
+@functools.lru_cache(maxsize=32)
+def _window() -> Tensor:
+    n = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
+    g = torch.exp(-(n**2) / (2 * _SIGMA**2))
+    return (g / g.sum()).float()
+
+
+@functools.lru_cache(maxsize=32)
+def _band(side: int, device: torch.device) -> Tensor:
+    """The 11-tap filter over `side` samples as a banded matrix [side - 10, side]."""
+    band = torch.zeros(side - _WINDOW + 1, side)
+    for offset, weight in enumerate(_window().tolist()):
+        band.diagonal(offset).fill_(weight)
+    return band.to(device)
+
+
+def _blur(x: Tensor) -> Tensor:
+    """Separable Gaussian without padding: [..., h, w] -> [..., h-10, w-10].
+
+    A matrix product for small sides: on a CPU 20 times faster, forward and backward, than a one-channel convolution.
+    """
+    h, w = x.shape[-2:]
+    if max(h, w) <= _MATMUL_SIDE:
+        return _band(h, x.device) @ (x @ _band(w, x.device).T)
+    taps = _window().tolist()
+    rows = sum(t * x[..., i : h - _WINDOW + 1 + i, :] for i, t in enumerate(taps))
+    assert isinstance(rows, Tensor)
+    out = sum(t * rows[..., i : w - _WINDOW + 1 + i] for i, t in enumerate(taps))
+    assert isinstance(out, Tensor)
+    return out
+
+
+def msssim(x: Tensor, x_hat: Tensor) -> Tensor:
+    """Multi-scale structural similarity, mean over colour channels, as `pytorch_msssim` computes it.
+
+    Five scales need sides >= 161. Smaller pictures use the scales that fit an 11-tap window, with the weights
+    renormalised to sum 1; below 11 pixels the last row and column are repeated up to 11.
+
+    Args:
+        x, x_hat: float32 [N, C, H, W] in [0, 1].
+    Returns:
+        float32 [N], at most 1; differentiable in x_hat.
+    """
+    short = min(x.shape[-2:])
+    if short < _WINDOW:
+        border = (0, max(0, _WINDOW - x.shape[3]), 0, max(0, _WINDOW - x.shape[2]))
+        x, x_hat = F.pad(x, border, mode="replicate"), F.pad(x_hat, border, mode="replicate")
+        short = _WINDOW
+    scales = 1
+    while scales < len(MSSSIM_WEIGHTS) and short > (_WINDOW - 1) << scales:
+        scales += 1
+    weights = torch.tensor(MSSSIM_WEIGHTS[:scales], device=x.device)
+    weights = weights / weights.sum()
+    result = x.new_ones(x.shape[0], x.shape[1])
+    for scale in range(scales):
+        mu_x, mu_y, xx, yy, xy = _blur(torch.stack((x, x_hat, x * x, x_hat * x_hat, x * x_hat)))
+        var_x, var_y, cov = xx - mu_x * mu_x, yy - mu_y * mu_y, xy - mu_x * mu_y
+        contrast = (2 * cov + _C2) / (var_x + var_y + _C2)
+        if scale < scales - 1:
+            term = contrast.flatten(2).mean(dim=2)
+            pad = [side % 2 for side in x.shape[2:]]
+            x, x_hat = F.avg_pool2d(x, 2, padding=pad), F.avg_pool2d(x_hat, 2, padding=pad)
+        else:
+            luminance = (2 * mu_x * mu_y + _C1) / (mu_x * mu_x + mu_y * mu_y + _C1)
+            term = (luminance * contrast).flatten(2).mean(dim=2)
+        result = result * F.relu(term) ** weights[scale]
+    return result.mean(dim=1)
+
+
+def mse(x: Tensor, x_hat: Tensor) -> Tensor:
+    """Mean squared error per picture: [N, C, H, W] -> [N], in the square of the input's unit."""
+    return (x - x_hat).square().flatten(1).mean(dim=1)
+
+
+def psnr(x: Tensor, x_hat: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of pictures in [0, 1], over all colour channels together: [N]."""
+    return -10.0 * mse(x, x_hat).clamp_min(1e-12).log10()

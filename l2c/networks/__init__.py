@@ -1,0 +1,122 @@
+"""E, I and D: the networks that turn pictures into latents and back, in two families (see `config.TransformConfig`).
+
+Both families share one calling form: `encoder(x, cond) -> (y, tau)` and `decoder(y_hat, cond) -> x_hat`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from l2c.config import ModelConfig, TransformConfig
+from l2c.networks.block import BlockDecoder, BlockEncoder
+from l2c.networks.modulators import condition
+from l2c.networks.paper import PaperDecoder, PaperEncoder
+
+__all__ = ["Transform", "condition", "dequantise", "importance_mask", "kmac_per_pixel", "quantise", "used_channels"]
+
+
+class Transform(nn.Module):
+    """E, I and D of one model.
+
+    Attributes:
+        encoder: pictures -> (latents, importance map).
+        decoder: latents -> pictures.
+        s: down-sampling factor.
+    """
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.s = config.s
+        self.encoder: PaperEncoder | BlockEncoder
+        self.decoder: PaperDecoder | BlockDecoder
+        if config.family == "paper":
+            self.encoder, self.decoder = PaperEncoder(config), PaperDecoder(config)
+        else:
+            self.encoder, self.decoder = BlockEncoder(config), BlockDecoder(config)
+
+
+class _MaskThrough(torch.autograd.Function):
+    """The binary mask of L2C Eq. 2 forwards, the gradient of clamp(c tau - k, 0, 1) backwards (DESIGN 2)."""
+
+    @staticmethod
+    def forward(ctx, tau: Tensor, c: int) -> Tensor:  # type: ignore[no-untyped-def, override]
+        ctx.save_for_backward(tau)
+        ctx.c = c
+        return (torch.arange(c, device=tau.device)[None, :, None, None] < (c * tau).round()).to(tau.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):  # type: ignore[no-untyped-def, override]
+        (tau,) = ctx.saved_tensors
+        ramp = ctx.c * tau - torch.arange(ctx.c, device=tau.device)[None, :, None, None]
+        inside = ((ramp > 0) & (ramp < 1)).to(grad.dtype)
+        return (grad * inside).sum(dim=1, keepdim=True) * ctx.c, None
+
+
+def importance_mask(tau: Tensor, c: int) -> Tensor:
+    """m of L2C Eq. 2: at each position the first n = round(c * tau) channels are kept.
+
+    Args:
+        tau: float [N, 1, h, w] in [0, 1].
+        c: latent channels.
+    Returns:
+        [N, c, h, w] of zeros and ones in tau's dtype; differentiable in tau through clamp(c tau - k, 0, 1).
+    """
+    return _MaskThrough.apply(tau, c)
+
+
+def used_channels(symbols: Tensor, b: int) -> int:
+    """Highest used channel count of one picture or tile: symbols uint8 [c, h, w]; 0 if all of it is level 0."""
+    used = (symbols != (1 << (b - 1))).flatten(1).any(dim=1).nonzero()
+    return int(used[-1]) + 1 if len(used) else 0
+
+
+def quantise(y: Tensor, b: int) -> Tensor:
+    """Q (L2C III): latents -> symbols.
+
+    Step S = 2^(8-b); symbol i in 0..2^b-1 stands for (i - 2^(b-1)) * S, so a masked latent (0) is exactly a level.
+
+    Args:
+        y: float [...], in quantiser steps of b = 8.
+        b: bits, 1..8.
+    Returns:
+        uint8, same shape. Ties go to even, values outside the range to its ends.
+    """
+    half = 1 << (b - 1)
+    return ((y / (1 << (8 - b))).round() + half).clamp_(0, 2 * half - 1).to(torch.uint8)
+
+
+def dequantise(symbols: Tensor, b: int) -> Tensor:
+    """Q^-1: symbols uint8 [...] -> latents float32 [...], multiples of S = 2^(8-b) in [-128, 127]."""
+    return (symbols.float() - (1 << (b - 1))) * (1 << (8 - b))
+
+
+def pad_to_multiple(x: Tensor, s: int) -> Tensor:
+    """Repeat the last row and column until both sides of [N, 3, H, W] are multiples of s."""
+    right, bottom = -x.shape[3] % s, -x.shape[2] % s
+    return F.pad(x, (0, right, 0, bottom), mode="replicate") if right or bottom else x
+
+
+def kmac_per_pixel(call: Callable[[], object], pixels: int) -> float:
+    """Multiply-accumulates of all convolutions and matrix products in `call()`, in thousands per picture pixel."""
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        call()
+    return counter.get_total_flops() / 2 / pixels / 1000.0
+
+
+def transform_costs(config: ModelConfig) -> tuple[float, float]:
+    """(E with I, D) in kMAC per pixel, measured on a 256x256 picture."""
+    transform = Transform(config.transform).eval()
+    cond = condition(torch.tensor([0.01]), torch.zeros(1))
+    x = torch.zeros(1, 3, 256, 256)
+    y = torch.zeros(1, config.transform.c, 256 // config.transform.s, 256 // config.transform.s)
+    return (
+        kmac_per_pixel(lambda: transform.encoder(x, cond), 256 * 256),
+        kmac_per_pixel(lambda: transform.decoder(y, cond), 256 * 256),
+    )

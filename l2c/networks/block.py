@@ -1,0 +1,192 @@
+"""The default model's networks: a linear block transform that already works, and convolutions that improve on it.
+
+E is `gain(lambda) * (A x + f(A x))` and D is `A^-1 (y + g(y))`, where A is an s x s block transform (trainable,
+starting as the orthonormal DCT over an orthonormal colour transform) and f, g are residual networks at H/s. So the
+model starts as a JPEG with a learned context model, rather than from noise: with the few hours of two cores that
+we had, that start was worth more than any other choice (figures in docs/ABLATION.md). The channels are ordered by
+frequency, which is the order that the nested mask (L2C Eq. 2) needs.
+
+All heavy layers work at H/s, so the cost per pixel is small: see `l2c.networks.kmac_per_pixel`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l2c.config import TransformConfig
+from l2c.networks.modulators import Modulator, log_lmbda
+
+_PIXEL_SCALE = 255.0
+_FEATURE_SCALE = 1.0 / 64.0
+_CHROMA_DELAY = 1.9  # a chroma frequency ranks with the luma frequency this many times higher
+_LOG_STEP_CONSTANT = math.log(6.0 / math.log(2.0))
+
+
+class ResidualBlock(nn.Module):
+    """x + conv3x3(LeakyReLU(conv3x3(x))); the second convolution starts small."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+        with torch.no_grad():
+            self.conv2.weight.mul_(0.3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] -> the same shape."""
+        return x + self.conv2(F.leaky_relu(self.conv1(x), 0.1))
+
+
+def block_basis(s: int) -> tuple[Tensor, Tensor]:
+    """Orthonormal block transform over three colour channels, sorted from low to high frequency.
+
+    Colour: (R+G+B)/sqrt(3), (R-B)/sqrt(2), (R-2G+B)/sqrt(6); space: two-dimensional DCT-II of size s x s.
+
+    Returns:
+        basis: float32 [3 s^2, 3 s^2], row k is basis function k laid out as `F.pixel_unshuffle` lays out a block
+            (colour, row, column); basis @ basis.T is the identity.
+        frequency: float32 [3 s^2], the radial frequency u + v of each row, in half-periods per 8 pixels.
+    """
+    n = torch.arange(s, dtype=torch.float64)
+    dct = torch.cos(math.pi * (n[None, :] + 0.5) * n[:, None] / s) * math.sqrt(2.0 / s)
+    dct[0] /= math.sqrt(2.0)
+    colour = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
+    colour /= colour.norm(dim=1, keepdim=True)
+    basis = torch.einsum("ac,um,vn->auvcmn", colour, dct, dct).reshape(3 * s * s, 3 * s * s)
+    frequency = (n[:, None] + n[None, :]).expand(3, s, s) * (8.0 / s)
+    delay = torch.tensor([1.0, _CHROMA_DELAY, _CHROMA_DELAY], dtype=torch.float64)[:, None, None]
+    order = ((frequency + 0.5) * delay).reshape(-1).argsort(stable=True)
+    return basis[order].float(), frequency.reshape(-1)[order].float()
+
+
+class Gain(nn.Module):
+    """Quantiser gain per channel as a function of (log lambda, mu): 1 / step size.
+
+    Starts at the step that is optimal at high rate for a uniform quantiser under lambda * 255^2 * MSE + bpp:
+    lambda = 6 / (ln 2 * step^2).
+    """
+
+    def __init__(self, channels: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(2, hidden)
+        self.fc2 = nn.Linear(hidden, channels)
+        nn.init.normal_(self.fc2.weight, std=0.01)
+        nn.init.zeros_(self.fc2.bias)
+
+    def forward(self, cond: Tensor) -> Tensor:
+        """Conditions [N, 2] -> gains float32 [N, channels, 1, 1], positive."""
+        with torch.autocast(cond.device.type, enabled=False):
+            log_gain = 0.5 * (log_lmbda(cond) - _LOG_STEP_CONSTANT) + self.fc2(F.relu(self.fc1(cond)))
+            return log_gain.exp()[:, :, None, None]
+
+
+class BlockEncoder(nn.Module):
+    """E with I as a head on its trunk. Layers at H/s only."""
+
+    whitening: Tensor
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.s, self.c = config.s, config.c
+        dims = 3 * config.s**2
+        basis, frequency = block_basis(config.s)
+        self.transform = nn.Conv2d(dims, dims, 1, bias=False)
+        with torch.no_grad():
+            self.transform.weight.copy_(basis[:, :, None, None])
+        # Natural pictures have a spectrum that falls with frequency: this levels it for the convolutions.
+        self.register_buffer("whitening", (_FEATURE_SCALE * (1.0 + frequency))[None, :, None, None], persistent=False)
+        self.gain = Gain(config.c, config.modulator_width)
+        self.first = nn.Conv2d(dims, config.width, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(config.width) for _ in range(config.encoder_blocks))
+        self.mods = nn.ModuleList(Modulator(config.width, config.modulator_width) for _ in range(config.encoder_blocks))
+        self.head = nn.Conv2d(config.width, config.c, 3, padding=1)
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
+        self.importance = nn.Conv2d(config.width, 1, 3, padding=1) if config.mask and config.c > 1 else None
+        if self.importance is not None:
+            assert self.importance.bias is not None
+            nn.init.constant_(self.importance.bias, 2.0)
+        # One 3x3 layer each for first, head and two per block, at H/s.
+        self.receptive_halo_px = config.s * (2 + 2 * config.encoder_blocks)
+
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latents and importance map.
+
+        Args:
+            x: float32 [N, 3, H, W] in [0, 1], H and W multiples of s.
+            cond: float32 [N, 2] from `modulators.condition`.
+        Returns:
+            y: float32 [N, c, H/s, W/s] in quantiser steps; tau: float32 [N, 1, H/s, W/s] in (0, 1), or None.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            coefficients = self.transform(F.pixel_unshuffle((x - 0.5) * _PIXEL_SCALE, self.s))
+        features = F.leaky_relu(self.first(coefficients * self.whitening), 0.1)
+        for block, mod in zip(self.blocks, self.mods):
+            features = mod(block(features), cond)
+        delta = self.head(features).float() / self.whitening[:, : self.c]
+        y = (coefficients[:, : self.c] + delta) * self.gain(cond)
+        tau = self.importance(features).float().sigmoid() if self.importance is not None else None
+        return y, tau
+
+
+class BlockDecoder(nn.Module):
+    """D: residual blocks at H/s, one residual block at H/(s/2), an inverse block transform."""
+
+    whitening: Tensor
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.s = config.s
+        dims, width, fine = 3 * config.s**2, config.width, config.fine_width
+        basis, frequency = block_basis(config.s)
+        self.transform = nn.Conv2d(dims, dims, 1, bias=False)
+        with torch.no_grad():
+            self.transform.weight.copy_(basis.T[:, :, None, None])
+        self.register_buffer("whitening", (_FEATURE_SCALE * (1.0 + frequency))[None, :, None, None], persistent=False)
+        self.c = config.c
+        self.gain = Gain(config.c, config.modulator_width)
+        self.first = nn.Conv2d(config.c, width, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(config.decoder_blocks))
+        # OML puts the K modulators after decoding blocks; here K = decoder_blocks + (1 for the fine stage).
+        stages = config.decoder_blocks + (1 if fine else 0)
+        widths = [width] * config.decoder_blocks + ([fine] if fine else [])
+        self.mods = nn.ModuleList(Modulator(widths[i], config.modulator_width) for i in range(stages))
+        self.head = nn.Conv2d(width, dims, 1)
+        with torch.no_grad():
+            self.head.weight.mul_(0.1)
+        self.up: nn.Conv2d | None = None
+        if fine:
+            self.up = nn.Conv2d(width, 4 * fine, 3, padding=1)
+            self.fine_block = ResidualBlock(fine)
+            self.last = nn.Conv2d(fine, 3 * (config.s // 2) ** 2, 3, padding=1)
+            with torch.no_grad():
+                self.last.weight.mul_(0.1)
+        coarse_layers = 1 + 2 * config.decoder_blocks + (1 if fine else 0)
+        self.receptive_halo_px = config.s * coarse_layers + (config.s // 2 * 3 if fine else 0)
+
+    def forward(self, y_hat: Tensor, cond: Tensor) -> Tensor:
+        """Latents -> picture.
+
+        Args:
+            y_hat: float32 [N, c, h, w] in quantiser steps.
+            cond: float32 [N, 2] from `modulators.condition`.
+        Returns:
+            float32 [N, 3, s h, s w], about [0, 1] (not clamped).
+        """
+        scaled = y_hat / self.gain(cond)
+        x = F.leaky_relu(self.first(scaled * self.whitening[:, : self.c]), 0.1)
+        for index, block in enumerate(self.blocks):
+            x = self.mods[index](block(x), cond)
+        delta = self.head(x).float() / self.whitening
+        with torch.autocast(y_hat.device.type, enabled=False):
+            coefficients = torch.cat((delta[:, : self.c] + scaled, delta[:, self.c :]), dim=1)
+            out = F.pixel_shuffle(self.transform(coefficients), self.s) * (1.0 / _PIXEL_SCALE) + 0.5
+        if self.up is not None:
+            fine = F.leaky_relu(F.pixel_shuffle(self.up(x), 2), 0.1)
+            fine = self.mods[-1](self.fine_block(fine), cond)
+            out = out + F.pixel_shuffle(self.last(fine), self.s // 2).float()
+        return out

@@ -1,0 +1,94 @@
+"""The paper's own networks: L2C III, III-A, IV, for the four-codec set (c8b8, c6b8, c3b4, c1b4).
+
+Parameter counts with 192 channels and c = 8: E 1.61 M, I 1.60 M, D 2.69 M, as published.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l2c.config import TransformConfig
+from l2c.networks.modulators import Modulator
+
+
+class ResidualBlock(nn.Module):
+    """x + conv3x3(ReLU(conv3x3(x)))."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, h, w] -> the same shape."""
+        return x + self.conv2(F.relu(self.conv1(x)))
+
+
+class PaperEncoder(nn.Module):
+    """E and I (L2C IV): 5x5/2 3->N, 5x5/2 N->N, residual block, 3x3 -> c. I has its own trunk and one output."""
+
+    receptive_halo_px = 32
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.trunk = self._trunk(config.width)
+        self.head = nn.Conv2d(config.width, config.c, 3, padding=1)
+        self.mod = Modulator(config.width, config.modulator_width) if config.modulated else None
+        self.importance: nn.Sequential | None = None
+        if config.mask and config.c > 1:
+            self.importance = nn.Sequential(self._trunk(config.width), nn.Conv2d(config.width, 1, 3, padding=1))
+
+    @staticmethod
+    def _trunk(width: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(3, width, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 5, stride=2, padding=2),
+            nn.ReLU(),
+            ResidualBlock(width),
+        )
+
+    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Latents and importance map.
+
+        Args:
+            x: [N, 3, H, W] in [0, 1], H and W multiples of 4.
+            cond: float32 [N, 2] from `modulators.condition`.
+        Returns:
+            y: float [N, c, H/4, W/4]; tau: [N, 1, H/4, W/4] in (0, 1), or None without a mask.
+        """
+        features = self.trunk(x - 0.5)
+        if self.mod is not None:
+            features = self.mod(features, cond)
+        # The latents are in quantiser steps, so that +-1 of the convolution's usual range spans the 8-bit levels.
+        y = 64.0 * self.head(features).float()
+        tau = self.importance(x - 0.5).float().sigmoid() if self.importance is not None else None
+        return y, tau
+
+
+class PaperDecoder(nn.Module):
+    """D (L2C IV): 3x3 c->N, two residual blocks, 3x3 N->4N + PixelShuffle, 3x3 N->12 + PixelShuffle."""
+
+    receptive_halo_px = 48
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.head = nn.Conv2d(config.c, width, 3, padding=1)
+        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(2))
+        self.up = nn.Conv2d(width, 4 * width, 3, padding=1)
+        self.last = nn.Conv2d(width, 12, 3, padding=1)
+        mods = [Modulator(width, config.modulator_width) for _ in range(4)] if config.modulated else []
+        self.mods = nn.ModuleList(mods)
+
+    def forward(self, y_hat: Tensor, cond: Tensor) -> Tensor:
+        """Latents [N, c, h, w] in quantiser steps, cond [N, 2] -> pictures float32 [N, 3, 4h, 4w], about [0, 1]."""
+        x = self._modulate(F.relu(self.head(y_hat / 64.0)), cond, 0)
+        for index, block in enumerate(self.blocks):
+            x = self._modulate(block(x), cond, 1 + index)
+        x = self._modulate(F.relu(F.pixel_shuffle(self.up(x), 2)), cond, 3)
+        return F.pixel_shuffle(self.last(x), 2).float() + 0.5
+
+    def _modulate(self, x: Tensor, cond: Tensor, index: int) -> Tensor:
+        return self.mods[index](x, cond) if len(self.mods) else x

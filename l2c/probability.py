@@ -1,0 +1,340 @@
+"""P in float: the multi-scale progressive probability model (L2C III-B, Fig. 2), for training and gradients.
+
+Read me first
+- z^(i) is z^(i-1) at its even rows and columns (nearest-neighbour down-sampling), i = 1..M; M = 3 halvings. The upper
+  limit M - 1 in the paper's Eq. 4 is a misprint: with it one scale would never be coded.
+- All work at scale i happens on *cells*: the 2x2 positions of z^(i) around one position of z^(i+1), moved to
+  channels. A cell's position 0 (even row, even column) is known from the coarser scale; positions 3 (odd, odd),
+  1 (even, odd) and 2 (odd, even) follow, each split in channel groups: these are the paper's groups g_j (Eq. 5).
+- A step sees the representation with the truth filled in and the cell's known position repeated elsewhere
+  (the paper's up-sampled representation), where truth is available, and the context tensor q of the step before.
+  It returns mixture parameters for its group and the next q, which is handed on through groups and scales.
+- Steps have weights of their own per group, shared by all scales; the scale is one of the constant planes.
+- Positions outside the picture are zero, unavailable, and set to zero again after every layer, so a picture gives
+  the same numbers alone and in a padded batch.
+- Everything that P knows about quality are small integers of the file's header (`constant_planes`), never floats:
+  `l2c.integer` computes the very same graph in exact integers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from l2c.config import ModelConfig
+
+# Cell position p -> (row, column) offset; the order in which the unknown ones are coded.
+POSITIONS = ((0, 0), (0, 1), (1, 0), (1, 1))
+CODING_ORDER = (3, 1, 2)
+
+INPUT_SCALE = 16.0  # integers at P's input are 16 times the float values
+AVAILABLE = 16  # integer value of the availability planes
+PLANE_ONE = 64  # full scale of the constant planes
+QUALITY_KNOTS = 5
+MAX_QUALITY = 1000  # tenths of the public 0..100 scale
+MAX_MU = 8  # the metric mix in eighths
+COMPAND = 11.2  # 127 * sqrt(129) / 128, rounded down so that 128 stays below 127
+
+ACTIVATION_SCALE = 32.0  # hidden activations are uint8, 32 times the float values
+ACTIVATION_MAX = 255.0 / ACTIVATION_SCALE
+
+MEAN_UNIT = 1.0 / 128.0  # one integer step of a mean, in latents (Q6 half steps)
+LOGIT_UNIT = 1.0 / 16.0  # one integer step of a mixture logit
+INV_SCALE_OCTAVE = 19.6  # integer steps of the log inverse scale per octave
+INV_SCALE_MAX = 32767  # Q10 per half step, at index 255
+_LOG2_INV_SCALE_TOP = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)  # per latent, at index 255
+
+
+def constant_planes(quality: int, mu: int, b: int, scale: int, num_scales: int) -> list[int]:
+    """What a step knows from the header, as integers in 0..PLANE_ONE (one constant input plane each).
+
+    Args:
+        quality: 0..1000; enters as QUALITY_KNOTS hat functions.
+        mu: metric mix in eighths, 0..8.
+        b: quantisation bits 1..8.
+        scale: 0..num_scales (num_scales stands for the prior), enters one-hot.
+    Returns:
+        QUALITY_KNOTS + 2 + num_scales + 1 integers.
+    """
+    spacing = MAX_QUALITY // (QUALITY_KNOTS - 1)
+    hats = [max(0, PLANE_ONE - abs(quality - spacing * k) * PLANE_ONE // spacing) for k in range(QUALITY_KNOTS)]
+    one_hot = [PLANE_ONE if i == scale else 0 for i in range(num_scales + 1)]
+    return [*hats, mu * PLANE_ONE // MAX_MU, (8 - b) * PLANE_ONE // 8, *one_hot]
+
+
+def num_planes(num_scales: int) -> int:
+    """Length of `constant_planes`."""
+    return QUALITY_KNOTS + 2 + num_scales + 1
+
+
+def compand(z: Tensor) -> Tensor:
+    """Latents in -128..127 -> about +-126: steep near zero, where most latents are; the integer model rounds it."""
+    return COMPAND * z * torch.rsqrt(1.0 + z.abs())
+
+
+def to_cells(x: Tensor) -> list[Tensor]:
+    """[N, C, 2h, 2w] -> four [N, C, h, w], channels last: the positions of each 2x2 cell, in the order of POSITIONS."""
+    return [x[:, :, dy::2, dx::2].contiguous(memory_format=torch.channels_last) for dy, dx in POSITIONS]
+
+
+def pad_even(x: Tensor) -> Tensor:
+    """Append a zero row and column where a side of [N, C, h, w] is odd."""
+    return F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)) if x.shape[2] % 2 or x.shape[3] % 2 else x
+
+
+def upsample_context(q: Tensor, height: int, width: int) -> Tensor:
+    """Nearest-neighbour up-sampling by two, cropped: [N, C, h, w] -> [N, C, height, width], 2h >= height."""
+    return q.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)[:, :, :height, :width]
+
+
+def activation(x: Tensor, fake_quantise: bool) -> Tensor:
+    """ReLU clipped at ACTIVATION_MAX; with `fake_quantise` rounded to the integer model's grid, straight through."""
+    x = x.clamp(0.0, ACTIVATION_MAX)
+    if fake_quantise:
+        x = x + ((x.detach() * ACTIVATION_SCALE).round() / ACTIVATION_SCALE - x.detach())
+    return x
+
+
+def weight_step(weight: Tensor) -> Tensor:
+    """Quantisation step of int8 weights per output channel: [O, I, k, k] -> [O, 1, 1, 1], positive."""
+    return weight.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(1e-12) / 127.0
+
+
+def quantised_weight(weight: Tensor) -> Tensor:
+    """Weights rounded to their int8 grid, straight through."""
+    with torch.no_grad():
+        step = weight_step(weight)
+        rounded = (weight / step).round() * step
+    return weight + (rounded - weight).detach()
+
+
+class Step(nn.Module):
+    """The progressive component for one group (right side of Fig. 2): two 3x3 convolutions on cells.
+
+        h1 = A(W1 [compand(z_filled), availability, planes, q])      1x1
+        h2 = A(W2 * h1)                                              3x3
+        q' = A(h1 + W3 * h2)                                         3x3
+        parameters = W4 q'                                           1x1
+
+    with A(x) = clamp(x, 0, ACTIVATION_MAX). With `fake_quantise` set, weights and activations are rounded to the
+    grids of the integer model (quantisation-aware finishing).
+    """
+
+    fake_quantise = False
+
+    def __init__(self, inputs: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.w1 = nn.Conv2d(inputs + width, width, 1)
+        self.w2 = nn.Conv2d(width, width, 3, padding=1)
+        self.w3 = nn.Conv2d(width, width, 3, padding=1)
+        self.w4 = nn.Conv2d(width, outputs, 1)
+
+    def forward(self, u: Tensor, q: Tensor, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """u [N, inputs, h, w], q [N, width, h, w], inside [N, 1, h, w] -> (parameters, q')."""
+        # Inputs are integers / INPUT_SCALE, q is integers / ACTIVATION_SCALE: one common grid for both.
+        ratio = ACTIVATION_SCALE / INPUT_SCALE
+        fake = self.fake_quantise
+        w1, w2, w3, w4 = self.w1.weight, self.w2.weight, self.w3.weight, self.w4.weight
+        if fake:
+            split = u.shape[1]
+            w1 = quantised_weight(torch.cat((w1[:, :split] * ratio, w1[:, split:]), dim=1))
+            w1 = torch.cat((w1[:, :split] / ratio, w1[:, split:]), dim=1)
+            w2, w3, w4 = quantised_weight(w2), quantised_weight(w3), quantised_weight(w4)
+        h1 = activation(F.conv2d(torch.cat((u, q), dim=1), w1, self.w1.bias), fake) * inside
+        h2 = activation(F.conv2d(h1, w2, self.w2.bias, padding=1), fake) * inside
+        q = activation(h1 + F.conv2d(h2, w3, self.w3.bias, padding=1), fake) * inside
+        return F.conv2d(q, w4, self.w4.bias), q
+
+
+class Prior(nn.Module):
+    """Model of the last scale: mixture parameters per channel from the header's integers alone."""
+
+    def __init__(self, planes: int, width: int, outputs: int) -> None:
+        super().__init__()
+        self.w1 = nn.Conv2d(planes, width, 1)
+        self.w2 = nn.Conv2d(width, outputs, 1)
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """planes [N, planes, 1, 1] -> parameters [N, outputs, 1, 1]."""
+        return self.w2(activation(self.w1(planes), False))
+
+
+def initial_bias(channels: int, num_mixtures: int) -> Tensor:
+    """Head bias to start from: components of different width around zero, so none is dead at the first step."""
+    bias = torch.zeros(3, num_mixtures, channels)
+    for k in range(num_mixtures):
+        bias[2, k] = 1.0 - 2.0 * k  # log2 of the inverse scale per latent
+    return bias.reshape(-1)
+
+
+@dataclass
+class Group:
+    """One coded group: which step made it and what it predicts.
+
+    Attributes:
+        scale: 0 is the finest; num_scales the prior's.
+        target: float [N, g, h, w], the latents of this group.
+        params: float32 [N, 3 K g, h, w] (or h = w = 1 for the prior): logits in nats, means in latents,
+            log2 inverse scales per latent, each [K][g].
+        inside: [N, 1, h, w], 1 where the position lies in the picture.
+    """
+
+    scale: int
+    target: Tensor
+    params: Tensor
+    inside: Tensor
+
+
+class ProbabilityModel(nn.Module):
+    """P: yields the distribution of every latent, scale by scale and group by group."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        p = config.probability
+        self.config = p
+        self.c = config.transform.c
+        self.planes = num_planes(p.num_scales)
+        self.inputs = 4 * self.c + 4 * len(p.channel_groups) + self.planes
+        self.steps = nn.ModuleList()
+        for _ in CODING_ORDER:
+            for size in p.channel_groups:
+                step = Step(self.inputs, p.width, 3 * p.num_mixtures * size)
+                _start_head(step.w4, size, p.num_mixtures)
+                self.steps.append(step)
+        self.fake_quantise = False
+        self.prior: Prior | None = None
+        if p.prior == "learned":
+            self.prior = Prior(self.planes, p.width, 3 * p.num_mixtures * self.c)
+            _start_head(self.prior.w2, self.c, p.num_mixtures)
+
+    def set_fake_quantise(self, on: bool) -> None:
+        """Switch the rounding of weights and activations on or off (quantisation-aware finishing)."""
+        self.fake_quantise = on
+        for step in self.steps:
+            assert isinstance(step, Step)
+            step.fake_quantise = on
+
+    def groups(self, context: Tensor, target: Tensor, header: Tensor, inside: Tensor | None = None) -> Iterator[Group]:
+        """Run P over known latents (training, rate estimates).
+
+        Args:
+            context: float [N, c, h, w], the latents that later groups see (quantised, straight-through).
+            target: float [N, c, h, w], the latents whose probability is asked (quantised, or with uniform noise).
+            header: int64 [N, 3]: quality 0..1000, mu 0..8, b 1..8 per picture.
+            inside: [N, 1, h, w] of 0/1 for pictures of different sizes in one batch; None: all inside.
+        Yields:
+            Groups from the coarsest scale to the finest; the uniform prior yields none for the last scale.
+        """
+        num_scales, groups = self.config.num_scales, self.config.channel_groups
+        if inside is None:
+            inside = torch.ones_like(context[:, :1])
+        pyramid = [(context, target, inside)]
+        for _ in range(num_scales):
+            pyramid.append(tuple(t[:, :, ::2, ::2] for t in pyramid[-1]))  # type: ignore[arg-type]
+        values = torch.tensor(
+            [[constant_planes(q, mu, b, i, num_scales) for q, mu, b in header.tolist()] for i in range(num_scales + 1)],
+            device=context.device,
+        )
+        # Integer inputs up to 127 / 16 are exact in bfloat16.
+        autocast = torch.is_autocast_enabled(context.device.type)
+        dtype = torch.get_autocast_dtype(context.device.type) if autocast else context.dtype
+        planes = values.to(dtype)[..., None, None] / INPUT_SCALE  # [scales, N, planes, 1, 1]
+
+        if self.prior is not None:
+            yield Group(num_scales, pyramid[-1][1], self.prior(planes[-1]).float(), pyramid[-1][2])
+        coarse = pyramid[-1][0]
+        q = context.new_zeros(context.shape[0], self.config.width, *coarse.shape[2:], dtype=dtype)
+        q = q.contiguous(memory_format=torch.channels_last)
+        for scale in range(num_scales - 1, -1, -1):
+            z, t, valid = (pad_even(part) for part in pyramid[scale])
+            z_cells, t_cells, valid_cells = to_cells(z), to_cells(t), to_cells(valid)
+            valid_cells = [part.to(dtype) for part in valid_cells]
+            cell_inside = valid_cells[0]
+            q = upsample_context(q, *cell_inside.shape[2:])
+            values = [self._input(cells).to(dtype).split(groups, dim=1) for cells in z_cells]
+            known = values[0]
+            filled = [[part * valid_p for part in known] for valid_p in valid_cells]
+            available = [[torch.zeros_like(cell_inside) for _ in groups] for _ in POSITIONS]
+            available[0] = [cell_inside * (AVAILABLE / INPUT_SCALE) for _ in groups]
+            plane_maps = planes[scale] * cell_inside
+            index = 0
+            for p in CODING_ORDER:
+                for g, size in enumerate(groups):
+                    u = torch.cat([*itertools.chain(*filled), *itertools.chain(*available), plane_maps], dim=1)
+                    params, q = self.steps[index](u, q, cell_inside)
+                    start = sum(groups[:g])
+                    yield Group(scale, t_cells[p][:, start : start + size], params.float(), valid_cells[p])
+                    filled[p][g] = values[p][g] * valid_cells[p]
+                    available[p][g] = valid_cells[p] * (AVAILABLE / INPUT_SCALE)
+                    index += 1
+
+    def _input(self, latents: Tensor) -> Tensor:
+        """Latents as w1 sees them: companded, on the integer grid in quantisation-aware steps."""
+        values = compand(latents)
+        if self.fake_quantise:
+            values = values + (values.detach().round() - values.detach())
+        return values / INPUT_SCALE
+
+    def num_bits(self, context: Tensor, target: Tensor, header: Tensor, inside: Tensor | None = None) -> Tensor:
+        """Bits of each picture under the float model: float32 [N]. Arguments as in `groups`."""
+        b = header[:, 2]
+        bits = torch.zeros(context.shape[0], device=context.device)
+        for group in self.groups(context, target, header, inside):
+            likelihood = mixture_likelihood(group.target.float(), group.params, self.config.num_mixtures, b)
+            bits = bits - (likelihood.log2() * group.inside).flatten(1).sum(dim=1)
+        if self.prior is None:
+            last = torch.ones_like(context[:, :1]) if inside is None else inside
+            for _ in range(self.config.num_scales):
+                last = last[:, :, ::2, ::2]
+            bits = bits + b * self.c * last.flatten(1).sum(dim=1)
+        return bits
+
+
+def _start_head(head: nn.Conv2d, channels: int, num_mixtures: int) -> None:
+    with torch.no_grad():
+        head.weight.mul_(0.1)
+        assert head.bias is not None
+        head.bias.copy_(initial_bias(channels, num_mixtures))
+
+
+def split_params(params: Tensor, num_mixtures: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, 3 K g, h, w] -> logits, means, log2 inverse scales, each [N, K, g, h, w]."""
+    n, channels, h, w = params.shape
+    logits, means, log2_inv = params.view(n, 3, num_mixtures, channels // (3 * num_mixtures), h, w).unbind(dim=1)
+    return logits, means, log2_inv
+
+
+def mixture_likelihood(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> Tensor:
+    """Probability of each latent under its mixture of logistics (Salimans et al. 2017, as L2C III-B uses it).
+
+        P(x) = sum_k w_k [sigma((x + S/2 - mu_k) v_k) - sigma((x - S/2 - mu_k) v_k)],  S = 2^(8-b)
+
+    with the lowest level's lower edge at -infinity and the highest level's upper edge at +infinity, mixed with the
+    floor that the integer CDF has: each symbol gets S/2^20, the mixture (65536-16)/65536 of the rest.
+
+    Args:
+        x: float32 [N, g, h, w], latents.
+        params: float32 [N, 3 K g, h, w], see `Group`.
+        num_mixtures: K.
+        b: int64 [N], bits.
+    Returns:
+        float32 [N, g, h, w], in [S/2^20, 1].
+    """
+    logits, means, log2_inv = split_params(params, num_mixtures)
+    inv = torch.exp2(log2_inv.clamp(_LOG2_INV_SCALE_TOP - 255.0 / INV_SCALE_OCTAVE, _LOG2_INV_SCALE_TOP))
+    step = torch.exp2(8.0 - b.float())[:, None, None, None, None]
+    centred = x[:, None] - means
+    high, low = centred + 0.5 * step, centred - 0.5 * step
+    high = high.masked_fill((x >= 128.0 - 1.25 * step[:, 0])[:, None], 1e4)
+    low = low.masked_fill((x <= -128.0 + 0.25 * step[:, 0])[:, None], -1e4)
+    # Mirrored so that both arguments are on the falling side, where sigmoid differences keep their precision.
+    flip = centred > 0
+    mass = torch.sigmoid(torch.where(flip, -low, high) * inv) - torch.sigmoid(torch.where(flip, -high, low) * inv)
+    mixed = (torch.softmax(logits, dim=1) * mass).sum(dim=1)
+    return mixed * ((65536.0 - 16.0) / 65536.0) + (step[:, 0] / 2**20)

@@ -1,0 +1,65 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> ModelConfig:
+    """The smallest model that has every part of the default one."""
+    return ModelConfig(
+        name="tiny",
+        transform=TransformConfig(
+            family="block",
+            s=8,
+            c=12,
+            width=16,
+            encoder_blocks=1,
+            decoder_blocks=1,
+            fine_width=8,
+            mask=True,
+            modulated=True,
+            modulator_width=8,
+        ),
+        probability=ProbabilityConfig(num_scales=3, channel_groups=(4, 8), num_mixtures=3, width=16),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model_path(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained model file of `tiny_config`, the same weights in every run."""
+    from l2c import integer
+    from l2c.models import save_model
+    from l2c.networks import Transform
+    from l2c.probability import ProbabilityModel
+
+    path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        transform = Transform(tiny_config.transform)
+        probability = integer.from_float(ProbabilityModel(tiny_config), tiny_config)
+    save_model(path, tiny_config, transform, probability, rate_curve=[], card={"training": "none"})
+    return path
+
+
+@pytest.fixture(scope="session")
+def drawn_picture() -> npt.NDArray[np.uint8]:
+    """uint8 [50, 70, 3] with a slope, an edge and noise."""
+    y, x = np.mgrid[0:50, 0:70].astype(np.float32)
+    planes = np.stack([3 * x, 5 * y, 2 * (x + y)], axis=2)
+    planes[10:30, 20:45] = (200, 40, 90)
+    return (planes + np.random.default_rng(5).normal(0, 4, planes.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def configs() -> Path:
+    """The folder of configurations that come with the project."""
+    return Path(__file__).parent.parent / "configs"

@@ -1,0 +1,351 @@
+"""The whole path with tiny untrained models: any size, any input, exactness, tiles, errors."""
+
+import dataclasses
+import io
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import l2c
+from l2c import codec as codec_module
+from l2c import integer, networks
+from l2c.bitstream import read_bitstream, read_header, write_bitstream
+from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.errors import (
+    BackendError,
+    BitstreamError,
+    ImageError,
+    LimitError,
+    ModelMismatchError,
+    RateError,
+    UnsupportedError,
+)
+from l2c.models import save_model
+from l2c.probability import ProbabilityModel
+
+
+def drawn(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A smooth picture with an edge and some grain, uint8 [height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    base = np.stack([128 + 90 * np.sin(x / 17 + k) * np.cos(y / (11 + k)) for k in range(3)], axis=2)
+    base += np.where(x + 2 * y > width, 30, -30)[..., None] + rng.normal(0, 6, (height, width, 3))
+    return base.clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_model_path) -> l2c.Codec:
+    return l2c.Codec(tiny_model_path)
+
+
+def test_round_trip_keeps_shape_and_latents(codec) -> None:
+    picture = drawn(75, 110)
+    encoded = codec.encode_detailed(picture, quality=70)
+    decoded = codec.decode(encoded.data)
+    assert decoded.shape == picture.shape
+    assert decoded.dtype == np.uint8
+    assert encoded.bpp == 8 * len(encoded.data) / (75 * 110)
+    assert codec.verify(encoded.data) == encoded.latents_sha256
+    # Even an untrained model starts as a block transform coder, so the picture must come back recognisably.
+    assert np.abs(decoded.astype(int) - picture).mean() < 25
+
+
+def test_every_size_from_1_to_70_alone_and_in_mixed_batches(codec) -> None:
+    """All 4,900 sizes once in batches; every eleventh alone as well, with equal files."""
+    sizes = [(h, w) for h in range(1, 71) for w in range(1, 71)]
+    source = drawn(70, 70)
+    for start in range(0, len(sizes), 700):
+        part = sizes[start : start + 700]
+        pictures = [source[:h, :w] for h, w in part]
+        files = codec.encode_batch(pictures, quality=40)
+        streams = [read_bitstream(f) for f in files]
+        latents = codec.read_latents(streams)
+        for (h, w), stream, symbols in zip(part, streams, latents):
+            assert (stream.header.height, stream.header.width) == (h, w)
+            assert symbols.shape[1:] == (-(-h // 8), -(-w // 8))
+        for picture, file in list(zip(pictures, files))[::41]:
+            decoded = codec.decode(file)
+            assert decoded.shape == picture.shape
+        for index in range(0, len(part), 111):
+            h, w = part[index]
+            # The float transform may round another way in another batch; the latents of one file may not.
+            alone = codec.read_latents([streams[index]])[0]
+            assert np.array_equal(alone, latents[index])
+
+
+@pytest.mark.parametrize(
+    "name, s, c, groups",
+    [("wide8", 8, 64, (16, 48)), ("wide16", 16, 192, (192,)), ("small4", 4, 8, (3, 5))],
+)
+def test_any_down_sampling_and_channel_count(tmp_path, name: str, s: int, c: int, groups: tuple[int, ...]) -> None:
+    config = ModelConfig(
+        name, TransformConfig("block", s, c, 8, 1, 1, 4, mask=True, modulated=True), ProbabilityConfig(3, groups, 2, 8)
+    )
+    whole_path(config, tmp_path)
+
+
+@pytest.mark.parametrize("codec_name", ["c8b8", "c6b8", "c3b4", "c1b4"])
+def test_four_codec_set_runs_with_tiny_widths(tmp_path, configs, codec_name: str) -> None:
+    config = ModelConfig.from_file(configs / f"{codec_name}.json")
+    config = dataclasses.replace(
+        config,
+        transform=dataclasses.replace(config.transform, width=8),
+        probability=dataclasses.replace(config.probability, width=8),
+    )
+    whole_path(config, tmp_path)
+
+
+def whole_path(config: ModelConfig, folder) -> None:
+    torch.manual_seed(0)
+    path = folder / f"{config.name}.safetensors"
+    probability = integer.from_float(ProbabilityModel(config), config)
+    save_model(path, config, networks.Transform(config.transform), probability, [])
+    codec = l2c.Codec(path)
+    picture = drawn(45, 83)
+    for b in {1, config.bits}:
+        data = codec.encode(picture, quality=60, b=b)
+        assert codec.decode(data).shape == picture.shape
+        reference = l2c.Codec(path, backend="reference")
+        assert reference.verify(data) == codec.verify(data)
+
+
+def test_backends_and_batches_give_identical_files(tiny_model_path) -> None:
+    pictures = [drawn(40, 61), drawn(9, 100), drawn(64, 64)]
+    codecs = [l2c.Codec(tiny_model_path, backend=b, threads=t) for b in ("cpu", "torch", "reference") for t in (1, 2)]
+    latents = codecs[0]._analyse(pictures, [500] * 3, 4, 8)
+    parts = [codec_module._Latents(s, 500, 4, 8) for s in latents]
+    sizes = [p.shape[:2] for p in pictures]
+    expected = codecs[0]._write_latents(sizes, parts, 1024)
+    for codec in codecs[1:]:
+        assert codec._write_latents(sizes, parts, 1024) == expected
+    files = codecs[0].encode_batch(pictures, quality=50)
+    for codec in codecs:
+        assert [codec.verify(f) for f in files] == [codecs[0].verify(f) for f in files]
+
+
+def test_tiles_do_not_show_in_the_pixels(codec, monkeypatch) -> None:
+    """The same latents decoded whole and in small chunks differ by at most one level; so do E's latents rarely."""
+    picture = drawn(600, 700)
+    whole = codec.encode(picture, quality=60, tile=1024)
+    tiled = codec.encode(picture, quality=60, tile=512)
+    assert len(read_header(tiled).tiles) == 4
+    assert codec.verify(whole) == codec.verify(tiled)
+    full = codec.decode(whole).astype(int)
+    monkeypatch.setattr(codec_module, "_CHUNK", 128)
+    assert np.abs(codec.decode(tiled).astype(int) - full).max() <= 1
+    stream = read_bitstream(codec.encode(picture, quality=60))
+    chunked = codec.read_latents([stream])[0]
+    original = codec.read_latents([read_bitstream(whole)])[0]
+    assert (chunked != original).mean() < 1e-3
+
+
+def test_rate_target_is_met_from_below(codec) -> None:
+    picture = drawn(256, 256)
+    least = codec.encode_detailed(picture, quality=0).bpp
+    most = codec.encode_detailed(picture, quality=100).bpp
+    for share in (0.1, 0.5, 0.9):
+        target = least + share * (most - least)
+        encoded = codec.encode_detailed(picture, bpp=target)
+        assert encoded.target_reached
+        assert 0.95 * target <= encoded.bpp <= target
+        assert encoded.bpp == 8 * len(encoded.data) / picture[..., 0].size
+
+
+def test_rate_out_of_reach(codec) -> None:
+    with pytest.raises(RateError, match="least rate is") as caught:
+        codec.encode(drawn(16, 16), bpp=0.01)
+    assert caught.value.least_bpp > 0.01
+    flat = np.full((64, 64, 3), 90, np.uint8)
+    encoded = codec.encode_detailed(flat, bpp=50.0)
+    assert not encoded.target_reached
+    assert "needs only" in encoded.reason
+    assert encoded.quality == 100.0
+
+
+def test_quality_is_monotone_in_rate(codec) -> None:
+    picture = drawn(128, 160)
+    sizes = [len(codec.encode(picture, quality=q)) for q in range(0, 101, 10)]
+    assert sizes == sorted(sizes)
+    assert sizes[-1] > 2 * sizes[0]
+
+
+def test_outputs(codec) -> None:
+    picture = drawn(30, 50)
+    data = codec.encode(picture)
+    array = codec.decode(data)
+    tensor = codec.decode(data, as_="torch")
+    assert tensor.shape == (3, 30, 50)
+    assert np.array_equal(tensor.permute(1, 2, 0).numpy(), array)
+    assert np.array_equal(np.asarray(codec.decode(data, as_="pil")), array)
+    with pytest.raises(UnsupportedError, match="as_"):
+        codec.decode(data, as_="jpeg")
+    with pytest.raises(UnsupportedError, match="mode"):
+        codec.decode(data, mode="gray")
+
+
+def test_inputs_are_equivalent(codec, tmp_path) -> None:
+    picture = drawn(33, 41)
+    Image.fromarray(picture).save(tmp_path / "p.png")
+    sources = [
+        picture,
+        tmp_path / "p.png",
+        str(tmp_path / "p.png"),
+        (tmp_path / "p.png").read_bytes(),
+        Image.fromarray(picture),
+        torch.from_numpy(picture),
+        torch.from_numpy(picture).permute(2, 0, 1),
+    ]
+    assert len({codec.encode(source) for source in sources}) == 1
+    as_float = codec.encode_detailed(picture.astype(np.float64) / 255.0)  # its file differs in the original bit depth
+    assert as_float.latents_sha256 == codec.encode_detailed(picture).latents_sha256
+
+
+def test_alpha_and_grey_come_back_in_original_mode(codec) -> None:
+    alpha = (np.arange(40 * 30).reshape(40, 30) % 251).astype(np.uint8)
+    rgba = np.dstack((drawn(40, 30), alpha))
+    back = codec.decode(codec.encode(rgba), mode="original")
+    assert back.shape == (40, 30, 4)
+    assert np.array_equal(back[..., 3], alpha)
+    grey = codec.decode(codec.encode(drawn(20, 20)[..., 0]), mode="original")
+    assert grey.shape == (20, 20)
+    tensor = codec.decode(codec.encode(rgba), as_="torch", mode="original")
+    assert tensor.shape == (4, 40, 30)
+
+
+def test_icc_and_exif_are_kept(codec) -> None:
+    from PIL import ImageCms
+
+    image = Image.fromarray(drawn(20, 20))
+    exif = Image.Exif()
+    exif[0x010E] = "a picture"
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", exif=exif, icc_profile=profile)
+    data = codec.encode(buffer.getvalue())
+    decoded = codec.decode(data, as_="pil")
+    assert decoded.info["icc_profile"] == profile
+    assert decoded.getexif()[0x010E] == "a picture"
+    again = io.BytesIO()
+    decoded.save(again, "JPEG", exif=decoded.info["exif"])
+    assert Image.open(again).getexif()[0x010E] == "a picture"
+    assert len(codec.encode(buffer.getvalue(), metadata=False)) < len(data) - len(profile)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"bpp": 0.5, "quality": 3}, {"bpp": -1.0}, {"bpp": float("nan")}, {"quality": 101}, {"metric": "vmaf"},
+     {"effort": 3}, {"b": 0}, {"b": 9}, {"tile": 100}, {"tile": 1536}],
+)  # fmt: skip
+def test_bad_options(codec, options) -> None:
+    with pytest.raises(UnsupportedError):
+        codec.encode(drawn(8, 8), **options)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [np.zeros((0, 5, 3), np.uint8), np.zeros((5, 5, 3), bool), np.full((5, 5, 3), np.nan), b"", b"not a picture",
+     "no/such/file.png", np.zeros((2, 2, 2, 3), np.uint8)],
+)  # fmt: skip
+def test_bad_pictures(codec, image) -> None:
+    with pytest.raises(ImageError):
+        codec.encode(image)
+
+
+def test_bad_files(codec) -> None:
+    data = codec.encode(drawn(40, 40), quality=30)
+    for wrong in (b"", b"x", data[:10], data[:-1], data + b"\0", b"\x89PNG" + data):
+        with pytest.raises(BitstreamError):
+            codec.decode(wrong)
+    for position in range(0, len(data), 7):
+        flipped = bytearray(data)
+        flipped[position] ^= 1 << (position % 8)
+        with pytest.raises((BitstreamError, UnsupportedError)):
+            codec.decode(bytes(flipped))
+
+
+def rewritten(data: bytes, **changes) -> bytes:
+    """The same payloads under a header with other fields and right CRCs: only the codec can notice."""
+    stream = read_bitstream(data)
+    header = dataclasses.replace(stream.header, **changes)
+    return write_bitstream(header, stream.payloads, [t.channels for t in stream.tiles])
+
+
+def test_lies_with_valid_crcs(codec) -> None:
+    data = codec.encode(drawn(40, 40), quality=30)
+    for changes in (
+        {"quality": 301},
+        {"width": 48},
+        {"height": 9},
+        {"latent_bits": 7},
+        {"metric_mix": 0},
+        {"latents_crc32": 1},
+    ):
+        with pytest.raises(BitstreamError):
+            codec.decode(rewritten(data, **changes))
+    with pytest.raises(ModelMismatchError, match="ffffffff") as caught:
+        codec.decode(rewritten(data, model_id=b"\xff" * 8))
+    assert caught.value.wanted == "ff" * 8
+    stream = read_bitstream(data)
+    with pytest.raises(BitstreamError, match="channels"):
+        codec.decode(write_bitstream(stream.header, stream.payloads, [999]))
+
+
+def test_limits(codec, tiny_model_path) -> None:
+    data = codec.encode(drawn(40, 50))
+    with pytest.raises(LimitError):
+        l2c.Codec(tiny_model_path, limits=l2c.Limits(max_pixels=1999)).decode(data)
+    assert l2c.Codec(tiny_model_path, limits=l2c.Limits(max_pixels=2000)).decode(data).shape == (40, 50, 3)
+
+
+def test_other_models_are_found_by_id(codec, tiny_model_path, tmp_path, monkeypatch) -> None:
+    config = ModelConfig(
+        "other", TransformConfig("block", 8, 6, 8, 1, 1, modulated=True), ProbabilityConfig(2, (6,), 1, 4)
+    )
+    torch.manual_seed(1)
+    path = tmp_path / "other.safetensors"
+    probability = integer.from_float(ProbabilityModel(config), config)
+    save_model(path, config, networks.Transform(config.transform), probability, [])
+    other = l2c.Codec(path)
+    picture = drawn(31, 22)
+    files = [codec.encode(picture), other.encode(picture), codec.encode(picture, quality=20)]
+    with pytest.raises(ModelMismatchError, match=other.model.model_id.hex()):
+        codec.decode(files[1])
+    monkeypatch.setenv("L2C_MODEL_PATH", str(tmp_path))
+    decoded = codec.decode_batch(files)
+    assert np.array_equal(decoded[1], other.decode(files[1]))
+    assert np.array_equal(decoded[0], codec.decode(files[0]))
+
+
+def test_wrong_integers_fall_back_to_the_exact_path(tiny_model_path, monkeypatch) -> None:
+    """A backend that computes other integers than the encoder must not lose the picture."""
+    codec = l2c.Codec(tiny_model_path)
+    picture = drawn(50, 50)
+    data = codec.encode(picture)
+    expected = codec.decode(data)
+    layer = integer.CpuEngine.step
+
+    def broken(self, index):
+        raws = layer(self, index)
+        return [np.ascontiguousarray(raw + (index == 1)) for raw in raws]
+
+    monkeypatch.setattr(integer.CpuEngine, "step", broken)
+    assert np.array_equal(codec.decode(data), expected)
+    with pytest.warns(UserWarning, match="exact slow path"):
+        assert l2c.Codec(tiny_model_path).backend == "reference"
+
+
+def test_unusable_device() -> None:
+    with pytest.raises(BackendError):
+        codec_module._device("cuda:99")
+    with pytest.raises(BackendError):
+        codec_module._device("abacus")
+
+
+def test_header_is_small(codec) -> None:
+    data = codec.encode(drawn(512, 768), quality=20)
+    sizes = read_header(data).part_sizes()
+    assert len(data) - sizes["payloads"] <= 64
+    assert read_header(data).header.latents_crc32 == zlib.crc32(codec.read_latents([read_bitstream(data)])[0])

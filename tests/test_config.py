@@ -1,0 +1,59 @@
+"""Configurations: every shipped one loads, round trips, and mistakes are named."""
+
+import json
+
+import pytest
+
+from l2c.config import ModelConfig
+from l2c.errors import ConfigError
+
+
+def good() -> dict:
+    return {
+        "name": "x",
+        "transform": {"family": "block", "s": 8, "c": 4, "width": 8},
+        "probability": {"num_scales": 3, "channel_groups": [1, 3], "num_mixtures": 2, "width": 8},
+    }
+
+
+def test_shipped_configurations_round_trip(configs) -> None:
+    files = sorted(configs.glob("*.json"))
+    assert {f.stem for f in files} >= {"default", "c8b8", "c6b8", "c3b4", "c1b4"}
+    for file in files:
+        config = ModelConfig.from_file(file)
+        assert ModelConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"nmae": "y"}, "unknown key 'nmae'"),
+        ({"name": None}, "model.name: expected str"),
+        ({"bits": 9}, "bits is 9"),
+        ({"bits": True}, "model.bits: expected int"),
+        ({"lmbda_min": 0.5}, "in order"),
+        ({"transform": {"family": "block", "s": 8, "c": 4}}, "missing key 'width'"),
+        ({"transform": {"family": "block", "s": 7, "c": 4, "width": 8}}, "transform.s is 7"),
+        ({"transform": {"family": "vae", "s": 8, "c": 4, "width": 8}}, "transform.family"),
+        ({"transform": {"family": "paper", "s": 8, "c": 4, "width": 8}}, "down-sample by 4"),
+        ({"transform": {"family": "block", "s": 2, "c": 13, "width": 8}}, "transform.c is 13"),
+        ({"transform": []}, "expected a table"),
+        ({"probability": {"num_scales": 3, "channel_groups": [1, 2], "num_mixtures": 2, "width": 8}}, "sum to 3"),
+        ({"probability": {"num_scales": 3, "channel_groups": "ab", "num_mixtures": 2, "width": 8}}, "a list"),
+        ({"probability": {"num_scales": 9, "channel_groups": [4], "num_mixtures": 2, "width": 8}}, "num_scales"),
+        (
+            {"probability": {"num_scales": 3, "channel_groups": [4], "num_mixtures": 2, "width": 8, "prior": "flat"}},
+            "probability.prior",
+        ),
+    ],
+)
+def test_mistakes_are_named(change, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig.from_json(json.dumps(good() | change))
+
+
+def test_not_json_and_no_file(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="not JSON"):
+        ModelConfig.from_json("{")
+    with pytest.raises(ConfigError, match="cannot read"):
+        ModelConfig.from_file(tmp_path / "none.json")

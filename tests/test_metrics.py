@@ -1,0 +1,87 @@
+"""PSNR and MS-SSIM against an independent implementation and on small pictures."""
+
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from l2c import metrics
+
+
+def pair(height: int, width: int, noise: float = 0.05) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    x = torch.rand(1, 3, height // 8 + 1, width // 8 + 1, generator=generator)
+    x = torch.nn.functional.interpolate(x, size=(height, width), mode="bilinear")
+    return x, (x + noise * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+
+
+def test_psnr_equals_scikit_image() -> None:
+    x, y = pair(40, 50)
+    expected = peak_signal_noise_ratio(x.numpy(), y.numpy(), data_range=1.0)
+    assert float(metrics.psnr(x, y)) == pytest.approx(expected, abs=1e-4)
+
+
+def test_one_scale_equals_scikit_image() -> None:
+    """Below 22 pixels a single scale is left: plain SSIM with a Gaussian window, without scikit-image's border."""
+    x, y = pair(20, 40)
+    planes = [
+        structural_similarity(
+            x[0, c].double().numpy(), y[0, c].double().numpy(), data_range=1.0, gaussian_weights=True, sigma=1.5,
+            use_sample_covariance=False, full=True,
+        )[1][5:-5, 5:-5].mean()
+        for c in range(3)
+    ]  # fmt: skip
+    assert float(metrics.msssim(x, y)) == pytest.approx(float(np.mean(planes)), abs=1e-5)
+
+
+def test_five_scales_equal_the_plain_definition() -> None:
+    """Wang 2003 written out with scikit-image's SSIM maps and exact 2x2 means."""
+    x, y = pair(176, 192)
+    expected = []
+    for c in range(3):
+        a, b = x[0, c].double().numpy(), y[0, c].double().numpy()
+        value = 1.0
+        for scale, weight in enumerate(metrics.MSSSIM_WEIGHTS):
+            ssim = structural_similarity(
+                a, b, data_range=1.0, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+            )[1][5:-5, 5:-5]
+            if scale < 4:
+                mean_a, mean_b = (_blur(v) for v in (a, b))
+                luminance = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
+                ssim = ssim / luminance
+                a, b = (v.reshape(v.shape[0] // 2, 2, v.shape[1] // 2, 2).mean(axis=(1, 3)) for v in (a, b))
+            value *= ssim.mean() ** weight
+        expected.append(value)
+    assert float(metrics.msssim(x, y)) == pytest.approx(float(np.mean(expected)), abs=1e-4)
+
+
+def _blur(a: np.ndarray) -> np.ndarray:
+    taps = np.exp(-((np.arange(11) - 5) ** 2) / 4.5)
+    taps /= taps.sum()
+    rows = sum(t * a[i : a.shape[0] - 10 + i] for i, t in enumerate(taps))
+    return sum(t * rows[:, i : rows.shape[1] - 10 + i] for i, t in enumerate(taps))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (11, 11), (100, 21), (161, 161)])
+def test_any_size(size) -> None:
+    x, y = pair(*size)
+    value = metrics.msssim(x, y)
+    assert value.shape == (1,)
+    assert 0.0 <= float(value) <= 1.0
+    assert float(metrics.msssim(x, x)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_large_pictures_take_the_other_filter_with_the_same_result(monkeypatch) -> None:
+    x, y = pair(200, 200)
+    expected = metrics.msssim(x, y)
+    monkeypatch.setattr(metrics, "_MATMUL_SIDE", 0)
+    torch.testing.assert_close(metrics.msssim(x, y), expected, atol=1e-6, rtol=0)
+
+
+def test_gradient_points_to_the_original() -> None:
+    x, y = pair(48, 48)
+    y = y.clone().requires_grad_()
+    metrics.msssim(x, y).sum().backward()
+    assert y.grad is not None
+    improved = metrics.msssim(x, y.detach() + 10.0 * y.grad)
+    assert float(improved) > float(metrics.msssim(x, y.detach()))

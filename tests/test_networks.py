@@ -1,0 +1,105 @@
+"""E, I, D: published sizes, cost per pixel, quantiser and mask, forward shapes for any s and c."""
+
+import pytest
+import torch
+
+from l2c import networks
+from l2c.config import ModelConfig, TransformConfig
+from l2c.networks.block import block_basis
+from l2c.networks.paper import PaperEncoder
+from l2c.probability import ProbabilityModel
+
+CODECS = ("c8b8", "c6b8", "c3b4", "c1b4")
+
+
+def count(module: torch.nn.Module | None) -> int:
+    return sum(p.numel() for p in module.parameters()) if module is not None else 0
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_paper_parameter_counts(name: str, configs) -> None:
+    """L2C IV: E 1.6 M, I 1.6 M, P 1.9 M, D 2.7 M; within 5 %."""
+    config = ModelConfig.from_file(configs / f"{name}.json")
+    transform = networks.Transform(config.transform)
+    encoder = transform.encoder
+    assert isinstance(encoder, PaperEncoder)
+    importance = count(encoder.importance)
+    assert count(encoder) - importance == pytest.approx(1.6e6, rel=0.05)
+    if config.transform.c > 1:
+        assert importance == pytest.approx(1.6e6, rel=0.05)
+    else:
+        assert importance == 0
+    assert count(transform.decoder) == pytest.approx(2.7e6, rel=0.05)
+    assert count(ProbabilityModel(config)) == pytest.approx(1.9e6, rel=0.05)
+    assert sum(p.numel() for n, p in transform.decoder.named_parameters() if n.endswith("bias")) == 1740
+
+
+def test_default_cost_per_pixel(configs) -> None:
+    """DESIGN 2: D <= 60, E with I <= 60, P <= 12 kMAC per pixel."""
+    config = ModelConfig.from_file(configs / "default.json")
+    encoder, decoder = networks.transform_costs(config)
+    assert 5 < encoder <= 60
+    assert 5 < decoder <= 60
+    p = ProbabilityModel(config)
+    z = torch.zeros(1, config.transform.c, 32, 32)
+    header = torch.tensor([[500, 0, 8]])
+    pixels = (32 * config.transform.s) ** 2
+    assert 1 < networks.kmac_per_pixel(lambda: p.num_bits(z, z, header), pixels) <= 12
+
+
+@pytest.mark.parametrize("s, c", [(2, 5), (4, 8), (8, 64), (16, 192), (32, 20)])
+@pytest.mark.parametrize("mask", [False, True])
+def test_block_family_shapes(s: int, c: int, mask: bool) -> None:
+    config = TransformConfig("block", s, c, 8, 1, 1, 4, mask=mask, modulated=True)
+    transform = networks.Transform(config)
+    cond = networks.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
+    y, tau = transform.encoder(torch.rand(2, 3, 2 * s, 3 * s), cond)
+    assert y.shape == (2, c, 2, 3)
+    assert (tau is not None) == mask
+    assert transform.decoder(y.round(), cond).shape == (2, 3, 2 * s, 3 * s)
+
+
+def test_block_basis_is_orthonormal() -> None:
+    for s in (2, 4, 8, 16):
+        basis, frequency = block_basis(s)
+        torch.testing.assert_close(basis @ basis.T, torch.eye(3 * s * s), atol=1e-5, rtol=0)
+        assert float(frequency[0]) == 0.0
+        # The first function is the mean of all three colours.
+        torch.testing.assert_close(basis[0], torch.full((3 * s * s,), 1 / (3 * s * s) ** 0.5), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("b", range(1, 9))
+def test_quantise_round_trip(b: int) -> None:
+    symbols = torch.arange(1 << b, dtype=torch.uint8)
+    latents = networks.dequantise(symbols, b)
+    assert torch.equal(networks.quantise(latents, b), symbols)
+    assert float(latents.min()) == -128.0
+    assert float(latents.max()) == 128.0 - (1 << (8 - b))
+    assert int(networks.quantise(torch.zeros(1), b)) == 1 << (b - 1)  # a masked latent is exactly a level
+    extremes = networks.quantise(torch.tensor([-1e9, 1e9]), b)
+    assert extremes.tolist() == [0, (1 << b) - 1]
+
+
+def test_importance_mask() -> None:
+    tau = torch.tensor([0.0, 0.24, 0.26, 0.5, 1.0]).view(5, 1, 1, 1).requires_grad_()
+    mask = networks.importance_mask(tau, 4)
+    assert mask.flatten(1).sum(dim=1).tolist() == [0, 1, 1, 2, 4]  # round(c tau)
+    assert mask[3].flatten().tolist() == [1, 1, 0, 0]  # the first channels are kept
+    mask.sum().backward()
+    # d/dtau of sum_k clamp(c tau - k, 0, 1) is c where 0 < c tau - k < 1 for some k.
+    assert tau.grad is not None
+    assert tau.grad.flatten().tolist() == [0, 4, 4, 0, 0]
+
+
+def test_modulators_start_at_one_and_depend_on_the_condition() -> None:
+    modulator = networks.modulators.Modulator(6, 8)
+    cond = networks.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(modulator.scales(cond), torch.ones(2, 6, 1, 1), atol=0.2, rtol=0)
+    assert not torch.equal(modulator.scales(cond)[0], modulator.scales(cond)[1])
+
+
+def test_used_channels() -> None:
+    symbols = torch.full((5, 3, 3), 128, dtype=torch.uint8)
+    assert networks.used_channels(symbols, 8) == 0
+    symbols[3, 1, 1] = 127
+    assert networks.used_channels(symbols, 8) == 4

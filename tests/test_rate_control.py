@@ -1,0 +1,67 @@
+"""The quality search on synthetic rate curves."""
+
+import math
+
+import pytest
+
+from l2c.rate_control import MAX_PROBES, QualitySearch
+
+
+def run(search: QualitySearch, size_of) -> None:
+    for _ in range(40):
+        quality = search.next_quality
+        if quality is None:
+            return
+        assert 0 <= quality <= 1000
+        assert quality not in search.sizes
+        search.report(quality, size_of(quality))
+    raise AssertionError("the search does not end")
+
+
+@pytest.mark.parametrize("target", [3_000, 10_000, 50_000, 200_000])
+@pytest.mark.parametrize("bend", [0.7, 1.0, 1.6])
+def test_target_is_met_in_few_probes(target: int, bend: float) -> None:
+    def size_of(q: int) -> int:
+        return int(2_000 * math.exp(5.0 * (q / 1000) ** bend))
+
+    search = QualitySearch(target, 400_000, [(0, 0.05), (500, 0.5), (1000, 4.0)])
+    run(search, size_of)
+    assert search.best is not None
+    assert 0.98 * target <= search.sizes[search.best] <= target
+    assert len(search.sizes) <= MAX_PROBES
+
+
+def test_without_a_curve() -> None:
+    search = QualitySearch(9_000, 400_000, [])
+    run(search, lambda q: int(1_000 * math.exp(q / 250)))
+    assert search.best is not None
+    assert 0.97 * 9_000 <= search.sizes[search.best] <= 9_000
+
+
+def test_below_the_least_rate() -> None:
+    search = QualitySearch(10, 400_000, [(0, 0.05), (1000, 4.0)])
+    run(search, lambda q: 500 + q)
+    assert search.best is None
+    assert search.sizes[0] == 500
+
+
+def test_above_the_best_quality() -> None:
+    search = QualitySearch(1e9, 400_000, [(0, 0.05), (1000, 4.0)])
+    run(search, lambda q: 500 + q)
+    assert search.best == 1000
+    assert len(search.sizes) <= 3
+
+
+def test_ripples_do_not_trap_it() -> None:
+    search = QualitySearch(9_000, 400_000, [(0, 0.05), (1000, 4.0)])
+    run(search, lambda q: int(1_000 * math.exp(q / 250)) + (37 * q) % 90)
+    assert search.best is not None
+    assert 0.96 * 9_000 <= search.sizes[search.best] <= 9_000
+
+
+def test_coarse_steps() -> None:
+    """One quality step can jump over the tolerance: the search ends at neighbours."""
+    search = QualitySearch(1_500, 1_000, [(0, 0.05), (1000, 4.0)])
+    run(search, lambda q: 1_000 if q < 613 else 2_000)
+    assert search.best is not None
+    assert search.sizes[search.best] == 1_000
