@@ -26,15 +26,25 @@ using namespace l2c;
 template <class T>
 const char* dtype_name();
 template <>
-const char* dtype_name<uint8_t>() { return "uint8"; }
+const char* dtype_name<uint8_t>() {
+    return "uint8";
+}
 template <>
-const char* dtype_name<uint16_t>() { return "uint16"; }
+const char* dtype_name<uint16_t>() {
+    return "uint16";
+}
 template <>
-const char* dtype_name<int16_t>() { return "int16"; }
+const char* dtype_name<int16_t>() {
+    return "int16";
+}
 template <>
-const char* dtype_name<uint32_t>() { return "uint32"; }
+const char* dtype_name<uint32_t>() {
+    return "uint32";
+}
 template <>
-const char* dtype_name<int32_t>() { return "int32"; }
+const char* dtype_name<int32_t>() {
+    return "int32";
+}
 
 // The array behind `object`, checked, with `ndim` dimensions. Throws std::invalid_argument (ValueError).
 template <class T>
@@ -60,8 +70,12 @@ struct MixtureArrays {
         : weights(array_arg<uint16_t>(w, "weights", 2)),
           means(array_arg<int16_t>(m, "means", 2)),
           inv_scales(array_arg<uint16_t>(v, "inv_scales", 2)),
-          view{weights.data(), means.data(), inv_scales.data(), static_cast<size_t>(weights.shape(1)),
-               static_cast<int>(std::min<py::ssize_t>(weights.shape(0), kMaxMixtures + 1)), bits},
+          view{weights.data(),
+               means.data(),
+               inv_scales.data(),
+               static_cast<size_t>(weights.shape(1)),
+               static_cast<int>(std::min<py::ssize_t>(weights.shape(0), kMaxMixtures + 1)),
+               bits},
           size(view.stride) {
         for (int axis = 0; axis < 2; ++axis) {
             if (means.shape(axis) != weights.shape(axis) || inv_scales.shape(axis) != weights.shape(axis)) {
@@ -82,9 +96,11 @@ struct TableArrays {
         : cdf(array_arg<uint32_t>(c, "cdf", 2)),
           sizes(array_arg<int32_t>(s, "cdf_sizes", 1)),
           indexes(array_arg<int32_t>(i, "indexes", 1)),
-          view{cdf.data(), sizes.data(), static_cast<size_t>(cdf.shape(0)), static_cast<size_t>(cdf.shape(1)), precision},
+          view{cdf.data(), sizes.data(), static_cast<size_t>(cdf.shape(0)), static_cast<size_t>(cdf.shape(1)),
+               precision},
           size(static_cast<size_t>(indexes.size())) {
-        if (sizes.shape(0) != cdf.shape(0)) throw std::invalid_argument("cdf_sizes must have one entry for each row of cdf");
+        if (sizes.shape(0) != cdf.shape(0))
+            throw std::invalid_argument("cdf_sizes must have one entry for each row of cdf");
     }
 };
 
@@ -103,13 +119,13 @@ py::array_t<T> new_array(py::ssize_t n) {
 
 // One thread at a time in an object: its methods run without the GIL.
 class Exclusive {
-public:
+ public:
     explicit Exclusive(std::atomic_flag& flag) : flag_(flag) {
         if (flag_.test_and_set()) throw std::runtime_error("this coder is in use by another thread");
     }
     ~Exclusive() { flag_.clear(); }
 
-private:
+ private:
     std::atomic_flag& flag_;
 };
 
@@ -158,12 +174,15 @@ PYBIND11_MODULE(_C, m) {
         "machine lacks.");
     m.def("set_cpu", &set_cpu, py::arg("name"),
           "Chooses the path by name, before L2C_CPU; '' goes back to L2C_CPU and detection. Raises BackendError.");
-    m.def("cpu_has", [](const std::string& name) {
-        for (Cpu cpu : {Cpu::kScalar, Cpu::kAvx2, Cpu::kAvx512}) {
-            if (name == cpu_name(cpu)) return cpu_has(cpu);
-        }
-        return false;
-    }, py::arg("name"), "Whether this machine can run a path.");
+    m.def(
+        "cpu_has",
+        [](const std::string& name) {
+            for (Cpu cpu : {Cpu::kScalar, Cpu::kAvx2, Cpu::kAvx512}) {
+                if (name == cpu_name(cpu)) return cpu_has(cpu);
+            }
+            return false;
+        },
+        py::arg("name"), "Whether this machine can run a path.");
 
     py::class_<PyEncoder>(m, "RangeEncoder", "Entropy encoder; the stream format is at the head of csrc/rans.h.")
         .def(py::init<>())
@@ -178,7 +197,8 @@ PYBIND11_MODULE(_C, m) {
                 run_alone(self, [&](RangeEncoder& core) { core.push_mixture(p.view, data, p.size); });
             },
             py::arg("symbols"), py::arg("weights"), py::arg("means"), py::arg("inv_scales"), py::arg("bits"),
-            "Symbols uint8 [n] below 2^bits; weights uint16 [K, n], sum over K 65520; means int16 [K, n], Q6 half steps; "
+            "Symbols uint8 [n] below 2^bits; weights uint16 [K, n], sum over K 65520; means int16 [K, n], Q6 half "
+            "steps; "
             "inv_scales uint16 [K, n], 1..32767, Q10 per half step. Raises ValueError; nothing is pushed then.")
         .def(
             "push_table",
@@ -191,7 +211,8 @@ PYBIND11_MODULE(_C, m) {
                 run_alone(self, [&](RangeEncoder& core) { core.push_table(t.view, data, index, t.size); });
             },
             py::arg("symbols"), py::arg("cdf"), py::arg("cdf_sizes"), py::arg("indexes"), py::arg("precision"),
-            "Symbols int32 [n]; cdf uint32 [T, L+1], row t rises from 0 to 2^precision in cdf_sizes[t] entries (int32 [T]); "
+            "Symbols int32 [n]; cdf uint32 [T, L+1], row t rises from 0 to 2^precision in cdf_sizes[t] entries (int32 "
+            "[T]); "
             "indexes int32 [n] are rows; precision 1..20. Raises ValueError.")
         .def(
             "push_uniform",
@@ -210,7 +231,8 @@ PYBIND11_MODULE(_C, m) {
                 const size_t n = static_cast<size_t>(v.size());
                 run_alone(self, [&](RangeEncoder& core) { core.push_raw(data, n, num_bits); });
             },
-            py::arg("values"), py::arg("num_bits"), "Values uint32 [n] below 2^num_bits, num_bits 0..32. Raises ValueError.")
+            py::arg("values"), py::arg("num_bits"),
+            "Values uint32 [n] below 2^num_bits, num_bits 0..32. Raises ValueError.")
         .def_property_readonly(
             "ideal_bits",
             [](PyEncoder& self) {
@@ -227,25 +249,30 @@ PYBIND11_MODULE(_C, m) {
                 return py::bytes(reinterpret_cast<const char*>(stream.data()), stream.size());
             },
             py::arg("lanes") = 0,
-            "The stream. lanes: a power of two <= 64, or 0: the largest one whose flush (6 bytes a lane) is <= 0.3 % of the "
+            "The stream. lanes: a power of two <= 64, or 0: the largest one whose flush (6 bytes a lane) is <= 0.3 % "
+            "of the "
             "stream, at least 1. The encoder stays as it is. Raises ValueError.");
 
-    py::class_<PyDecoder>(m, "RangeDecoder",
-                          "Entropy decoder of one stream; pops must repeat the pushes in kind and order, not in grouping. "
-                          "Every method raises BitstreamError on a damaged stream, ValueError on wrong arguments; after an "
-                          "error in the middle of a pop every further call raises BitstreamError.")
+    py::class_<PyDecoder>(
+        m, "RangeDecoder",
+        "Entropy decoder of one stream; pops must repeat the pushes in kind and order, not in grouping. "
+        "Every method raises BitstreamError on a damaged stream, ValueError on wrong arguments; after an "
+        "error in the middle of a pop every further call raises BitstreamError.")
         .def(py::init([](const py::buffer& data) {
                  const py::buffer_info info = data.request();
                  if (info.itemsize != 1 || info.ndim != 1 || (info.size > 0 && info.strides[0] != 1)) {
                      throw std::invalid_argument("data must be bytes or another contiguous buffer of bytes");
                  }
-                 return std::make_unique<PyDecoder>(static_cast<const uint8_t*>(info.ptr), static_cast<size_t>(info.size));
+                 return std::make_unique<PyDecoder>(static_cast<const uint8_t*>(info.ptr),
+                                                    static_cast<size_t>(info.size));
              }),
              py::arg("data"))
-        .def_property_readonly("lanes", [](const PyDecoder& self) { return self.core.lanes(); }, "Lanes of the stream.")
+        .def_property_readonly(
+            "lanes", [](const PyDecoder& self) { return self.core.lanes(); }, "Lanes of the stream.")
         .def(
             "pop_mixture",
-            [](PyDecoder& self, const py::object& weights, const py::object& means, const py::object& inv_scales, int bits) {
+            [](PyDecoder& self, const py::object& weights, const py::object& means, const py::object& inv_scales,
+               int bits) {
                 const MixtureArrays p(weights, means, inv_scales, bits);
                 auto symbols = new_array<uint8_t>(static_cast<py::ssize_t>(p.size));
                 uint8_t* data = symbols.mutable_data();
@@ -365,7 +392,8 @@ PYBIND11_MODULE(_C, m) {
         },
         py::arg("raw"), py::arg("K"), py::arg("cg"), py::arg("exp_table"), py::arg("inv_table"),
         py::arg("valid") = py::none(),
-        "Network output int16 [n_cells, 3*K*cg] (logits, means, log inverse scales, each [k][channel]) to weights uint16, "
+        "Network output int16 [n_cells, 3*K*cg] (logits, means, log inverse scales, each [k][channel]) to weights "
+        "uint16, "
         "means int16, inv_scales uint16, each [K, valid cells * cg]. exp_table, inv_table uint16 [256]; valid uint8 "
         "[n_cells] or None. Definition: csrc/mixture_cdf.h. Raises ValueError.");
 

@@ -41,9 +41,15 @@ constexpr int kMaxMixtures = 8;
 constexpr uint32_t kWeightSum = 65520;
 constexpr int kTailSegments = 32;
 
-alignas(64) constexpr uint16_t kTailA[kTailSegments] = {32764, 24740, 17622, 11952, 7809, 4969, 3106, 1920, 1178, 719, 438, 266, 161, 98, 59, 36, 21, 13, 8, 5, 3, 2, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
-alignas(64) constexpr uint16_t kTailB[kTailSegments] = {33080, 31014, 25804, 19471, 13646, 9082, 5836, 3678, 2283, 1397, 861, 506, 306, 191, 113, 73, 32, 24, 16, 12, 8, 8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
-alignas(64) constexpr uint16_t kTailC[kTailSegments] = {3868, 10140, 12504, 11636, 9192, 6564, 4392, 2856, 1808, 1100, 704, 356, 208, 140, 80, 60, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0};
+alignas(64) constexpr uint16_t kTailA[kTailSegments] = {
+    32764, 24740, 17622, 11952, 7809, 4969, 3106, 1920, 1178, 719, 438, 266, 161, 98, 59, 36,
+    21,    13,    8,     5,     3,    2,    1,    1,    1,    1,   1,   1,   1,   1,  1,  1};
+alignas(64) constexpr uint16_t kTailB[kTailSegments] = {
+    33080, 31014, 25804, 19471, 13646, 9082, 5836, 3678, 2283, 1397, 861, 506, 306, 191, 113, 73,
+    32,    24,    16,    12,    8,     8,    0,    0,    0,    0,    0,   0,   0,   0,   0,   0};
+alignas(64) constexpr uint16_t kTailC[kTailSegments] = {
+    3868, 10140, 12504, 11636, 9192, 6564, 4392, 2856, 1808, 1100, 704, 356, 208, 140, 80, 60,
+    0,    0,     0,     0,     0,    0,    0,    0,    0,    0,    0,   0,   0,   0,   0,  0};
 
 // Parameters of n symbols, planar: component k of symbol j is at [k * stride + j].
 struct MixtureView {
@@ -72,7 +78,9 @@ static inline uint32_t logistic(int32_t z) {
     return z >= 0 ? 65536 - logistic_tail(static_cast<uint32_t>(z)) : logistic_tail(static_cast<uint32_t>(~z));
 }
 
-static inline int32_t clamp_int16(int32_t x) { return x < -32768 ? -32768 : x > 32767 ? 32767 : x; }
+static inline int32_t clamp_int16(int32_t x) {
+    return x < -32768 ? -32768 : x > 32767 ? 32767 : x;
+}
 
 static inline Status check_parameters(const MixtureView& view, size_t j) {
     uint32_t sum = 0;
@@ -109,15 +117,15 @@ static inline uint32_t mixture_cdf_at(const MixtureView& view, size_t j, int i) 
 struct ParamsJob {
     const int16_t* raw;
     size_t num_cells;
-    int num_mixtures;     // K, 1..8
-    size_t channels;      // cg
+    int num_mixtures;  // K, 1..8
+    size_t channels;   // cg
     const uint16_t* exp_table;
     const uint16_t* inv_table;
     const uint8_t* valid;  // null: all cells
     uint16_t* weights;     // [K, num_symbols], as are means and inv_scales
     int16_t* means;
     uint16_t* inv_scales;
-    size_t num_symbols;    // (valid cells) * channels
+    size_t num_symbols;  // (valid cells) * channels
 };
 
 // floor(65520 e / sum) by double. Let r = fl(65520 / sum) and g = fl(fl(e r) + 2^-21). The exact quotient is

@@ -13,10 +13,11 @@
 //   slot = x % 2^20;  find the symbol with start <= slot < start + freq;  x = freq * floor(x / 2^20) + slot - start
 //   while x < 2^32: x = 2^16 x + next word            (at most two words, since x >= 2^12)
 //
-// After the last symbol no word may be left, lane 0 must be at 2^32 + h and every other lane at 2^32, where h is the low
-// 32 bits of XXH64 (seed 0) over the decoded symbols: one byte for each symbol of a mixture, four bytes (little-endian)
-// for each of the others. The states alone would miss a flipped bit that turns a symbol into another one of the same
-// frequency (all raw bits, for instance); h costs nothing, because a start value above 2^32 is as short as 2^32.
+// After the last symbol no word may be left, lane 0 must be at 2^32 + h and every other lane at 2^32, where h is the
+// low 32 bits of XXH64 (seed 0) over the decoded symbols: one byte for each symbol of a mixture, four bytes
+// (little-endian) for each of the others. The states alone would miss a flipped bit that turns a symbol into another
+// one of the same frequency (all raw bits, for instance); h costs nothing, because a start value above 2^32 is as short
+// as 2^32.
 //
 // ---- Models ---------------------------------------------------------------------------------------------------------
 //
@@ -24,8 +25,8 @@
 //   table     row t of `cdf`: 0 = cdf[0] <= ... <= cdf[size - 1] = 2^precision; start and end times 2^(20 - precision).
 //   uniform   size n <= 1024 or a power of two: start(s) = floor(2^20 s / n).
 //             Any other n: with r = the least number with n <= 2^(10 + r), two coder symbols: s >> r out of
-//             ceil(n / 2^r) with start(q) = floor(2^20 q 2^r / n) (end 2^20), then the low r bits as a uniform symbol of
-//             size 2^r, or n % 2^r after the last q if that is not 0. Within 2 * 10^-6 bit of log2 n.
+//             ceil(n / 2^r) with start(q) = floor(2^20 q 2^r / n) (end 2^20), then the low r bits as a uniform symbol
+//             of size 2^r, or n % 2^r after the last q if that is not 0. Within 2 * 10^-6 bit of log2 n.
 //   raw       b <= 16 bits: uniform of size 2^b. b = 17..32: the high b - 16 bits, then the low 16 bits.
 //
 // ---- Encoder --------------------------------------------------------------------------------------------------------
@@ -60,9 +61,12 @@ struct BitstreamError : std::runtime_error {
 inline const Kernels& current_kernels() {
 #if L2C_X86
     switch (current_cpu()) {
-        case Cpu::kAvx512: return avx512_kernels();
-        case Cpu::kAvx2: return avx2_kernels();
-        case Cpu::kScalar: break;
+        case Cpu::kAvx512:
+            return avx512_kernels();
+        case Cpu::kAvx2:
+            return avx2_kernels();
+        case Cpu::kScalar:
+            break;
     }
 #endif
     return scalar_kernels();
@@ -71,11 +75,16 @@ inline const Kernels& current_kernels() {
 // Throws std::invalid_argument for what the caller got wrong, BitstreamError for what the stream did.
 inline void check_status(Status status) {
     switch (status) {
-        case kOk: return;
-        case kBadSymbol: throw std::invalid_argument("a symbol is not below 2^bits");
-        case kBadWeights: throw std::invalid_argument("mixture weights of a symbol do not sum to 65520");
-        case kBadScale: throw std::invalid_argument("an inverse scale is not in 1..32767");
-        case kTruncated: throw BitstreamError("range coder: the stream ends too early");
+        case kOk:
+            return;
+        case kBadSymbol:
+            throw std::invalid_argument("a symbol is not below 2^bits");
+        case kBadWeights:
+            throw std::invalid_argument("mixture weights of a symbol do not sum to 65520");
+        case kBadScale:
+            throw std::invalid_argument("an inverse scale is not in 1..32767");
+        case kTruncated:
+            throw BitstreamError("range coder: the stream ends too early");
     }
 }
 
@@ -88,8 +97,9 @@ inline void check_view(const MixtureView& view) {
 
 // XXH64, seed 0, of a byte string that comes in pieces (github.com/Cyan4973/xxHash, doc/xxhash_spec.md).
 class Xxh64 {
-public:
+ public:
     void update(const void* data, size_t size) {
+        if (size == 0) return;  // `data` may be null
         const auto* bytes = static_cast<const unsigned char*>(data);
         total_ += size;
         if (pending_ > 0) {
@@ -123,7 +133,7 @@ public:
         return h ^ h >> 32;
     }
 
-private:
+ private:
     static constexpr size_t kStripe = 32;
     static constexpr uint64_t kP1 = 0x9E3779B185EBCA87u, kP2 = 0xC2B2AE3D27D4EB4Fu, kP3 = 0x165667B19E3779F9u,
                               kP4 = 0x85EBCA77C2B2AE63u, kP5 = 0x27D4EB2F165667C5u;
@@ -203,7 +213,8 @@ struct UniformSplit {
     }
     // The q with start(q) <= slot < start(q + 1).
     uint32_t find(uint32_t slot) const {
-        const uint64_t value = ((uint64_t{slot} + 1) * size - 1) >> kProbabilityBits;  // greatest s: floor(2^20 s/n) <= slot
+        const uint64_t value =
+            ((uint64_t{slot} + 1) * size - 1) >> kProbabilityBits;  // greatest s: floor(2^20 s/n) <= slot
         return static_cast<uint32_t>(value >> low_bits);
     }
     // Number of values of the low digit after q.
@@ -211,7 +222,7 @@ struct UniformSplit {
 };
 
 class RangeEncoder {
-public:
+ public:
     // Throws std::invalid_argument: bits, number of components, a symbol, weights or inverse scale out of range.
     void push_mixture(const MixtureView& view, const uint8_t* symbols, size_t n) {
         check_view(view);
@@ -343,7 +354,7 @@ public:
         return stream;
     }
 
-private:
+ private:
     static constexpr size_t kChunkSize = 1 << 16;  // a multiple of the lanes, so that no row is split
     struct Chunk {
         uint32_t low[kChunkSize];
@@ -397,7 +408,7 @@ private:
 
 // After an exception other than for arguments that were refused before the first symbol, a decoder only throws.
 class RangeDecoder {
-public:
+ public:
     // Copies the stream. Throws BitstreamError: header or size illegal.
     RangeDecoder(const uint8_t* data, size_t size) {
         if (size < 1) throw BitstreamError("range coder: the stream is empty");
@@ -482,12 +493,13 @@ public:
         if (next_ != end()) throw BitstreamError("range coder: bytes are left after the last symbol");
         for (int lane = 0; lane < lanes_; ++lane) {
             const uint64_t start = kStateLow + (lane == 0 ? hash_.digest() & 0xffffffff : 0);
-            if (states_[lane] != start) throw BitstreamError("range coder: the end state is wrong, the stream is damaged");
+            if (states_[lane] != start)
+                throw BitstreamError("range coder: the end state is wrong, the stream is damaged");
         }
         attempt.succeeded();
     }
 
-private:
+ private:
     // Marks the decoder as failed until the operation has succeeded.
     struct Attempt {
         RangeDecoder& decoder;

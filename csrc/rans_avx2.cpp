@@ -141,8 +141,8 @@ struct Avx2 {
         const V u = xor_(or_(_mm256_slli_epi16(high, 11), _mm256_srli_epi16(low, 5)), sign);
         const V outside = _mm256_cmpgt_epi16(xor_(high, sign), set1(15));
         const V s = and_(_mm256_srli_epi16(u, 10), set1(31)), f = and_(_mm256_slli_epi16(u, 4), set1(1023 << 4));
-        // A byte shuffle gives 0 where bit 7 of the index is set, so the tables' results can be joined by `or`: an index
-        // in a table's range becomes 0x70..0x7f, any other one 0x80 or more.
+        // A byte shuffle gives 0 where bit 7 of the index is set, so the tables' results can be joined by `or`: an
+        // index in a table's range becomes 0x70..0x7f, any other one 0x80 or more.
         const V pair = or_(_mm256_slli_epi16(s, 1), _mm256_slli_epi16(s, 9));  // bytes 2s, 2s
         const V first = add(pair, set1(0x7170));                               // for s < 8
         const V second = add(xor_(pair, set1(0x1010)), set1(0x7170));          // for s = 8..15
@@ -196,7 +196,8 @@ struct Avx2 {
         if (quad_mask(_mm256_cmpgt_epi64(limit, shifted)) == 15) {
             const unsigned emit = ~static_cast<unsigned>(quad_mask(keep_state)) & 15;
             const V low_words = _mm256_shuffle_epi8(
-                x, _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 8, 9, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1)));
+                x,
+                _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 8, 9, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1)));
             const __m128i four =
                 _mm_unpacklo_epi32(_mm256_castsi256_si128(low_words), _mm256_extracti128_si256(low_words, 1));
             const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kWordTables.pack[emit]));
@@ -208,7 +209,8 @@ struct Avx2 {
             store(states, x);
             store(limits, limit);
             for (int lane = 3; lane >= 0; --lane) {
-                for (; states[lane] >= limits[lane]; states[lane] >>= 16) *--words = static_cast<uint16_t>(states[lane]);
+                for (; states[lane] >= limits[lane]; states[lane] >>= 16)
+                    *--words = static_cast<uint16_t>(states[lane]);
             }
             x = load(states);
         }
@@ -248,8 +250,8 @@ struct Avx2 {
         V a = _mm256_blend_epi16(quads[0], sllq<16>(quads[1]), 0x22);
         a = _mm256_blend_epi16(a, sllq<32>(quads[2]), 0x44);
         a = _mm256_blend_epi16(a, sllq<48>(quads[3]), 0x88);  // word 4 l + p is lane 4 p + l
-        a = _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(
-                                       _mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)));
+        a = _mm256_shuffle_epi8(
+            a, _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15)));
         return _mm256_permutevar8x32_epi32(a, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
     }
     static void quads_of(V words, V* quads) {
@@ -275,8 +277,8 @@ struct Avx2 {
             int32_t pair;
             std::memcpy(&pair, p, 4);
             return _mm256_shuffle_epi8(_mm256_set1_epi32(pair),
-                                       _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3,
-                                                        2, 3, 2, 3, 2, 3, 2, 3, 2, 3));
+                                       _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2,
+                                                        3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3));
         } else {
             const V row = _mm256_broadcastsi128_si256(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
             return _mm256_shuffle_epi8(row, _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 4, 5, 4, 5,
@@ -287,8 +289,8 @@ struct Avx2 {
     template <int L, class F>
     static V group(V a, F best) {
         a = best(a, _mm256_shuffle_epi32(a, 0xB1));
-        a = best(a, _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(_mm_setr_epi8(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9,
-                                                                                     14, 15, 12, 13))));
+        a = best(a, _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(
+                                               _mm_setr_epi8(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13))));
         if constexpr (L <= 2) a = best(a, _mm256_shuffle_epi32(a, 0x4E));
         if constexpr (L <= 1) a = best(a, _mm256_permute2x128_si256(a, a, 1));
         return a;
@@ -316,29 +318,44 @@ struct Avx2 {
 uint16_t* encode_rows(const uint32_t* low, const uint8_t* high, size_t rows, int lanes, uint64_t* states,
                       uint16_t* words_end) {
     switch (lanes) {
-        case 4: return encode_rows_of<Avx2, 1>(low, high, rows, states, words_end);
-        case 8: return encode_rows_of<Avx2, 2>(low, high, rows, states, words_end);
-        case 16: return encode_rows_of<Avx2, 4>(low, high, rows, states, words_end);
-        case 32: return encode_rows_of<Avx2, 8>(low, high, rows, states, words_end);
-        case 64: return encode_rows_of<Avx2, 16>(low, high, rows, states, words_end);
-        default: return encode_rows_plain(low, high, rows, lanes, states, words_end);
+        case 4:
+            return encode_rows_of<Avx2, 1>(low, high, rows, states, words_end);
+        case 8:
+            return encode_rows_of<Avx2, 2>(low, high, rows, states, words_end);
+        case 16:
+            return encode_rows_of<Avx2, 4>(low, high, rows, states, words_end);
+        case 32:
+            return encode_rows_of<Avx2, 8>(low, high, rows, states, words_end);
+        case 64:
+            return encode_rows_of<Avx2, 16>(low, high, rows, states, words_end);
+        default:
+            return encode_rows_plain(low, high, rows, lanes, states, words_end);
     }
 }
 
 Status decode_mixture(const MixtureView& view, uint8_t* symbols, size_t rows, int lanes, uint64_t* states,
                       const uint16_t** words, const uint16_t* words_end) {
     switch (lanes) {
-        case 1: return decode_wide<Avx2, 1, 1>(view, symbols, rows, states, words, words_end);
-        case 2: return decode_wide<Avx2, 2, 1>(view, symbols, rows, states, words, words_end);
-        case 4: return decode_wide<Avx2, 4, 1>(view, symbols, rows, states, words, words_end);
-        case 8: return decode_wide<Avx2, 4, 2>(view, symbols, rows, states, words, words_end);
-        case 16: return decode_binary<Avx2, 1>(view, symbols, rows, states, words, words_end);
-        case 32: return decode_binary<Avx2, 2>(view, symbols, rows, states, words, words_end);
-        default: return decode_binary<Avx2, 4>(view, symbols, rows, states, words, words_end);
+        case 1:
+            return decode_wide<Avx2, 1, 1>(view, symbols, rows, states, words, words_end);
+        case 2:
+            return decode_wide<Avx2, 2, 1>(view, symbols, rows, states, words, words_end);
+        case 4:
+            return decode_wide<Avx2, 4, 1>(view, symbols, rows, states, words, words_end);
+        case 8:
+            return decode_wide<Avx2, 4, 2>(view, symbols, rows, states, words, words_end);
+        case 16:
+            return decode_binary<Avx2, 1>(view, symbols, rows, states, words, words_end);
+        case 32:
+            return decode_binary<Avx2, 2>(view, symbols, rows, states, words, words_end);
+        default:
+            return decode_binary<Avx2, 4>(view, symbols, rows, states, words, words_end);
     }
 }
 
-void mixture_params(const ParamsJob& job) { run_params(job, finish_params_plain); }
+void mixture_params(const ParamsJob& job) {
+    run_params(job, finish_params_plain);
+}
 
 }  // namespace
 

@@ -145,7 +145,8 @@ struct Avx512 {
             store(states, x);
             store(limits, limit);
             for (int lane = 7; lane >= 0; --lane) {
-                for (; states[lane] >= limits[lane]; states[lane] >>= 16) *--words = static_cast<uint16_t>(states[lane]);
+                for (; states[lane] >= limits[lane]; states[lane] >>= 16)
+                    *--words = static_cast<uint16_t>(states[lane]);
             }
             x = load(states);
         }
@@ -230,10 +231,10 @@ struct Avx512 {
             row = _mm_cvtsi32_si128(value);
         }
         const V lanes = _mm512_cvtepu8_epi16(_mm256_setr_epi8(
-            0, 1 * L / 32, 2 * L / 32, 3 * L / 32, 4 * L / 32, 5 * L / 32, 6 * L / 32, 7 * L / 32, 8 * L / 32, 9 * L / 32,
-            10 * L / 32, 11 * L / 32, 12 * L / 32, 13 * L / 32, 14 * L / 32, 15 * L / 32, 16 * L / 32, 17 * L / 32,
-            18 * L / 32, 19 * L / 32, 20 * L / 32, 21 * L / 32, 22 * L / 32, 23 * L / 32, 24 * L / 32, 25 * L / 32,
-            26 * L / 32, 27 * L / 32, 28 * L / 32, 29 * L / 32, 30 * L / 32, 31 * L / 32));
+            0, 1 * L / 32, 2 * L / 32, 3 * L / 32, 4 * L / 32, 5 * L / 32, 6 * L / 32, 7 * L / 32, 8 * L / 32,
+            9 * L / 32, 10 * L / 32, 11 * L / 32, 12 * L / 32, 13 * L / 32, 14 * L / 32, 15 * L / 32, 16 * L / 32,
+            17 * L / 32, 18 * L / 32, 19 * L / 32, 20 * L / 32, 21 * L / 32, 22 * L / 32, 23 * L / 32, 24 * L / 32,
+            25 * L / 32, 26 * L / 32, 27 * L / 32, 28 * L / 32, 29 * L / 32, 30 * L / 32, 31 * L / 32));
         return _mm512_permutexvar_epi16(lanes, _mm512_castsi128_si512(row));
     }
     // The extreme of a lane's words, in all of them.
@@ -272,24 +273,36 @@ struct Avx512 {
 uint16_t* encode_rows(const uint32_t* low, const uint8_t* high, size_t rows, int lanes, uint64_t* states,
                       uint16_t* words_end) {
     switch (lanes) {
-        case 8: return encode_rows_of<Avx512, 1>(low, high, rows, states, words_end);
-        case 16: return encode_rows_of<Avx512, 2>(low, high, rows, states, words_end);
-        case 32: return encode_rows_of<Avx512, 4>(low, high, rows, states, words_end);
-        case 64: return encode_rows_of<Avx512, 8>(low, high, rows, states, words_end);
-        default: return encode_rows_plain(low, high, rows, lanes, states, words_end);
+        case 8:
+            return encode_rows_of<Avx512, 1>(low, high, rows, states, words_end);
+        case 16:
+            return encode_rows_of<Avx512, 2>(low, high, rows, states, words_end);
+        case 32:
+            return encode_rows_of<Avx512, 4>(low, high, rows, states, words_end);
+        case 64:
+            return encode_rows_of<Avx512, 8>(low, high, rows, states, words_end);
+        default:
+            return encode_rows_plain(low, high, rows, lanes, states, words_end);
     }
 }
 
 Status decode_mixture(const MixtureView& view, uint8_t* symbols, size_t rows, int lanes, uint64_t* states,
                       const uint16_t** words, const uint16_t* words_end) {
     switch (lanes) {
-        case 1: return decode_wide<Avx512, 1, 1>(view, symbols, rows, states, words, words_end);
-        case 2: return decode_wide<Avx512, 2, 1>(view, symbols, rows, states, words, words_end);
-        case 4: return decode_wide<Avx512, 4, 1>(view, symbols, rows, states, words, words_end);
-        case 8: return decode_wide<Avx512, 8, 1>(view, symbols, rows, states, words, words_end);
-        case 16: return decode_wide<Avx512, 8, 2>(view, symbols, rows, states, words, words_end);
-        case 32: return decode_binary<Avx512, 1>(view, symbols, rows, states, words, words_end);
-        default: return decode_binary<Avx512, 2>(view, symbols, rows, states, words, words_end);
+        case 1:
+            return decode_wide<Avx512, 1, 1>(view, symbols, rows, states, words, words_end);
+        case 2:
+            return decode_wide<Avx512, 2, 1>(view, symbols, rows, states, words, words_end);
+        case 4:
+            return decode_wide<Avx512, 4, 1>(view, symbols, rows, states, words, words_end);
+        case 8:
+            return decode_wide<Avx512, 8, 1>(view, symbols, rows, states, words, words_end);
+        case 16:
+            return decode_wide<Avx512, 8, 2>(view, symbols, rows, states, words, words_end);
+        case 32:
+            return decode_binary<Avx512, 1>(view, symbols, rows, states, words, words_end);
+        default:
+            return decode_binary<Avx512, 2>(view, symbols, rows, states, words, words_end);
     }
 }
 
@@ -331,7 +344,8 @@ void finish_params(const ParamsJob& job, size_t begin, size_t end) {
         }
         __m512d ratios[4];
         for (int i = 0; i < 4; ++i) {
-            const __m256i sum = i % 2 == 0 ? _mm512_castsi512_si256(sums[i / 2]) : _mm512_extracti64x4_epi64(sums[i / 2], 1);
+            const __m256i sum =
+                i % 2 == 0 ? _mm512_castsi512_si256(sums[i / 2]) : _mm512_extracti64x4_epi64(sums[i / 2], 1);
             ratios[i] = _mm512_div_pd(_mm512_set1_pd(kWeightSum), _mm512_cvtepi32_pd(sum));
         }
         __m512i w[kMaxMixtures], rest = _mm512_set1_epi16(static_cast<int16_t>(kWeightSum));
@@ -357,14 +371,17 @@ void finish_params(const ParamsJob& job, size_t begin, size_t end) {
             open &= ~here;
             _mm512_storeu_si512(job.weights + k * m + j, _mm512_mask_add_epi16(w[k], here, w[k], rest));
             uint16_t* const v = job.inv_scales + k * m + j;
-            const __m512i index = _mm512_min_epi16(_mm512_max_epi16(_mm512_loadu_si512(v), zero), _mm512_set1_epi16(255));
+            const __m512i index =
+                _mm512_min_epi16(_mm512_max_epi16(_mm512_loadu_si512(v), zero), _mm512_set1_epi16(255));
             _mm512_storeu_si512(v, look_up(inv_table, index));
         }
     }
     finish_params_plain(job, j, end);
 }
 
-void mixture_params(const ParamsJob& job) { run_params(job, finish_params); }
+void mixture_params(const ParamsJob& job) {
+    run_params(job, finish_params);
+}
 
 }  // namespace
 

@@ -18,10 +18,18 @@ constexpr int kMaxLanes = 64;
 
 // The encoder keeps [start, start + freq) of a symbol in 5 bytes, 0 <= start < 2^20, 1 <= freq <= 2^20:
 // low = start | ((freq - 1) % 2^12) << 20, high = (freq - 1) / 2^12.
-static inline uint32_t pack_low(uint32_t start, uint32_t freq) { return start | (freq - 1) << 20; }
-static inline uint8_t pack_high(uint32_t freq) { return static_cast<uint8_t>((freq - 1) >> 12); }
-static inline uint32_t unpack_start(uint32_t low) { return low & (kProbabilityOne - 1); }
-static inline uint32_t unpack_freq(uint32_t low, uint8_t high) { return (low >> 20 | uint32_t{high} << 12) + 1; }
+static inline uint32_t pack_low(uint32_t start, uint32_t freq) {
+    return start | (freq - 1) << 20;
+}
+static inline uint8_t pack_high(uint32_t freq) {
+    return static_cast<uint8_t>((freq - 1) >> 12);
+}
+static inline uint32_t unpack_start(uint32_t low) {
+    return low & (kProbabilityOne - 1);
+}
+static inline uint32_t unpack_freq(uint32_t low, uint8_t high) {
+    return (low >> 20 | uint32_t{high} << 12) + 1;
+}
 
 // Words a kernel may touch before or after those it uses: encode_rows writes below the words it returns, decode_mixture
 // reads past `words_end` and notices afterwards. One row takes at most 2 words a lane.

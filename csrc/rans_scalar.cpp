@@ -1,16 +1,17 @@
 // The portable path: C++17 only, no intrinsics.
 //
-// What costs is the number of C(i) evaluated, so decoding does not search all 2^b edges: it searches a window around the
-// components' means that nearly always holds the symbol, and starts over with all edges when the search ends at an end of
-// the window. Neighbouring lanes are searched together, without branches: one search is a chain of dependent steps.
+// What costs is the number of C(i) evaluated, so decoding does not search all 2^b edges: it searches a window around
+// the components' means that nearly always holds the symbol, and starts over with all edges when the search ends at an
+// end of the window. Neighbouring lanes are searched together, without branches: one search is a chain of dependent
+// steps.
 
 #include "rans_kernels.h"
 
 namespace l2c {
 namespace {
 
-// T(u) for u = 0..22528, from where on it is 1: one load, from a table that nearly fits in the first-level cache, instead
-// of three loads and two multiplications.
+// T(u) for u = 0..22528, from where on it is 1: one load, from a table that nearly fits in the first-level cache,
+// instead of three loads and two multiplications.
 constexpr uint32_t kTailEnd = 22 << 10;
 static_assert(kTailA[22] == 1 && kTailB[22] == 0);
 
@@ -33,8 +34,8 @@ struct Group {
     int32_t inv_scales[kMaxMixtures][N];
     uint32_t weights[kMaxMixtures][N];
     int num_mixtures;
-    // Whether d must be clamped: it stays within +-57343, so d v fits in 31 bits without; and where |d| > 32767 the clamp
-    // changes nothing if v >= 23, since then u >= 32767 * 23 / 32 > kTailEnd either way.
+    // Whether d must be clamped: it stays within +-57343, so d v fits in 31 bits without; and where |d| > 32767 the
+    // clamp changes nothing if v >= 23, since then u >= 32767 * 23 / 32 > kTailEnd either way.
     bool needs_clamp;
 
     Status read(const MixtureView& view, size_t j) {
@@ -82,8 +83,8 @@ struct Group {
     }
 };
 
-// A window of e = i S for each symbol: from start[n], a power of two `size` long, all of it within 0..256. Where it lies
-// affects speed only, which is why floating point is allowed here.
+// A window of e = i S for each symbol: from start[n], a power of two `size` long, all of it within 0..256. Where it
+// lies affects speed only, which is why floating point is allowed here.
 template <int N>
 int find_window(const Group<N>& p, int32_t bias, int step_size, int (&start)[N]) {
     constexpr float kReach = 3.5f * 65536;  // half width: 3.5 logistic scales (65536 / v in Q6) beyond every mean
@@ -206,9 +207,12 @@ Status decode_rows(const MixtureView& view, uint8_t* symbols, size_t rows, int l
 Status decode_mixture(const MixtureView& view, uint8_t* symbols, size_t rows, int lanes, uint64_t* states,
                       const uint16_t** words, const uint16_t* words_end) {
     switch (lanes) {
-        case 1: return decode_rows<1>(view, symbols, rows, lanes, states, words, words_end);
-        case 2: return decode_rows<2>(view, symbols, rows, lanes, states, words, words_end);
-        default: return decode_rows<4>(view, symbols, rows, lanes, states, words, words_end);
+        case 1:
+            return decode_rows<1>(view, symbols, rows, lanes, states, words, words_end);
+        case 2:
+            return decode_rows<2>(view, symbols, rows, lanes, states, words, words_end);
+        default:
+            return decode_rows<4>(view, symbols, rows, lanes, states, words, words_end);
     }
 }
 
@@ -242,7 +246,9 @@ Status mixture_intervals(const MixtureView& view, const uint8_t* symbols, size_t
     return mixture_intervals_plain(skip(view, j), symbols + j, n - j, low + j, high + j);
 }
 
-void mixture_params(const ParamsJob& job) { run_params(job, finish_params_plain); }
+void mixture_params(const ParamsJob& job) {
+    run_params(job, finish_params_plain);
+}
 
 }  // namespace
 

@@ -19,7 +19,9 @@
 namespace l2c {
 namespace {
 
-constexpr int log2_of(int n) { return n <= 1 ? 0 : 1 + log2_of(n / 2); }
+constexpr int log2_of(int n) {
+    return n <= 1 ? 0 : 1 + log2_of(n / 2);
+}
 
 // f(0), ..., f(N - 1), unrolled.
 template <int N, class F>
@@ -29,7 +31,9 @@ inline __attribute__((always_inline)) void each(F f) {
 }
 
 // Edge e = i S sits at 64 t = 128 e + bias. As 16-bit words 128 e may wrap, the sum does not.
-inline int edge_bias(int bits) { return -64 * ((1 << (8 - bits)) + 256); }
+inline int edge_bias(int bits) {
+    return -64 * ((1 << (8 - bits)) + 256);
+}
 
 // Parameters seen so far that no valid model has; read once, at the end.
 template <class I>
@@ -131,7 +135,8 @@ Status mixture_cdf(const MixtureView& view, const int32_t* edges, size_t n, uint
         uint16_t words[I::kWords];
         for (int lane = 0; lane < I::kWords; ++lane) words[lane] = static_cast<uint16_t>(edges[j + lane]);
         V sum[1];
-        sums_at<I, 1>({I::add(I::sll(I::load(words), shift + 7), I::set1(edge_bias(view.bits)))}, p, view.num_mixtures, sum);
+        sums_at<I, 1>({I::add(I::sll(I::load(words), shift + 7), I::set1(edge_bias(view.bits)))}, p, view.num_mixtures,
+                      sum);
         I::store(words, sum[0]);
         for (int lane = 0; lane < I::kWords; ++lane) {
             const int32_t i = edges[j + lane];
@@ -296,7 +301,8 @@ Status decode_wide(const MixtureView& view, uint8_t* symbols, size_t rows, uint6
     V first_sum[G];                  // at the first step's edges
     const auto prepare = [&](size_t row) {
         Parameters<I, G>& p = parameters[row % 2];
-        p.read(view, row * kLanes, suspects, [](const auto* values, int g) { return I::template spread<L>(values + g * L); });
+        p.read(view, row * kLanes, suspects,
+               [](const auto* values, int g) { return I::template spread<L>(values + g * L); });
         V edge[G];
         each<G>([&](int g) { edge[g] = I::add(bias, offset[0]); });
         sums_at<I, G>(edge, p, K, first_sum);

@@ -452,8 +452,10 @@ def read_bitstream(
 
 
 def _as_view(data: BytesLike) -> memoryview:
-    """The data as a flat view of bytes."""
+    """The data as a flat view of bytes; copied only where it does not lie in one piece."""
     view = memoryview(data)
+    if not view.c_contiguous:
+        view = memoryview(view.tobytes())
     return view if view.format == "B" and view.ndim == 1 and view.contiguous else view.cast("B")
 
 

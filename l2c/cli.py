@@ -101,6 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None: those of this process.
     """
     given = None if arguments is None else list(arguments)
+    # Python sets a stream to None that was closed when the process started (`>&-`). Writing results must fail then,
+    # so standard output becomes a file that can only be read.
+    sys.stdin, sys.stdout, sys.stderr = (
+        open(os.devnull, mode) if stream is None else stream  # noqa: SIM115 (open as long as the process is)
+        for stream, mode in ((sys.stdin, "r"), (sys.stdout, "r"), (sys.stderr, "w"))
+    )
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -177,7 +183,7 @@ def encode(
     codec = Codec(model or DEFAULT_MODEL, device)
 
     def work(source: str, target: str) -> Result:
-        _check_target(target, overwrite)
+        _check_target(source, target, overwrite)
         encoded = codec.encode_detailed(
             sys.stdin.buffer if source == _STANDARD else source,
             bpp=bpp,
@@ -238,7 +244,7 @@ def decode(
     decoders = _Decoders(device, model, Limits.unlimited() if unlimited else Limits())
 
     def work(source: str, target: str) -> Result:
-        _check_target(target, overwrite)
+        _check_target(source, target, overwrite)
         data = _read(source)
         picture, facts = decoders.decode(data)
         started = time.perf_counter()
@@ -685,9 +691,11 @@ def _read(source: str) -> bytes:
     return sys.stdin.buffer.read() if source == _STANDARD else Path(source).read_bytes()
 
 
-def _check_target(target: str, overwrite: bool) -> None:
+def _check_target(source: str, target: str, overwrite: bool) -> None:
     """Refuse an output that would fail or destroy a file, before any work."""
     path = Path(target)
+    if _STANDARD not in (source, target) and path.is_file() and os.path.samefile(source, target):
+        raise FileExistsError(errno.EEXIST, "is the input as well", target)
     if target != _STANDARD and path.is_file() and not overwrite:
         raise FileExistsError(errno.EEXIST, "exists already; --overwrite replaces it", target)
 
@@ -831,7 +839,7 @@ def _message(error: BaseException, name: str = "") -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         name, text = str(error.filename), error.strerror
     elif isinstance(error, (L2CError, OSError)):
-        text = str(error)
+        text = getattr(error, "strerror", None) or str(error)
     elif isinstance(error, MemoryError):
         text = "not enough memory"
     else:

@@ -16,6 +16,8 @@ from typing import Any
 
 from l2c.errors import ConfigError
 
+_MAX_WIDTH, _MAX_BLOCKS = 8192, 256  # far above any use; a damaged file cannot ask for more
+
 
 @dataclass(frozen=True)
 class TransformConfig:
@@ -55,8 +57,12 @@ class TransformConfig:
         limit = 4096 if self.family == "paper" else 3 * self.s * self.s
         if not 1 <= self.c <= limit:
             raise ConfigError(f"transform.c is {self.c}: it must be 1..{limit}")
-        if self.width < 1 or self.encoder_blocks < 0 or self.decoder_blocks < 0 or self.fine_width < 0:
-            raise ConfigError("transform.width must be positive, block counts and fine_width not negative")
+        if not (1 <= self.width <= _MAX_WIDTH and 0 <= self.fine_width <= _MAX_WIDTH):
+            raise ConfigError(f"transform.width must be 1..{_MAX_WIDTH}, fine_width 0..{_MAX_WIDTH}")
+        if not 1 <= self.modulator_width <= _MAX_WIDTH:
+            raise ConfigError(f"transform.modulator_width must be 1..{_MAX_WIDTH}")
+        if not (0 <= self.encoder_blocks <= _MAX_BLOCKS and 0 <= self.decoder_blocks <= _MAX_BLOCKS):
+            raise ConfigError(f"transform.encoder_blocks and decoder_blocks must be 0..{_MAX_BLOCKS}")
 
 
 @dataclass(frozen=True)
@@ -80,8 +86,10 @@ class ProbabilityConfig:
     def __post_init__(self) -> None:
         if self.prior not in ("learned", "uniform"):
             raise ConfigError(f"probability.prior is {self.prior!r}: it must be 'learned' or 'uniform'")
-        if not 1 <= self.num_scales <= 6 or not 1 <= self.num_mixtures <= 8 or self.width < 1:
-            raise ConfigError("probability: num_scales must be 1..6, num_mixtures 1..8, width positive")
+        if not 1 <= self.num_scales <= 6 or not 1 <= self.num_mixtures <= 8:
+            raise ConfigError("probability: num_scales must be 1..6, num_mixtures 1..8")
+        if not 1 <= self.width <= _MAX_WIDTH:
+            raise ConfigError(f"probability.width must be 1..{_MAX_WIDTH}")
         if not self.channel_groups or min(self.channel_groups) < 1:
             raise ConfigError("probability.channel_groups must be positive sizes")
 

@@ -49,7 +49,7 @@ class RateError(L2CError, ValueError):
         least_bpp: the least rate of this picture, in bits per pixel.
     """
 
-    def __init__(self, message: str, least_bpp: float) -> None:
+    def __init__(self, message: str, least_bpp: float = 0.0) -> None:  # pickle passes the message alone
         super().__init__(message)
         self.least_bpp = least_bpp
 

@@ -127,7 +127,10 @@ def load_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Picture
         picture = _from_array(source, "array", max_pixels, notes)
     elif hasattr(source, "read"):
         name = str(getattr(source, "name", "file object"))
-        data = source.read()
+        try:
+            data = source.read()
+        except (OSError, ValueError) as error:  # a closed file raises ValueError
+            raise ImageError(f"{name}: cannot be read: {_one_line(error)}") from error
         if not isinstance(data, bytes):
             raise ImageError(f"{name}: a picture is read from a file opened in binary mode")
         picture = _from_stream(io.BytesIO(data), name, max_pixels, notes)
@@ -263,18 +266,22 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | bytearray | mem
     Raises:
         OSError: the file cannot be written.
     """
-    final = Path(os.path.realpath(path))
-    if final.exists() and not stat.S_ISREG(final.stat().st_mode):
-        final.write_bytes(data)
+    given = Path(path)
+    if given.exists() and not stat.S_ISREG(given.stat().st_mode):  # /dev/stdout leads to no path when it is a pipe
+        given.write_bytes(data)
         return
+    final = Path(os.path.realpath(given))
     temporary = final.with_name(f".{final.name[:200]}.{secrets.token_hex(8)}.tmp")
     # Not tempfile: its files have mode 0600, and the picture should get what the user's umask gives.
     try:
         with open(temporary, "xb") as file:
             file.write(data)
         os.replace(temporary, final)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):  # nobody knows the temporary file
+            error.filename, error.filename2 = str(path), None
         raise
 
 
@@ -603,14 +610,18 @@ def _tensor_to_array(tensor: Any) -> npt.NDArray[Any]:
     torch = sys.modules["torch"]
     if tensor.dtype == torch.bfloat16:  # numpy has none
         tensor = tensor.float()
-    array = cast(npt.NDArray[Any], tensor.detach().cpu().numpy())
+    try:
+        array = cast(npt.NDArray[Any], tensor.detach().cpu().numpy())
+    except (TypeError, RuntimeError) as error:  # sparse, quantised, without data, or a dtype that numpy lacks
+        raise ImageError(f"tensor: {tensor.dtype} cannot be read: {_one_line(error)}") from error
     return np.moveaxis(array, 0, 2) if array.ndim == 3 and array.shape[0] in (1, 3, 4) else array
 
 
 def _from_array(array: npt.NDArray[Any], name: str, max_pixels: int | None, notes: list[str]) -> Picture:
     """A picture from [H, W] or [H, W, C]."""
+    array = np.asarray(array)  # a matrix would not take a third dimension
     kind, size = array.dtype.kind, array.dtype.itemsize
-    if (kind, size) not in (("u", 1), ("u", 2)) and kind != "f":
+    if (kind, size) not in (("u", 1), ("u", 2), ("f", 2), ("f", 4), ("f", 8)):
         raise ImageError(f"{name}: dtype {array.dtype}, expected uint8, uint16 or floating point in 0..1")
     if array.ndim not in (2, 3) or (array.ndim == 3 and not 1 <= array.shape[2] <= 4):
         raise ImageError(f"{name}: shape {list(array.shape)}, expected one picture, [H, W] or [H, W, C] with C = 1..4")

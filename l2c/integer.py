@@ -56,6 +56,7 @@ from l2c.probability import (
 
 SUM_LIMIT = 1 << 24
 _FIRST_LAYER_CACHE = 64  # (header, scale) pairs kept packed, about 0.4 MB each
+_BATCH_POSITIONS = 1 << 17  # latent positions that share a pass of the torch engine: some hundreds of MB
 _LOG2_INV_SCALE_TOP = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -207,6 +208,10 @@ class IntegerModel:
         self._first: dict[tuple[tuple[int, int, int], int], list[Any]] = {}
         self._torch: dict[tuple[int, torch.device], list[tuple[Tensor, Tensor, Tensor]]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and copy: everything but the packed forms, which are made again when they are needed."""
+        return {**self.__dict__, "_packed": {}, "_first": {}, "_torch": {}}
+
     def packed(self, index: int) -> tuple[Any, Any, Any]:
         """C++ forms of w2, w3 and w4 of a step, made once."""
         if index not in self._packed:
@@ -295,15 +300,30 @@ class IntegerModel:
             BackendError: the backend cannot run here. BitstreamError: a reader's stream is not valid.
         """
         name = ops.choose_integer_backend(backend, device)
+        # Where no channel is used, nothing is coded: P need not run to find that out.
+        results = iter(self._code_used([job for job in jobs if job.used], name, device, threads))
+        return [
+            next(results)
+            if job.used
+            else np.full((self.c, job.height, job.width), 1 << (job.header[2] - 1), dtype=np.uint8)
+            for job in jobs
+        ]
+
+    def _code_used(self, jobs: Sequence[Job], name: str, device: torch.device | None, threads: int) -> list[UInt8Array]:
+        """`code` for jobs that use at least one channel, on a backend that is chosen."""
         if name == "cpu" and len(jobs) > 1:
             with ThreadPoolExecutor(max(1, threads)) as pool:
                 return list(pool.map(lambda job: self._code([job], CpuEngine(self, [job], 1))[0], jobs))
         if name == "cpu":
-            return self._code(jobs, CpuEngine(self, jobs, threads))
-        if name == "torch":
-            with exact_float32():
-                return self._code(jobs, TorchEngine(self, jobs, device or torch.device("cpu")))
-        return self._code(jobs, ReferenceEngine(self, jobs))
+            return self._code(jobs, CpuEngine(self, jobs, threads)) if jobs else []
+        results = []
+        for part in _batches(jobs, _BATCH_POSITIONS if name == "torch" else 0):
+            if name == "torch":
+                with exact_float32():
+                    results += self._code(part, TorchEngine(self, part, device or torch.device("cpu")))
+            else:
+                results += self._code(part, ReferenceEngine(self, part))
+        return results
 
     def _code(self, jobs: Sequence[Job], engine: Engine) -> list[UInt8Array]:
         num_scales, groups = self.config.num_scales, self.config.channel_groups
@@ -377,6 +397,18 @@ class IntegerModel:
             jobs.append(Job(height, width, (quality, mu, 8), self.c, recorder, symbols))
         self.code(jobs, backend, device)
         return zlib.crc32(b"".join(r.crc.to_bytes(4, "little") for r in recorders))
+
+
+def _batches(jobs: Sequence[Job], most: int) -> Iterator[Sequence[Job]]:
+    """The jobs in order, in parts of at most `most` positions after padding to the largest, at least one job each."""
+    start, height, width = 0, 0, 0
+    for i, job in enumerate(jobs):
+        height, width = max(height, job.height), max(width, job.width)
+        if i > start and (i + 1 - start) * height * width > most:
+            yield jobs[start:i]
+            start, height, width = i, job.height, job.width
+    if jobs:
+        yield jobs[start:]
 
 
 class _Recorder:
@@ -647,7 +679,6 @@ def from_float(model: ProbabilityModel, config: ModelConfig) -> IntegerModel:
     Every output channel is checked for sum|w| * 255 + |bias| < 2^24; its scale is lowered where that fails.
     """
     ratio = ACTIVATION_SCALE / INPUT_SCALE
-    mixtures = config.probability.num_mixtures
     steps = []
     for step in model.steps:
         w1: Any = step.w1
@@ -655,33 +686,62 @@ def from_float(model: ProbabilityModel, config: ModelConfig) -> IntegerModel:
         first = torch.cat((w1.weight[:, :split] * ratio, w1.weight[:, split:]), dim=1)
         steps.append(
             IntegerStep(
-                _layer(first, w1.bias, None),
-                _layer(step.w2.weight, step.w2.bias, None),  # type: ignore[union-attr, arg-type]
-                _layer(step.w3.weight, step.w3.bias, None),  # type: ignore[union-attr, arg-type]
-                _layer(step.w4.weight, step.w4.bias, mixtures),  # type: ignore[union-attr, arg-type]
+                _layer(first, w1.bias),
+                _layer(step.w2.weight, step.w2.bias),  # type: ignore[union-attr, arg-type]
+                _layer(step.w3.weight, step.w3.bias),  # type: ignore[union-attr, arg-type]
+                _layer(step.w4.weight, step.w4.bias, is_head=True),  # type: ignore[union-attr, arg-type]
             )
         )
     prior = None
     if model.prior is not None:
         first = model.prior.w1.weight * ratio
         prior = (
-            _layer(first, model.prior.w1.bias, None),
-            _layer(model.prior.w2.weight, model.prior.w2.bias, mixtures),
+            _layer(first, model.prior.w1.bias),
+            _layer(model.prior.w2.weight, model.prior.w2.bias, is_head=True),
         )
     return IntegerModel(config, steps, prior, make_tables())
 
 
-def _layer(weight: Tensor, bias: Tensor | None, head_mixtures: int | None) -> IntegerLayer:
-    """One layer. Hidden layers map sums to activations; heads map them to the int16 units of each parameter."""
-    assert bias is not None
-    w, offset = weight.detach().double(), bias.detach().double()
-    outputs = w.shape[0]
+def to_float(model: IntegerModel, config: ModelConfig) -> ProbabilityModel:
+    """The float P of an integer one, so that training can go on from exported weights.
+
+    Up to the rounding of biases `from_float` gives the same integers back.
+    """
+    result = ProbabilityModel(config)
+    ratio = ACTIVATION_SCALE / INPUT_SCALE
+    with torch.no_grad():
+        for name, layer in model.layers():
+            conv = result.get_submodule(name)
+            assert isinstance(conv, torch.nn.Conv2d) and conv.bias is not None
+            outputs = layer.weight.shape[0]
+            is_head = name in ("prior.w2", *(f"steps.{i}.w4" for i in range(len(model.steps))))
+            unit, shift = _units(outputs, is_head)
+            multiplier = torch.from_numpy(layer.multiplier).double()
+            step = multiplier * ACTIVATION_SCALE / unit
+            weight = torch.from_numpy(layer.weight).double() * step[:, None, None, None]
+            if name.endswith("w1"):  # the columns that see inputs on the coarser grid
+                weight[:, : model.maps + model.planes if name.startswith("steps") else model.planes] /= ratio
+            conv.weight.copy_(weight)
+            conv.bias.copy_((torch.from_numpy(layer.bias).double() * multiplier - shift) / unit)
+    return result
+
+
+def _units(outputs: int, is_head: bool) -> tuple[Tensor, Tensor]:
+    """(integers per real unit, integer offset) of a layer's outputs, float64 [outputs] each."""
     unit = torch.full((outputs,), ACTIVATION_SCALE, dtype=torch.float64)
     shift = torch.zeros(outputs, dtype=torch.float64)
-    if head_mixtures is not None:
+    if is_head:
         units = (1.0 / LOGIT_UNIT, 1.0 / MEAN_UNIT, INV_SCALE_OCTAVE)
         unit = torch.tensor(units, dtype=torch.float64).repeat_interleave(outputs // 3)
         shift[-(outputs // 3) :] = 255.0 - INV_SCALE_OCTAVE * _LOG2_INV_SCALE_TOP
+    return unit, shift
+
+
+def _layer(weight: Tensor, bias: Tensor | None, is_head: bool = False) -> IntegerLayer:
+    """One layer. Hidden layers map sums to activations; heads map them to the int16 units of each parameter."""
+    assert bias is not None
+    w, offset = weight.detach().double(), bias.detach().double()
+    unit, shift = _units(w.shape[0], is_head)
     step = weight_step(weight.detach()).double().view(-1)
     while True:
         integers = (w / step[:, None, None, None]).round()
@@ -711,26 +771,50 @@ def to_tensors(model: IntegerModel) -> dict[str, Tensor]:
 
 
 def from_tensors(tensors: dict[str, Tensor], config: ModelConfig) -> IntegerModel:
-    """Rebuild a model from `to_tensors`. Raises ModelMismatchError where something is missing or of a wrong shape."""
+    """Rebuild a model from `to_tensors`. Raises ModelMismatchError where something is missing or does not fit."""
+    p, c = config.probability, config.transform.c
+    planes = num_planes(p.num_scales)
+    inputs = 4 * c + 4 * len(p.channel_groups) + planes
 
-    def layer(name: str) -> IntegerLayer:
-        parts = [tensors[f"probability.{name}.{kind}"].numpy() for kind in ("weight", "bias", "multiplier")]
-        if parts[0].dtype != np.int8 or parts[0].ndim != 4 or any(p.shape != parts[0].shape[:1] for p in parts[1:]):
-            raise ModelMismatchError(f"the weights of probability.{name} have a wrong type or shape")
-        magnitude = np.abs(parts[0].astype(np.int64)).sum(axis=(1, 2, 3)) * 255 + np.abs(parts[1].astype(np.int64))
+    def array(name: str, dtype: Any, shape: tuple[int, ...]) -> Any:
+        found: npt.NDArray[Any] = tensors[f"probability.{name}"].numpy()
+        if found.dtype != dtype or found.shape != shape:
+            raise ModelMismatchError(
+                f"probability.{name} is {found.dtype} {list(found.shape)}, expected {np.dtype(dtype)} {list(shape)}"
+            )
+        return found
+
+    def layer(name: str, outputs: int, channels: int, kernel: int) -> IntegerLayer:
+        weight = array(f"{name}.weight", np.int8, (outputs, channels, kernel, kernel))
+        bias = array(f"{name}.bias", np.int32, (outputs,))
+        multiplier = array(f"{name}.multiplier", np.float32, (outputs,))
+        magnitude = np.abs(weight.astype(np.int64)).sum(axis=(1, 2, 3)) * 255 + np.abs(bias.astype(np.int64))
         if magnitude.max() >= SUM_LIMIT:
             raise ModelMismatchError(f"the sums of probability.{name} can exceed 2^24")
-        return IntegerLayer(*parts)
+        if not np.isfinite(multiplier).all():
+            raise ModelMismatchError(f"probability.{name}.multiplier is not finite")
+        return IntegerLayer(weight, bias, multiplier)
 
     try:
         steps = [
-            IntegerStep(*(layer(f"steps.{i}.{part}") for part in ("w1", "w2", "w3", "w4")))
-            for i in range(len(CODING_ORDER) * len(config.probability.channel_groups))
+            IntegerStep(
+                layer(f"steps.{i}.w1", p.width, inputs + p.width, 1),
+                layer(f"steps.{i}.w2", p.width, p.width, 3),
+                layer(f"steps.{i}.w3", p.width, p.width, 3),
+                layer(f"steps.{i}.w4", 3 * p.num_mixtures * p.channel_groups[i % len(p.channel_groups)], p.width, 1),
+            )
+            for i in range(len(CODING_ORDER) * len(p.channel_groups))
         ]
-        prior = (layer("prior.w1"), layer("prior.w2")) if config.probability.prior == "learned" else None
-        tables = IntegerTables(*(tensors[f"probability.{name}"].numpy() for name in ("compand", "exp", "inv_scale")))
+        prior = None
+        if p.prior == "learned":
+            prior = layer("prior.w1", p.width, planes, 1), layer("prior.w2", 3 * p.num_mixtures * c, p.width, 1)
+        tables = IntegerTables(
+            array("compand", np.int8, (256,)), array("exp", np.uint16, (256,)), array("inv_scale", np.uint16, (256,))
+        )
     except KeyError as error:
         raise ModelMismatchError(f"the weights lack {error}") from None
+    if tables.exp[0] == 0 or tables.inv_scale.min() < 1 or tables.inv_scale.max() > INV_SCALE_MAX:
+        raise ModelMismatchError("the tables of the probability model hold values that cannot be")
     return IntegerModel(config, steps, prior, tables)
 
 

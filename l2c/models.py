@@ -10,7 +10,6 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from torch import Tensor
 from l2c import integer
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, ModelMismatchError
+from l2c.images import write_atomically
 from l2c.networks import Transform
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
@@ -82,15 +82,7 @@ def save_model(
     tensors |= {k: v.contiguous() for k, v in integer.to_tensors(probability).items()}
     metadata = {"config": config.to_json(), "rate_curve": json.dumps(rate_curve), "card": json.dumps(card or {})}
     data = safetensors_save(tensors, metadata)
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=target.name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    write_atomically(path, data)
     return model_id(metadata["config"], tensors)
 
 
@@ -169,15 +161,20 @@ def _load(path: Path) -> Model:
     tensors, metadata = _read(path)
     try:
         config = ModelConfig.from_json(metadata["config"])
-        transform = Transform(config.transform)
         prefix = "transform."
         state = {k[len(prefix) :]: v.float() for k, v in tensors.items() if k.startswith(prefix)}
+        with torch.device("meta"):  # sizes only, so that a configuration cannot ask for more memory than the file has
+            expected = {k: v.shape for k, v in Transform(config.transform).state_dict().items()}
+        if {k: v.shape for k, v in state.items()} != expected:
+            raise ModelMismatchError(f"{path.name}: the networks do not have the shapes of the configuration")
+        with torch.device("cpu"):  # whatever the default device and dtype are
+            transform = Transform(config.transform).float()
         transform.load_state_dict(state)
         probability = integer.from_tensors(tensors, config)
         answer = int(tensors["probability.known_answer"][0])
         curve = [(float(q), float(bpp)) for q, bpp in json.loads(metadata.get("rate_curve", "[]"))]
         card = {str(k): str(v) for k, v in json.loads(metadata.get("card", "{}")).items()}
-    except (ConfigError, RuntimeError, KeyError, IndexError, ValueError, TypeError) as error:
+    except (ConfigError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
         if isinstance(error, ModelMismatchError):
             raise
         first_line = str(error).splitlines()[0] if str(error) else type(error).__name__

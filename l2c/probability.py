@@ -237,14 +237,14 @@ class ProbabilityModel(nn.Module):
         pyramid = [(context, target, inside)]
         for _ in range(num_scales):
             pyramid.append(tuple(t[:, :, ::2, ::2] for t in pyramid[-1]))  # type: ignore[arg-type]
-        values = torch.tensor(
+        integers = torch.tensor(
             [[constant_planes(q, mu, b, i, num_scales) for q, mu, b in header.tolist()] for i in range(num_scales + 1)],
             device=context.device,
         )
         # Integer inputs up to 127 / 16 are exact in bfloat16.
         autocast = torch.is_autocast_enabled(context.device.type)
         dtype = torch.get_autocast_dtype(context.device.type) if autocast else context.dtype
-        planes = values.to(dtype)[..., None, None] / INPUT_SCALE  # [scales, N, planes, 1, 1]
+        planes = integers.to(dtype)[..., None, None] / INPUT_SCALE  # [scales, N, planes, 1, 1]
 
         if self.prior is not None:
             yield Group(num_scales, pyramid[-1][1], self.prior(planes[-1]).float(), pyramid[-1][2])
@@ -254,12 +254,12 @@ class ProbabilityModel(nn.Module):
         for scale in range(num_scales - 1, -1, -1):
             z, t, valid = (pad_even(part) for part in pyramid[scale])
             z_cells, t_cells, valid_cells = to_cells(z), to_cells(t), to_cells(valid)
-            valid_cells = [part.to(dtype) for part in valid_cells]
-            cell_inside = valid_cells[0]
+            valid_maps = [part.to(dtype) for part in valid_cells]
+            cell_inside = valid_maps[0]
             q = upsample_context(q, *cell_inside.shape[2:])
             values = [self._input(cells).to(dtype).split(groups, dim=1) for cells in z_cells]
             known = values[0]
-            filled = [[part * valid_p for part in known] for valid_p in valid_cells]
+            filled = [[part * valid_p for part in known] for valid_p in valid_maps]
             available = [[torch.zeros_like(cell_inside) for _ in groups] for _ in POSITIONS]
             available[0] = [cell_inside * (AVAILABLE / INPUT_SCALE) for _ in groups]
             plane_maps = planes[scale] * cell_inside
@@ -269,9 +269,9 @@ class ProbabilityModel(nn.Module):
                     u = torch.cat([*itertools.chain(*filled), *itertools.chain(*available), plane_maps], dim=1)
                     params, q = self.steps[index](u, q, cell_inside)
                     start = sum(groups[:g])
-                    yield Group(scale, t_cells[p][:, start : start + size], params.float(), valid_cells[p])
-                    filled[p][g] = values[p][g] * valid_cells[p]
-                    available[p][g] = valid_cells[p] * (AVAILABLE / INPUT_SCALE)
+                    yield Group(scale, t_cells[p][:, start : start + size], params.float(), valid_maps[p])
+                    filled[p][g] = values[p][g] * valid_maps[p]
+                    available[p][g] = valid_maps[p] * (AVAILABLE / INPUT_SCALE)
                     index += 1
 
     def _input(self, latents: Tensor) -> Tensor:

@@ -74,6 +74,65 @@ def integer_step(u: Int64Array, q: Int64Array, step: IntegerStep) -> tuple[Int64
     return integer_conv(q, step.w4).clip(-32768, 32767), q
 
 
+# Per 1024 steps of z (half a unit of the logistic's argument): value, slope and curvature of its upper tail.
+_TAIL_A = (32764, 24740, 17622, 11952, 7809, 4969, 3106, 1920, 1178, 719, 438, 266, 161, 98, 59, 36, 21, 13, 8, 5, 3, 2)
+_TAIL_B = (
+    33080,
+    31014,
+    25804,
+    19471,
+    13646,
+    9082,
+    5836,
+    3678,
+    2283,
+    1397,
+    861,
+    506,
+    306,
+    191,
+    113,
+    73,
+    32,
+    24,
+    16,
+    12,
+    8,
+    8,
+)
+_TAIL_C = (3868, 10140, 12504, 11636, 9192, 6564, 4392, 2856, 1808, 1100, 704, 356, 208, 140, 80, 60)
+
+
+def sigma(z: int) -> int:
+    """65536 times the logistic function of z / 2^11 for an int16 z, in 1..65535; see csrc/mixture_cdf.h."""
+    u = z if z >= 0 else -1 - z
+    s, f = u // 1024, 16 * (u % 1024)
+    a = _TAIL_A[s] if s < len(_TAIL_A) else 1
+    b = _TAIL_B[s] if s < len(_TAIL_B) else 0
+    c = _TAIL_C[s] if s < len(_TAIL_C) else 0
+    tail = a - ((f * (b - ((f * c) >> 16))) >> 16)
+    return 65536 - tail if z >= 0 else tail
+
+
+def mixture_cdf(i: int, weights: list[int], means: list[int], inv_scales: list[int], bits: int) -> int:
+    """C(i), 0..2^20, of one symbol with K components (DESIGN 3.4; formats: csrc/mixture_cdf.h).
+
+    C(i) = (sum_k floor(w_k sigma(z_k(t_i)) / 2^16) << 4) + i S,  t_i = (2i - 1) S - 256,  S = 2^(8 - bits)
+    """
+    step = 1 << (8 - bits)
+    if i == 0:
+        return 0
+    if i == 1 << bits:
+        return 1 << 20
+    edge = (2 * i - 1) * step - 256  # half fine steps
+    total = 0
+    for w, m, v in zip(weights, means, inv_scales):
+        d = min(max((edge << 6) - m, -32768), 32767)
+        z = min(max((d * v) >> 5, -32768), 32767)
+        total += (w * sigma(z)) >> 16
+    return (total << 4) + i * step
+
+
 def mixture_params(
     raw: npt.NDArray[np.int16],
     num_mixtures: int,

@@ -213,6 +213,14 @@ def test_tensors_round_trip_and_are_checked(model) -> None:
         integer.from_tensors(unsafe, CONFIG)
 
 
+def test_float_again_gives_the_same_integers(model) -> None:
+    again = integer.from_float(integer.to_float(model, CONFIG), CONFIG)
+    for (name, first), (_, second) in zip(model.layers(), again.layers()):
+        assert np.array_equal(first.weight, second.weight), name
+        np.testing.assert_allclose(first.multiplier, second.multiplier, rtol=1e-6)
+        assert np.abs(first.bias - second.bias).max() <= 1, name
+
+
 def test_mixture_params_cpu_equals_reference(model) -> None:
     rng = np.random.default_rng(3)
     for k, g, n in ((1, 1, 1), (3, 7, 33), (5, 2, 100), (8, 3, 17)):

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from l2c import networks
+from l2c import integer, networks
 from l2c.config import ModelConfig
 from l2c.metrics import msssim, psnr
+from l2c.models import load_model
 from l2c.probability import ProbabilityModel
 from l2c.train.data import PictureSet
 from l2c.train.losses import lmbda_of_quality, rate_distortion
@@ -76,6 +77,13 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.rng.bit_generator.state = json.loads(state["rng"])
         torch.set_rng_state(state["torch_rng"])
+
+    def load_model(self, path: Path) -> None:
+        """Start from an exported model: its float16 networks, and P made float again."""
+        model = load_model(path)
+        for nets in (self.nets, self.average):
+            nets.transform.load_state_dict(model.transform.state_dict())
+            nets.probability.load_state_dict(integer.to_float(model.integer, model.config).state_dict())
 
     def train_step(self, x: Tensor, quality: Tensor, mu: Tensor, b: Tensor, lr: float) -> dict[str, float]:
         """One optimiser step on pictures uint8 [N, 3, H, W]; returns mean figures for the log.
@@ -165,6 +173,8 @@ def run(args: argparse.Namespace) -> None:
     if checkpoint.exists():
         trainer.load(checkpoint)
         print(f"resumed at step {trainer.step}, {trainer.seconds:.0f} s", flush=True)
+    elif args.init and args.init.endswith(".safetensors"):
+        trainer.load_model(Path(args.init))
     elif args.init:
         trainer.load(Path(args.init), weights_only=True)
     for nets in (trainer.nets, trainer.average):
@@ -229,7 +239,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", required=True, help="folder of training pictures")
     parser.add_argument("--val", required=True, help="folder of validation pictures")
     parser.add_argument("--out", required=True, help="folder for checkpoints and logs")
-    parser.add_argument("--init", help="checkpoint whose networks the run starts from")
+    parser.add_argument("--init", help="checkpoint or exported model (.safetensors) whose networks the run starts from")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--decay", action="store_true", help="learning rate falls to zero over this run")
