@@ -112,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             code = app(args=given, prog_name="l2c", standalone_mode=False)
             sys.stdout.flush()
+            if code == INTERRUPTED:  # newer versions of typer return it
+                _say("error", "interrupted")
             return code if isinstance(code, int) else 0
         except _UsageError as error:
             _say("error", error.format_message())
@@ -422,9 +424,9 @@ def bench(
     for _ in range(repeats):
         encoded = codec.encode_detailed(pixels, quality=quality)
         encode_runs.append(encoded.seconds)
-        _, seconds, digest = _decode_with(codec, encoded.data)
-        decode_runs.append(seconds)
-        if digest != encoded.latents_sha256:
+        decoded = codec.decode_detailed(encoded.data)
+        decode_runs.append(decoded.seconds)
+        if decoded.latents_sha256 != encoded.latents_sha256:
             raise BitstreamError("the decoded latents are not the ones that were encoded")
     megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
     result = {
@@ -474,15 +476,15 @@ class _Decoders:
         """The picture of a file with its facts; raises as `Codec.decode`."""
         index = read_bitstream(data, self.limits).index
         codec = self._codec(index.header.model_id)
-        picture, seconds, digest = _decode_with(codec, data)
+        decoded = codec.decode_detailed(data)
         facts = {
             **_file_facts(data, index),
             "model": codec.model.name,
             "quality": index.header.quality / 10,
-            "latents_sha256": digest,
-            "seconds": seconds,
+            "latents_sha256": decoded.latents_sha256,
+            "seconds": _rounded(decoded.seconds),
         }
-        return picture, facts
+        return decoded.picture, facts
 
     def verify(self, data: bytes) -> Result:
         """Facts of a file whose every part was decoded but for D; raises as `Codec.decode`."""
@@ -511,39 +513,6 @@ class _Decoders:
         if wanted not in self.codecs:
             self.codecs[wanted] = Codec(find_model(wanted), self.device, limits=self.limits)
         return self.codecs[wanted]
-
-
-def _decode_with(codec: Codec, data: bytes) -> tuple[Picture, dict[str, float], str]:
-    """Picture, seconds (container, entropy, decoder, total) and latents_sha256 of a file of the model."""
-    import hashlib
-
-    from l2c.bitstream import ALPHA, EXIF, ICC
-    from l2c.images import Picture, unpack_alpha
-
-    started = time.perf_counter()
-    stream = read_bitstream(data, codec.limits)
-    header, sections = stream.header, stream.metadata
-    alpha = unpack_alpha(sections[ALPHA], header.height, header.width) if ALPHA in sections else None
-    checked = time.perf_counter()
-    symbols = codec.read_latents([stream])
-    coded = time.perf_counter()
-    (rgb,) = codec._synthesise([stream], symbols, keep_on_device=False)
-    ended = time.perf_counter()
-    picture = Picture(
-        rgb=rgb,
-        mode=header.mode,
-        bit_depth=header.bit_depth,
-        alpha=alpha,
-        icc=bytes(sections[ICC]) if ICC in sections else None,
-        exif=bytes(sections[EXIF]) if EXIF in sections else None,
-    )
-    seconds = {
-        "container": checked - started,
-        "entropy": coded - checked,
-        "decoder": ended - coded,
-        "total": ended - started,
-    }
-    return picture, seconds, hashlib.sha256(symbols[0]).hexdigest()
 
 
 def _plan(source: str, target: str | None, suffixes: set[str], suffix: str, as_json: bool) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -60,6 +61,21 @@ class Encoded:
     probes: int = 1
     seconds: dict[str, float] = field(default_factory=dict)
     latents_sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Result of `Codec.decode_detailed`.
+
+    Attributes:
+        picture: pixels uint8 [H, W, 3] with original mode, alpha, ICC profile and EXIF.
+        latents_sha256: SHA-256 of all latent symbols, as `Codec.verify` returns it.
+        seconds: time per stage: "container", "entropy" (P and coder), "decoder" (D), "total".
+    """
+
+    picture: images.Picture
+    latents_sha256: str
+    seconds: dict[str, float]
 
 
 @dataclass
@@ -163,6 +179,11 @@ class Codec:
         bits = self.model.config.bits if b is None else b
         _check_options(bpp, quality, metric, effort, bits, self.model.config.bits, tile)
         pictures = [images.load_picture(image, max_pixels=self.limits.max_pixels) for image in images_]
+        for picture in pictures:  # no file that this codec would refuse to decode
+            self._check_latent_limits(picture.width, picture.height, tile)
+            largest = min(picture.width, tile) * min(picture.height, tile)
+            if self.limits.max_tile_pixels is not None and largest > self.limits.max_tile_pixels:
+                raise LimitError(f"tile is {tile}: more pixels than {self.limits.max_tile_pixels} in a tile")
         clock = {"load": time.perf_counter() - start, "encoder": 0.0, "entropy": 0.0}
         sections = [_sections(picture, metadata) for picture in pictures]
         mu = METRICS[metric]
@@ -192,6 +213,7 @@ class Codec:
         clock: dict[str, float],
     ) -> list[Encoded]:
         """Encode every picture at the best quality whose file fits `bpp`; all open pictures share each pass."""
+        bpp = min(float(bpp), 1e12)  # more than any file has, and its square is finite
         searches = [
             QualitySearch(bpp * p.height * p.width / 8.0, p.height * p.width, self.model.rate_curve) for p in pictures
         ]
@@ -354,13 +376,18 @@ class Codec:
                 results[i] = _present(picture, stream, as_, mode)
         return results
 
-    def decode_picture(self, data: bytes | bytearray | memoryview) -> images.Picture:
-        """Decode one file with everything that was kept beside the pixels (alpha, ICC, EXIF); errors as `decode`."""
+    def decode_detailed(self, data: bytes | bytearray | memoryview) -> Decoded:
+        """Decode one file with everything that was kept beside the pixels, and say how it went; errors as `decode`."""
+        start = time.perf_counter()
         stream = read_bitstream(data, self.limits)
         ((codec, _),) = self._by_model([stream])
-        (rgb,) = codec._synthesise([stream], codec.read_latents([stream]), keep_on_device=False)
+        parsed = time.perf_counter()
+        (symbols,) = codec.read_latents([stream])
+        middle = time.perf_counter()
+        (rgb,) = codec._synthesise([stream], [symbols], keep_on_device=False)
+        end = time.perf_counter()
         header, sections = stream.header, stream.metadata
-        return images.Picture(
+        picture = images.Picture(
             rgb=rgb,
             mode=header.mode,
             bit_depth=header.bit_depth,
@@ -368,6 +395,9 @@ class Codec:
             icc=bytes(sections[ICC]) if ICC in sections else None,
             exif=bytes(sections[EXIF]) if EXIF in sections else None,
         )
+        seconds = {"container": parsed - start, "entropy": middle - parsed, "decoder": end - middle}
+        seconds["total"] = time.perf_counter() - start
+        return Decoded(picture, hashlib.sha256(symbols).hexdigest(), seconds)
 
     def verify(self, data: bytes | bytearray | memoryview) -> str:
         """Check every section, decode the latents, unpack alpha; return the SHA-256 of all latent symbols.
@@ -417,7 +447,7 @@ class Codec:
             LimitError: a thin picture whose latents would cover far more pixels than the limits allow.
         """
         for stream in streams:
-            self._check_latent_limits(stream)
+            self._check_latent_limits(stream.header.width, stream.header.height, stream.header.tile_size)
         results: list[UInt8Array | BitstreamError]
         try:
             results = list(self._read(streams, self.backend))
@@ -454,18 +484,17 @@ class Codec:
             raise BitstreamError(f"the latents cannot be decoded: {first}") from None
         raise BitstreamError("the decoded latents do not match the CRC of the header")
 
-    def _check_latent_limits(self, stream: Bitstream) -> None:
+    def _check_latent_limits(self, width: int, height: int, tile: int) -> None:
         """A picture one pixel wide has latents s pixels wide: bound what they cover, before anything is allocated."""
-        header, s = stream.header, self.transform.s
-        tile = min(header.width, header.tile_size), min(header.height, header.tile_size)
-        for what, (width, height), limit, name in (
-            ("picture", (header.width, header.height), self.limits.max_pixels, "max_pixels"),
-            ("tile", tile, self.limits.max_tile_pixels, "max_tile_pixels"),
+        s = self.transform.s
+        for what, (w, h), limit, name in (
+            ("picture", (width, height), self.limits.max_pixels, "max_pixels"),
+            ("tile", (min(width, tile), min(height, tile)), self.limits.max_tile_pixels, "max_tile_pixels"),
         ):
-            covered = _round_up(width, s) * _round_up(height, s)
+            covered = _round_up(w, s) * _round_up(h, s)
             if limit is not None and covered > 2 * limit:
                 raise LimitError(
-                    f"a {what} of {width}x{height} pixels has latents for {covered} pixels, "
+                    f"a {what} of {w}x{h} pixels has latents for {covered} pixels, "
                     f"the limit is {2 * limit} (twice Limits.{name})"
                 )
 
@@ -574,13 +603,18 @@ def _device(device: str | torch.device) -> torch.device:
 def _check_options(
     bpp: float | None, quality: float | None, metric: str, effort: int, bits: int, most_bits: int, tile: int
 ) -> None:
+    numbers: dict[str, Any] = {"bpp": bpp, "quality": quality}
+    whole: dict[str, Any] = {"b": bits, "tile": tile}
+    for name, value in (numbers | whole).items():
+        if not (isinstance(value, Integral if name in whole else Real) or (value is None and name in numbers)):
+            raise UnsupportedError(f"{name} is {value!r}: it must be a {'whole ' if name in whole else ''}number")
     if bpp is not None and quality is not None:
         raise UnsupportedError("give bpp or quality, not both")
     if bpp is not None and not 0 < bpp < float("inf"):
         raise UnsupportedError(f"bpp is {bpp}: it must be a positive number")
     if quality is not None and not 0 <= quality <= 100:
         raise UnsupportedError(f"quality is {quality}: it must be 0..100")
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise UnsupportedError(f"metric is {metric!r}: it must be one of {', '.join(METRICS)}")
     if effort != 0:
         raise UnsupportedError(f"effort is {effort}: this version offers only 0, no adaptation")

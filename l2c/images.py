@@ -280,8 +280,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | bytearray | mem
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):  # nobody knows the temporary file
-            error.filename, error.filename2 = str(path), None
+        if isinstance(error, OSError) and error.errno is not None:  # nobody knows the temporary file's name
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -349,3 +349,54 @@ def test_header_is_small(codec) -> None:
     sizes = read_header(data).part_sizes()
     assert len(data) - sizes["payloads"] <= 64
     assert read_header(data).header.latents_crc32 == zlib.crc32(codec.read_latents([read_bitstream(data)])[0])
+
+
+def test_small_files_cannot_ask_for_much(codec, monkeypatch) -> None:
+    """What a file of some bytes with valid CRCs can make the decoder do (numbers: tests/fuzz/README.md)."""
+    nothing = ops.range_encoder().finish()
+    passes = []
+    read = codec._read
+    monkeypatch.setattr(codec, "_read", lambda streams, backend: passes.append(backend) or read(streams, backend))
+
+    def lie(width: int, height: int, channels: int, tile: int = 1 << 12) -> bytes:
+        header = Header(width, height, codec.model.model_id, 1, 500, 8, tile_size=tile)
+        return write_bitstream(header, [nothing] * header.tile_count, [channels] * header.tile_count)
+
+    # Two implementations agree that the file is wrong: the reference, 200 times slower, is not asked.
+    with pytest.raises(l2c.BitstreamError, match="do not match the CRC"):
+        codec.verify(lie(4096, 4096, 0))
+    assert passes == ["cpu", "torch"]
+    # No channel is used: P does not run. (The CRC lies, so this ends in an error as well.)
+    monkeypatch.setattr(integer.CpuEngine, "step", None)
+    with pytest.raises(l2c.BitstreamError, match="do not match the CRC"):
+        codec.verify(lie(4096, 4096, 0))
+    # One pixel wide: the latents would cover eight times as many pixels.
+    with pytest.raises(l2c.LimitError, match="has latents for"):
+        codec.verify(lie(1, 1 << 28, 12, 1 << 24))
+    with pytest.raises(l2c.LimitError, match="a tile of"):
+        codec.verify(lie(1, 1 << 24, 12, 1 << 24))
+
+
+def test_wrong_integers_in_the_middle_are_decoded_again(tiny_model_path, drawn_picture, monkeypatch) -> None:
+    codec = l2c.Codec(tiny_model_path, backend="cpu")
+    data = codec.encode(drawn_picture)
+    expected = codec.verify(data)
+    right = integer.CpuEngine.step
+    monkeypatch.setattr(integer.CpuEngine, "step", lambda self, index: [part + 1 for part in right(self, index)])
+    assert codec.verify(data) == expected
+
+
+def test_pickle_and_global_defaults(codec, drawn_picture) -> None:
+    data = codec.encode(drawn_picture)
+    again = pickle.loads(pickle.dumps(codec))
+    assert again.encode(drawn_picture) == data
+    error = pickle.loads(pickle.dumps(l2c.RateError("too low", 0.25)))
+    assert (str(error), error.least_bpp) == ("too low", 0.25)
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        assert codec.encode(drawn_picture) == data
+        assert l2c.Codec(codec.model.path).encode(drawn_picture) == data
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)

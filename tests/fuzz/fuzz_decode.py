@@ -228,7 +228,7 @@ class Fuzzer:
             as_, mode = rng.choice(("numpy", "pil", "torch")), rng.choice(("rgb", "original"))
             self.codec.decode(self.input, as_=as_, mode=mode)
         else:
-            picture = self.codec.decode_picture(self.input)
+            picture = self.codec.decode_detailed(self.input).picture
             images.save_picture(
                 io.BytesIO(),
                 picture.rgb,
