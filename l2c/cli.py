@@ -672,6 +672,8 @@ def _check_target(source: str, target: str, overwrite: bool) -> None:
 def _write(target: str, data: bytes | memoryview) -> None:
     """All of the data to a file or to standard output, or nothing."""
     if target == _STANDARD:
+        if not sys.stdout.writable():
+            raise OSError(errno.EBADF, "is closed", "standard output")
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return

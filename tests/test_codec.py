@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import pickle
 import zlib
 
 import numpy as np
@@ -11,8 +12,8 @@ from PIL import Image
 
 import l2c
 from l2c import codec as codec_module
-from l2c import integer, networks
-from l2c.bitstream import read_bitstream, read_header, write_bitstream
+from l2c import integer, networks, ops
+from l2c.bitstream import Header, read_bitstream, read_header, write_bitstream
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import (
     BackendError,
