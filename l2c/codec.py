@@ -367,6 +367,9 @@ class Codec:
             raise UnsupportedError(f"as_ is {as_!r}: it must be 'numpy', 'pil' or 'torch'")
         if mode not in ("rgb", "original"):
             raise UnsupportedError(f"mode is {mode!r}: it must be 'rgb' or 'original'")
+        for data in files:
+            if not isinstance(data, (bytes, bytearray, memoryview)):
+                raise UnsupportedError(f"a file is given as its bytes, not as {type(data).__name__}")
         streams = [read_bitstream(data, self.limits) for data in files]
         results: list[Any] = [None] * len(streams)
         for codec, members in self._by_model(streams):

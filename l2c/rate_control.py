@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from l2c.probability import MAX_QUALITY
 
 TOLERANCE = 0.01  # stop as soon as the file is at most this much below the target
-OVERSHOOT = 1.0  # a file may never be larger than this multiple of the target
 MAX_PROBES = 8
 _FALLBACK_CURVE = ((0.0, 0.08), (MAX_QUALITY, 3.0))
 
@@ -38,13 +37,8 @@ class QualitySearch:
     @property
     def best(self) -> int | None:
         """The quality of the largest file that fits, or None."""
-        fitting = [q for q, size in self.sizes.items() if size <= self.target_bytes * OVERSHOOT]
+        fitting = [q for q, size in self.sizes.items() if size <= self.target_bytes]
         return max(fitting, key=lambda q: (self.sizes[q], q), default=None)
-
-    @property
-    def least(self) -> int | None:
-        """Size at the lowest quality, once it was tried."""
-        return self.sizes.get(0)
 
     @property
     def next_quality(self) -> int | None:
