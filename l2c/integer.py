@@ -341,28 +341,32 @@ class IntegerModel:
                 dy, dx = POSITIONS[p]
                 parts = [canvas[dy::2, dx::2] for canvas in canvases]  # views: filling them fills the canvas
                 for g, size in enumerate(groups):
-                    raws = engine.step(index)
+                    for job, part, raw in zip(jobs, parts, engine.step(index)):
+                        self._code_group(job, part, raw, scale, p, g)
                     start = sum(groups[:g])
-                    for i, (job, part) in enumerate(zip(jobs, parts)):
-                        used = self.group_used(g, job.used)
-                        rows, columns = part.shape[:2]
-                        if used and rows and columns:
-                            params = self.mixture(raws[i][:rows, :columns])
-                            stride = 1 << scale
-                            true = None
-                            if job.symbols is not None:
-                                plane = job.symbols[
-                                    start : start + used, dy * stride :: 2 * stride, dx * stride :: 2 * stride
-                                ]
-                                true = plane.transpose(1, 2, 0).reshape(-1)
-                            symbols = job.coder.mixture(*params, true)
-                            part[:, :, start : start + used] = _latents(symbols, job.header[2]).reshape(
-                                rows, columns, used
-                            )
                     engine.fill(p, g, [part[:, :, start : start + size] for part in parts])
                     index += 1
             known = canvases
         return [_symbols(canvas, job.header[2]) for canvas, job in zip(known, jobs)]
+
+    def _code_group(self, job: Job, part: Int16Array, raw: Int16Array, scale: int, position: int, group: int) -> None:
+        """Code one group of one picture and fill it in.
+
+        Args:
+            part: int16 [rows, columns, c], the latents at this position of all cells; written in place.
+            raw: int16 [>= rows, >= columns, 3, K, used], head output of the cells.
+        """
+        start, used = sum(self.config.channel_groups[:group]), self.group_used(group, job.used)
+        rows, columns = part.shape[:2]
+        if not (used and rows and columns):
+            return
+        true = None
+        if job.symbols is not None:
+            dy, dx = (offset << scale for offset in POSITIONS[position])
+            plane = job.symbols[start : start + used, dy :: 2 << scale, dx :: 2 << scale]
+            true = plane.transpose(1, 2, 0).reshape(-1)
+        symbols = job.coder.mixture(*self.mixture(raw[:rows, :columns]), true)
+        part[:, :, start : start + used] = _latents(symbols, job.header[2]).reshape(rows, columns, used)
 
     def _code_last(self, job: Job, size: tuple[int, int], engine: Engine, index: int) -> Int16Array:
         """The last scale: latents int16 [h, w, c]."""
