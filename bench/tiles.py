@@ -55,9 +55,7 @@ def main() -> None:
                 a, b = steps(oriented)
                 across.append(a)
                 beside.append(b)
-    print(
-        f"chunks of 256 against one piece: largest difference {largest} level(s), {different} of {pixels} samples differ"
-    )
+    print(f"chunks of 256 against one piece: at most {largest} level(s), in {different} of {pixels} samples")
     ratio = np.mean(across) / np.mean(beside)
     print(
         f"{len(across)} tile borders: step of the error {np.mean(across):.3f} across, {np.mean(beside):.3f} beside",
