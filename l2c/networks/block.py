@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -51,16 +52,17 @@ def block_basis(s: int) -> tuple[Tensor, Tensor]:
             (colour, row, column); basis @ basis.T is the identity.
         frequency: float32 [3 s^2], the radial frequency u + v of each row, in half-periods per 8 pixels.
     """
-    n = torch.arange(s, dtype=torch.float64)
-    dct = torch.cos(math.pi * (n[None, :] + 0.5) * n[:, None] / s) * math.sqrt(2.0 / s)
-    dct[0] /= math.sqrt(2.0)
-    colour = torch.tensor([[1, 1, 1], [1, 0, -1], [1, -2, 1]], dtype=torch.float64)
-    colour /= colour.norm(dim=1, keepdim=True)
-    basis = torch.einsum("ac,um,vn->auvcmn", colour, dct, dct).reshape(3 * s * s, 3 * s * s)
-    frequency = (n[:, None] + n[None, :]).expand(3, s, s) * (8.0 / s)
-    delay = torch.tensor([1.0, _CHROMA_DELAY, _CHROMA_DELAY], dtype=torch.float64)[:, None, None]
-    order = ((frequency + 0.5) * delay).reshape(-1).argsort(stable=True)
-    return basis[order].float(), frequency.reshape(-1)[order].float()
+    n = np.arange(s)
+    dct = np.cos(np.pi * (n[None, :] + 0.5) * n[:, None] / s) * np.sqrt(2.0 / s)
+    dct[0] /= np.sqrt(2.0)
+    colour = np.array([[1.0, 1.0, 1.0], [1.0, 0.0, -1.0], [1.0, -2.0, 1.0]])
+    colour /= np.linalg.norm(colour, axis=1, keepdims=True)
+    basis = np.einsum("ac,um,vn->auvcmn", colour, dct, dct).reshape(3 * s * s, 3 * s * s)
+    frequency = np.broadcast_to((n[:, None] + n[None, :]) * (8.0 / s), (3, s, s))
+    delay = np.array([1.0, _CHROMA_DELAY, _CHROMA_DELAY])[:, None, None]
+    order = ((frequency + 0.5) * delay).reshape(-1).argsort(kind="stable")
+    rows, frequencies = basis[order].astype(np.float32), frequency.reshape(-1)[order].astype(np.float32)
+    return torch.from_numpy(rows), torch.from_numpy(frequencies)
 
 
 class Gain(nn.Module):
@@ -74,7 +76,8 @@ class Gain(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(2, hidden)
         self.fc2 = nn.Linear(hidden, channels)
-        nn.init.normal_(self.fc2.weight, std=0.01)
+        with torch.no_grad():
+            self.fc2.weight.mul_(0.1)
         nn.init.zeros_(self.fc2.bias)
 
     def forward(self, cond: Tensor) -> Tensor:

@@ -44,7 +44,8 @@ class Modulator(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(NUM_CONDITIONS, hidden)
         self.fc2 = nn.Linear(hidden, channels)
-        nn.init.normal_(self.fc2.weight, std=0.01)
+        with torch.no_grad():
+            self.fc2.weight.mul_(0.1)
         nn.init.constant_(self.fc2.bias, math.log(math.e - 1.0))  # softplus of this is 1
 
     def scales(self, cond: Tensor) -> Tensor:

@@ -1,0 +1,74 @@
+"""The shipped weights: exact on every backend, small enough, better than JPEG, monotone."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+
+import l2c
+from l2c import integer, models
+from l2c.config import ModelConfig
+from l2c.metrics import msssim, psnr
+
+
+@pytest.fixture(scope="module")
+def codec() -> l2c.Codec:
+    return l2c.Codec()
+
+
+def scores(picture: np.ndarray, decoded: np.ndarray) -> tuple[float, float]:
+    x, y = (torch.from_numpy(np.array(a)).permute(2, 0, 1)[None].float() / 255 for a in (picture, decoded))
+    return float(psnr(x, y)), float(msssim(x, y))
+
+
+def test_weights_are_exact_and_small(codec, configs) -> None:
+    for backend in ("cpu", "torch", "reference"):
+        integer.check_backend(codec.model.integer, codec.model.known_answer, backend)
+    assert codec.model.config == ModelConfig.from_file(configs / "default.json")
+    assert sum(f.stat().st_size for f in models.WEIGHTS_FOLDER.glob("*.safetensors")) <= 24e6
+    card = (Path(models.WEIGHTS_FOLDER) / "l2c-default.md").read_text()
+    assert codec.model.model_id.hex() in card
+
+
+@pytest.mark.parametrize("bpp", [0.25, 0.5, 1.0])
+def test_better_than_jpeg_at_the_same_rate(codec, bpp: float) -> None:
+    picture = skimage.data.coffee()
+    image = Image.fromarray(picture)
+    data = b""
+    for quality in range(1, 96):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        if 8 * len(buffer.getvalue()) > bpp * picture[..., 0].size:
+            break
+        data = buffer.getvalue()
+    jpeg = scores(picture, np.asarray(Image.open(io.BytesIO(data))))
+    for metric, index in (("psnr", 0), ("msssim", 1)):
+        encoded = codec.encode_detailed(picture, bpp=bpp, metric=metric)
+        assert 0.97 * bpp <= encoded.bpp <= bpp
+        assert scores(picture, codec.decode(encoded.data))[index] > jpeg[index]
+
+
+@pytest.mark.parametrize("metric", ["psnr", "mixed", "msssim"])
+def test_quality_is_monotone(codec, metric: str) -> None:
+    picture = skimage.data.astronaut()[:256, :256]
+    results = [codec.encode_detailed(picture, quality=q, metric=metric) for q in range(0, 101, 10)]
+    rates = [r.bpp for r in results]
+    assert rates == sorted(rates)
+    assert rates[-1] > 10 * rates[0]
+    distances = [scores(picture, codec.decode(r.data))[0] for r in (results[0], results[5], results[10])]
+    assert distances == sorted(distances)
+
+
+def test_payload_is_close_to_the_ideal_length(codec) -> None:
+    """Within 0.5 % + 6 bytes a lane of -sum log2 p of the integer model."""
+    latents = codec.read_latents([l2c.bitstream.read_bitstream(codec.encode(skimage.data.coffee(), bpp=0.5))])[0]
+    writer = integer.SymbolWriter(8)
+    job = integer.Job(*latents.shape[1:], (500, 4, 8), len(latents), writer, latents)
+    codec.model.integer.code([job])
+    ideal = writer.encoder.ideal_bits / 8
+    payload = writer.encoder.finish()
+    assert ideal <= len(payload) <= 1.005 * ideal + 6 * (1 << payload[0])
