@@ -7,6 +7,7 @@ field, so where a tile or chunk ends cannot be seen in the pixels, and memory is
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 import time
@@ -122,7 +123,10 @@ class Codec:
         self.limits = limits if limits is not None else Limits()
         self.strict = strict
         self._others: dict[bytes, Codec] = {}
-        self.transform = self.model.transform.to(self.device)
+        # A model stays on the CPU, where other codecs may share it.
+        self.transform = self.model.transform
+        if self.device.type != "cpu":
+            self.transform = copy.deepcopy(self.transform).to(self.device)
         # A wrong integer ruins a picture, so every device proves itself once (DESIGN 3.5).
         try:
             integer.check_backend(self.model.integer, self.model.known_answer, self.backend, self.device)
