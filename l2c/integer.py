@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,7 @@ from l2c.probability import (
 )
 
 SUM_LIMIT = 1 << 24
+_EXACT_LOCK = threading.RLock()
 _FIRST_LAYER_CACHE = 64  # (header, scale) pairs kept packed, about 0.4 MB each
 _BATCH_POSITIONS = 1 << 17  # latent positions that share a pass of the torch engine: some hundreds of MB
 _LOG2_INV_SCALE_TOP = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)
@@ -650,31 +652,49 @@ class ReferenceEngine(_PlanarEngine):
 
 @contextlib.contextmanager
 def exact_float32() -> Iterator[None]:
-    """Everything that could round inside a float32 convolution is off in here: autocast, TF32, reduced precision.
+    """Everything that could round inside a float32 convolution is off in here: autocast, TF32, reduced precision, and
+    the libraries that choose Winograd or FFT forms (cuDNN, oneDNN, NNPACK): what is left is a plain matrix product.
 
-    cuDNN may not search for algorithms either (Winograd and FFT are not exact); the known-answer check at load and
-    the CRC of the latents guard what settings cannot reach.
+    The settings are PyTorch's global ones, so one thread at a time is inside. The known-answer check at load and the
+    CRC of the latents guard what settings cannot reach.
     """
-    precision = torch.get_float32_matmul_precision()
-    with contextlib.ExitStack() as stack:
+    # The public `flags()` of cuDNN and oneDNN also touch TF32 settings, which fails or warns where a caller set
+    # them through PyTorch's other interface.
+    switches: list[tuple[Any, Any]] = [
+        (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+        (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
+    ]
+    with _EXACT_LOCK, contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(torch.autocast("cpu", enabled=False))
         if torch.cuda.is_available():
             stack.enter_context(torch.autocast("cuda", enabled=False))
-            stack.enter_context(
-                torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-            )
-        # Without oneDNN PyTorch would take NNPACK for batches of 16 and more, whose Winograd form is not exact.
         stack.enter_context(torch.backends.nnpack.flags(enabled=False))
-        # `torch.backends.mkldnn.flags` would also touch, and warn about, TF32 on Intel GPUs.
-        onednn = torch._C._get_mkldnn_enabled()
-        torch._C._set_mkldnn_enabled(False)
-        torch.set_float32_matmul_precision("highest")
-        try:
-            yield
-        finally:
-            torch.set_float32_matmul_precision(precision)
-            torch._C._set_mkldnn_enabled(onednn)
+        stack.enter_context(_ieee_products())
+        for get, set_ in switches:
+            stack.callback(set_, get())
+            set_(False)
+        yield
+
+
+@contextlib.contextmanager
+def _ieee_products() -> Iterator[None]:
+    """Plain float32 in matrix products, whichever of PyTorch's two interfaces the caller has used before."""
+    modules = [getattr(torch.backends.mkldnn, "matmul", None), torch.backends.cuda.matmul]
+    places: list[Any] = [module for module in modules if hasattr(module, "fp32_precision")]
+    saved = [place.fp32_precision for place in places]
+    legacy = None if places else torch.get_float32_matmul_precision()
+    try:
+        for place in places:
+            place.fp32_precision = "ieee"
+        if legacy is not None:
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        for place, value in zip(places, saved):
+            place.fp32_precision = value
+        if legacy is not None:
+            torch.set_float32_matmul_precision(legacy)
 
 
 def from_float(model: ProbabilityModel, config: ModelConfig) -> IntegerModel:

@@ -129,6 +129,7 @@ def test_torch_backend_ignores_global_settings(model) -> None:
     picture = some_symbols(20, 24)
     expected = encode(model, [picture], "reference")
     before = torch.get_float32_matmul_precision()
+    places = [getattr(torch.backends.mkldnn, "matmul", None), torch.backends.cuda.matmul]
     torch.set_float32_matmul_precision("medium")
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -139,7 +140,15 @@ def test_torch_backend_ignores_global_settings(model) -> None:
         with torch.backends.mkldnn.flags(enabled=True, allow_tf32=False):
             assert encode(model, [picture], "torch") == expected
             assert torch.backends.mkldnn.enabled
+        for place in places:
+            if hasattr(place, "fp32_precision"):
+                place.fp32_precision = "tf32"  # PyTorch's newer interface, which cannot be mixed with the older
+                assert encode(model, [picture], "torch") == expected
+                assert place.fp32_precision == "tf32"
     finally:
+        for place in places:
+            if hasattr(place, "fp32_precision"):
+                place.fp32_precision = "none"
         torch.set_float32_matmul_precision(before)
         torch.use_deterministic_algorithms(False)
 
