@@ -64,7 +64,11 @@ def main() -> None:
             rows.append({"picture": path.stem, "codec": "jpeg", "target": rate, "bpp": bpp, "psnr": p, "msssim": m})
             for metric in args.metrics:
                 start = time.perf_counter()
-                encoded = codec.encode_detailed(picture, bpp=rate, metric=metric)
+                try:
+                    encoded = codec.encode_detailed(picture, bpp=rate, metric=metric)
+                except l2c.RateError as error:
+                    print(f"{path.stem}, {metric}: {error}", flush=True)
+                    continue
                 middle = time.perf_counter()
                 decoded = codec.decode(encoded.data)
                 end = time.perf_counter()
@@ -82,12 +86,13 @@ def main() -> None:
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "rows": rows,
     }  # fmt: skip
     args.out.write_text(json.dumps(record, indent=1))
-    print("| codec | target bpp | bpp | PSNR dB | MS-SSIM |\n|---|---|---|---|---|")
+    print("| codec | target bpp | bpp | PSNR dB | MS-SSIM | pictures |\n|---|---|---|---|---|---|")
     for name in sorted({row["codec"] for row in rows}):
         for rate in args.rates:
             part = [row for row in rows if row["codec"] == name and row["target"] == rate]
-            b, p, m = (float(np.mean([row[key] for row in part])) for key in ("bpp", "psnr", "msssim"))
-            print(f"| {name} | {rate} | {b:.4f} | {p:.2f} | {m:.4f} |")
+            if part:
+                b, p, m = (float(np.mean([row[key] for row in part])) for key in ("bpp", "psnr", "msssim"))
+                print(f"| {name} | {rate} | {b:.4f} | {p:.2f} | {m:.4f} | {len(part)} |")
 
 
 if __name__ == "__main__":
