@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,9 @@ from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.probability import MAX_MU, MAX_QUALITY
 from l2c.rate_control import QualitySearch
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # in typing from Python 3.11 on
+
 UInt8Array = npt.NDArray[np.uint8]
 Output = Literal["numpy", "pil", "torch"]
 METRICS = {"psnr": 0, "mixed": MAX_MU // 2, "msssim": MAX_MU}
@@ -37,6 +40,18 @@ DEFAULT_TILE = 1024
 DEFAULT_QUALITY = 50.0
 _CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
 _BATCH_PIXELS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
+
+
+class EncodeOptions(TypedDict, total=False):
+    """Keywords of every encoding call; meanings and defaults at `Codec.encode_detailed`."""
+
+    bpp: float | None
+    quality: float | None
+    metric: str
+    effort: int
+    b: int | None
+    tile: int
+    metadata: bool
 
 
 @dataclass(frozen=True)
@@ -138,11 +153,11 @@ class Codec:
 
     # --- encoding -----------------------------------------------------------------------------------------------
 
-    def encode(self, image: Any, **options: Any) -> bytes:
+    def encode(self, image: Any, **options: Unpack[EncodeOptions]) -> bytes:
         """Encode one picture; arguments and errors as `encode_detailed`. Returns the file."""
         return self.encode_detailed(image, **options).data
 
-    def encode_detailed(self, image: Any, **options: Any) -> Encoded:
+    def encode_detailed(self, image: Any, **options: Unpack[EncodeOptions]) -> Encoded:
         """Encode one picture and say how it went.
 
         Args:
@@ -162,7 +177,7 @@ class Codec:
         """
         return self.encode_batch_detailed([image], **options)[0]
 
-    def encode_batch(self, images_: Sequence[Any], **options: Any) -> list[bytes]:
+    def encode_batch(self, images_: Sequence[Any], **options: Unpack[EncodeOptions]) -> list[bytes]:
         """Encode pictures of any sizes together; arguments and errors as `encode_detailed`."""
         return [encoded.data for encoded in self.encode_batch_detailed(images_, **options)]
 
@@ -587,14 +602,22 @@ def shared_codec(device: str | torch.device = "cpu", model: str = DEFAULT_MODEL)
         return _codecs[key]
 
 
-def encode(image: Any, *, device: str = "cpu", model: str = DEFAULT_MODEL, **options: Any) -> bytes:
+def encode(
+    image: Any, *, device: str | torch.device = "cpu", model: str = DEFAULT_MODEL, **options: Unpack[EncodeOptions]
+) -> bytes:
     """Encode one picture to bytes: `l2c.encode(image, bpp=0.5)`. See `Codec.encode_detailed` for all options."""
     return shared_codec(device, model).encode(image, **options)
 
 
-def decode(data: bytes | bytearray | memoryview, *, device: str = "cpu", **options: Any) -> Any:
+def decode(
+    data: bytes | bytearray | memoryview,
+    *,
+    device: str | torch.device = "cpu",
+    as_: Output = "numpy",
+    mode: str = "rgb",
+) -> Any:
     """Decode bytes to uint8 [H, W, 3]: `l2c.decode(data)`. See `Codec.decode` for all options."""
-    return shared_codec(device).decode(data, **options)
+    return shared_codec(device).decode(data, as_=as_, mode=mode)
 
 
 def _device(device: str | torch.device) -> torch.device:
