@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 import l2c
+from l2c import integer
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
+from l2c.models import load_model
 from l2c.train import export, losses, pretrain
 from l2c.train.data import PictureSet
 
@@ -109,3 +111,14 @@ def test_no_usable_pictures(tmp_path) -> None:
     Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
     with pytest.raises(ConfigError, match="at least 64"):
         PictureSet(tmp_path, 64)
+
+
+def test_training_goes_on_from_an_exported_model(tiny_config: ModelConfig, tiny_model_path) -> None:
+    trainer = pretrain.Trainer(tiny_config, 1e-3, seed=5)
+    trainer.load_model(tiny_model_path)
+    exported = load_model(tiny_model_path)
+    again = integer.from_float(trainer.nets.probability, tiny_config)
+    for (name, ours), (_, theirs) in zip(again.layers(), exported.integer.layers()):
+        assert np.array_equal(ours.weight, theirs.weight), name
+    for key, value in exported.transform.state_dict().items():
+        assert torch.equal(trainer.average.transform.state_dict()[key], value), key
