@@ -31,17 +31,21 @@ def quality_of(picture: np.ndarray, decoded: np.ndarray) -> tuple[float, float]:
 
 
 def jpeg_at(picture: Image.Image, bpp: float) -> tuple[float, np.ndarray]:
-    """The largest JPEG file within `bpp` (or the smallest there is): its rate and its pixels."""
-    low, high, best = 1, 95, b""
+    """The largest JPEG file within `bpp`, or the smallest there is where none fits: its rate and its pixels."""
+
+    def encode(quality: int) -> bytes:
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=quality, optimize=True, subsampling=2)
+        return buffer.getvalue()
+
+    low, high, best = 2, 95, encode(1)
     while low <= high:
         middle = (low + high) // 2
-        buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=middle, optimize=True, subsampling=2)
-        data = buffer.getvalue()
+        data = encode(middle)
         if 8 * len(data) <= bpp * picture.width * picture.height:
             best, low = data, middle + 1
         else:
-            best, high = best or data, middle - 1
+            high = middle - 1
     return 8 * len(best) / (picture.width * picture.height), np.asarray(Image.open(io.BytesIO(best)).convert("RGB"))
 
 
