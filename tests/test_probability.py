@@ -79,7 +79,7 @@ def test_padding_does_not_matter() -> None:
         z = latents(h, w, seed=i)
         batch[i, :, :h, :w] = z[0]
         inside[i, :, :h, :w] = 1
-        alone.append(float(p.num_bits(z, z, HEADER)))
+        alone.append(float(p.num_bits(z, z, HEADER).detach()))
     together = p.num_bits(batch, batch, HEADER.expand(3, 3), inside)
     torch.testing.assert_close(together, torch.tensor(alone), rtol=1e-4, atol=1e-2)
 
