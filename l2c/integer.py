@@ -57,6 +57,7 @@ from l2c.probability import (
 
 SUM_LIMIT = 1 << 24
 _EXACT_LOCK = threading.RLock()
+_CACHE_LOCK = threading.Lock()
 _FIRST_LAYER_CACHE = 64  # (header, scale) pairs kept packed, about 0.4 MB each
 _BATCH_POSITIONS = 1 << 17  # latent positions that share a pass of the torch engine: some hundreds of MB
 _LOG2_INV_SCALE_TOP = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)
@@ -228,20 +229,23 @@ class IntegerModel:
         bias takes back: sum w (u + 128) + (bias - 128 sum w) = sum w u + bias.
         """
         key = (header, scale)
-        if key not in self._first:
-            planes = np.array(constant_planes(*header, scale, self.config.num_scales), dtype=np.int64)
-            layers = []
-            for step in self.steps:
-                weight = step.w1.weight
-                constant = weight[:, self.maps : self.maps + self.planes, 0, 0].astype(np.int64) @ planes
-                offset = 128 * weight[:, : self.maps, 0, 0].astype(np.int64).sum(axis=1)
-                kept = np.concatenate((weight[:, : self.maps], weight[:, self.maps + self.planes :]), axis=1)
-                bias = (step.w1.bias + constant - offset).astype(np.int32)
-                layers.append(ops.int_conv(kept, bias, step.w1.multiplier))
-            if len(self._first) >= _FIRST_LAYER_CACHE:
-                self._first.pop(next(iter(self._first)), None)
+        with _CACHE_LOCK:  # pictures are coded in several threads, and old entries leave
+            if key in self._first:
+                return self._first[key]
+        planes = np.array(constant_planes(*header, scale, self.config.num_scales), dtype=np.int64)
+        layers = []
+        for step in self.steps:
+            weight = step.w1.weight
+            constant = weight[:, self.maps : self.maps + self.planes, 0, 0].astype(np.int64) @ planes
+            offset = 128 * weight[:, : self.maps, 0, 0].astype(np.int64).sum(axis=1)
+            kept = np.concatenate((weight[:, : self.maps], weight[:, self.maps + self.planes :]), axis=1)
+            bias = (step.w1.bias + constant - offset).astype(np.int32)
+            layers.append(ops.int_conv(kept, bias, step.w1.multiplier))
+        with _CACHE_LOCK:
+            while len(self._first) >= _FIRST_LAYER_CACHE:
+                self._first.pop(next(iter(self._first)))
             self._first[key] = layers
-        return self._first[key]
+        return layers
 
     def torch_layers(self, index: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(weight, bias [1, O, 1, 1], multiplier [1, O, 1, 1]) float32 of w1..w4 of a step on a device, made once."""
