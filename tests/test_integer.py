@@ -154,6 +154,23 @@ def test_torch_backend_ignores_global_settings(model) -> None:
         torch.use_deterministic_algorithms(False)
 
 
+def test_exact_float32_asks_for_plain_products() -> None:
+    """On a CPU the plain product ignores the precision setting, on a GPU it does not: so look at the setting itself."""
+    places = [getattr(torch.backends.mkldnn, "matmul", None), torch.backends.cuda.matmul]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with integer.exact_float32():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert all(p.fp32_precision == "ieee" for p in places if hasattr(p, "fp32_precision"))
+            assert not torch.backends.mkldnn.enabled
+            assert not torch.backends.cudnn.enabled
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.mkldnn.enabled
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_cpu_paths_give_the_same_bytes(tmp_path, tiny_model_path) -> None:
     """L2C_CPU = scalar, avx2, avx512 in processes of their own, as far as this machine has them."""
     script = (
