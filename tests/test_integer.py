@@ -161,8 +161,8 @@ def test_exact_float32_asks_for_plain_products() -> None:
     torch.set_float32_matmul_precision("medium")
     try:
         with integer.exact_float32():
-            assert torch.get_float32_matmul_precision() == "highest"
-            assert all(p.fp32_precision == "ieee" for p in places if hasattr(p, "fp32_precision"))
+            newer = [p.fp32_precision for p in places if hasattr(p, "fp32_precision")]
+            assert set(newer) == {"ieee"} if newer else torch.get_float32_matmul_precision() == "highest"
             assert not torch.backends.mkldnn.enabled
             assert not torch.backends.cudnn.enabled
         assert torch.get_float32_matmul_precision() == "medium"
