@@ -138,7 +138,7 @@ class ModelConfig:
             data = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigError(f"the configuration is not JSON: {error}") from None
-        return _build(cls, data, "model")
+        return from_mapping(cls, data, "model")
 
     @classmethod
     def from_file(cls, path: str | Path) -> ModelConfig:
@@ -150,8 +150,12 @@ class ModelConfig:
         return cls.from_json(text)
 
 
-def _build(cls: Any, data: Any, where: str) -> Any:
-    """Fill the dataclass `cls` from the mapping `data`, refusing unknown and missing keys and wrong types."""
+def from_mapping(cls: Any, data: Any, where: str) -> Any:
+    """Fill the dataclass `cls` from the mapping `data`, refusing unknown and missing keys and wrong types.
+
+    Raises:
+        ConfigError: names `where` and the key.
+    """
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected a table of settings, got {type(data).__name__}")
     hints = typing.get_type_hints(cls)
@@ -162,7 +166,7 @@ def _build(cls: Any, data: Any, where: str) -> Any:
     values: dict[str, Any] = {}
     for name, field in fields.items():
         if name not in data:
-            if field.default is dataclasses.MISSING:
+            if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
                 raise ConfigError(f"{where}: missing key {name!r}")
             continue
         values[name] = _convert(hints[name], data[name], f"{where}.{name}")
@@ -172,7 +176,7 @@ def _build(cls: Any, data: Any, where: str) -> Any:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Check one entry against its type hint; whole numbers are accepted where a float is expected."""
     if dataclasses.is_dataclass(hint):
-        return _build(hint, value, where)
+        return from_mapping(hint, value, where)
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where}: expected a list, got {value!r}")

@@ -56,3 +56,7 @@ class RateError(L2CError, ValueError):
 
 class ConfigError(L2CError, ValueError):
     """A model or training configuration has an unknown, missing or impossible entry."""
+
+
+class TrainingError(L2CError, RuntimeError):
+    """Training cannot go on: a checkpoint that does not fit or cannot be written, or a loss that stays NaN."""

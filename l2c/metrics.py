@@ -93,3 +93,31 @@ def mse(x: Tensor, x_hat: Tensor) -> Tensor:
 def psnr(x: Tensor, x_hat: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of pictures in [0, 1], over all colour channels together: [N]."""
     return -10.0 * mse(x, x_hat).clamp_min(1e-12).log10()
+
+
+# 1 - MS-SSIM counts this much more than 255^2 MSE at equal lambda: the ratio of the lambdas that CompressAI trains its
+# two series of models with (220 / 0.18, 2.4 / 0.0018: 1222..1333).
+MSSSIM_LMBDA_RATIO = 1280.0
+
+
+def mixed_distortion(
+    x: Tensor, x_hat: Tensor, mix: Tensor, mse_weight: float = 1.0, msssim_weight: float = MSSSIM_LMBDA_RATIO
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The distortion that mu mixes (the first two terms of L2C Eq. 7 without their common lambda).
+
+    Args:
+        x, x_hat: float32 [N, C, H, W], about [0, 1].
+        mix: float32 [N] on the CPU, 0 (MSE only) to 1 (MS-SSIM only).
+        mse_weight, msssim_weight: of the two terms.
+    Returns:
+        Per picture, float32 [N]: 255^2 MSE; 1 - MS-SSIM, NaN where mix is 0;
+        (1 - mix) mse_weight 255^2 MSE + mix msssim_weight (1 - MS-SSIM).
+    """
+    squared = mse(x, x_hat) * 255.0**2
+    dissimilarity = torch.full_like(squared, float("nan"))
+    chosen, mix = mix.nonzero().flatten().to(x.device), mix.to(x.device)
+    distortion = (1.0 - mix) * mse_weight * squared
+    if len(chosen):
+        dissimilarity = dissimilarity.index_copy(0, chosen, 1.0 - msssim(x[chosen], x_hat[chosen].clamp(0.0, 1.0)))
+        distortion = distortion + mix * msssim_weight * dissimilarity.nan_to_num()
+    return squared, dissimilarity, distortion

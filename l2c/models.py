@@ -19,6 +19,7 @@ from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
 from l2c import integer
+from l2c.adapt.bias_sets import BiasSets
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, ModelMismatchError
 from l2c.images import write_atomically
@@ -41,6 +42,7 @@ class Model:
         transform: E, I and D in float32.
         integer: P.
         known_answer: what `IntegerModel.known_answer` must give on every backend.
+        bias_sets: what D's biases can be changed to for a patch, or None.
         rate_curve: (quality 0..1000, mean bpp) points, rising: where the rate search starts.
         card: free facts about the training, for `l2c models`.
     """
@@ -54,6 +56,7 @@ class Model:
     known_answer: int
     rate_curve: list[tuple[float, float]]
     card: dict[str, str] = field(default_factory=dict)
+    bias_sets: BiasSets | None = None
 
 
 def model_id(config_json: str, tensors: dict[str, Tensor]) -> bytes:
@@ -73,13 +76,16 @@ def save_model(
     probability: integer.IntegerModel,
     rate_curve: list[tuple[float, float]],
     card: dict[str, str] | None = None,
+    bias_sets: BiasSets | None = None,
 ) -> bytes:
     """Write a model file atomically and return its id.
 
-    The networks are stored as float16. `rate_curve` and `card` do not enter the id.
+    Networks and bias sets are stored as float16. `rate_curve` and `card` do not enter the id.
     """
     tensors = {f"transform.{k}": v.detach().to(torch.float16).contiguous() for k, v in transform.state_dict().items()}
     tensors |= {k: v.contiguous() for k, v in integer.to_tensors(probability).items()}
+    if bias_sets is not None:
+        tensors |= {k: v.contiguous() for k, v in bias_sets.to_tensors().items()}
     metadata = {"config": config.to_json(), "rate_curve": json.dumps(rate_curve), "card": json.dumps(card or {})}
     data = safetensors_save(tensors, metadata)
     write_atomically(path, data)
@@ -171,6 +177,7 @@ def _load(path: Path) -> Model:
             transform = Transform(config.transform).float()
         transform.load_state_dict(state)
         probability = integer.from_tensors(tensors, config)
+        sets = BiasSets.from_tensors(tensors, transform)
         answer = int(tensors["probability.known_answer"][0])
         curve = [(float(q), float(bpp)) for q, bpp in json.loads(metadata.get("rate_curve", "[]"))]
         card = {str(k): str(v) for k, v in json.loads(metadata.get("card", "{}")).items()}
@@ -182,4 +189,4 @@ def _load(path: Path) -> Model:
     transform.eval().requires_grad_(False)
     transform.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     identity = model_id(metadata["config"], tensors)
-    return Model(path.stem, path, identity, config, transform, probability, answer, curve, card)
+    return Model(path.stem, path, identity, config, transform, probability, answer, curve, card, sets)

@@ -283,7 +283,7 @@ class ProbabilityModel(nn.Module):
 
     def num_bits(self, context: Tensor, target: Tensor, header: Tensor, inside: Tensor | None = None) -> Tensor:
         """Bits of each picture under the float model: float32 [N]. Arguments as in `groups`."""
-        b = header[:, 2]
+        b = header[:, 2].to(context.device)
         bits = torch.zeros(context.shape[0], device=context.device)
         for group in self.groups(context, target, header, inside):
             likelihood = mixture_likelihood(group.target.float(), group.params, self.config.num_mixtures, b)

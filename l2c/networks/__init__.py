@@ -1,6 +1,7 @@
 """E, I and D: the networks that turn pictures into latents and back, in two families (see `config.TransformConfig`).
 
-Both families share one calling form: `encoder(x, cond) -> (y, tau)` and `decoder(y_hat, cond) -> x_hat`.
+Both families share one calling form: `encoder(x, cond) -> (y, tau)` and
+`decoder(y_hat, cond, adaptation) -> x_hat`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,23 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from l2c.config import ModelConfig, TransformConfig
+from l2c.networks.adaptation import Adaptation, num_biases
 from l2c.networks.block import BlockDecoder, BlockEncoder
 from l2c.networks.modulators import condition
 from l2c.networks.paper import PaperDecoder, PaperEncoder
 
-__all__ = ["Transform", "condition", "dequantise", "importance_mask", "kmac_per_pixel", "quantise", "used_channels"]
+__all__ = [
+    "Adaptation",
+    "Transform",
+    "condition",
+    "dequantise",
+    "importance_mask",
+    "kmac_per_pixel",
+    "num_biases",
+    "num_modulators",
+    "quantise",
+    "used_channels",
+]
 
 
 class Transform(nn.Module):
@@ -39,6 +52,11 @@ class Transform(nn.Module):
             self.encoder, self.decoder = PaperEncoder(config), PaperDecoder(config)
         else:
             self.encoder, self.decoder = BlockEncoder(config), BlockDecoder(config)
+
+
+def num_modulators(transform: Transform) -> int:
+    """K: how many modulators D has, the first length of `Adaptation.conditions`."""
+    return len(transform.decoder.mods)
 
 
 class _MaskThrough(torch.autograd.Function):

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2c.config import TransformConfig
+from l2c.networks.adaptation import Adaptation, BiasReader, layer_condition
 from l2c.networks.modulators import Modulator, log_lmbda
 
 _PIXEL_SCALE = 255.0
@@ -37,9 +38,10 @@ class ResidualBlock(nn.Module):
         with torch.no_grad():
             self.conv2.weight.mul_(0.3)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, h, w] -> the same shape."""
-        return x + self.conv2(F.leaky_relu(self.conv1(x), 0.1))
+    def forward(self, x: Tensor, shift: BiasReader | None = None) -> Tensor:
+        """[N, C, h, w] -> the same shape; `shift` changes both biases."""
+        shift = shift or BiasReader(None)
+        return x + shift(self.conv2(F.leaky_relu(shift(self.conv1(x)), 0.1)))
 
 
 def block_basis(s: int) -> tuple[Tensor, Tensor]:
@@ -171,25 +173,27 @@ class BlockDecoder(nn.Module):
         coarse_layers = 1 + 2 * config.decoder_blocks + (1 if fine else 0)
         self.receptive_halo_px = config.s * coarse_layers + (config.s // 2 * 3 if fine else 0)
 
-    def forward(self, y_hat: Tensor, cond: Tensor) -> Tensor:
+    def forward(self, y_hat: Tensor, cond: Tensor, adaptation: Adaptation | None = None) -> Tensor:
         """Latents -> picture.
 
         Args:
             y_hat: float32 [N, c, h, w] in quantiser steps.
             cond: float32 [N, 2] from `modulators.condition`.
+            adaptation: changes to biases and modulators, or None.
         Returns:
             float32 [N, 3, s h, s w], about [0, 1] (not clamped).
         """
+        shift = BiasReader(adaptation.biases if adaptation is not None else None)
         scaled = y_hat / self.gain(cond)
-        x = F.leaky_relu(self.first(scaled * self.whitening[:, : self.c]), 0.1)
+        x = F.leaky_relu(shift(self.first(scaled * self.whitening[:, : self.c])), 0.1)
         for index, block in enumerate(self.blocks):
-            x = self.mods[index](block(x), cond)
-        delta = self.head(x).float() / self.whitening
+            x = self.mods[index](block(x, shift), layer_condition(cond, adaptation, index))
+        delta = shift(self.head(x)).float() / self.whitening
         with torch.autocast(y_hat.device.type, enabled=False):
             coefficients = torch.cat((delta[:, : self.c] + scaled, delta[:, self.c :]), dim=1)
             out = F.pixel_shuffle(self.transform(coefficients), self.s) * (1.0 / _PIXEL_SCALE) + 0.5
         if self.up is not None:
-            fine = F.leaky_relu(F.pixel_shuffle(self.up(x), 2), 0.1)
-            fine = self.mods[-1](self.fine_block(fine), cond)
-            out = out + F.pixel_shuffle(self.last(fine), self.s // 2).float()
+            fine = F.leaky_relu(F.pixel_shuffle(shift(self.up(x)), 2), 0.1)
+            fine = self.mods[-1](self.fine_block(fine, shift), layer_condition(cond, adaptation, len(self.blocks)))
+            out = out + F.pixel_shuffle(shift(self.last(fine)), self.s // 2).float()
         return out

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2c.config import TransformConfig
+from l2c.networks.adaptation import Adaptation, BiasReader, layer_condition
 from l2c.networks.modulators import Modulator
 
 
@@ -20,9 +21,10 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, h, w] -> the same shape."""
-        return x + self.conv2(F.relu(self.conv1(x)))
+    def forward(self, x: Tensor, shift: BiasReader | None = None) -> Tensor:
+        """[N, C, h, w] -> the same shape; `shift` changes both biases."""
+        shift = shift or BiasReader(None)
+        return x + shift(self.conv2(F.relu(shift(self.conv1(x)))))
 
 
 class PaperEncoder(nn.Module):
@@ -82,13 +84,18 @@ class PaperDecoder(nn.Module):
         mods = [Modulator(width, config.modulator_width) for _ in range(4)] if config.modulated else []
         self.mods = nn.ModuleList(mods)
 
-    def forward(self, y_hat: Tensor, cond: Tensor) -> Tensor:
-        """Latents [N, c, h, w] in quantiser steps, cond [N, 2] -> pictures float32 [N, 3, 4h, 4w], about [0, 1]."""
-        x = self._modulate(F.relu(self.head(y_hat / 64.0)), cond, 0)
-        for index, block in enumerate(self.blocks):
-            x = self._modulate(block(x), cond, 1 + index)
-        x = self._modulate(F.relu(F.pixel_shuffle(self.up(x), 2)), cond, 3)
-        return F.pixel_shuffle(self.last(x), 2).float() + 0.5
+    def forward(self, y_hat: Tensor, cond: Tensor, adaptation: Adaptation | None = None) -> Tensor:
+        """Latents [N, c, h, w] in quantiser steps, cond [N, 2] -> pictures float32 [N, 3, 4h, 4w], about [0, 1].
 
-    def _modulate(self, x: Tensor, cond: Tensor, index: int) -> Tensor:
-        return self.mods[index](x, cond) if len(self.mods) else x
+        `adaptation` changes the biases and the modulators' conditions.
+        """
+        shift = BiasReader(adaptation.biases if adaptation is not None else None)
+        conds = [layer_condition(cond, adaptation, index) for index in range(len(self.mods))]
+        x = self._modulate(F.relu(shift(self.head(y_hat / 64.0))), conds, 0)
+        for index, block in enumerate(self.blocks):
+            x = self._modulate(block(x, shift), conds, 1 + index)
+        x = self._modulate(F.relu(F.pixel_shuffle(shift(self.up(x)), 2)), conds, 3)
+        return F.pixel_shuffle(shift(self.last(x)), 2).float() + 0.5
+
+    def _modulate(self, x: Tensor, conds: list[Tensor], index: int) -> Tensor:
+        return self.mods[index](x, conds[index]) if conds else x
