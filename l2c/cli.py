@@ -28,6 +28,7 @@ import typer
 
 from l2c.bitstream import MIN_TILE_SIZE, VERSION, FileIndex, Limits, read_bitstream, read_header, section_name
 from l2c.errors import BackendError, BitstreamError, L2CError, ModelMismatchError, RateError
+from l2c.train.commands import app as train_app
 
 if TYPE_CHECKING:
     from l2c.codec import Codec
@@ -69,6 +70,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(train_app)
 _debug = False
 
 

@@ -1,79 +1,144 @@
-"""Last stage: a checkpoint becomes a model file that ships (safetensors) with its card.
-
-python -m l2c.train.export runs/default/checkpoint.pt l2c/weights/l2c-default.safetensors --val DIR
-"""
+"""A checkpoint becomes a model file that ships (safetensors), with a card that says how it was made."""
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from l2c import integer, networks
+from l2c.adapt.bias_sets import BiasSets
 from l2c.config import ModelConfig
-from l2c.models import load_model, save_model
+from l2c.errors import ConfigError
+from l2c.images import write_atomically
+from l2c.models import Model, load_model, save_model
 from l2c.probability import MAX_MU, MAX_QUALITY
-from l2c.train.data import PictureSet
-from l2c.train.losses import lmbda_of_quality
-from l2c.train.pretrain import Networks
+from l2c.train.checkpoint import Checkpoint
+from l2c.train.config import TrainConfig
+from l2c.train.data import centre_crops, describe
+from l2c.train.loop import latents_and_bits, validate
+from l2c.train.losses import Conditions, Networks
+from l2c.train.quantize import check_rate_loss, rates
+from l2c.train.stages import newest
 
 _CURVE_QUALITIES = tuple(range(0, MAX_QUALITY + 1, 125))
+_SIZE = 256
 
 
 @torch.no_grad()
-def rate_curve(nets: Networks, config: ModelConfig, pictures: list[torch.Tensor]) -> list[tuple[float, float]]:
+def rate_curve(nets: Networks, pictures: list[Tensor]) -> list[tuple[float, float]]:
     """Mean rate (float P) over pictures uint8 [1, 3, H, W] at nine qualities of the mixed metric, made to rise."""
     curve: list[tuple[float, float]] = []
     for quality in _CURVE_QUALITIES:
-        q, mu, b = torch.tensor([quality]), torch.tensor([MAX_MU // 2]), torch.tensor([config.bits])
-        cond = networks.condition(lmbda_of_quality(q, config), mu / MAX_MU)
         total = 0.0
         for picture in pictures:
-            x = picture.float() / 255.0
-            y, tau = nets.transform.encoder(networks.pad_to_multiple(x, nets.transform.s), cond)
-            if tau is not None:
-                y = y * networks.importance_mask(tau, config.transform.c)
-            z = networks.dequantise(networks.quantise(y, config.bits), config.bits)
-            total += float(nets.probability.num_bits(z, z, torch.stack((q, mu, b), dim=1))) / x[0, 0].numel()
+            cond = Conditions(*(torch.tensor([v]) for v in (quality, MAX_MU // 2, nets.config.bits)))
+            _, bits = latents_and_bits(nets, picture.float() / 255.0, cond)
+            total += float(bits) / picture[0, 0].numel()
         least = curve[-1][1] * 1.001 if curve else 1e-6
         curve.append((float(quality), max(least, total / len(pictures))))
     return curve
 
 
-def export(checkpoint: Path, target: Path, val: Path, notes: str) -> None:
-    """Quantise P, check it, write the model file and its card. Raises ConfigError as the loaders do."""
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    config = ModelConfig.from_json(state["config"])
-    nets = Networks(config)
-    nets.load_state_dict(state["average"])
-    nets.eval()
-    held_out = PictureSet(val, 256, limit=12)
-    rng = np.random.default_rng(2)
-    pictures = [held_out.batch(rng, np.array([False])) for _ in range(12)]
-    card = {"steps": str(state["step"]), "seconds": f"{state['seconds']:.0f}", "notes": notes}
-    curve = rate_curve(nets, config, pictures)
-    target.parent.mkdir(parents=True, exist_ok=True)
+def export(
+    recipe: TrainConfig, config: ModelConfig, folder: Path, init: Path | None, target: Path, notes: str
+) -> dict[str, Any]:
+    """Quantise P, check it, write the model file and its card (same name, .md).
+
+    Args:
+        recipe, config: of the run; the recipe names the validation pictures and the rate loss that is accepted.
+        folder: of the run, whose last checkpoint is exported unless `init` names one.
+        target: .safetensors.
+        notes: a line for the card.
+    Returns:
+        What is in it: id, bytes, rate curve, rate loss of the integer P, history.
+    Raises:
+        ConfigError: no checkpoint, no validation pictures. TrainingError: the checkpoint does not fit, or the integer
+            P loses too much rate.
+    """
+    source = init or newest(folder)
+    if source is None or not source.exists():
+        raise ConfigError(f"there is no checkpoint {source or f'below {folder}'}")
+    if not recipe.data.val:
+        raise ConfigError("name validation pictures: data.val in the recipe, or --val")
+    if target.suffix != ".safetensors":
+        raise ConfigError(f"{target.name}: a model file ends in .safetensors")
+    checkpoint = Checkpoint.load(source)
+    nets = checkpoint.networks(config)[1].eval()
+    pictures = centre_crops(recipe.data.val, _SIZE, recipe.val_pictures)
     probability = integer.from_float(nets.probability, config)
-    identity = save_model(target, config, nets.transform, probability, curve, card)
+    growth = check_rate_loss(*rates(nets, probability, pictures), recipe.quantize.max_loss)
+    history = checkpoint.past()
+    facts = {
+        "steps": "; ".join(f"{entry.get('stage', '?')} {entry.get('steps', '')}".strip() for entry in history),
+        "notes": notes,
+    }
+    curve = rate_curve(nets, pictures)
+    sets = BiasSets.from_tensors(checkpoint.bias_sets, nets.transform)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    identity = save_model(target, config, nets.transform, probability, curve, facts, sets)
     model = load_model(target)  # reads back what was written, all checks included
     for backend in ("torch", "cpu"):
         integer.check_backend(model.integer, model.known_answer, backend)
-    print(json.dumps({"id": identity.hex(), "bytes": target.stat().st_size, "rate_curve": curve, **card}, indent=1))
+    rows = validate(nets, pictures, torch.device("cpu"))
+    text = card(model, history, recipe, growth, rows, notes)
+    write_atomically(target.with_suffix(".md"), text.encode())
+    return {
+        "id": identity.hex(), "bytes": target.stat().st_size, "rate_curve": curve,
+        "integer_rate_growth": growth, "history": history,
+    }  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Command line of this stage."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("target", type=Path)
-    parser.add_argument("--val", type=Path, required=True, help="folder of validation pictures, for the rate curve")
-    parser.add_argument("--notes", default="", help="one line for the model card")
-    args = parser.parse_args(argv)
-    export(args.checkpoint, args.target, args.val, args.notes)
+def card(
+    model: Model,
+    history: list[dict[str, str]],
+    recipe: TrainConfig,
+    growth: float,
+    rows: list[dict[str, float]],
+    notes: str,
+) -> str:
+    """The model card, Markdown."""
+    config = model.config
+    encoder, decoder = networks.transform_costs(config)
+    t = config.transform
+    lines = [
+        f"# {model.name}",
+        "",
+        f"Model id `{model.model_id.hex()}`, {model.path.stat().st_size / 1e6:.1f} MB: E and D in float16, P in int8"
+        f"{_sets_text(model)}.",
+        "",
+        f"Networks: {t.family}, s = {t.s}, c = {t.c}, {t.width} wide, mask {'on' if t.mask and t.c > 1 else 'off'}; "
+        f"E {encoder:.1f}, D {decoder:.1f} kMAC per pixel. lambda {config.lmbda_min:g}..{config.lmbda_max:g}, "
+        f"b <= {config.bits}.",
+        f"Training data: {describe(recipe.data.train)}." if recipe.data.train else "",
+        f"Integer P against float P: {100 * growth:+.2f} % of the rate.",
+        notes,
+        "",
+        "## Training",
+        "",
+    ]
+    for number, entry in enumerate(history, 1):
+        lines.append(f"{number}. " + "; ".join(f"{key}: {value}" for key, value in entry.items() if value))
+    lines += [
+        "",
+        f"## Validation ({recipe.val_pictures} centre crops of {_SIZE}x{_SIZE}, rate estimated by the float P)",
+        "",
+        "| metric | quality | bpp | PSNR dB | MS-SSIM | loss |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        metric = "psnr" if row["mu"] == 0 else "msssim"
+        lines.append(
+            f"| {metric} | {row['quality'] / 10:g} | {row['bpp']:.4f} | {row['psnr']:.2f} | {row['msssim']:.4f} "
+            f"| {row['loss']:.4f} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
-    main()
+def _sets_text(model: Model) -> str:
+    if model.bias_sets is None:
+        return ""
+    bands, count, _ = model.bias_sets.values.shape
+    return f", {bands} x {count} bias sets"

@@ -5,16 +5,77 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from l2c import networks
 from l2c.config import ModelConfig
-from l2c.metrics import mse, msssim
+from l2c.metrics import mixed_distortion
+from l2c.networks import Adaptation
 from l2c.probability import MAX_MU, MAX_QUALITY, ProbabilityModel
+from l2c.train.config import LossConfig
+from l2c.train.perceptual import VGG16Features, perceptual_distance
 
-# 1 - MS-SSIM counts this much more than MSE at equal lambda: the ratio of the lambdas that CompressAI trains its
-# two series of models with (220 / 0.18, 2.4 / 0.0018: 1222..1333).
-MSSSIM_LMBDA_RATIO = 1280.0
+
+class Networks(nn.Module):
+    """Everything that is trained: `transform` (E, I, D) and `probability` (P)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transform = networks.Transform(config.transform)
+        self.probability = ProbabilityModel(config)
+
+
+@dataclass
+class Conditions:
+    """What each picture of a batch is coded for. Held on the CPU, so that reading it never waits for a device.
+
+    Attributes:
+        quality: int64 [N], 0..1000. mu: int64 [N], metric mix in eighths, 0..8. b: int64 [N], bits 1..8.
+    """
+
+    quality: Tensor
+    mu: Tensor
+    b: Tensor
+
+    def lmbda(self, config: ModelConfig) -> Tensor:
+        """Raw lambda, float32 [N]."""
+        return lmbda_of_quality(self.quality, config)
+
+    def vector(self, config: ModelConfig) -> Tensor:
+        """What the modulators see, float32 [N, 2]."""
+        return networks.condition(self.lmbda(config), self.mix())
+
+    def mix(self) -> Tensor:
+        """mu in 0..1, float32 [N]."""
+        return self.mu.float() / MAX_MU
+
+    def header(self) -> Tensor:
+        """What P sees, int64 [N, 3]."""
+        return torch.stack((self.quality, self.mu, self.b), dim=1)
+
+
+@dataclass
+class LossParts:
+    """Per picture, float32 [N].
+
+    Attributes:
+        bpp: rate in bits per pixel.
+        mse: of pictures in 0..255.
+        dissimilarity: 1 - MS-SSIM, NaN where its weight is zero.
+        perceptual: the VGG16 term, zero where it is off.
+        mask: |mean tau - zeta| (Eq. 3), zero without a mask.
+        objective: the weighted sum of Eq. 7, in bits per pixel.
+        total: objective / sqrt(lambda / 0.01), so that low and high rates pull equally on the weights.
+    """
+
+    bpp: Tensor
+    mse: Tensor
+    dissimilarity: Tensor
+    perceptual: Tensor
+    mask: Tensor
+    objective: Tensor
+    total: Tensor
 
 
 def lmbda_of_quality(quality: Tensor, config: ModelConfig) -> Tensor:
@@ -23,73 +84,86 @@ def lmbda_of_quality(quality: Tensor, config: ModelConfig) -> Tensor:
     return config.lmbda_min * ratio ** (quality.float() / MAX_QUALITY)
 
 
-def mask_target(quality: Tensor) -> Tensor:
-    """zeta of Eq. 3, the share of channels to keep: 0.25 at quality 0 to 1 at quality 100. Without it the mask was
-    seen to collapse to zero (DESIGN 2)."""
-    return 0.25 + 0.75 * quality.float() / MAX_QUALITY
+def mask_target(quality: Tensor, weights: LossConfig) -> Tensor:
+    """zeta of Eq. 3, the share of channels to keep: linear in quality. Without it the mask was seen to collapse to
+    zero (DESIGN 2)."""
+    return weights.zeta_min + (weights.zeta_max - weights.zeta_min) * quality.float() / MAX_QUALITY
 
 
-@dataclass
-class LossParts:
-    """Per picture, float32 [N]: rate in bits per pixel, MSE of pictures in [0, 255], 1 - MS-SSIM (NaN where its
-    weight is zero), |mean tau - zeta|, and the weighted sum that is minimised."""
-
-    bpp: Tensor
-    mse: Tensor
-    dissimilarity: Tensor
-    mask: Tensor
-    total: Tensor
+def analyse(nets: Networks, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor | None]:
+    """E and I: pictures float32 [N, 3, H, W] in [0, 1], sides multiples of s -> masked latents before Q
+    (y~ of L2C III), float32 [N, c, H/s, W/s], and tau or None."""
+    y, tau = nets.transform.encoder(x, cond.vector(nets.config).to(x.device))
+    if tau is not None:
+        y = y * networks.importance_mask(tau, nets.config.transform.c)
+    return y, tau
 
 
-def rate_distortion(
-    transform: networks.Transform,
-    probability: ProbabilityModel,
-    config: ModelConfig,
+@torch.no_grad()
+def quantised_latents(nets: Networks, x: Tensor, cond: Conditions) -> Tensor:
+    """Pictures float32 [N, 3, H, W] in [0, 1], sides multiples of s -> latents as D gets them, float32 [N, c, h, w]."""
+    return through_quantiser(analyse(nets, x, cond)[0], quantiser_step(cond.b, x.device))
+
+
+def through_quantiser(y: Tensor, step: Tensor) -> Tensor:
+    """Q and Q^-1 with a straight-through gradient: y [N, c, h, w], step [N, 1, 1, 1] -> multiples of step."""
+    y = _clamp_levels(y, step)
+    return y + ((y / step).round() * step - y).detach()
+
+
+def latent_loss(
+    nets: Networks,
     x: Tensor,
-    quality: Tensor,
-    mu: Tensor,
-    b: Tensor,
-    mask_weight: float = 1.0,
-    autocast: bool = False,
+    y: Tensor,
+    tau: Tensor | None,
+    cond: Conditions,
+    weights: LossConfig,
+    noise: Tensor | None,
+    features: VGG16Features | None = None,
+    adaptation: Adaptation | None = None,
 ) -> LossParts:
-    """L = lambda [(1 - mu) 255^2 MSE + mu 1280 (1 - MS-SSIM)] + bpp + lambda_m |mean tau - zeta| per picture.
+    """L2C Eq. 7 as a function of the latents before Q: what training and overfitting minimise.
 
-    D sees rounded latents, straight through (L2C III). The rate is taken at uniformly perturbed latents with P's
-    context at the rounded ones: the mixed form in common use since Minnen and Singh 2020 (arXiv:2007.08739).
+        L = lambda [(1 - mu) l_d2 255^2 MSE + mu l_d1 (1 - MS-SSIM) + l_d3 L_d3] + l_r bpp + l_m |mean tau - zeta|
+
+    D sees rounded latents, straight through (L2C III).
 
     Args:
         x: float32 [N, 3, H, W] in [0, 1], sides multiples of s.
-        quality: int64 [N], 0..1000. mu: int64 [N], metric mix in eighths, 0..8. b: int64 [N], bits 1..8.
-        mask_weight: lambda_m.
-        autocast: run the convolutions in bfloat16.
+        y: float32 [N, c, H/s, W/s], masked latents before Q.
+        tau: importance map [N, 1, H/s, W/s], or None.
+        weights: of the five terms.
+        noise: float32 like y in [-1/2, 1/2). The rate is then taken at latents with this noise added and P's context
+            at the rounded ones: the mixed form in common use since Minnen and Singh 2020 (arXiv:2007.08739). None:
+            at the rounded ones, which is the rate of the file.
+        features: for the perceptual term; needed where its weight is not zero.
+        adaptation: changes to D.
     Returns:
-        LossParts; `total` is divided by sqrt(lambda / 0.01), so that low and high rates pull equally.
+        LossParts, differentiable in everything.
     """
-    lmbda = lmbda_of_quality(quality, config)
-    mix = mu.float() / MAX_MU
-    cond = networks.condition(lmbda, mix)
-    step = torch.exp2(8.0 - b.float())[:, None, None, None]
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
-        y, tau = transform.encoder(x, cond)
-        if tau is not None:
-            y = y * networks.importance_mask(tau, config.transform.c)
-        low, high = -128.0 + 0 * step, 128.0 - step
-        y = torch.minimum(torch.maximum(y, low), high)
-        y_hat = y + ((y / step).round() * step - y).detach()
-        noisy = y + (torch.rand_like(y) - 0.5) * step
-        x_hat = transform.decoder(y_hat, cond).clamp(-0.2, 1.2)
-        header = torch.stack((quality, mu, b), dim=1)
-        bits = probability.num_bits(y_hat, noisy, header)
+    lmbda = cond.lmbda(nets.config).to(x.device)
+    step = quantiser_step(cond.b, x.device)
+    y_hat = through_quantiser(y, step)
+    target = y_hat if noise is None else _clamp_levels(y, step) + noise * step
+    x_hat = nets.transform.decoder(y_hat, cond.vector(nets.config).to(x.device), adaptation).clamp(-0.2, 1.2)
+    bits = nets.probability.num_bits(y_hat, target, cond.header())
     bpp = bits / (x.shape[2] * x.shape[3])
-    squared = mse(x, x_hat) * 255.0**2
-    dissimilarity = torch.full_like(squared, float("nan"))
-    distortion = (1.0 - mix) * squared
-    chosen = mix > 0
-    if bool(chosen.any()):
-        dissimilarity[chosen] = 1.0 - msssim(x[chosen], x_hat[chosen].clamp(0.0, 1.0))
-        distortion = distortion + torch.where(chosen, mix * MSSSIM_LMBDA_RATIO * dissimilarity.nan_to_num(), 0.0)
+    squared, dissimilarity, distortion = mixed_distortion(x, x_hat, cond.mix(), weights.mse, weights.msssim)
+    perceptual = torch.zeros_like(bpp)
+    if features is not None:
+        perceptual = perceptual_distance(features, x, x_hat.clamp(0.0, 1.0))
     mask = torch.zeros_like(bpp)
     if tau is not None:
-        mask = (tau.flatten(1).mean(dim=1) - mask_target(quality)).abs()
-    total = (lmbda * distortion + bpp + mask_weight * mask) * (lmbda / 0.01) ** -0.5
-    return LossParts(bpp, squared, dissimilarity, mask, total)
+        mask = (tau.flatten(1).mean(dim=1) - mask_target(cond.quality, weights).to(x.device)).abs()
+    objective = lmbda * (distortion + weights.perceptual * perceptual) + weights.rate * bpp + weights.mask * mask
+    total = objective * (lmbda / 0.01) ** -0.5
+    return LossParts(bpp, squared, dissimilarity, perceptual, mask, objective, total)
+
+
+def quantiser_step(b: Tensor, device: torch.device) -> Tensor:
+    """S = 2^(8-b): int64 [N] -> float32 [N, 1, 1, 1]."""
+    return torch.exp2(8.0 - b.float())[:, None, None, None].to(device)
+
+
+def _clamp_levels(y: Tensor, step: Tensor) -> Tensor:
+    return torch.minimum(torch.maximum(y, -128.0 + 0 * step), 128.0 - step)

@@ -1,0 +1,256 @@
+"""Content-specific biases of D (L2C III-D): overfit them to training patches, cluster, measure each set's curvature."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from l2c.adapt.bias_sets import BiasSets
+from l2c.errors import ConfigError
+from l2c.metrics import mixed_distortion
+from l2c.networks import Adaptation, Transform, num_biases
+from l2c.probability import MAX_MU, MAX_QUALITY
+from l2c.train.checkpoint import Checkpoint
+from l2c.train.config import BiasSetsConfig, TrainConfig
+from l2c.train.data import Sampler
+from l2c.train.losses import Conditions, Networks, quantised_latents
+from l2c.train.records import machine, write_json
+
+_SALT = 1_000_003  # patches of this stage are not the crops of the others
+_SAVE_SECONDS = 60.0
+
+
+@dataclass
+class Patches:
+    """Overfitted patches, `count` of them so far.
+
+    Attributes:
+        biases: float32 [patches, B], changes to D's biases. quality, mu: int64 [patches].
+        before, after: float32 [patches], distortion with the default biases and with these.
+        seconds: spent so far.
+    """
+
+    biases: Tensor
+    quality: Tensor
+    mu: Tensor
+    before: Tensor
+    after: Tensor
+    count: int = 0
+    seconds: float = 0.0
+
+    @classmethod
+    def empty(cls, patches: int, num_biases: int) -> Patches:
+        """Room for so many patches."""
+        whole = torch.zeros(patches, dtype=torch.int64)
+        return cls(torch.zeros(patches, num_biases), whole, whole.clone(), torch.zeros(patches), torch.zeros(patches))
+
+
+def make_patches(recipe: TrainConfig, sampler: Sampler, first: int, count: int) -> tuple[Tensor, Conditions]:
+    """Patches first .. first + count - 1: a pure function of the recipe. uint8 [count, 3, patch, patch], conditions."""
+    config, crops, conditions = recipe.bias_sets, [], []
+    for i in range(first, first + count):
+        rng = np.random.default_rng([recipe.seed, _SALT, i, 0])
+        quality = int(rng.integers(0, MAX_QUALITY + 1))
+        mu = config.mu if config.mu is not None else int(rng.integers(0, 2)) * MAX_MU
+        clean = quality > recipe.data.clean_above or rng.random() < recipe.data.scaled_share
+        crops.append(sampler.crop_for(rng, 0, clean))
+        conditions.append((quality, mu))
+    quality_, mu_ = torch.tensor(conditions).unbind(dim=1)
+    return torch.stack(crops), Conditions(quality_, mu_, torch.full_like(mu_, 8))
+
+
+def overfit_biases(
+    transform: Transform, x: Tensor, z: Tensor, cond: Tensor, config: BiasSetsConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Adam on each patch's bias changes, all patches in one batch; the best iterate of each patch is kept.
+
+    Args:
+        x: float32 [N, 3, H, W] in [0, 1]. z: float32 [N, c, h, w], quantised latents. cond: float32 [N, 2].
+    Returns:
+        biases float32 [N, B]; distortion (`metrics.mixed_distortion`) before and after, float32 [N].
+    """
+    leaf = torch.zeros(len(x), num_biases(transform.decoder), device=x.device, requires_grad=True)
+    movable = torch.ones_like(leaf[0])
+    if not config.last_layer:
+        convolutions = [m for m in transform.decoder.modules() if isinstance(m, torch.nn.Conv2d) and m.bias is not None]
+        movable[-convolutions[-1].out_channels :] = 0.0
+    optimizer = torch.optim.Adam([leaf], lr=config.lr)
+    mix = cond[:, 1].cpu()
+    best, before, least = leaf.detach().clone(), torch.empty(0), torch.full((len(x),), float("inf"), device=x.device)
+    for k in range(config.iterations + 1):
+        last = k == config.iterations
+        with torch.set_grad_enabled(not last):
+            x_hat = transform.decoder(z, cond, Adaptation(biases=leaf * movable))
+            value = mixed_distortion(x, x_hat[:, :, : x.shape[2], : x.shape[3]].clamp(0.0, 1.0), mix)[2]
+        now = value.detach()
+        before = now if k == 0 else before
+        better = now < least
+        best = torch.where(better[:, None], leaf.detach() * movable, best)
+        least = torch.where(better, now, least)
+        if not last:
+            optimizer.zero_grad(set_to_none=True)
+            value.log().sum().backward()  # so that patches of every rate pull alike
+            optimizer.step()
+    return best, before, least
+
+
+def cluster(patches: Patches, config: BiasSetsConfig, seed: int) -> Tensor:
+    """k-means of the biases, one table for each band of quality: float32 [bands, sets, B].
+
+    Raises:
+        ConfigError: scikit-learn is not installed, or a band has fewer patches than sets.
+    """
+    try:
+        from sklearn.cluster import KMeans
+    except ImportError:
+        raise ConfigError("bias-sets needs scikit-learn: pip install 'l2c[train]'") from None
+    tables = []
+    band = patches.quality * config.bands // (MAX_QUALITY + 1)
+    for number in range(config.bands):
+        rows = patches.biases[band == number].numpy()
+        if len(rows) < config.sets:
+            raise ConfigError(f"band {number} has {len(rows)} patches for {config.sets} sets: raise bias_sets.patches")
+        tables.append(torch.from_numpy(KMeans(config.sets, n_init=1, random_state=seed).fit(rows).cluster_centers_))
+    return torch.stack(tables).float()
+
+
+@torch.no_grad()
+def measure_curvature(transform: Transform, values: Tensor, batches: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
+    """Mean over patches of D(set) - D(default) - gradient . set, for both metrics: float32 [bands, sets, 2].
+
+    Args:
+        values: float32 [bands, sets, B].
+        batches: (x, z, cond) as in `overfit_biases`; cond's metric mix is not used.
+    """
+    sums, count = torch.zeros(*values.shape[:2], 2), 0
+    for x, z, cond in batches:
+        leaf = torch.zeros(len(x), values.shape[2], device=x.device, requires_grad=True)
+        with torch.enable_grad():
+            start = _both(transform, x, z, cond, leaf)
+            slopes = [torch.autograd.grad(d.sum(), leaf, retain_graph=True)[0] for d in start]
+        count += len(x)
+        for place in np.ndindex(*values.shape[:2]):
+            biases = values[place].to(x.device)
+            moved = _both(transform, x, z, cond, biases.expand(len(x), -1))
+            for metric in range(2):
+                change = moved[metric] - start[metric].detach() - slopes[metric] @ biases
+                sums[(*place, metric)] += float(change.sum())
+    return sums / count
+
+
+def _both(transform: Transform, x: Tensor, z: Tensor, cond: Tensor, biases: Tensor) -> tuple[Tensor, Tensor]:
+    """255^2 MSE and 1 - MS-SSIM of each patch."""
+    x_hat = transform.decoder(z, cond, Adaptation(biases=biases))[:, :, : x.shape[2], : x.shape[3]].clamp(0.0, 1.0)
+    squared, dissimilarity, _ = mixed_distortion(x, x_hat, torch.full((len(x),), 0.5))
+    return squared, dissimilarity
+
+
+def run(recipe: TrainConfig, folder: Path, start: Checkpoint, device: torch.device, command: str) -> None:
+    """The whole stage; goes on after a kill from the patches that were saved last.
+
+    Raises:
+        ConfigError: as `cluster`, or no usable pictures. TrainingError: a file cannot be read or written.
+    """
+    config = recipe.bias_sets
+    folder.mkdir(parents=True, exist_ok=True)
+    nets = start.networks(start.config)[1].to(device).requires_grad_(False)
+    nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sampler = Sampler(recipe.data, recipe.data.train, config.patch, recipe.seed, device=device)
+    patches, seconds = _all_patches(recipe, folder, start, nets, sampler, device)
+    gain = 1.0 - (patches.after / patches.before).log().mean().exp()
+    _say(f"distortion of the patches: {100 * gain:.2f} % less on (geometric) average with their own biases")
+    values = cluster(patches, config, recipe.seed).half().float()  # as the model file stores them
+
+    def held_out() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for first in range(0, config.curvature_patches, config.batch):
+            count = min(config.batch, config.curvature_patches - first)
+            yield _encoded(nets, *make_patches(recipe, sampler, config.patches + first, count), device)
+
+    begin = time.monotonic()
+    _say(f"measuring the curvature of {values.shape[0]} x {values.shape[1]} sets on {config.curvature_patches} patches")
+    sets = BiasSets(values, measure_curvature(nets.transform, values, held_out()))
+    entry = {
+        "stage": "bias-sets",
+        "patches": str(config.patches),
+        "iterations": str(config.iterations),
+        "gain on its patches": f"{100 * gain:.2f} %",
+        "seconds": f"{seconds + time.monotonic() - begin:.0f}",
+        "device": machine().get("device", ""),
+        "command": command,
+    }
+    Checkpoint(
+        start.config, start.average, start.average, "bias-sets", config.patches, seconds,
+        entry=entry, history=start.past(), bias_sets=sets.to_tensors(),
+    ).save(folder / "checkpoint.pt")  # fmt: skip
+    write_json(folder / "run.json", entry)
+    _say(f"bias-sets is complete: {folder / 'checkpoint.pt'}")
+
+
+def _all_patches(
+    recipe: TrainConfig, folder: Path, start: Checkpoint, nets: Networks, sampler: Sampler, device: torch.device
+) -> tuple[Patches, float]:
+    """Overfit what is not overfitted yet; saved about once a minute. Returns the patches and the seconds spent."""
+    config, path = recipe.bias_sets, folder / "patches.pt"
+    patches = Patches.empty(config.patches, num_biases(nets.transform.decoder))
+    holder = Checkpoint(start.config, {}, {}, "bias-sets patches", entry={"digest": _digest(nets, recipe)})
+    if path.exists():
+        stored = Checkpoint.load(path)
+        if stored.entry == holder.entry:
+            patches = Patches(**stored.objective, count=stored.step, seconds=stored.seconds)
+            _say(f"resumed at patch {patches.count}")
+        else:
+            _say(f"{path} was made from other networks or settings: starting again")
+    begin, base, saved = time.monotonic(), patches.seconds, time.monotonic()
+    first = patches.count
+    while patches.count < config.patches:
+        here = slice(patches.count, min(config.patches, patches.count + config.batch))
+        x8, cond = make_patches(recipe, sampler, here.start, here.stop - here.start)
+        x, z, vector = _encoded(nets, x8, cond, device)
+        biases, before, after = overfit_biases(nets.transform, x, z, vector, config)
+        patches.biases[here], patches.before[here], patches.after[here] = biases.cpu(), before.cpu(), after.cpu()
+        patches.quality[here], patches.mu[here] = cond.quality, cond.mu
+        patches.count, now = here.stop, time.monotonic()
+        patches.seconds = base + now - begin
+        if now - saved > _SAVE_SECONDS or patches.count == config.patches:
+            holder.step, holder.seconds = patches.count, patches.seconds
+            holder.objective = {k: getattr(patches, k) for k in ("biases", "quality", "mu", "before", "after")}
+            holder.save(path)
+            saved = now
+            speed = (patches.count - first) / (now - begin)
+            left = (config.patches - patches.count) / speed / 60
+            part = slice(0, patches.count)
+            gain = 1.0 - float((patches.after[part] / patches.before[part]).log().mean().exp())
+            _say(
+                f"patch {patches.count}/{config.patches}  distortion {-100 * gain:+.2f} %  {speed:.2f} patches/s  "
+                f"left {left:.1f} min"
+            )
+    return patches, patches.seconds
+
+
+def _encoded(nets: Networks, x8: Tensor, cond: Conditions, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    x = (x8.to(device).float() / 255.0).contiguous(memory_format=torch.channels_last)
+    z = quantised_latents(nets, x, cond)
+    return x, z.contiguous(memory_format=torch.channels_last), cond.vector(nets.config).to(device)
+
+
+def _digest(nets: Networks, recipe: TrainConfig) -> str:
+    """SHA-256 of all that the patches depend on: the networks, and the settings that choose and overfit them."""
+    b, d = recipe.bias_sets, recipe.data
+    settings = (b.patch, b.patches, b.iterations, b.lr, b.mu, b.last_layer, recipe.seed)
+    pictures = (d.train, d.limit, d.scale_min, d.scale_max, d.scaled_share, d.clean_above, d.pool_shards)
+    digest = hashlib.sha256(repr((settings, pictures)).encode())
+    for parameter in nets.transform.parameters():
+        digest.update(parameter.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

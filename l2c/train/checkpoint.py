@@ -1,0 +1,165 @@
+"""Checkpoints: everything that a stage needs to go on exactly, or the next stage to start from."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2c import integer
+from l2c.config import ModelConfig
+from l2c.errors import ConfigError, TrainingError
+from l2c.models import load_model
+from l2c.probability import QUALITY_KNOTS, ProbabilityModel, Step
+from l2c.train.losses import Networks
+
+
+@dataclass
+class Checkpoint:
+    """One moment of a run.
+
+    Attributes:
+        config: of the model.
+        nets, average: state dicts of `Networks`: as trained, and their running average.
+        stage: name of the stage that wrote it; "" for an exported model.
+        step, seconds: how far the stage is, in steps and in seconds of training.
+        optimizer: its state dict.
+        objective: tensors that the stage itself learns (alpha of meta-training).
+        salt: how often training was rolled back; enters the choice of pictures, so the same step is not repeated.
+        lr_scale: factor on the learning rate, halved at every roll-back.
+        entry: facts about this stage for the model card. history: the entries of the stages before it.
+        bias_sets: tensors of the bias-sets stage, empty before it.
+    """
+
+    config: ModelConfig
+    nets: dict[str, Tensor]
+    average: dict[str, Tensor]
+    stage: str = ""
+    step: int = 0
+    seconds: float = 0.0
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    objective: dict[str, Tensor] = field(default_factory=dict)
+    salt: int = 0
+    lr_scale: float = 1.0
+    entry: dict[str, str] = field(default_factory=dict)
+    history: list[dict[str, str]] = field(default_factory=list)
+    bias_sets: dict[str, Tensor] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write atomically and through to the disk: after a crash or on a full disk the last file is intact.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        state = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"config": self.config.to_json()}
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except (OSError, RuntimeError) as error:  # PyTorch's writer turns a short write into a RuntimeError
+            temporary.unlink(missing_ok=True)
+            intact = f"; the last good one, {path}, is intact" if path.exists() else ""
+            raise TrainingError(f"cannot write the checkpoint {path}: {_first_line(error)}{intact}") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint, or an exported model (.safetensors: its float16 networks, and P made float again).
+
+        Raises:
+            TrainingError: it cannot be read, or is no checkpoint. ModelMismatchError: not a model file.
+        """
+        if path.suffix == ".safetensors":
+            return cls._of_model(path)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            known = {f.name for f in dataclasses.fields(cls)}
+            values = {k: v for k, v in state.items() if k in known}
+            return cls(**{**values, "config": ModelConfig.from_json(state["config"])})
+        except (ConfigError, OSError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+            raise TrainingError(f"{path} is not a checkpoint of this version: {_first_line(error)}") from None
+        except Exception as error:  # the unpickler raises its own class for anything that is not plain data
+            raise TrainingError(f"{path} is not a readable checkpoint: {_first_line(error)}") from None
+
+    @classmethod
+    def _of_model(cls, path: Path) -> Checkpoint:
+        model = load_model(path)
+        state = {f"transform.{k}": v for k, v in model.transform.state_dict().items()}
+        probability = integer.to_float(model.integer, model.config).state_dict()
+        state |= {f"probability.{k}": v for k, v in probability.items()}
+        entry = {"stage": "exported model", "id": model.model_id.hex(), **model.card}
+        sets = model.bias_sets.to_tensors() if model.bias_sets is not None else {}
+        return cls(model.config, state, copy.deepcopy(state), entry=entry, bias_sets=sets)
+
+    def past(self) -> list[dict[str, str]]:
+        """History of a stage that starts from here."""
+        return [*self.history, self.entry] if self.entry else self.history
+
+    def networks(self, config: ModelConfig) -> tuple[Networks, Networks]:
+        """(networks as trained, their average), float32 on the CPU, fitted to `config`.
+
+        A range of lambda other than the checkpoint's is allowed: P's weights for the quality planes are interpolated
+        to the new knots, since log lambda is linear in quality.
+
+        Raises:
+            TrainingError: another architecture.
+        """
+        mine, theirs = dataclasses.asdict(config), dataclasses.asdict(self.config)
+        for part in ("transform", "probability", "bits"):
+            if mine[part] != theirs[part]:
+                raise TrainingError(
+                    f"the checkpoint is of another architecture: {_difference(part, theirs[part], mine[part])}"
+                )
+        pair = []
+        for state in (self.nets, self.average):
+            nets = Networks(config)
+            try:
+                nets.load_state_dict(state)
+            except RuntimeError as error:
+                raise TrainingError(f"the checkpoint does not fit the networks: {_first_line(error)}") from None
+            _move_knots(nets.probability, self.config, config)
+            pair.append(nets)
+        return pair[0], pair[1]
+
+
+@torch.no_grad()
+def _move_knots(probability: ProbabilityModel, old: ModelConfig, new: ModelConfig) -> None:
+    """Interpolate the weights of P's quality planes to the knots of another range of lambda (outside: extrapolate)."""
+    if (old.lmbda_min, old.lmbda_max) == (new.lmbda_min, new.lmbda_max) or old.lmbda_min == old.lmbda_max:
+        return
+    spacing = math.log(old.lmbda_max / old.lmbda_min) / (QUALITY_KNOTS - 1)
+    places = []
+    for k in range(QUALITY_KNOTS):
+        log_lmbda = math.log(new.lmbda_min) + k / (QUALITY_KNOTS - 1) * math.log(new.lmbda_max / new.lmbda_min)
+        places.append((log_lmbda - math.log(old.lmbda_min)) / spacing)
+    first = probability.inputs - probability.planes
+    layers = [(step.w1.weight, first) for step in probability.steps if isinstance(step, Step)]
+    if probability.prior is not None:
+        layers.append((probability.prior.w1.weight, 0))
+    for weight, first in layers:
+        columns = weight[:, first : first + QUALITY_KNOTS].clone()
+        for k, place in enumerate(places):
+            left = min(max(math.floor(place), 0), QUALITY_KNOTS - 2)
+            share = place - left
+            weight[:, first + k] = (1.0 - share) * columns[:, left] + share * columns[:, left + 1]
+
+
+def _difference(where: str, theirs: Any, mine: Any) -> str:
+    if isinstance(theirs, dict):
+        for key, value in theirs.items():
+            if value != mine[key]:
+                return _difference(f"{where}.{key}", value, mine[key])
+    return f"{where} is {theirs} there and {mine} in the configuration"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

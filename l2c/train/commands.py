@@ -1,0 +1,128 @@
+"""`l2c train`: one command for each stage. torch loads inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from l2c.config import ModelConfig
+    from l2c.train.config import TrainConfig
+
+_HELP = """Train a model, stage by stage.
+
+A recipe (CONFIG, JSON, see configs/train/) says what is trained on what and for how long. Every stage keeps its
+checkpoint and records in RUN/<stage>/, starts from the stage before it, and resumes where it was stopped. Several
+processes: torchrun --nproc-per-node N -m l2c train STAGE ...
+"""
+app = typer.Typer(name="train", help=_HELP, rich_markup_mode=None)
+
+Recipe = Annotated[Path, typer.Argument(metavar="CONFIG", help="The recipe, a JSON file.")]
+Run = Annotated[Path, typer.Option("--out", "-o", metavar="RUN", help="Folder of the run.")]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(help="Training pictures: folder, picture, list file (.txt) or tar shards; may be repeated."),
+]
+Val = Annotated[list[str] | None, typer.Option(help="Validation pictures, likewise.")]
+Init = Annotated[
+    Path | None, typer.Option(help="Checkpoint or exported model to start from, instead of the stage before.")
+]
+Minutes = Annotated[float | None, typer.Option(help="Length of the stage in minutes of training.")]
+Steps = Annotated[int | None, typer.Option(help="Length of the stage in steps.")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override an entry: --set pretrain.lr=3e-4.")
+]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one if left out.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")]
+
+_INTERRUPTED = 130  # as `l2c --help` says
+_STAGES = {
+    "pretrain": "Train E, I, D and P together (L2C Eq. 7).",
+    "meta": "Meta-train for latent overfitting (L2C Eq. 8-10).",
+    "modulators": "Meta-train D's modulators over lambda tasks (OML Eq. 4).",
+    "bias-sets": "Overfit D's biases to patches and cluster them (L2C III-D).",
+    "quantize": "Finish P for its integer form, and check it.",
+}
+
+
+def _recipe(
+    config: Path, data: list[str] | None, val: list[str] | None, overrides: list[str]
+) -> tuple[TrainConfig, ModelConfig]:
+    import json
+
+    from l2c.train.config import load_recipe
+
+    if data:
+        overrides.append(f"data.train={json.dumps(data)}")
+    if val:
+        overrides.append(f"data.val={json.dumps(val)}")
+    return load_recipe(config, overrides)
+
+
+def _add(name: str, text: str) -> None:
+    @app.command(name, help=text, short_help=text)
+    def stage(
+        config: Recipe,
+        out: Run,
+        data: Data = None,
+        val: Val = None,
+        init: Init = None,
+        minutes: Minutes = None,
+        steps: Steps = None,
+        set_: Set = None,
+        device: Device = None,
+        threads: Threads = None,
+    ) -> None:
+        import torch
+
+        from l2c.train.stages import run_stage
+
+        if name == "bias-sets" and (minutes is not None or steps is not None):
+            raise typer.BadParameter("bias-sets has no --minutes or --steps; --set bias_sets.patches=N is its length")
+        section = name.replace("-", "_")
+        overrides = list(set_ or [])
+        if minutes is not None:
+            overrides.append(f"{section}.minutes={minutes}")
+        if steps is not None:
+            overrides.append(f"{section}.steps={steps}")
+        recipe, model = _recipe(config, data, val, overrides)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        if not run_stage(name, recipe, model, out, init, device):
+            raise typer.Exit(_INTERRUPTED)
+
+
+@app.callback(invoke_without_command=True)
+def _common(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+        raise typer.Exit(2)  # as `l2c` alone
+
+
+for _name, _text in _STAGES.items():
+    _add(_name, _text)
+
+
+@app.command("export", short_help="Write the model file that encodes and decodes, and its card.")
+def export(
+    config: Recipe,
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="Model file to write (.safetensors).")],
+    out: Run,
+    data: Data = None,
+    val: Val = None,
+    init: Init = None,
+    set_: Set = None,
+    notes: Annotated[str, typer.Option(help="A line for the model card.")] = "",
+) -> None:
+    """Turn the run's last checkpoint into a model file (safetensors) with a card beside it (.md).
+
+    Prints what is in it as JSON.
+    """
+    import json
+
+    from l2c.train.export import export as write
+
+    recipe, model = _recipe(config, data, val, list(set_ or []))
+    print(json.dumps(write(recipe, model, out, init, target, notes), indent=1))

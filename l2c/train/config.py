@@ -1,0 +1,340 @@
+"""Training recipes: one JSON file says what is trained on what, for how long, in every stage.
+
+Unknown and missing keys are refused, as in `l2c.config`. Any entry can be overridden on the command line:
+`--set pretrain.lr=3e-4 --set data.crop=256`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from l2c.config import ModelConfig, from_mapping
+from l2c.errors import ConfigError
+from l2c.metrics import MSSSIM_LMBDA_RATIO
+from l2c.probability import MAX_MU, MAX_QUALITY
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures come from and how crops are cut.
+
+    Attributes:
+        train, val: folders, single pictures, list files (.txt, .lst), or WebDataset tar shards (`{000..099}.tar`).
+        crop: side of training crops in pixels.
+        scale_min, scale_max: range of the factor by which some crops are scaled down.
+        scaled_share: share of crops that are scaled down at any quality (scale jitter).
+        clean_above: above this quality (0..1000) every crop is scaled down, which takes the traces of the training
+            pictures' own compression away.
+        memory_gb: decoded pictures kept in memory, at most; the others are decoded again on each use.
+        pool_shards, pool_steps: tar shards read at a time by each process, and the steps they serve for.
+        workers: threads that cut crops ahead of time; 0 cuts them in the training loop.
+        limit: use only the first so many pictures.
+        on_device: keep the decoded pictures on the training device and cut there.
+    """
+
+    train: tuple[str, ...] = ()
+    val: tuple[str, ...] = ()
+    crop: int = 192
+    scale_min: float = 0.5
+    scale_max: float = 0.8
+    scaled_share: float = 0.3
+    clean_above: int = 650
+    memory_gb: float = 4.0
+    pool_shards: int = 2
+    pool_steps: int = 500
+    workers: int = 2
+    limit: int | None = None
+    on_device: bool = False
+
+    def __post_init__(self) -> None:
+        _check(16 <= self.crop <= 4096 and self.crop % 16 == 0, "data.crop must be a multiple of 16 in 16..4096")
+        _check(0.05 <= self.scale_min <= self.scale_max <= 1.0, "data.scale_min..scale_max must lie in 0.05..1")
+        _check(0.0 <= self.scaled_share <= 1.0, "data.scaled_share must be 0..1")
+        _check(self.memory_gb >= 0.0, "data.memory_gb must not be negative")
+        _check(self.pool_shards >= 1 and self.pool_steps >= 1, "data.pool_shards and pool_steps must be positive")
+        _check(0 <= self.workers <= 256, "data.workers must be 0..256")
+        _check(self.limit is None or self.limit >= 1, "data.limit must be positive")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of L2C Eq. 7. The two distortions are mixed by mu and multiplied by the picture's lambda.
+
+    Attributes:
+        msssim: lambda_d1 at mu = 1, for 1 - MS-SSIM (see `metrics.MSSSIM_LMBDA_RATIO`).
+        mse: lambda_d2 at mu = 0, for the MSE of pictures in 0..255.
+        perceptual: lambda_d3, for the VGG16 term; needs `vgg16`. 0 turns it off.
+        rate: lambda_r, for bits per pixel.
+        mask: lambda_m, for |mean tau - zeta| of Eq. 3.
+        zeta_min, zeta_max: zeta, the share of channels to keep, at quality 0 and at quality 100.
+        vgg16: file with VGG16 weights in torchvision's layout; none ship with L2C.
+    """
+
+    msssim: float = MSSSIM_LMBDA_RATIO
+    mse: float = 1.0
+    perceptual: float = 0.0
+    rate: float = 1.0
+    mask: float = 1.0
+    zeta_min: float = 0.25
+    zeta_max: float = 1.0
+    vgg16: str | None = None
+
+    def __post_init__(self) -> None:
+        weights = (self.msssim, self.mse, self.perceptual, self.rate, self.mask)
+        _check(all(w >= 0.0 for w in weights), "loss: weights must not be negative")
+        _check(self.rate > 0.0, "loss.rate must be positive")
+        _check(0.0 <= self.zeta_min <= self.zeta_max <= 1.0, "loss.zeta_min..zeta_max must lie in 0..1")
+        _check(self.perceptual == 0.0 or self.vgg16 is not None, "loss.perceptual needs loss.vgg16, a weights file")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """What every stage has.
+
+    Attributes:
+        lr: learning rate of Adam (beta of L2C Eq. 9 in meta-training).
+        batch: pictures per step over all processes.
+        minutes, steps: length; the first that is reached ends the stage. Minutes count training time over all resumes.
+        decay: last share of the length over which the learning rate falls linearly to zero.
+        warmup: steps over which it rises.
+        beta1, beta2: Adam's.
+        clip: largest norm of the gradient.
+        ema: decay of the running average of the weights, which is what validation and export see.
+        quality_min, quality_max: range that quality is drawn from, uniformly (so lambda is log-uniform).
+        mu: the metric mix in eighths; none: 0 and 8 in two pictures of five each, else any.
+        random_bits: share of pictures that are quantised with a b drawn from bits_min..bits instead of all bits.
+        bits_min: see random_bits.
+        quantise: quantisation-aware steps for P.
+    """
+
+    lr: float = 1e-4
+    batch: int = 6
+    minutes: float | None = None
+    steps: int | None = None
+    decay: float = 0.0
+    warmup: int = 200
+    beta1: float = 0.9
+    beta2: float = 0.98
+    clip: float = 1.0
+    ema: float = 0.9995
+    quality_min: int = 0
+    quality_max: int = MAX_QUALITY
+    mu: int | None = None
+    random_bits: float = 0.05
+    bits_min: int = 4
+    quantise: bool = False
+
+    def __post_init__(self) -> None:
+        _check(0.0 < self.lr <= 1.0, "lr must lie in 0..1")
+        _check(1 <= self.batch <= 65536, "batch must be 1..65536")
+        _check(self.minutes is None or self.minutes > 0, "minutes must be positive")
+        _check(self.steps is None or self.steps > 0, "steps must be positive")
+        _check(0.0 <= self.decay <= 1.0, "decay must be 0..1")
+        _check(self.decay == 0.0 or self.minutes is not None or self.steps is not None, "decay needs minutes or steps")
+        _check(self.warmup >= 0 and self.clip > 0 and 0.0 <= self.ema < 1.0, "warmup, clip or ema is out of range")
+        _check(0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0, "beta1 and beta2 must lie in 0..1")
+        _check(0 <= self.quality_min <= self.quality_max <= MAX_QUALITY, "quality_min..max must lie in 0..1000")
+        _check(self.mu is None or 0 <= self.mu <= MAX_MU, "mu must be 0..8")
+        _check(0.0 <= self.random_bits <= 1.0 and 1 <= self.bits_min <= 8, "random_bits or bits_min is out of range")
+
+
+@dataclass(frozen=True)
+class PretrainConfig(StageConfig):
+    """First stage (L2C III-C, Eq. 7): E, I, D and P together."""
+
+    lr: float = 5e-4
+
+
+@dataclass(frozen=True)
+class MetaConfig(StageConfig):
+    """Second stage (L2C Eq. 8-10): MAML over latent overfitting.
+
+    Attributes:
+        inner_steps: n, overfitting iterations in the inner loop.
+        alpha: their learning rate, in latents per bit of gradient (the inner loss is in bits per picture).
+        learn_alpha: "no", "step" (one per iteration) or "channel" (one per iteration and latent channel).
+        order: 2 differentiates through the inner loop (Eq. 10), 1 does not, 0 has no inner loop: plain fine-tuning,
+            the control.
+    """
+
+    inner_steps: int = 4
+    alpha: float = 0.1
+    learn_alpha: str = "no"
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(1 <= self.inner_steps <= 100 and self.alpha > 0, "meta.inner_steps must be 1..100, alpha positive")
+        _check(self.learn_alpha in ("no", "step", "channel"), "meta.learn_alpha must be no, step or channel")
+        _check(self.order in (0, 1, 2), "meta.order must be 0, 1 or 2")
+
+
+@dataclass(frozen=True)
+class ModulatorsConfig(StageConfig):
+    """Meta-training of D's conditional modulators over lambda tasks (OML Eq. 4).
+
+    Attributes:
+        inner: what the inner loop adapts: "lambdas", the K conditions of each picture as the encoder will (OML Eq. 5),
+            or "parameters", the modulators' weights as Eq. 4 is printed.
+        inner_steps: SGD steps in the inner loop.
+        alpha: their step size.
+        order: 2 differentiates through the inner loop, 1 does not.
+        plain: weight of the loss without adaptation beside the loss after it, so that effort 0 keeps its quality.
+    """
+
+    inner: str = "lambdas"
+    inner_steps: int = 2
+    alpha: float = 0.1
+    order: int = 2
+    plain: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.inner in ("lambdas", "parameters"), "modulators.inner must be lambdas or parameters")
+        _check(1 <= self.inner_steps <= 100, "modulators.inner_steps must be 1..100")
+        _check(self.alpha > 0, "modulators.alpha must be positive")
+        _check(self.order in (1, 2), "modulators.order must be 1 or 2")
+        _check(self.plain >= 0.0, "modulators.plain must not be negative")
+
+
+@dataclass(frozen=True)
+class BiasSetsConfig:
+    """Content-specific biases of D (L2C III-D).
+
+    Attributes:
+        patch: side of the patches in pixels.
+        patches: how many training patches are overfitted.
+        iterations, lr: Adam steps on each patch's biases, and their learning rate.
+        batch: patches overfitted at once.
+        sets: k of k-means, at most 255; index 255 stands for the default biases.
+        bands: tables, one for each equal range of quality.
+        mu: the metric mix in eighths; none draws 0 or 8 for each patch.
+        last_layer: whether the last layer's biases are part of a set.
+        curvature_patches: patches on which each set's second-order term is measured.
+    """
+
+    patch: int = 256
+    patches: int = 2000
+    iterations: int = 12
+    lr: float = 0.02
+    batch: int = 8
+    sets: int = 255
+    bands: int = 1
+    mu: int | None = 8
+    last_layer: bool = True
+    curvature_patches: int = 16
+
+    def __post_init__(self) -> None:
+        _check(
+            64 <= self.patch <= 4096 and self.patch % 64 == 0, "bias_sets.patch must be a multiple of 64 in 64..4096"
+        )
+        _check(self.patches >= 1 and self.batch >= 1, "bias_sets.patches and batch must be positive")
+        _check(self.iterations >= 1 and self.lr > 0, "bias_sets.iterations and lr must be positive")
+        _check(1 <= self.sets <= 255, "bias_sets.sets must be 1..255")
+        _check(1 <= self.bands <= 16, "bias_sets.bands must be 1..16")
+        _check(self.patches >= self.sets * self.bands, "bias_sets.patches must be at least sets * bands")
+        _check(self.mu is None or 0 <= self.mu <= MAX_MU, "bias_sets.mu must be 0..8")
+        _check(self.curvature_patches >= 1, "bias_sets.curvature_patches must be positive")
+
+
+@dataclass(frozen=True)
+class QuantizeConfig(StageConfig):
+    """Quantisation-aware finishing of P.
+
+    Attributes:
+        scope: "probability" trains P alone (E and D stay as they are, bit for bit), "all" trains everything.
+        max_loss: largest relative growth of the rate against the float model that is accepted (0.003: 0.3 %).
+    """
+
+    scope: str = "probability"
+    max_loss: float = 0.003
+    quantise: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(self.scope in ("probability", "all"), "quantize.scope must be probability or all")
+        _check(self.max_loss > 0, "quantize.max_loss must be positive")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole recipe.
+
+    Attributes:
+        model: path of the model configuration, relative to the recipe.
+        seed: of everything random; batch and noise of a step depend on it and on the step alone.
+        val_pictures: validation crops of 256x256 pixels.
+        log_seconds, save_minutes: how often figures are logged, and a checkpoint written and validated.
+        autocast: "auto" (bfloat16 where the device is fast at it), "on" or "off".
+        compile: run the objective through `torch.compile`.
+    """
+
+    model: str
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    modulators: ModulatorsConfig = field(default_factory=ModulatorsConfig)
+    bias_sets: BiasSetsConfig = field(default_factory=BiasSetsConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
+    val_pictures: int = 12
+    log_seconds: float = 30.0
+    save_minutes: float = 10.0
+    autocast: str = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.autocast in ("auto", "on", "off"), "autocast must be auto, on or off")
+        _check(self.val_pictures >= 1, "val_pictures must be positive")
+        _check(self.log_seconds >= 0 and self.save_minutes >= 0, "log_seconds and save_minutes must not be negative")
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> tuple[TrainConfig, ModelConfig]:
+    """Read a recipe and the model configuration that it names.
+
+    Args:
+        path: the recipe, JSON.
+        overrides: entries `key.key=value`; the value is JSON, or a plain string where it is not.
+    Raises:
+        ConfigError: a file that cannot be read, not JSON, an unknown or missing key, a wrong type, an impossible value.
+    """
+    path = Path(path)
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error}") from None
+    for entry in overrides:
+        _override(data, entry)
+    recipe: TrainConfig = from_mapping(TrainConfig, data, "recipe")
+    return recipe, ModelConfig.from_file(path.parent / recipe.model)
+
+
+def recipe_json(recipe: TrainConfig) -> str:
+    """The recipe with all its defaults, as JSON: what a checkpoint keeps."""
+    return json.dumps(dataclasses.asdict(recipe))
+
+
+def _override(data: Any, entry: str) -> None:
+    key, equals, text = entry.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {entry!r}: expected key=value")
+    *parents, last = key.split(".")
+    for name in parents:
+        data = data.setdefault(name, {}) if isinstance(data, dict) else None
+    if not isinstance(data, dict):
+        raise ConfigError(f"--set {entry!r}: {key} is no entry of a recipe")
+    try:
+        data[last] = json.loads(text)
+    except ValueError:
+        data[last] = text
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)

@@ -1,0 +1,539 @@
+"""The loop that every stage with networks runs in: steps, running average, records, checkpoints, roll-back.
+
+Read me first
+- Pictures, conditions and noise of a step are pure functions of (seed, salt, step, position in the global batch). So a
+  run that is killed resumes on the same curve from its last checkpoint, and several processes see the batch that one
+  process would see.
+- A step whose gradient is not finite changes nothing (the optimiser's `found_inf`, so no device is waited for). After
+  _MAX_BAD such steps in a row the networks go back to the last good checkpoint, with other pictures (`salt`) and half
+  the learning rate; after _MAX_ROLLBACKS roll-backs without a good checkpoint in between the run stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import shlex
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from l2c import networks
+from l2c.config import ModelConfig
+from l2c.errors import ConfigError, TrainingError
+from l2c.images import L2CWarning
+from l2c.metrics import msssim, psnr
+from l2c.probability import MAX_MU
+from l2c.train.checkpoint import Checkpoint
+from l2c.train.config import LossConfig, StageConfig, TrainConfig, recipe_json
+from l2c.train.data import Prefetcher, Sampler, centre_crops, describe
+from l2c.train.losses import Conditions, LossParts, Networks, quantised_latents
+from l2c.train.parallel import Parallel
+from l2c.train.perceptual import VGG16Features, load_vgg16
+from l2c.train.records import Records, machine, write_json
+from l2c.train.speed import bf16_pays, convolution_peak
+
+_MAX_BAD = 3
+_AGREE_STEPS = 10  # several processes compare clocks and signals this often
+_MAX_ROLLBACKS = 3
+_VAL_SIZE = 256
+_VAL_QUALITIES = (50, 250, 450, 650, 850)
+_FIGURES = ("loss", "bpp", "psnr", "mse", "dissimilarity", "mask", "perceptual")
+
+
+@dataclass
+class Batch:
+    """One process's share of a global batch.
+
+    Attributes:
+        x: uint8 [N, 3, crop, crop]. cond: what each picture is coded for. noise: float32 [N, c, h, w] in [-1/2, 1/2).
+    """
+
+    x: Tensor
+    cond: Conditions
+    noise: Tensor
+
+
+class Objective(nn.Module):
+    """What a stage minimises, and which parameters it trains. Subclasses implement `loss`."""
+
+    def __init__(self, nets: Networks, weights: LossConfig, features: VGG16Features | None) -> None:
+        super().__init__()
+        self.nets = nets
+        self.weights = weights
+        self.features = features
+
+    def loss(self, x: Tensor, cond: Conditions, noise: Tensor) -> LossParts:
+        """Figures of pictures float32 [N, 3, H, W] in [0, 1]; the mean of `total` is minimised."""
+        raise NotImplementedError
+
+    def own_parameters(self) -> list[nn.Parameter]:
+        """What the stage learns beside the networks (saved with its checkpoints)."""
+        return []
+
+    def forward(self, x: Tensor, quality: Tensor, mu: Tensor, b: Tensor, noise: Tensor, autocast: bool) -> LossParts:
+        """`loss` under bfloat16 autocast where asked for; plain tensors, so that DDP and the compiler see them."""
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
+            return self.loss(x, Conditions(quality, mu, b), noise)
+
+
+def sample_conditions(config: StageConfig, bits: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    """(quality, mu, b) of one picture; see `StageConfig`."""
+    quality = int(rng.integers(config.quality_min, config.quality_max + 1))
+    draw = rng.random()
+    mu = 0 if draw < 0.4 else MAX_MU if draw < 0.8 else int(rng.integers(0, MAX_MU + 1))
+    b = int(rng.integers(min(config.bits_min, bits), bits + 1)) if rng.random() < config.random_bits else bits
+    return quality, config.mu if config.mu is not None else mu, b
+
+
+def make_batch(
+    step: int,
+    *,
+    recipe: TrainConfig,
+    stage: StageConfig,
+    model: ModelConfig,
+    sampler: Sampler,
+    salt: int,
+    parallel: Parallel,
+) -> Batch:
+    """This process's share of step `step`: positions rank, rank + world, ... of the global batch."""
+    crops, conditions, noises = [], [], []
+    side = recipe.data.crop // model.transform.s
+    for j in range(parallel.rank, stage.batch, parallel.world):
+        rng = np.random.default_rng([recipe.seed, salt, step, j])
+        quality, mu, b = sample_conditions(stage, model.bits, rng)
+        clean = quality > recipe.data.clean_above or rng.random() < recipe.data.scaled_share
+        crops.append(sampler.crop_for(rng, step, clean))
+        conditions.append((quality, mu, b))
+        source = torch.Generator(parallel.device).manual_seed(int(rng.integers(2**62)))
+        noises.append(torch.rand(model.transform.c, side, side, generator=source, device=parallel.device) - 0.5)
+    columns = torch.tensor(conditions).unbind(dim=1)
+    return Batch(torch.stack(crops), Conditions(*columns), torch.stack(noises))
+
+
+@torch.no_grad()
+def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> list[dict[str, float]]:
+    """Estimated rate (float P) and quality at five qualities, for MSE and for MS-SSIM.
+
+    Args:
+        pictures: uint8 [1, 3, H, W] each, all of one size.
+    Returns:
+        One row per (mu, quality): bpp, psnr in dB, msssim, and `loss`, the objective in bits per pixel with the
+        default weights.
+    """
+    weights = LossConfig()
+    x = torch.cat(pictures).to(device).float() / 255.0
+    rows = []
+    for mu in (0, MAX_MU):
+        for quality in _VAL_QUALITIES:
+            count = len(x)
+            cond = Conditions(*(torch.full((count,), v) for v in (quality, mu, nets.config.bits)))
+            z, bits = latents_and_bits(nets, x, cond)
+            x_hat = nets.transform.decoder(z, cond.vector(nets.config).to(device)).clamp(0, 1)
+            x_hat = (x_hat[:, :, : x.shape[2], : x.shape[3]] * 255).round() / 255
+            bpp = float(bits.mean()) / (x.shape[2] * x.shape[3])
+            mean_psnr, mean_msssim = float(psnr(x, x_hat).mean()), float(msssim(x, x_hat).mean())
+            distortion = 255.0**2 * 10 ** (-mean_psnr / 10) if mu == 0 else weights.msssim * (1.0 - mean_msssim)
+            loss = bpp + float(cond.lmbda(nets.config)[0]) * distortion
+            figures = {"bpp": bpp, "psnr": mean_psnr, "msssim": mean_msssim, "loss": loss}
+            rows.append({"mu": mu, "quality": quality, **figures})
+    return rows
+
+
+@torch.no_grad()
+def latents_and_bits(nets: Networks, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor]:
+    """Quantised latents float32 [N, c, h, w] of pictures [N, 3, H, W] in [0, 1], and their bits [N] under float P."""
+    z = quantised_latents(nets, networks.pad_to_multiple(x, nets.transform.s), cond)
+    return z, nets.probability.num_bits(z, z, cond.header())
+
+
+class Loop:
+    """One stage of a run."""
+
+    def __init__(
+        self,
+        name: str,
+        recipe: TrainConfig,
+        stage: StageConfig,
+        model: ModelConfig,
+        objective: Callable[[Networks, VGG16Features | None], Objective],
+        folder: Path,
+        start: Checkpoint | None,
+        parallel: Parallel,
+    ) -> None:
+        """Set up, resuming from `folder` where a checkpoint of this stage lies in it.
+
+        Args:
+            objective: makes the stage's objective; it sets `requires_grad` of what it does not train to False.
+            start: where a new stage starts; None: random networks.
+        Raises:
+            ConfigError: no usable pictures, or a batch that the processes cannot share. TrainingError: a checkpoint
+                that does not fit.
+        """
+        if stage.batch % parallel.world:
+            raise ConfigError(f"a batch of {stage.batch} cannot be shared by {parallel.world} processes")
+        if recipe.data.crop % model.transform.s:
+            raise ConfigError(f"data.crop is {recipe.data.crop}: it must be a multiple of s = {model.transform.s}")
+        self.name, self.recipe, self.stage, self.model, self.parallel = name, recipe, stage, model, parallel
+        self.folder, self.path = folder, folder / "checkpoint.pt"
+        folder.mkdir(parents=True, exist_ok=True)
+        resumed = Checkpoint.load(self.path) if self.path.exists() else None
+        if resumed is not None and resumed.stage != name:
+            raise TrainingError(f"{self.path} belongs to the stage {resumed.stage!r}, not to {name!r}")
+        self._start, self._objective = start, objective
+        self.sampler = Sampler(
+            recipe.data,
+            recipe.data.train,
+            recipe.data.crop,
+            recipe.seed,
+            parallel.rank,
+            parallel.world,
+            parallel.device,
+        )
+        self.val_pictures = centre_crops(recipe.data.val, _VAL_SIZE, recipe.val_pictures)
+        features = load_vgg16(Path(recipe.loss.vgg16)) if recipe.loss.perceptual and recipe.loss.vgg16 else None
+        self.features = features.to(parallel.device) if features is not None else None
+        if features is None:
+            self.say("the perceptual term of Eq. 7 is off: no VGG16 weights were named (loss.vgg16, loss.perceptual)")
+        choice = recipe.autocast
+        self.autocast = choice == "on" or (choice == "auto" and bf16_pays(parallel.device))
+        self.is_new = resumed is None
+        self._restore(resumed or start or self._random())
+        self.records = Records(folder, self.step, active=parallel.rank == 0)
+        self._data = describe(recipe.data.train)
+        if parallel.rank == 0:
+            write_json(folder / "run.json", self._facts())
+        self._check_steps = 1 if parallel.device.type == "cpu" else 16  # reading the counter waits for a GPU
+        self._stop = False
+        self._rollbacks = 0
+
+    def _random(self) -> Checkpoint:
+        torch.manual_seed(self.recipe.seed)
+        state = Networks(self.model).state_dict()
+        return Checkpoint(self.model, state, copy.deepcopy(state))
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Networks, average, optimiser and counters as the checkpoint has them.
+
+        A new stage takes the average alone, as its networks too: what it leaves untrained is then what ships.
+        """
+        mine = not self.is_new
+        device = self.parallel.device
+        nets, average = checkpoint.networks(self.model)
+        if not mine:
+            nets.load_state_dict(average.state_dict())
+        for part in (nets, average):
+            part.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            part.probability.set_fake_quantise(self.stage.quantise)
+        self.nets, self.average = nets, average.requires_grad_(False)
+        self.objective = self._objective(self.nets, self.features).to(device)
+        trained = [p for p in self.nets.parameters() if p.requires_grad]
+        own = self.objective.own_parameters()
+        with torch.no_grad():
+            for k, parameter in enumerate(own):
+                if mine and str(k) in checkpoint.objective:
+                    parameter.copy_(checkpoint.objective[str(k)])
+        self.parameters = trained + own
+        stage = self.stage
+        self.optimizer = torch.optim.Adam(self.parameters, lr=stage.lr, betas=(stage.beta1, stage.beta2), fused=True)
+        if mine and checkpoint.optimizer:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+        pairs = zip(self.nets.parameters(), self.average.parameters())
+        moving = [(p, a) for p, a in pairs if p.requires_grad]
+        self._fresh: list[Tensor] = [p for p, _ in moving]
+        self._averaged: list[Tensor] = [a for _, a in moving]
+        self.wrapped = self.parallel.wrap(self.objective)
+        if self.recipe.compile:
+            self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
+        self.step, self.seconds = (checkpoint.step, checkpoint.seconds) if mine else (0, 0.0)
+        self.salt, self.lr_scale = (checkpoint.salt, checkpoint.lr_scale) if mine else (0, 1.0)
+        self._restored = self.step
+        self.history = checkpoint.history if mine else checkpoint.past()
+        # Sets belong to the D that they were overfitted to.
+        moves_d = any(p.requires_grad for p in self.nets.transform.decoder.parameters())
+        self.bias_sets = {} if moves_d else checkpoint.bias_sets
+        self._bad = torch.zeros((), device=device)
+        self._sums = torch.zeros(len(_FIGURES) + 3, device=device, dtype=torch.float64)
+
+    def checkpoint(self) -> Checkpoint:
+        """This moment."""
+        own = {str(k): p.detach() for k, p in enumerate(self.objective.own_parameters())}
+        return Checkpoint(
+            self.model, self.nets.state_dict(), self.average.state_dict(), self.name, self.step, self.seconds,
+            self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._entry(), self.history, self.bias_sets,
+        )  # fmt: skip
+
+    def progress(self) -> float:
+        """Share of the stage's length that is behind, 0..1; 0 where it has no end."""
+        shares = [0.0]
+        if self.stage.steps is not None:
+            shares.append(self.step / self.stage.steps)
+        if self.stage.minutes is not None:
+            shares.append(self.seconds / (60.0 * self.stage.minutes))
+        return min(1.0, max(shares))
+
+    def learning_rate(self) -> float:
+        """Rises over `warmup` steps, stays, and falls linearly to zero over the last `decay` share of the length."""
+        stage = self.stage
+        rate = stage.lr * self.lr_scale * min(1.0, (self.step + 1) / max(1, stage.warmup))
+        left = 1.0 - self.progress()
+        return rate * min(1.0, left / stage.decay) if stage.decay > 0 else rate
+
+    def train_step(self, batch: Batch) -> None:
+        """One optimiser step; figures are added up on the device."""
+        rate = self.learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        device = self.parallel.device
+        x = batch.x.to(device, non_blocking=True).float() / 255.0
+        x = x.contiguous(memory_format=torch.channels_last)
+        cond = batch.cond
+        parts = self.wrapped(x, cond.quality, cond.mu, cond.b, batch.noise.to(device), self.autocast)
+        loss = parts.total.mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.stage.clip)
+        bad = (~torch.isfinite(norm)).float()
+        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.stage.ema, self.step / (9.0 + self.step))
+        with torch.no_grad():
+            self._bad = (self._bad + 1.0) * bad
+            torch._foreach_lerp_(self._averaged, self._fresh, 1.0 - decay)
+            good = 1.0 - bad
+            psnr_each = -10.0 * (parts.mse.detach().clamp_min(1e-4) / 255.0**2).log10()
+            figures = [parts.total, parts.bpp, psnr_each, parts.mse, parts.dissimilarity, parts.mask, parts.perceptual]
+            sums = [f.detach().nanmean().nan_to_num(0.0, 0.0, 0.0) * good for f in figures]
+            self._sums += torch.stack([*sums, norm.nan_to_num(0.0, 0.0, 0.0), bad, torch.ones_like(bad)]).double()
+
+    def run(self) -> bool:
+        """Train to the end of the stage, then write its checkpoint, validate, and plot.
+
+        Returns:
+            Whether the stage is complete; False after SIGINT or SIGTERM.
+        Raises:
+            TrainingError: the loss stays NaN, or the last checkpoint cannot be written.
+        """
+        if self.progress() >= 1.0:
+            self.say(f"{self.name} is complete at step {self.step}: raise its minutes or steps to go on")
+            return True
+        if self.is_new:
+            self._save(last=True)  # what a roll-back in the first minutes goes back to; a full disk shows at once
+            self.is_new = False
+        else:
+            self.say(f"resumed at step {self.step}, {self.seconds:.0f} s")
+        with self._signals():
+            self._train()
+        self._save(last=True)
+        self._validate()
+        complete = self.progress() >= 1.0
+        self.say(f"{self.name} {'is complete' if complete else 'was interrupted'} at step {self.step}: {self.path}")
+        return complete
+
+    def _train(self) -> None:
+        prefetcher = self._prefetcher()
+        begin, base, first_step = time.monotonic(), self.seconds, self.step
+        logged, saved, waited = begin, begin, 0.0
+        operations = peak = 0.0
+        try:
+            while True:
+                if self.parallel.world == 1 or (self.step - first_step) % _AGREE_STEPS == 0:
+                    now = time.monotonic()
+                    due = (now - logged >= self.recipe.log_seconds, now - saved >= 60.0 * self.recipe.save_minutes)
+                    self.seconds, stop, log, save = self.parallel.agree([base + now - begin, self._stop, *due])
+                    if (log or save) and self.step > first_step:
+                        share = (prefetcher.wait_seconds - waited) / max(now - logged, 1e-9)
+                        self._log(now - logged, share, operations, peak, first_step, now - begin)
+                        logged, waited = now, prefetcher.wait_seconds
+                    if save:
+                        self._save()
+                        self._validate()
+                        saved = logged = time.monotonic()
+                        waited = prefetcher.wait_seconds
+                    if stop:
+                        break
+                if self.progress() >= 1.0:
+                    break
+                batch = prefetcher.get(self.step)
+                if operations == 0.0:
+                    operations, peak = self._counted_step(batch)
+                else:
+                    self.train_step(batch)
+                if self.step % self._check_steps == 0 and float(self._bad) >= _MAX_BAD:
+                    prefetcher.close()
+                    self._roll_back()
+                    prefetcher, waited = self._prefetcher(), 0.0
+                    base, begin, first_step = self.seconds, time.monotonic(), self.step
+                    logged = saved = begin
+        finally:
+            prefetcher.close()
+
+    def _prefetcher(self) -> Prefetcher[Batch]:
+        salt = self.salt
+
+        def make(step: int) -> Batch:
+            return make_batch(
+                step, recipe=self.recipe, stage=self.stage, model=self.model, sampler=self.sampler, salt=salt,
+                parallel=self.parallel,
+            )  # fmt: skip
+
+        workers = 0 if self.recipe.data.on_device else self.recipe.data.workers
+        return Prefetcher(make, self.step, workers)
+
+    def _counted_step(self, batch: Batch) -> tuple[float, float]:
+        """The first step, its floating-point operations counted on the way, and the convolution peak."""
+        if self.recipe.compile:  # the compiler hides the operations from the counter
+            self.train_step(batch)
+            return -1.0, 1.0
+        with FlopCounterMode(display=False) as counter:
+            self.train_step(batch)
+        peak = convolution_peak(self.parallel.device, torch.bfloat16 if self.autocast else torch.float32)
+        return float(counter.get_total_flops()), peak
+
+    def _log(
+        self, seconds: float, waiting: float, operations: float, peak: float, first_step: int, elapsed: float
+    ) -> None:
+        sums = self.parallel.total(self._sums.clone())
+        self._sums.zero_()
+        count = float(sums[-1])
+        if count == 0:
+            return
+        skipped = float(sums[-2])
+        values = (sums[:-2] / (count - skipped)).tolist()  # NaN where all were skipped
+        steps = round(count / self.parallel.world)
+        row: dict[str, float | int] = {"step": self.step, "seconds": round(self.seconds, 1), "lr": self.learning_rate()}
+        row |= {key: round(value, 5) for key, value in zip(_FIGURES, values)}
+        row |= {"grad": round(values[-1], 4), "skipped": round(skipped / count, 4)}
+        row |= {
+            "pictures_per_second": round(steps * self.stage.batch / seconds, 2),
+            "waiting": round(waiting, 4),
+            "peak_share": round(operations * steps / seconds / peak, 3) if operations > 0 else 0.0,
+        }
+        self.records.log(row)
+        self.say(
+            f"step {self.step}  {self.seconds / 60:.1f} min  loss {row['loss']:.4f}  {row['bpp']:.3f} bpp  "
+            f"{row['psnr']:.2f} dB  {seconds / steps:.3f} s/step  {row['pictures_per_second']:.1f} pictures/s  "
+            f"waiting {100 * waiting:.1f} %  conv peak {100 * float(row['peak_share']):.0f} %  "
+            f"left {self._time_left(first_step, elapsed)}"
+        )
+
+    def _time_left(self, first_step: int, elapsed: float) -> str:
+        times = []
+        if self.stage.minutes is not None:
+            times.append(60.0 * self.stage.minutes - self.seconds)
+        if self.stage.steps is not None and self.step > first_step:
+            times.append((self.stage.steps - self.step) * elapsed / (self.step - first_step))
+        return f"{max(0.0, min(times)) / 60:.1f} min" if times else "no end set"
+
+    def _finite(self) -> bool:
+        return all(bool(torch.isfinite(p).all()) for p in self.parameters)
+
+    def _save(self, last: bool = False) -> None:
+        if not self._finite():
+            raise TrainingError("a parameter is not finite: not saved")  # cannot happen while bad steps are skipped
+        written = False
+        if self.parallel.rank == 0:
+            try:
+                self.checkpoint().save(self.path)
+                written = True
+            except TrainingError as error:
+                if last:
+                    raise
+                warnings.warn(f"{error}; training goes on and tries again", L2CWarning, stacklevel=2)
+        if last:
+            return
+        # A checkpoint counts as good if steps since the last one lead to it, the latest of them finite.
+        if self.parallel.agree([written])[0] and self.step > self._restored and float(self._bad) == 0.0:
+            self._rollbacks = 0
+
+    def _validate(self) -> None:
+        if self.parallel.rank:
+            return
+        rows = validate(self.average, self.val_pictures, self.parallel.device)
+        stamp = {"step": self.step, "seconds": round(self.seconds, 1)}
+        self.records.validation([{**stamp, **row} for row in rows])
+        self.records.plot()
+        for mu in (0, MAX_MU):
+            part = [r for r in rows if r["mu"] == mu]
+            curve = "  ".join(f"{r['bpp']:.3f}/{r['psnr']:.2f}/{r['msssim']:.4f}" for r in part)
+            self.say(f"validation mu={mu}  {curve}  loss {' '.join(format(r['loss'], '.4f') for r in part)}")
+
+    def _roll_back(self) -> None:
+        self._rollbacks += 1
+        if self._rollbacks > _MAX_ROLLBACKS:
+            raise TrainingError(
+                f"the gradient was not finite at step {self.step} after {_MAX_ROLLBACKS} roll-backs; "
+                f"the last good checkpoint is {self.path}"
+            )
+        failed, scale, salt = self.step, self.lr_scale, self.salt
+        self._restore(Checkpoint.load(self.path))
+        self.salt, self.lr_scale = salt + 1, scale / 2
+        self.records = Records(self.folder, self.step, active=self.parallel.rank == 0)
+        self.say(
+            f"{_MAX_BAD} steps up to {failed} were not finite: back to step {self.step}, other pictures, "
+            f"learning rate times {self.lr_scale:g}"
+        )
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """SIGINT and SIGTERM end the run after the step at hand, with a checkpoint."""
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            self._stop = True
+
+        try:
+            old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread: the caller keeps its own handlers
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "stage": self.name,
+            "command": shlex.join(sys.argv),
+            "recipe": recipe_json(self.recipe),
+            "model": self.model.to_json(),
+            "data": self._data,
+            "processes": self.parallel.world,
+            "machine": machine(),
+        }
+
+    def _entry(self) -> dict[str, str]:
+        facts = machine()
+        quantised = ", quantisation-aware P" if self.stage.quantise else ""
+        return {
+            "stage": self.name,
+            "steps": str(self.step),
+            "seconds": f"{self.seconds:.0f}",
+            "data": ", ".join(f"{key} {value}" for key, value in self._data.items()),
+            "batch": str(self.stage.batch),
+            "crop": str(self.recipe.data.crop),
+            "lr": f"{self.stage.lr:g}, decay {self.stage.decay:g}{quantised}",
+            "processes": str(self.parallel.world),
+            "device": facts.get("device", ""),
+            "torch": str(facts.get("torch", "")),
+            "command": shlex.join(["l2c", *sys.argv[1:]]),
+        }
+
+    def say(self, text: str) -> None:
+        """One line of progress, from rank 0 only."""
+        if self.parallel.rank == 0:
+            print(text, file=sys.stderr, flush=True)

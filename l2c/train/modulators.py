@@ -1,0 +1,87 @@
+"""Meta-training of D's conditional modulators over lambda tasks (OML 3.2, Eq. 4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from l2c.errors import ConfigError
+from l2c.metrics import mixed_distortion
+from l2c.networks import Adaptation, num_modulators
+from l2c.train.config import LossConfig, ModulatorsConfig
+from l2c.train.loop import Objective
+from l2c.train.losses import Conditions, LossParts, Networks, quantised_latents
+from l2c.train.perceptual import VGG16Features
+
+
+class ModulatorsObjective(Objective):
+    """Distortion after a few SGD steps on a lambda task, plus that without any (Eq. 4).
+
+    A task is one picture with its own lambda and metric. Only the modulators (Psi) are trained; E, P and the rest of D
+    stay as they are, so the rate does not change. The inner loop adapts either
+
+    - "lambdas": the K conditions log lambda^k of the picture, as the encoder does online (Eq. 5), so that Psi learns
+      to make those steps pay; or
+    - "parameters": Psi itself, as Eq. 4 is printed, with one gradient for the tasks of the batch.
+    """
+
+    def __init__(
+        self, nets: Networks, weights: LossConfig, features: VGG16Features | None, config: ModulatorsConfig
+    ) -> None:
+        super().__init__(nets, weights, features)
+        if num_modulators(nets.transform) == 0:
+            raise ConfigError("the model has no modulators (transform.modulated): there is nothing to train")
+        self.config = config
+        nets.requires_grad_(False)
+        nets.transform.decoder.mods.requires_grad_(True)
+
+    def loss(self, x: Tensor, cond: Conditions, noise: Tensor) -> LossParts:
+        """See `Objective.loss`; bpp is zero, since the latents do not change."""
+        z = quantised_latents(self.nets, x, cond)
+        adapted = self._by_lambdas(x, z, cond) if self.config.inner == "lambdas" else self._by_parameters(x, z, cond)
+        squared, dissimilarity, distortion = adapted
+        objective = distortion
+        if self.config.plain > 0:
+            _, _, plain = self._distortions(x, z, cond)
+            objective = (distortion + self.config.plain * plain) / (1.0 + self.config.plain)
+        lmbda = cond.lmbda(self.nets.config).to(x.device)
+        zero = torch.zeros_like(squared)
+        objective = lmbda * objective
+        return LossParts(zero, squared, dissimilarity, zero, zero, objective, objective * (lmbda / 0.01) ** -0.5)
+
+    def _distortions(
+        self,
+        x: Tensor,
+        z: Tensor,
+        cond: Conditions,
+        adaptation: Adaptation | None = None,
+        psi: dict[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`mixed_distortion` of D's output, with other conditions or other modulators where they are given."""
+        decoder = self.nets.transform.decoder
+        others = {f"mods.{name}": p for name, p in (psi or {}).items()}
+        x_hat = functional_call(decoder, others, (z, cond.vector(self.nets.config).to(x.device), adaptation))
+        return mixed_distortion(x, x_hat.clamp(-0.2, 1.2), cond.mix(), self.weights.mse, self.weights.msssim)
+
+    def _by_lambdas(self, x: Tensor, z: Tensor, cond: Conditions) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. 5 on each picture's K conditions. The gradient is that of log D, so one alpha serves all rates."""
+        start = cond.vector(self.nets.config).to(x.device)
+        moved = start[:, None, :1].repeat(1, num_modulators(self.nets.transform), 1).requires_grad_()
+        mix = start[:, None, 1:].expand(-1, moved.shape[1], -1)
+        for _ in range(self.config.inner_steps):
+            distortion = self._distortions(x, z, cond, Adaptation(torch.cat((moved, mix), dim=2)))[2]
+            gradient = torch.autograd.grad(distortion.log().sum(), moved, create_graph=self.config.order == 2)[0]
+            moved = moved - self.config.alpha * gradient
+        return self._distortions(x, z, cond, Adaptation(torch.cat((moved, mix), dim=2)))
+
+    def _by_parameters(self, x: Tensor, z: Tensor, cond: Conditions) -> tuple[Tensor, Tensor, Tensor]:
+        """Psi - alpha grad_Psi of the mean log D over the tasks, then the distortion under it."""
+        psi: dict[str, Tensor] = dict(self.nets.transform.decoder.mods.named_parameters())
+        for _ in range(self.config.inner_steps):
+            distortion = self._distortions(x, z, cond, psi=psi)[2]
+            gradients = torch.autograd.grad(
+                distortion.log().mean(), list(psi.values()), create_graph=self.config.order == 2
+            )
+            psi = {name: p - self.config.alpha * g for (name, p), g in zip(psi.items(), gradients)}
+        return self._distortions(x, z, cond, psi=psi)

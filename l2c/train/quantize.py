@@ -1,0 +1,82 @@
+"""Quantisation-aware finishing of P, and the check that its integer form loses next to nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from l2c import integer
+from l2c.errors import TrainingError
+from l2c.networks import quantise
+from l2c.probability import MAX_MU
+from l2c.train.config import LossConfig
+from l2c.train.loop import Objective, latents_and_bits
+from l2c.train.losses import Conditions, LossParts, Networks, analyse, latent_loss, quantised_latents
+from l2c.train.perceptual import VGG16Features
+
+_QUALITIES = (100, 300, 500, 700, 900)
+
+
+class QuantizeObjective(Objective):
+    """The loss under P as its integer form rounds it.
+
+    With scope "probability" E and D are frozen: the loss is the rate of the rounded latents that P will code, and D
+    does not run, so that a step costs a third.
+    """
+
+    def __init__(self, nets: Networks, weights: LossConfig, features: VGG16Features | None, scope: str) -> None:
+        super().__init__(nets, weights, features)
+        self.scope = scope
+        nets.transform.requires_grad_(scope == "all")
+
+    def loss(self, x: Tensor, cond: Conditions, noise: Tensor) -> LossParts:
+        """See `Objective.loss`."""
+        if self.scope == "all":
+            y, tau = analyse(self.nets, x, cond)
+            return latent_loss(self.nets, x, y, tau, cond, self.weights, noise, self.features)
+        y_hat = quantised_latents(self.nets, x, cond)
+        bpp = self.nets.probability.num_bits(y_hat, y_hat, cond.header()) / (x.shape[2] * x.shape[3])
+        zero, lmbda = torch.zeros_like(bpp), cond.lmbda(self.nets.config).to(x.device)
+        return LossParts(bpp, zero, zero, zero, zero, bpp, bpp * (lmbda / 0.01) ** -0.5)
+
+
+@torch.no_grad()
+def rates(nets: Networks, exact: integer.IntegerModel, pictures: list[Tensor]) -> tuple[float, float]:
+    """(bits under the float P, bits under the integer P) of the same latents, over all pictures, qualities and metrics.
+
+    Args:
+        nets: E, and P in float on the CPU; P's fake quantisation is off meanwhile.
+        exact: an integer P.
+        pictures: uint8 [1, 3, H, W].
+    """
+    fake = nets.probability.fake_quantise
+    nets.probability.set_fake_quantise(False)
+    in_float = in_integers = 0.0
+    for picture in pictures:
+        x = picture.float() / 255.0
+        for quality in _QUALITIES:
+            for mu in (0, MAX_MU):
+                header = (quality, mu, nets.config.bits)
+                z, bits = latents_and_bits(nets, x, Conditions(*(torch.tensor([v]) for v in header)))
+                in_float += float(bits)
+                in_integers += integer_bits(exact, quantise(z[0], nets.config.bits), header)
+    nets.probability.set_fake_quantise(fake)
+    return in_float, in_integers
+
+
+def integer_bits(exact: integer.IntegerModel, symbols: Tensor, header: tuple[int, int, int]) -> float:
+    """-sum log2 of the integer probabilities of symbols uint8 [c, h, w], all channels, without the stream's flush."""
+    writer = integer.SymbolWriter(header[2])
+    channels, height, width = symbols.shape
+    exact.code([integer.Job(height, width, header, channels, writer, symbols.numpy())])
+    return float(writer.encoder.ideal_bits)
+
+
+def check_rate_loss(in_float: float, in_integers: float, most: float) -> float:
+    """Relative growth of the rate through quantisation. Raises TrainingError where it is more than `most`."""
+    growth = in_integers / in_float - 1.0
+    if growth > most:
+        raise TrainingError(
+            f"the integer P needs {100 * growth:.2f} % more bits than the float P; {100 * most:.2f} % are allowed"
+        )
+    return growth

@@ -1,0 +1,108 @@
+"""The stages of a run, in order, and what each starts from.
+
+A run is a folder; every stage has a folder of its own in it (checkpoint.pt, log.csv, validation.csv, curves.png,
+run.json) and starts from the checkpoint of the nearest stage before it that is there. Modulators come before bias
+sets, because the sets are overfitted to the D that ships; both leave the latents and P alone.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from l2c import integer
+from l2c.config import ModelConfig
+from l2c.errors import ConfigError
+from l2c.train import bias_sets
+from l2c.train.checkpoint import Checkpoint
+from l2c.train.config import StageConfig, TrainConfig
+from l2c.train.loop import Loop, Objective
+from l2c.train.losses import Networks
+from l2c.train.meta import MetaObjective
+from l2c.train.modulators import ModulatorsObjective
+from l2c.train.parallel import Parallel
+from l2c.train.perceptual import VGG16Features
+from l2c.train.pretrain import PretrainObjective
+from l2c.train.quantize import QuantizeObjective, check_rate_loss, rates
+
+STAGES = ("pretrain", "meta", "modulators", "bias-sets", "quantize")
+
+
+def newest(folder: Path, before: str | None = None) -> Path | None:
+    """Checkpoint of the last stage in a run's folder, or of the last one before the stage `before`."""
+    names = STAGES if before is None else STAGES[: STAGES.index(before)]
+    paths = [folder / name / "checkpoint.pt" for name in reversed(names)]
+    return next((path for path in paths if path.exists()), None)
+
+
+def run_stage(
+    name: str, recipe: TrainConfig, model: ModelConfig, folder: Path, init: Path | None, device: str | None
+) -> bool:
+    """Run one stage to its end, resuming it where it was begun.
+
+    Args:
+        name: one of STAGES.
+        folder: of the run.
+        init: checkpoint or exported model that a new stage starts from; None: the stage before.
+        device: "cpu", "cuda", or None for a GPU where there is one.
+    Returns:
+        Whether the stage is complete; False where it was interrupted (SIGINT, SIGTERM).
+    Raises:
+        ConfigError, TrainingError, BackendError, ModelMismatchError: as the stages say.
+    """
+    source = init or newest(folder, before=name)
+    if source is not None and not source.exists():
+        raise ConfigError(f"there is no checkpoint {source}")
+    if source is None and name != "pretrain":
+        raise ConfigError(f"{name} starts from trained networks: run pretrain first, or name a checkpoint with --init")
+    if not recipe.data.train or (not recipe.data.val and name != "bias-sets"):
+        raise ConfigError("name the pictures: data.train and data.val in the recipe, or --data and --val")
+    start = Checkpoint.load(source) if source is not None else None
+    parallel = Parallel(device)
+    try:
+        if name == "bias-sets":
+            if parallel.world > 1:
+                raise ConfigError("bias-sets runs in one process")
+            assert start is not None
+            bias_sets.run(recipe, folder / name, start, parallel.device, shlex.join(["l2c", *sys.argv[1:]]))
+            return True
+        stage, objective = _stage(name, recipe)
+        loop = Loop(name, recipe, stage, model, objective, folder / name, start, parallel)
+        complete = loop.run()
+        if complete and name == "quantize" and parallel.rank == 0 and start is not None:
+            _report_quantised(loop, start, recipe, model)
+        return complete
+    finally:
+        parallel.close()
+
+
+def _stage(name: str, recipe: TrainConfig) -> tuple[StageConfig, Callable[[Networks, VGG16Features | None], Objective]]:
+    weights = recipe.loss
+    if name == "meta":
+        return recipe.meta, lambda nets, features: MetaObjective(nets, weights, features, recipe.meta)
+    if name == "modulators":
+        return recipe.modulators, lambda nets, features: ModulatorsObjective(nets, weights, features, recipe.modulators)
+    if name == "quantize":
+        scope = recipe.quantize.scope
+        return recipe.quantize, lambda nets, features: QuantizeObjective(nets, weights, features, scope)
+    return recipe.pretrain, lambda nets, features: PretrainObjective(nets, weights, features)
+
+
+def _report_quantised(loop: Loop, start: Checkpoint, recipe: TrainConfig, model: ModelConfig) -> None:
+    """Rate of the integer P against the float P that the stage started from (scope "probability": same latents)."""
+    finished = loop.average.cpu()
+    exact = integer.from_float(finished.probability, model)
+    before = start.networks(model)[1] if recipe.quantize.scope == "probability" else finished
+    plain = integer.from_float(before.probability, model)
+    in_float, rounded = rates(before, plain, loop.val_pictures)
+    _, in_integers = rates(finished, exact, loop.val_pictures)
+    loop.say(
+        f"rate of the integer P against the float P before this stage: {100 * (in_integers / in_float - 1):+.3f} % "
+        f"(rounded without this stage: {100 * (rounded / in_float - 1):+.3f} %)"
+    )
+    for backend in ("torch", "cpu"):
+        integer.check_backend(exact, exact.known_answer("reference"), backend)
+    loop.say("the integer P gives the same integers on the reference, torch and C++ paths")
+    check_rate_loss(in_float, in_integers, recipe.quantize.max_loss)
