@@ -81,7 +81,8 @@ def msssim(x: Tensor, x_hat: Tensor) -> Tensor:
         else:
             luminance = (2 * mu_x * mu_y + _C1) / (mu_x * mu_x + mu_y * mu_y + _C1)
             term = (luminance * contrast).flatten(2).mean(dim=2)
-        result = result * F.relu(term) ** weights[scale]
+        # 0 where a mean is not positive, and there without the gradient of x^w, which is infinite at 0.
+        result = result * torch.where(term > 0, term.clamp_min(1e-8) ** weights[scale], 0.0)
     return result.mean(dim=1)
 
 

@@ -85,3 +85,13 @@ def test_gradient_points_to_the_original() -> None:
     assert y.grad is not None
     improved = metrics.msssim(x, y.detach() + 10.0 * y.grad)
     assert float(improved) > float(metrics.msssim(x, y.detach()))
+
+
+def test_negative_picture_has_a_finite_gradient() -> None:
+    """A mean contrast below zero counts as 0, where the gradient of x^w is infinite."""
+    x, _ = pair(192, 192)
+    y = (1.0 - x).requires_grad_()
+    value = metrics.msssim(x, y)
+    value.sum().backward()
+    assert float(value.detach()) == 0.0
+    assert y.grad is not None and bool(torch.isfinite(y.grad).all())

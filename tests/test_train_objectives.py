@@ -120,8 +120,23 @@ class TestLosses:
         y = torch.tensor([-300.0, -9.0, 0.4, 7.9, 130.0]).reshape(1, 1, 1, 5).requires_grad_()
         y_hat = losses.through_quantiser(y, torch.full((1, 1, 1, 1), 4.0))
         assert y_hat.flatten().tolist() == [-128.0, -8.0, 0.0, 8.0, 124.0]
-        y_hat.sum().backward()
-        assert y.grad is not None and y.grad.flatten().tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+        (rising,) = torch.autograd.grad(y_hat.sum(), y, retain_graph=True)
+        (falling,) = torch.autograd.grad(-y_hat.sum(), y)
+        # Outside, only what leads back into the range passes (a step goes against the gradient).
+        assert rising.flatten().tolist() == [0.0, 1.0, 1.0, 1.0, 1.0]
+        assert falling.flatten().tolist() == [-1.0, -1.0, -1.0, -1.0, 0.0]
+
+    def test_clamp_can_be_differentiated_twice(self) -> None:
+        y = torch.tensor([-200.0, -3.0, 5.0, 150.0], dtype=torch.float64)[None, :, None, None].requires_grad_()
+        step = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+
+        def cubes(values: Tensor) -> Tensor:
+            return losses._Clamp.apply(values, -128.0, 128.0 - step) ** 3
+
+        (slope,) = torch.autograd.grad(cubes(y).sum(), y, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope.sum(), y)
+        assert slope.flatten().tolist() == [0.0, 27.0, 75.0, 3.0 * 127**2]
+        assert curvature.flatten().tolist() == [0.0, -18.0, 30.0, 6.0 * 127]
 
     @pytest.mark.parametrize("b", range(1, 9))
     def test_latents_of_b_bits(self, nets: Networks, x: Tensor, b: int) -> None:

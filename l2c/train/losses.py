@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -165,5 +166,25 @@ def quantiser_step(b: Tensor, device: torch.device) -> Tensor:
     return torch.exp2(8.0 - b.float())[:, None, None, None].to(device)
 
 
+class _Clamp(torch.autograd.Function):
+    """Clamp whose gradient also passes outside the range where it leads back into it.
+
+    With the plain gradient, E would learn nothing from latents that saturate (they do at the largest gains).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, low: float, high: Tensor) -> Tensor:
+        ctx.save_for_backward(y, high)
+        ctx.low = low
+        return torch.minimum(y.clamp_min(low), high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        y, high = ctx.saved_tensors
+        passes = ((y >= ctx.low) | (gradient < 0)) & ((y <= high) | (gradient > 0))
+        return gradient * passes, None, None
+
+
 def _clamp_levels(y: Tensor, step: Tensor) -> Tensor:
-    return torch.minimum(torch.maximum(y, -128.0 + 0 * step), 128.0 - step)
+    return _Clamp.apply(y, -128.0, 128.0 - step)  # type: ignore[no-untyped-call,no-any-return]
