@@ -51,14 +51,21 @@ def _blur(x: Tensor) -> Tensor:
 def msssim(x: Tensor, x_hat: Tensor) -> Tensor:
     """Multi-scale structural similarity, mean over colour channels, as `pytorch_msssim` computes it.
 
+    In float32 even under autocast: variances are small differences of large means, which bfloat16 cannot hold.
+
     Five scales need sides >= 161. Smaller pictures use the scales that fit an 11-tap window, with the weights
     renormalised to sum 1; below 11 pixels the last row and column are repeated up to 11.
 
     Args:
-        x, x_hat: float32 [N, C, H, W] in [0, 1].
+        x, x_hat: floating [N, C, H, W] in [0, 1].
     Returns:
         float32 [N], at most 1; differentiable in x_hat.
     """
+    with torch.autocast(x.device.type, enabled=False):
+        return _msssim(x.float(), x_hat.float())
+
+
+def _msssim(x: Tensor, x_hat: Tensor) -> Tensor:
     short = min(x.shape[-2:])
     if short < _WINDOW:
         border = (0, max(0, _WINDOW - x.shape[3]), 0, max(0, _WINDOW - x.shape[2]))
@@ -88,7 +95,7 @@ def msssim(x: Tensor, x_hat: Tensor) -> Tensor:
 
 def mse(x: Tensor, x_hat: Tensor) -> Tensor:
     """Mean squared error per picture: [N, C, H, W] -> [N], in the square of the input's unit."""
-    return (x - x_hat).square().flatten(1).mean(dim=1)
+    return (x.float() - x_hat.float()).square().flatten(1).mean(dim=1)
 
 
 def psnr(x: Tensor, x_hat: Tensor) -> Tensor:

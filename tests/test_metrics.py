@@ -95,3 +95,19 @@ def test_negative_picture_has_a_finite_gradient() -> None:
     value.sum().backward()
     assert float(value.detach()) == 0.0
     assert y.grad is not None and bool(torch.isfinite(y.grad).all())
+
+
+def test_float32_under_autocast() -> None:
+    """Variances are small differences of large means: with bfloat16 products values and gradients would be noise."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.rand(2, 3, 176, 176, generator=generator) * 0.2 + 0.6
+    y = (x + 0.02 * torch.randn(x.shape, generator=generator)).requires_grad_()
+    results = []
+    for on in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=on):
+            value = metrics.msssim(x, y)
+        results.append((value, *torch.autograd.grad(value.sum(), y)))
+    (plain, plain_gradient), (half, half_gradient) = results
+    assert half.dtype == torch.float32 and torch.equal(plain, half) and torch.equal(plain_gradient, half_gradient)
+    low = metrics.msssim(x.bfloat16(), y.detach().bfloat16())
+    assert low.dtype == metrics.mse(x.bfloat16(), y.detach().bfloat16()).dtype == torch.float32
