@@ -1,9 +1,10 @@
 """Short training runs of several model configurations at equal training time, and their validation losses.
 
-    python bench/ablation.py --data DIR --val DIR --out runs/ablation [--minutes 4] [configs/ablation/*.json]
+    python bench/ablation.py --data DIR --val DIR --out runs/ablation [--minutes 4] [--init FILE] [configs/ablation/*.json]
 
 Every run is one process with one thread, and its clock is its own CPU time, so that other work on the machine does not
-shorten it. All start from random networks (a block DCT where the family has one) and see the same pictures.
+shorten it. All start from random networks (a block DCT where the family has one), or from the checkpoint or model
+that `--init` names, and see the same pictures.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ def train(config: Path, args: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     entries = [
         f"data.train={args.data}", f"data.val={args.val}", f"pretrain.minutes={args.minutes}",
-        f"model={config.resolve()}",
+        f"model={config.resolve()}", *args.set,
     ]  # fmt: skip
     recipe, model = load_recipe(RECIPE, [entry.replace("'", '"') for entry in entries])
-    run_stage("pretrain", recipe, model, args.out / config.stem, None, "cpu")
+    run_stage("pretrain", recipe, model, args.out / config.stem, args.init, "cpu")
 
 
 def report(configs: list[Path], out: Path) -> None:
@@ -65,6 +66,8 @@ def main() -> None:
     parser.add_argument("--val", nargs="+", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--init", type=Path, help="checkpoint or model that all runs start from")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:

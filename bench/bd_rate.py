@@ -1,9 +1,10 @@
-"""BD-rates of a record of bench/kodak.py against published mean curves of other codecs.
+"""A record of bench/kodak.py beside published mean curves of other codecs: tables at our rates, and BD-rates.
 
-    python bench/bd_rate.py docs/kodak.json ANCHORS.json [--codecs jpeg webp bpg_444_x265_ycbcr vtm ...]
+    python bench/bd_rate.py docs/kodak.json ANCHORS.json [--codecs jpeg webp bpg_444_x265_ycbcr vtm ...] [--out PAGE.md]
 
-Mean curves over the pictures, MS-SSIM in dB, piecewise cubic interpolation (pchip) over the common range, by the
-`bjontegaard` package. PSNR figures are taken from the psnr table, MS-SSIM figures from the msssim table.
+Curves are means over the pictures. PSNR figures are taken from the psnr table, MS-SSIM figures from the msssim table.
+A published curve is read at a rate by pchip interpolation over log bpp, and only between its own ends. BD-rates are those of the
+`bjontegaard` package: MS-SSIM in dB, pchip, over the common range.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 
 import bjontegaard
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 DEFAULT_CODECS = (
     "jpeg",
@@ -25,60 +27,109 @@ DEFAULT_CODECS = (
     "vtm",
     "compressai-mbt2018_mse_cuda",
     "compressai-mbt2018_ms-ssim_cuda",
+    "compressai-cheng2020-attn_ms-ssim_cuda",
 )
+KEYS = {"psnr": "psnr", "msssim": "ms_ssim"}  # ours: theirs
+
+Curve = tuple[list[float], list[float]]  # bpp, quality; both rise
 
 
-def mean_curve(rows: list[dict[str, Any]], codec: str, key: str) -> tuple[list[float], list[float]]:
-    """(bpp, quality) means per target rate, rising; MS-SSIM in dB. Targets that a picture misses are left out."""
+def mean_rows(rows: list[dict[str, Any]], codec: str) -> dict[float, dict[str, float]]:
+    """Means of bpp, psnr and msssim for each target rate; targets that a picture misses altogether are left out."""
     pictures = {row["picture"] for row in rows}
-    points = []
+    means = {}
     for target in sorted({row["target"] for row in rows if row["codec"] == codec}):
         part = [row for row in rows if row["codec"] == codec and row["target"] == target]
         if {row["picture"] for row in part} == pictures:
-            points.append((float(np.mean([r["bpp"] for r in part])), float(np.mean([r[key] for r in part]))))
-    bpp, quality = zip(*points)
-    return list(bpp), [decibels(q) if key == "msssim" else q for q in quality]
+            means[target] = {key: float(np.mean([row[key] for row in part])) for key in ("bpp", *KEYS)}
+    return means
+
+
+def own_curve(rows: list[dict[str, Any]], codec: str, key: str) -> Curve:
+    """Our mean curve, MS-SSIM in dB."""
+    means = mean_rows(rows, codec).values()
+    return [m["bpp"] for m in means], [decibels(m[key]) if key == "msssim" else m[key] for m in means]
+
+
+def published_curve(entry: dict[str, Any], key: str) -> Curve | None:
+    """A published curve, MS-SSIM in dB; None where the source has no such figures."""
+    values = entry.get(KEYS[key])
+    if not values or None in values:
+        return None
+    order = np.argsort(entry["bpp"])
+    quality = [decibels(values[i]) if key == "msssim" else values[i] for i in order]
+    return [entry["bpp"][i] for i in order], quality
 
 
 def decibels(value: float) -> float:
     return -10.0 * math.log10(1.0 - value)
 
 
-def bd_rate(anchor: tuple[list[float], list[float]], ours: tuple[list[float], list[float]]) -> str:
+def quality_at(curve: Curve | None, bpp: float, key: str) -> str:
+    """Quality of a curve at a rate, as text; "-" outside the curve."""
+    if curve is None or not curve[0][0] <= bpp <= curve[0][-1]:
+        return "-"
+    value = float(PchipInterpolator(np.log(curve[0]), curve[1])(math.log(bpp)))
+    return f"{1.0 - 10.0 ** (-value / 10.0):.4f}" if key == "msssim" else f"{value:.2f}"
+
+
+def bd_rate(anchor: Curve | None, ours: Curve) -> str:
     """Percent, negative where ours needs less; with the range of quality that both cover."""
+    if anchor is None:
+        return "-"
     low = max(min(anchor[1]), min(ours[1]))
     high = min(max(anchor[1]), max(ours[1]))
-    value = bjontegaard.bd_rate(*anchor, *ours, method="pchip", require_matching_points=False)
+    value = bjontegaard.bd_rate(*anchor, *ours, method="pchip", require_matching_points=False, min_overlap=0)
     return f"{value:+.1f} % ({low:.1f}..{high:.1f} dB)"
 
 
+def page(record: dict[str, Any], published: dict[str, Any], codecs: list[str]) -> str:
+    """The whole page, Markdown."""
+    rows = record["rows"]
+    lines = [
+        f"Model `{record['model']}`, id `{record['model_id']}`; {len({r['picture'] for r in rows})} pictures, "
+        f"real file sizes, `effort=0`; {record['machine']}, torch {record['torch']}.",
+    ]
+    for metric in KEYS:
+        lines += [
+            "",
+            f'## `metric="{metric}"`',
+            "",
+            f"{'PSNR in dB' if metric == 'psnr' else 'MS-SSIM'} of the published curves at our mean rate.",
+            "",
+            "| target bpp | bpp | PSNR dB | MS-SSIM | " + " | ".join(codecs) + " |",
+            "|---" * (4 + len(codecs)) + "|",
+        ]
+        curves = {name: published_curve(published[name], metric) for name in codecs}
+        for target, mean in mean_rows(rows, f"l2c-{metric}").items():
+            cells = [quality_at(curves[name], mean["bpp"], metric) for name in codecs]
+            lines.append(
+                f"| {target:g} | {mean['bpp']:.3f} | {mean['psnr']:.2f} | {mean['msssim']:.4f} | {' | '.join(cells)} |"
+            )
+    lines += ["", "## BD-rate", "", "| against | PSNR | MS-SSIM |", "|---|---|---|"]
+    ours = {key: own_curve(rows, f"l2c-{key}", key) for key in KEYS}
+    cells = [bd_rate(own_curve(rows, "jpeg", key), ours[key]) for key in KEYS]
+    lines.append(f"| JPEG, measured here | {cells[0]} | {cells[1]} |")
+    for name in codecs:
+        cells = [bd_rate(published_curve(published[name], key), ours[key]) for key in KEYS]
+        lines.append(f"| {name}, published | {cells[0]} | {cells[1]} |")
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
+    """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path)
     parser.add_argument("anchors", type=Path)
     parser.add_argument("--codecs", nargs="+", default=DEFAULT_CODECS)
+    parser.add_argument("--out", type=Path, help="write the page here, too")
     args = parser.parse_args()
-    rows = json.loads(args.record.read_text())["rows"]
     published = json.loads(args.anchors.read_text())["codecs"]
-    ours = {"psnr": mean_curve(rows, "l2c-psnr", "psnr"), "msssim": mean_curve(rows, "l2c-msssim", "msssim")}
-    print("| against | BD-rate, PSNR | BD-rate, MS-SSIM |\n|---|---|---|")
-    for metric in ours:
-        assert all(np.diff(ours[metric][0]) > 0)
-    cells = [bd_rate(mean_curve(rows, "jpeg", key), ours[key]) for key in ("psnr", "msssim")]
-    print(f"| JPEG, measured here | {cells[0]} | {cells[1]} |")
-    for name in args.codecs:
-        entry = published[name]
-        cells = []
-        for key, field in (("psnr", "psnr"), ("msssim", "ms_ssim")):
-            values = entry.get(field)
-            if not values or None in values:
-                cells.append("-")
-                continue
-            quality = [decibels(v) for v in values] if key == "msssim" else values
-            order = np.argsort(entry["bpp"])
-            curve = ([entry["bpp"][i] for i in order], [quality[i] for i in order])
-            cells.append(bd_rate(curve, ours[key]))
-        print(f"| {name}, published | {cells[0]} | {cells[1]} |")
+    text = page(json.loads(args.record.read_text()), published, list(args.codecs))
+    print(text, end="")
+    if args.out:
+        heading = "# Kodak\n\nWritten by `bench/kodak.py` and `bench/bd_rate.py`.\n\n"
+        args.out.write_text(heading + text)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ class TransformConfig:
         mask: whether I exists and masks channels (L2C III-A). Never at c = 1.
         modulated: whether modulators conditioned on (log lambda, mu) scale the features (OML Eq. 3).
         modulator_width: hidden width of each modulator's two fully connected layers.
+        local_gain: whether E divides, and D multiplies, each coefficient by a factor that depends on the picture
+            around it (block family).
     """
 
     family: str
@@ -46,12 +48,15 @@ class TransformConfig:
     mask: bool = True
     modulated: bool = False
     modulator_width: int = 32
+    local_gain: bool = False
 
     def __post_init__(self) -> None:
         if self.family not in ("paper", "block"):
             raise ConfigError(f"transform.family is {self.family!r}: it must be 'paper' or 'block'")
         if self.family == "paper" and self.s != 4:
             raise ConfigError(f"transform.s is {self.s}: the paper's networks down-sample by 4")
+        if self.family == "paper" and self.local_gain:
+            raise ConfigError("transform.local_gain: the paper's networks have none")
         if self.s not in (2, 4, 8, 16, 32):
             raise ConfigError(f"transform.s is {self.s}: it must be 2, 4, 8, 16 or 32")
         limit = 4096 if self.family == "paper" else 3 * self.s * self.s

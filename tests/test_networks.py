@@ -5,7 +5,7 @@ import torch
 
 from l2c import networks
 from l2c.config import ModelConfig, TransformConfig
-from l2c.networks.block import block_basis
+from l2c.networks.block import BlockDecoder, BlockEncoder, block_basis
 from l2c.networks.paper import PaperEncoder
 from l2c.probability import ProbabilityModel
 
@@ -49,14 +49,39 @@ def test_default_cost_per_pixel(configs) -> None:
 
 @pytest.mark.parametrize("s, c", [(2, 5), (4, 8), (8, 64), (16, 192), (32, 20)])
 @pytest.mark.parametrize("mask", [False, True])
-def test_block_family_shapes(s: int, c: int, mask: bool) -> None:
-    config = TransformConfig("block", s, c, 8, 1, 1, 4, mask=mask, modulated=True)
+@pytest.mark.parametrize("local_gain", [False, True])
+def test_block_family_shapes(s: int, c: int, mask: bool, local_gain: bool) -> None:
+    config = TransformConfig("block", s, c, 8, 1, 1, 4, mask=mask, modulated=True, local_gain=local_gain)
     transform = networks.Transform(config)
     cond = networks.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
     y, tau = transform.encoder(torch.rand(2, 3, 2 * s, 3 * s), cond)
     assert y.shape == (2, c, 2, 3)
     assert (tau is not None) == mask
     assert transform.decoder(y.round(), cond).shape == (2, 3, 2 * s, 3 * s)
+
+
+def test_local_gain() -> None:
+    """Starts at 1 and stays within 1/8..8; E scales its coefficients with it, D the latents, each by its own."""
+    transform = networks.Transform(TransformConfig("block", 8, 12, 16, 1, 1, 0, mask=False, local_gain=True))
+    plain = networks.Transform(TransformConfig("block", 8, 12, 16, 1, 1, 0, mask=False))
+    missing, unexpected = plain.load_state_dict(transform.state_dict(), strict=False)
+    assert not missing and unexpected == ["encoder.local_gain.weight", "decoder.local_gain.weight"]
+    x, cond = torch.rand(2, 3, 32, 40), networks.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
+    for ours, theirs in ((transform.encoder, plain.encoder), (transform.decoder, plain.decoder)):
+        assert isinstance(ours, BlockEncoder | BlockDecoder) and ours.local_gain is not None
+        with torch.no_grad():
+            data = x if ours is transform.encoder else theirs_y
+            before = theirs(data, cond)
+            same = ours(data, cond)
+            ours.local_gain.weight.normal_(0.0, 9.0)
+            moved = ours(data, cond)
+            gains = ours.local_gain(torch.randn(2, 16, 9, 9))
+        if ours is transform.encoder:
+            before, same, moved = before[0], same[0], moved[0]
+            theirs_y = before.round()
+        assert torch.equal(same, before) and not torch.allclose(moved, before)
+        assert 1 / 8.001 <= float(gains.min()) < 1 / 7 and 7 < float(gains.max()) <= 8.001
+    assert networks.num_biases(transform.decoder) == networks.num_biases(plain.decoder)
 
 
 def test_block_basis_is_orthonormal() -> None:

@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 import l2c
-from l2c import integer
+from l2c import integer, networks
 from l2c.cli import main
 from l2c.config import ModelConfig
 from l2c.errors import BackendError, ConfigError, ModelMismatchError, TrainingError
@@ -640,6 +640,19 @@ class TestCheckpoint:
             config = replace(config, **change)
         with pytest.raises(TrainingError, match=f"of another architecture: {message}"):
             checkpoint.networks(config)
+
+    def test_local_gains_grow(self, tiny_config: ModelConfig, checkpoint: Checkpoint) -> None:
+        """A model without local gains goes on with them as the same codec; the other way round is refused."""
+        grown = replace(tiny_config, transform=replace(tiny_config.transform, local_gain=True))
+        x, cond = torch.rand(1, 3, 64, 64), networks.condition(torch.tensor([0.01]), torch.tensor([1.0]))
+        for before, after in zip(checkpoint.networks(tiny_config), checkpoint.networks(grown)):
+            with torch.no_grad():
+                y = before.transform.encoder(x, cond)[0]
+                assert torch.equal(after.transform.encoder(x, cond)[0], y)
+                assert torch.equal(after.transform.decoder(y, cond), before.transform.decoder(y, cond))
+        state = Networks(grown).state_dict()
+        with pytest.raises(TrainingError, match=r"transform\.local_gain is True there and False"):
+            Checkpoint(grown, state, state).networks(tiny_config)
 
     def test_networks_that_do_not_fit(self, checkpoint: Checkpoint) -> None:
         del checkpoint.average["transform.decoder.first.bias"]

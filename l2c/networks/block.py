@@ -1,7 +1,8 @@
 """The default model's networks: a linear block transform that already works, and convolutions that improve on it.
 
-E is `gain(lambda) * (A x + f(A x))` and D is `A^-1 (y + g(y))`, where A is an s x s block transform (trainable,
-starting as the orthonormal DCT over an orthonormal colour transform) and f, g are residual networks at H/s. So the
+E is `gain(lambda) * (l A x + f(A x))` and D is `A^-1 (k y + g(y))`, where A is an s x s block transform (trainable,
+starting as the orthonormal DCT over an orthonormal colour transform), f, g are residual networks at H/s, and l, k are
+local gains that come out of the same networks (`LocalGain`). So the
 model starts as a JPEG with a learned context model, rather than from noise: with the few hours of two cores that
 we had, that start was worth more than any other choice (figures in docs/ABLATION.md). The channels are ordered by
 frequency, which is the order that the nested mask (L2C Eq. 2) needs.
@@ -26,6 +27,7 @@ _PIXEL_SCALE = 255.0
 _FEATURE_SCALE = 1.0 / 64.0
 _CHROMA_DELAY = 1.9  # a chroma frequency ranks with the luma frequency this many times higher
 _LOG_STEP_CONSTANT = math.log(6.0 / math.log(2.0))
+_MAX_LOCAL_GAIN = math.log(8.0)  # local gains lie in 1/8..8
 
 
 class ResidualBlock(nn.Module):
@@ -89,6 +91,23 @@ class Gain(nn.Module):
             return log_gain.exp()[:, :, None, None]
 
 
+class LocalGain(nn.Conv2d):
+    """Factors exp(tanh(W f) log 8) of the coefficients at one position, from the features f there; starts at 1.
+
+    Divisive normalisation in E and its inverse in D, as GDN gives them to other codecs (Balle et al. 2016,
+    arXiv:1511.06281): MS-SSIM wants coarser steps where the contrast is high, and adding `delta` alone cannot scale.
+    Without biases, so that D's bias sets do not contain it.
+    """
+
+    def __init__(self, width: int, c: int) -> None:
+        super().__init__(width, c, 1, bias=False)
+        nn.init.zeros_(self.weight)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[N, width, h, w] -> float32 [N, c, h, w] in 1/8..8."""
+        return (super().forward(features).float().tanh() * _MAX_LOCAL_GAIN).exp()
+
+
 class BlockEncoder(nn.Module):
     """E with I as a head on its trunk. Layers at H/s only."""
 
@@ -111,6 +130,7 @@ class BlockEncoder(nn.Module):
         self.head = nn.Conv2d(config.width, config.c, 3, padding=1)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
+        self.local_gain = LocalGain(config.width, config.c) if config.local_gain else None
         self.importance = nn.Conv2d(config.width, 1, 3, padding=1) if config.mask and config.c > 1 else None
         if self.importance is not None:
             assert self.importance.bias is not None
@@ -133,7 +153,10 @@ class BlockEncoder(nn.Module):
         for block, mod in zip(self.blocks, self.mods):
             features = mod(block(features), cond)
         delta = self.head(features).float() / self.whitening[:, : self.c]
-        y = (coefficients[:, : self.c] + delta) * self.gain(cond)
+        kept = coefficients[:, : self.c]
+        if self.local_gain is not None:
+            kept = kept * self.local_gain(features)
+        y = (kept + delta) * self.gain(cond)
         tau = self.importance(features).float().sigmoid() if self.importance is not None else None
         return y, tau
 
@@ -163,6 +186,7 @@ class BlockDecoder(nn.Module):
         self.head = nn.Conv2d(width, dims, 1)
         with torch.no_grad():
             self.head.weight.mul_(0.1)
+        self.local_gain = LocalGain(width, config.c) if config.local_gain else None
         self.up: nn.Conv2d | None = None
         if fine:
             self.up = nn.Conv2d(width, 4 * fine, 3, padding=1)
@@ -189,6 +213,8 @@ class BlockDecoder(nn.Module):
         for index, block in enumerate(self.blocks):
             x = self.mods[index](block(x, shift), layer_condition(cond, adaptation, index))
         delta = shift(self.head(x)).float() / self.whitening
+        if self.local_gain is not None:
+            scaled = scaled * self.local_gain(x)
         with torch.autocast(y_hat.device.type, enabled=False):
             coefficients = torch.cat((delta[:, : self.c] + scaled, delta[:, self.c :]), dim=1)
             out = F.pixel_shuffle(self.transform(coefficients), self.s) * (1.0 / _PIXEL_SCALE) + 0.5

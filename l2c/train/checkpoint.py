@@ -108,12 +108,16 @@ class Checkpoint:
         """(networks as trained, their average), float32 on the CPU, fitted to `config`.
 
         A range of lambda other than the checkpoint's is allowed: P's weights for the quality planes are interpolated
-        to the new knots, since log lambda is linear in quality.
+        to the new knots, since log lambda is linear in quality. Local gains may be added: they start at 1, so the codec
+        stays the same.
 
         Raises:
             TrainingError: another architecture.
         """
         mine, theirs = dataclasses.asdict(config), dataclasses.asdict(self.config)
+        grown = config.transform.local_gain and not self.config.transform.local_gain
+        if grown:
+            theirs["transform"]["local_gain"] = True
         for part in ("transform", "probability", "bits"):
             if mine[part] != theirs[part]:
                 raise TrainingError(
@@ -122,6 +126,8 @@ class Checkpoint:
         pair = []
         for state in (self.nets, self.average):
             nets = Networks(config)
+            if grown:
+                state = {k: v for k, v in nets.state_dict().items() if ".local_gain." in k} | state
             try:
                 nets.load_state_dict(state)
             except RuntimeError as error:
