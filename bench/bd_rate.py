@@ -3,8 +3,8 @@
     python bench/bd_rate.py docs/kodak.json ANCHORS.json [--codecs jpeg webp bpg_444_x265_ycbcr vtm ...] [--out PAGE.md]
 
 Curves are means over the pictures. PSNR figures are taken from the psnr table, MS-SSIM figures from the msssim table.
-A published curve is read at a rate by pchip interpolation over log bpp, and only between its own ends. BD-rates are those of the
-`bjontegaard` package: MS-SSIM in dB, pchip, over the common range.
+A published curve is read at a rate by pchip interpolation over log bpp, and only between its own ends. BD-rates are
+those of the `bjontegaard` package: MS-SSIM in dB, pchip, over the common range.
 """
 
 from __future__ import annotations

@@ -19,11 +19,11 @@ from l2c import networks
 from l2c.adapt.bias_sets import DEFAULT_INDEX, BiasSets, distortion_gradient, predicted_change, try_sets
 from l2c.adapt.modulators import adapt_conditions
 from l2c.config import ModelConfig, TransformConfig
-from l2c.errors import ConfigError
+from l2c.errors import ConfigError, TrainingError
 from l2c.metrics import MSSSIM_LMBDA_RATIO, mixed_distortion
 from l2c.networks import Adaptation, Transform, num_biases, num_modulators
 from l2c.train import bias_sets
-from l2c.train.bias_sets import Patches, cluster, make_patches, measure_curvature, overfit_biases
+from l2c.train.bias_sets import Patches, band_of, cluster, make_patches, measure_curvature, overfit_biases
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import BiasSetsConfig, DataConfig, TrainConfig
 from l2c.train.data import Sampler
@@ -283,11 +283,6 @@ class TestCluster:
         expected = torch.stack([quality[of == b].float().mean() for b in range(bands)])
         torch.testing.assert_close(tables[:, 0, 0], expected, rtol=1e-4, atol=0.0)
 
-    def test_a_band_with_too_few_patches(self) -> None:
-        patches = self.patches(torch.randn(5, 3), torch.tensor([0, 0, 0, 0, 1000]))
-        with pytest.raises(ConfigError, match="band 1 has 1 patches for 2 sets"):
-            cluster(patches, replace(CONFIG, bands=2), seed=0)
-
     def test_without_scikit_learn(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
         with pytest.raises(ConfigError, match="scikit-learn"):
@@ -306,7 +301,7 @@ class TestChoosingSets:
         """D(set) - D(0) - dD/dt at t = 0 along t * set: the mean over all patches, of both metrics."""
         transform, x, z, cond = scene
         batches = [(x[:2], z[:2], cond[:2]), (x[2:], z[2:], cond[2:])]
-        curvature = measure_curvature(transform, values, iter(batches))
+        curvature = torch.stack([measure_curvature(transform, band, iter(batches)) for band in values])
         assert curvature.shape == (2, 5, 2)
         for band, k, metric in ((0, 0, 0), (0, 3, 1), (1, 2, 0), (1, 4, 1)):
 
@@ -334,7 +329,8 @@ class TestChoosingSets:
     def test_the_prediction_ranks_small_sets_as_they_are(self, scene: Scene, values: Tensor) -> None:
         transform, cond = scene[0], scene[3]
         for i in range(3):  # one patch each, so that the mean curvature is its own
-            curvature = measure_curvature(transform, values, iter([part(scene, i)[1:]]))
+            own = part(scene, i)[1:]
+            curvature = torch.stack([measure_curvature(transform, band, iter([own])) for band in values])
             before, gradient = distortion_gradient(*part(scene, i))
             for band in range(2):
                 predicted = predicted_change(
@@ -426,7 +422,8 @@ class TestStage:
         return Checkpoint(tiny_config, nets.state_dict(), average.state_dict(), "modulators", 9, entry=entry)
 
     def run(self, recipe: TrainConfig, folder: Path, start: Checkpoint) -> Checkpoint:
-        bias_sets.run(recipe, folder, start, torch.device("cpu"), "the command")
+        folder.mkdir(exist_ok=True)
+        bias_sets.run(recipe, start.config, folder, start, "run mark", torch.device("cpu"), "the command")
         return Checkpoint.load(folder / "checkpoint.pt")
 
     def test_what_it_leaves(self, recipe: TrainConfig, start: Checkpoint, tmp_path: Path) -> None:
@@ -435,7 +432,7 @@ class TestStage:
         for key in start.nets:
             assert torch.equal(left.nets[key], start.average[key])
             assert torch.equal(left.average[key], start.average[key])
-        assert left.stage == "bias-sets"
+        assert left.stage == "bias-sets" and left.parent == "run mark"
         assert [entry["stage"] for entry in left.past()] == ["modulators", "bias-sets"]
         transform = start.networks(start.config)[1].transform.requires_grad_(False)
         sets = BiasSets.from_tensors(left.bias_sets, transform)
@@ -444,7 +441,7 @@ class TestStage:
         assert bool((patches["after"] < patches["before"]).any())
         # The first patch again, by itself.
         sampler = Sampler(recipe.data, recipe.data.train, 64, recipe.seed)
-        x8, cond = make_patches(recipe, sampler, 0, 1)
+        x8, cond = make_patches(recipe, 8, sampler, [0])
         assert patches["quality"][0] == cond.quality[0] and patches["mu"][0] == cond.mu[0] == 8
         x, vector = x8.float() / 255, cond.vector(start.config)
         with torch.no_grad():
@@ -486,6 +483,37 @@ class TestStage:
         for key, value in both[0].items():
             assert torch.equal(value[:4], both[1][key][:4]), key
             torch.testing.assert_close(value, both[1][key], rtol=1e-3, atol=1e-3)
+
+    def test_patches_of_all_bands_and_bits(self, recipe: TrainConfig) -> None:
+        """Number i lies in band i mod bands, whatever their number; all bits of the model are used."""
+        for bands in (1, 3, 7):
+            config = replace(recipe, bias_sets=replace(recipe.bias_sets, bands=bands, patches=2 * bands))
+            sampler = Sampler(recipe.data, recipe.data.train, 64, recipe.seed)
+            cond = make_patches(config, 4, sampler, range(40))[1]
+            assert (cond.b == 4).all()
+            assert [band_of(int(q), bands) for q in cond.quality] == [i % bands for i in range(40)]
+
+    def test_bits_of_the_model(self, recipe: TrainConfig, start: Checkpoint, tmp_path: Path, monkeypatch) -> None:
+        start = replace(start, config=replace(start.config, bits=4))
+        seen = []
+        monkeypatch.setattr(bias_sets, "overfit_biases", lambda *a: seen.append(a[2]) or overfit_biases(*a))
+        self.run(recipe, tmp_path / "run", start)
+        assert all(bool((z == 16 * (z / 16).round()).all()) for z in seen) and any(bool(z.any()) for z in seen)
+
+    def test_more_patches_keep_those_that_are_there(
+        self, recipe: TrainConfig, start: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = self.run(recipe, tmp_path / "run", start)
+        calls = []
+        monkeypatch.setattr(bias_sets, "overfit_biases", lambda *a: calls.append(len(a[1])) or overfit_biases(*a))
+        more = replace(recipe, bias_sets=replace(recipe.bias_sets, patches=8))
+        second = self.run(more, tmp_path / "run", start)
+        assert sum(calls) == 3 and (first.step, second.step) == (5, 8)
+
+    def test_networks_of_another_recipe(self, recipe: TrainConfig, start: Checkpoint, tmp_path: Path) -> None:
+        other = replace(start.config, transform=replace(start.config.transform, width=24))
+        with pytest.raises(TrainingError, match="of another architecture"):
+            bias_sets.run(recipe, other, tmp_path / "run", start, "", torch.device("cpu"), "")
 
     @pytest.mark.parametrize("what", ["settings", "networks"])
     def test_patches_of_another_run_are_not_taken(

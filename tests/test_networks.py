@@ -67,18 +67,19 @@ def test_local_gain() -> None:
     missing, unexpected = plain.load_state_dict(transform.state_dict(), strict=False)
     assert not missing and unexpected == ["encoder.local_gain.weight", "decoder.local_gain.weight"]
     x, cond = torch.rand(2, 3, 32, 40), networks.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
-    for ours, theirs in ((transform.encoder, plain.encoder), (transform.decoder, plain.decoder)):
+    y = torch.randint(-9, 9, (2, 12, 4, 5)).float()
+    for ours, theirs, data in (
+        (transform.encoder, plain.encoder, x),
+        (transform.decoder, plain.decoder, y),
+    ):
         assert isinstance(ours, BlockEncoder | BlockDecoder) and ours.local_gain is not None
         with torch.no_grad():
-            data = x if ours is transform.encoder else theirs_y
-            before = theirs(data, cond)
-            same = ours(data, cond)
+            before, same = theirs(data, cond), ours(data, cond)
             ours.local_gain.weight.normal_(0.0, 9.0)
             moved = ours(data, cond)
             gains = ours.local_gain(torch.randn(2, 16, 9, 9))
         if ours is transform.encoder:
             before, same, moved = before[0], same[0], moved[0]
-            theirs_y = before.round()
         assert torch.equal(same, before) and not torch.allclose(moved, before)
         assert 1 / 8.001 <= float(gains.min()) < 1 / 7 and 7 < float(gains.max()) <= 8.001
     assert networks.num_biases(transform.decoder) == networks.num_biases(plain.decoder)

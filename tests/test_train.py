@@ -238,7 +238,8 @@ class TestLoop:
         assert_same(*ends, "seconds", "entry")
         rows = [table(part.folder / "log.csv") for part in (straight, resumed)]
         figures = ("step", "lr", *loop._FIGURES, "grad", "skipped")
-        assert [[row[key] for key in figures] for row in rows[0]] == [[row[key] for key in figures] for row in rows[1]]
+        curves = [[[row[key] for key in figures] for row in part] for part in rows]
+        np.testing.assert_array_equal(*curves)  # a step without mu > 0 has no dissimilarity: NaN
         assert [row["step"] for row in rows[0]] == [1, 2, 3, 4, 5, 6]
         # And a run that is at its end stays as it is.
         before = resumed.path.stat().st_mtime_ns
@@ -377,7 +378,7 @@ class TestNotFinite:
         training._log(1.0, 0.0, 0.0, 1.0, 0, 1.0)
         first, second = table(tmp_path / "log.csv")
         assert first["skipped"] == 0.25 and second["skipped"] == 1.0
-        assert first["loss"] == pytest.approx((losses[0] + losses[2] + losses[3]) / 3, rel=1e-4)
+        assert first["loss"] == pytest.approx((losses[0] + losses[2] + losses[3]) / 6, rel=1e-4)  # 2 pictures a step
         assert np.isnan(second["loss"])
 
     def test_several_in_a_row_roll_back(
@@ -464,7 +465,7 @@ class TestFullDisk:
         training = loop_for(tmp_path, recipe_for(pictures, save_minutes=0.0), model, fault)
         with full, pytest.warns(L2CWarning, match=r"cannot write the checkpoint .*is intact; training goes on"):
             training.run()
-        assert found == [2, ["checkpoint.pt", "log.csv", "run.json", "validation.csv"]]
+        assert found == [2, ["checkpoint.pt", "lock", "log.csv", "run.json", "validation.csv"]]
         assert Checkpoint.load(training.path).step == 6
         assert column(tmp_path / "log.csv", "step") == [1, 2, 3, 4, 5, 6]
 
@@ -544,6 +545,8 @@ class TestProcesses:
         """Same batch, same loss curve, on gloo. This process is rank 0, which alone writes."""
         recipe = write_recipe(tmp_path, model, recipe_for(pictures, batch=4, steps=8))
         run_stage("pretrain", *load_recipe(recipe), tmp_path / "one", None, "cpu")
+        # Two go on from step 3 of one; rank 1 has a disk of its own and no checkpoint there.
+        run_stage("pretrain", *load_recipe(recipe, ["pretrain.steps=3"]), tmp_path / "two", None, "cpu")
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -554,7 +557,7 @@ class TestProcesses:
         join = functools.partial(torch.distributed.init_process_group, timeout=timedelta(seconds=90))
         monkeypatch.setattr(torch.distributed, "init_process_group", join)
         other = subprocess.Popen(
-            [sys.executable, "-c", _RANK_1, str(recipe), str(tmp_path / "two")],
+            [sys.executable, "-c", _RANK_1, str(recipe), str(tmp_path / "elsewhere")],
             env={**os.environ, "RANK": "1", "LOCAL_RANK": "1"},
             stderr=subprocess.PIPE,
             text=True,
@@ -657,6 +660,13 @@ class TestCheckpoint:
     def test_networks_that_do_not_fit(self, checkpoint: Checkpoint) -> None:
         del checkpoint.average["transform.decoder.first.bias"]
         with pytest.raises(TrainingError, match="does not fit the networks"):
+            checkpoint.networks(checkpoint.config)
+
+    def test_without_networks_or_not_finite(self, checkpoint: Checkpoint) -> None:
+        with pytest.raises(TrainingError, match="holds no networks"):
+            replace(checkpoint, average={}).networks(checkpoint.config)
+        checkpoint.average["transform.decoder.first.bias"][0] = float("nan")
+        with pytest.raises(TrainingError, match=r"transform\.decoder\.first\.bias of the checkpoint is not finite"):
             checkpoint.networks(checkpoint.config)
 
     @pytest.mark.parametrize("kind", ["empty", "garbage", "truncated", "cut late", "tensor", "no config", "no nets"])
@@ -814,8 +824,8 @@ class TestRecipes:
             ("data.pool_steps=0", "pool_steps"),
             ("data.workers=-1", "data.workers"),
             ("data.limit=0", "data.limit"),
-            ("loss.mask=-1", "weights must not be negative"),
-            ("loss.mse=NaN", "weights must not be negative"),
+            ("loss.mask=-1", "weights must be finite and not negative"),
+            ("loss.mse=NaN", "weights must be finite and not negative"),
             ("loss.rate=0", "rate must be positive"),
             ("loss.zeta_max=1.1", "zeta_max"),
             ("loss.perceptual=0.1", "needs loss.vgg16"),
@@ -991,6 +1001,119 @@ class TestCommands:
         assert cli("pretrain", recipe, "--out", tmp_path / "run", "--steps", "1")[0] == 0
         code, _, err = cli("pretrain", recipe, "--out", tmp_path / "run", "--set", "pretrain.steps=2")
         assert code == 0 and "resumed at step 1" in err and "is complete at step 2" in err
+
+    def test_a_stage_notices_that_its_start_has_moved_on(
+        self, cli: Callable[..., Any], recipe: Path, tmp_path: Path
+    ) -> None:
+        run, target = tmp_path / "run", tmp_path / "m.safetensors"
+        for name in ("pretrain", "meta", "quantize"):
+            assert cli(name, recipe, "--out", run)[0] == 0
+        assert cli("export", recipe, target, "--out", run)[0] == 0
+        made = target.read_bytes()
+        assert cli("pretrain", recipe, "--out", run, "--steps", "3")[0] == 0
+        for arguments in (("meta", recipe), ("quantize", recipe), ("export", recipe, target)):
+            code, _, err = cli(*arguments, "--out", run)
+            assert code == 1 and "was made from pretrain at step 2" in err and "is now pretrain at step 3" in err, err
+        assert target.read_bytes() == made
+        # A stage between two that were there, too.
+        assert cli("modulators", recipe, "--out", run, "--init", run / "meta" / "checkpoint.pt")[0] == 0
+        code, _, err = cli("quantize", recipe, "--out", run)
+        assert code == 1 and "was made from meta at step 2" in err and "is now modulators at step 2" in err
+
+    def test_init_of_a_stage_that_has_begun(self, cli: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
+        """The same one may be named again, as a command that is repeated after a kill does; another one is an error."""
+        for name in ("a", "b"):
+            assert cli("pretrain", recipe, "--out", tmp_path / name, "--set", f"seed={ord(name)}")[0] == 0
+        inits = [("--init", tmp_path / name / "pretrain" / "checkpoint.pt") for name in ("a", "b")]
+        assert cli("pretrain", recipe, "--out", tmp_path / "run", "--steps", "1", *inits[0])[0] == 0
+        code, _, err = cli("pretrain", recipe, "--out", tmp_path / "run", *inits[0])
+        assert code == 0 and "resumed at step 1" in err
+        code, _, err = cli("pretrain", recipe, "--out", tmp_path / "run", *inits[1])
+        assert code == 1 and "started from pretrain at step 2" in err and "leave --init out" in err
+        assert [line["steps"] for line in Checkpoint.load(tmp_path / "run" / "pretrain" / "checkpoint.pt").past()] == [
+            "2",
+            "2",
+        ]
+
+    def test_commands_of_all_resumes(self, cli: Callable[..., Any], recipe: Path, tmp_path: Path, monkeypatch) -> None:
+        for steps in ("1", "2"):
+            monkeypatch.setattr(sys, "argv", ["l2c", "train", "--steps", steps])
+            assert cli("pretrain", recipe, "--out", tmp_path / "run", "--steps", steps)[0] == 0
+        command = Checkpoint.load(tmp_path / "run" / "pretrain" / "checkpoint.pt").entry["command"]
+        assert command == "l2c train --steps 1; from step 1: l2c train --steps 2"
+        before = (tmp_path / "run" / "pretrain" / "run.json").read_bytes()
+        assert cli("pretrain", recipe, "--out", tmp_path / "run", "--steps", "2", "--set", "pretrain.lr=0.9")[0] == 0
+        assert (tmp_path / "run" / "pretrain" / "run.json").read_bytes() == before  # it was complete
+
+    @pytest.mark.parametrize(
+        "stage, first, then",
+        [
+            ("meta", "meta.learn_alpha=step", "meta.learn_alpha=no"),
+            ("meta", "meta.learn_alpha=step", "meta.learn_alpha=channel"),
+            ("quantize", "quantize.scope=probability", "quantize.scope=all"),
+        ],
+    )
+    def test_other_parameters_on_resume(
+        self, cli: Callable[..., Any], recipe: Path, tmp_path: Path, stage: str, first: str, then: str
+    ) -> None:
+        run = tmp_path / "run"
+        assert cli("pretrain", recipe, "--out", run, "--steps", "1")[0] == 0
+        assert cli(stage, recipe, "--out", run, "--steps", "1", "--set", first)[0] == 0
+        code, _, err = cli(stage, recipe, "--out", run, "--steps", "2", "--set", then)
+        assert code == 1 and "while other parameters were trained" in err and "internal error" not in err
+
+    def test_what_cannot_be_compiled(self, cli: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        assert cli("pretrain", recipe, "--out", run, "--steps", "1")[0] == 0
+        for stage in ("meta", "modulators"):
+            code, _, err = cli(stage, recipe, "--out", run, "--set", "compile=true")
+            assert code == 1 and f"{stage} differentiates inside a step" in err
+
+    def test_two_runs_in_one_folder(self, cli: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "run" / "pretrain"
+        folder.mkdir(parents=True)
+        with loop.locked(folder):
+            code, _, err = cli("pretrain", recipe, "--out", tmp_path / "run")
+            assert code == 1 and "another process trains in" in err
+        assert cli("pretrain", recipe, "--out", tmp_path / "run", "--steps", "1")[0] == 0
+
+    def test_a_second_signal_ends_a_stalled_run(self, recipe: Path, pictures: Path, tmp_path: Path) -> None:
+        run = tmp_path / "run"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "l2c", "train", "pretrain", str(recipe), "--out", str(run), "--data",
+             "pipe:sleep 60; cat never.tar", "--val", str(pictures)],
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            end = time.monotonic() + 60
+            while not (run / "pretrain" / "checkpoint.pt").exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            time.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(1.0)
+            process.send_signal(signal.SIGTERM)
+            process.wait(10.0)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # the shell that it waited for holds its stderr
+        said = process.communicate(timeout=10)[1]
+        assert process.returncode == -signal.SIGTERM and "ended by a second signal" in said
+
+    def test_a_shard_that_cannot_be_read_keeps_what_was_learnt(
+        self, cli: Callable[..., Any], recipe: Path, tmp_path: Path, monkeypatch
+    ) -> None:
+        step = Loop.train_step
+
+        def failing(loop: Loop, batch: Batch) -> None:
+            if loop.step == 2:
+                raise ConfigError("cannot read the shard")
+            step(loop, batch)
+
+        monkeypatch.setattr(Loop, "train_step", failing)
+        code, _, err = cli("pretrain", recipe, "--out", tmp_path / "run", "--steps", "5")
+        assert code == 1 and "cannot read the shard" in err
+        assert Checkpoint.load(tmp_path / "run" / "pretrain" / "checkpoint.pt").step == 2
 
     @pytest.mark.parametrize(
         "arguments, message",

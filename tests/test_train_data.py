@@ -296,8 +296,35 @@ def test_folders_lists_and_single_pictures(folder: Path, tmp_path: Path) -> None
     assert values(Sampler(DataConfig(), [str(tmp_path / "own.png")], CROP, seed=0), 0) == {7}
 
 
+def test_sixteen_bit_pictures(tmp_path: Path) -> None:
+    """Read as the codec reads them: reduced to 8 bits, not clipped to white."""
+    ramp = np.linspace(0, 65535, CROP * CROP).reshape(CROP, CROP).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    with pytest.warns(UserWarning, match="16-bit"):
+        (crop,) = centre_crops([str(tmp_path)], CROP, 1)
+    assert abs(crop[0, 0].int() - torch.from_numpy((ramp / 257).round().astype(np.int32))).max() <= 1
+
+
+def test_lists(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "bom.txt").write_text("a.png\n", encoding="utf-8-sig")
+    assert data.list_pictures(str(tmp_path / "bom.txt")) == [tmp_path / "a.png"]
+    (tmp_path / "folder.txt").write_text("a.png\nsub\n")
+    with pytest.raises(ConfigError, match=r"lists the folder .*sub: a list names pictures"):
+        data.list_pictures(str(tmp_path / "folder.txt"))
+
+
+def test_shared_pictures(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(png(1))
+    (tmp_path / "l.txt").write_text("a.png\nb.png\n")
+    assert data.shared_pictures([str(tmp_path)], [str(tmp_path / "l.txt")]) == 2
+    assert data.shared_pictures([str(tmp_path / "c.png")], [str(tmp_path / "l.txt")]) == 0
+
+
 def test_unusable_pictures_are_left_out_with_one_warning_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)  # Pillow refuses twice as many
+    monkeypatch.setattr(data, "_MAX_PIXELS", 20_000)
     noise(tmp_path / "truncated.png", 40, 40, 0)
     (tmp_path / "truncated.png").write_bytes((tmp_path / "truncated.png").read_bytes()[:2000])
     files = {
@@ -533,8 +560,12 @@ def test_bad_shards(shards: Path, tmp_path: Path) -> None:
         Sampler(DataConfig(), ["${L2C_NO_SUCH_VARIABLE}/a.tar"], CROP, seed=0)
     write_tar(tmp_path / "none.tar", {"a.txt": b"x"})
     (tmp_path / "cut.tar").write_bytes((shards / "train-000.tar").read_bytes()[:3000])
+    with tarfile.open(shards / "train-000.tar") as whole:
+        second = whole.getmembers()[1]
+    (tmp_path / "between.tar").write_bytes((shards / "train-000.tar").read_bytes()[: second.offset])
+    (tmp_path / "inside.tar").write_bytes((shards / "train-000.tar").read_bytes()[: second.offset + 99])
     (tmp_path / "text.tar").write_text("not an archive")
-    for name in ("none", "cut", "text"):
+    for name in ("none", "cut", "between", "inside", "text"):
         sampler = Sampler(DataConfig(), [str(tmp_path / f"{name}.tar")], CROP, seed=0)
         for _ in range(2):
             with pytest.raises(ConfigError, match=f"shard .*{name}.tar"):

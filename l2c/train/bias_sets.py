@@ -5,27 +5,30 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from l2c.adapt.bias_sets import BiasSets
+from l2c.config import ModelConfig
 from l2c.errors import ConfigError
 from l2c.metrics import mixed_distortion
 from l2c.networks import Adaptation, Transform, num_biases
 from l2c.probability import MAX_MU, MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import BiasSetsConfig, TrainConfig
-from l2c.train.data import Sampler
+from l2c.train.data import Sampler, describe
 from l2c.train.losses import Conditions, Networks, quantised_latents
 from l2c.train.records import machine, write_json
 
 _SALT = 1_000_003  # patches of this stage are not the crops of the others
 _SAVE_SECONDS = 60.0
+_SAVED = ("biases", "quality", "mu", "before", "after")
 
 
 @dataclass
@@ -53,18 +56,33 @@ class Patches:
         return cls(torch.zeros(patches, num_biases), whole, whole.clone(), torch.zeros(patches), torch.zeros(patches))
 
 
-def make_patches(recipe: TrainConfig, sampler: Sampler, first: int, count: int) -> tuple[Tensor, Conditions]:
-    """Patches first .. first + count - 1: a pure function of the recipe. uint8 [count, 3, patch, patch], conditions."""
+def band_of(quality: Tensor | int, bands: int) -> Any:
+    """Number of the band that a quality 0..MAX_QUALITY belongs to, as `BiasSets.band` has it."""
+    return quality * bands // (MAX_QUALITY + 1)
+
+
+def make_patches(
+    recipe: TrainConfig, bits: int, sampler: Sampler, numbers: Sequence[int]
+) -> tuple[Tensor, Conditions]:
+    """The patches of these numbers: a pure function of the recipe. Number i lies in band i mod bands.
+
+    Args:
+        bits: of the model; all of them are used.
+    Returns:
+        uint8 [len(numbers), 3, patch, patch], conditions.
+    """
     config, crops, conditions = recipe.bias_sets, [], []
-    for i in range(first, first + count):
+    for i in numbers:
         rng = np.random.default_rng([recipe.seed, _SALT, i, 0])
-        quality = int(rng.integers(0, MAX_QUALITY + 1))
+        band, bands = i % config.bands, config.bands
+        first, end = (-(-(MAX_QUALITY + 1) * edge // bands) for edge in (band, band + 1))  # up, as band_of goes down
+        quality = int(rng.integers(first, end))
         mu = config.mu if config.mu is not None else int(rng.integers(0, 2)) * MAX_MU
         clean = quality > recipe.data.clean_above or rng.random() < recipe.data.scaled_share
-        crops.append(sampler.crop_for(rng, 0, clean))
+        crops.append(sampler.crop_for(rng, i // config.batch, clean))
         conditions.append((quality, mu))
     quality_, mu_ = torch.tensor(conditions).unbind(dim=1)
-    return torch.stack(crops), Conditions(quality_, mu_, torch.full_like(mu_, 8))
+    return torch.stack(crops), Conditions(quality_, mu_, torch.full_like(mu_, bits))
 
 
 def overfit_biases(
@@ -106,43 +124,46 @@ def cluster(patches: Patches, config: BiasSetsConfig, seed: int) -> Tensor:
     """k-means of the biases, one table for each band of quality: float32 [bands, sets, B].
 
     Raises:
-        ConfigError: scikit-learn is not installed, or a band has fewer patches than sets.
+        ConfigError: scikit-learn is not installed.
     """
+    kmeans = _kmeans()
+    tables = []
+    band = band_of(patches.quality, config.bands)
+    for number in range(config.bands):
+        rows = patches.biases[band == number].numpy()
+        tables.append(torch.from_numpy(kmeans(config.sets, n_init=1, random_state=seed).fit(rows).cluster_centers_))
+    return torch.stack(tables).float()
+
+
+def _kmeans() -> Any:
     try:
         from sklearn.cluster import KMeans
     except ImportError:
         raise ConfigError("bias-sets needs scikit-learn: pip install 'l2c[train]'") from None
-    tables = []
-    band = patches.quality * config.bands // (MAX_QUALITY + 1)
-    for number in range(config.bands):
-        rows = patches.biases[band == number].numpy()
-        if len(rows) < config.sets:
-            raise ConfigError(f"band {number} has {len(rows)} patches for {config.sets} sets: raise bias_sets.patches")
-        tables.append(torch.from_numpy(KMeans(config.sets, n_init=1, random_state=seed).fit(rows).cluster_centers_))
-    return torch.stack(tables).float()
+    return KMeans
 
 
 @torch.no_grad()
 def measure_curvature(transform: Transform, values: Tensor, batches: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """Mean over patches of D(set) - D(default) - gradient . set, for both metrics: float32 [bands, sets, 2].
+    """Mean over patches of D(set) - D(default) - gradient . set, for both metrics: float32 [sets, 2].
 
     Args:
-        values: float32 [bands, sets, B].
+        values: float32 [sets, B], of one band.
         batches: (x, z, cond) as in `overfit_biases`; cond's metric mix is not used.
     """
-    sums, count = torch.zeros(*values.shape[:2], 2), 0
+    sums, count = torch.zeros(len(values), 2), 0
     for x, z, cond in batches:
-        leaf = torch.zeros(len(x), values.shape[2], device=x.device, requires_grad=True)
+        leaf = torch.zeros(len(x), values.shape[1], device=x.device, requires_grad=True)
         with torch.enable_grad():
             start = _both(transform, x, z, cond, leaf)
             slopes = [torch.autograd.grad(d.sum(), leaf, retain_graph=True)[0] for d in start]
         count += len(x)
-        for place in np.ndindex(*values.shape[:2]):
-            biases = values[place].to(x.device)
+        for number, row in enumerate(values):
+            biases = row.to(x.device)
             moved = _both(transform, x, z, cond, biases.expand(len(x), -1))
             for metric in range(2):
                 change = moved[metric] - start[metric].detach() - slopes[metric] @ biases
-                sums[(*place, metric)] += float(change.sum())
+                sums[number, metric] += float(change.sum())
     return sums / count
 
 
@@ -153,58 +174,79 @@ def _both(transform: Transform, x: Tensor, z: Tensor, cond: Tensor, biases: Tens
     return squared, dissimilarity
 
 
-def run(recipe: TrainConfig, folder: Path, start: Checkpoint, device: torch.device, command: str) -> None:
+def run(
+    recipe: TrainConfig,
+    model: ModelConfig,
+    folder: Path,
+    start: Checkpoint,
+    parent: str,
+    device: torch.device,
+    command: str,
+) -> None:
     """The whole stage; goes on after a kill from the patches that were saved last.
 
+    Args:
+        folder: of the stage; it exists.
+        parent: see `Checkpoint.parent`.
     Raises:
-        ConfigError: as `cluster`, or no usable pictures. TrainingError: a file cannot be read or written.
+        ConfigError: as `cluster`, or no usable pictures. TrainingError: a checkpoint that does not fit, a file that
+            cannot be read or written.
     """
     config = recipe.bias_sets
-    folder.mkdir(parents=True, exist_ok=True)
-    nets = start.networks(start.config)[1].to(device).requires_grad_(False)
+    _kmeans()  # a missing package shows before the work
+    nets = start.networks(model)[1].to(device).requires_grad_(False)
     nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     sampler = Sampler(recipe.data, recipe.data.train, config.patch, recipe.seed, device=device)
-    patches, seconds = _all_patches(recipe, folder, start, nets, sampler, device)
+    patches, seconds = _all_patches(recipe, model, folder, nets, sampler, device)
     gain = 1.0 - (patches.after / patches.before).log().mean().exp()
     _say(f"distortion of the patches: {100 * gain:.2f} % less on (geometric) average with their own biases")
     values = cluster(patches, config, recipe.seed).half().float()  # as the model file stores them
 
-    def held_out() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for first in range(0, config.curvature_patches, config.batch):
-            count = min(config.batch, config.curvature_patches - first)
-            yield _encoded(nets, *make_patches(recipe, sampler, config.patches + first, count), device)
+    def held_out(band: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        start = -(-config.patches // config.bands) * config.bands + band
+        numbers = [start + k * config.bands for k in range(config.curvature_patches)]
+        for first in range(0, len(numbers), config.batch):
+            batch = make_patches(recipe, model.bits, sampler, numbers[first : first + config.batch])
+            yield _encoded(nets, *batch, device)
 
     begin = time.monotonic()
     _say(f"measuring the curvature of {values.shape[0]} x {values.shape[1]} sets on {config.curvature_patches} patches")
-    sets = BiasSets(values, measure_curvature(nets.transform, values, held_out()))
+    curvature = [measure_curvature(nets.transform, values[band], held_out(band)) for band in range(config.bands)]
+    sets = BiasSets(values, torch.stack(curvature))
+    facts = machine()
     entry = {
         "stage": "bias-sets",
         "patches": str(config.patches),
         "iterations": str(config.iterations),
         "gain on its patches": f"{100 * gain:.2f} %",
         "seconds": f"{seconds + time.monotonic() - begin:.0f}",
-        "device": machine().get("device", ""),
+        "data": ", ".join(f"{key} {value}" for key, value in describe(recipe.data.train).items()),
+        "device": facts.get("device", ""),
+        "torch": str(facts.get("torch", "")),
         "command": command,
     }
+    average = {key: value.cpu() for key, value in nets.state_dict().items()}  # fitted to the recipe's model
     Checkpoint(
-        start.config, start.average, start.average, "bias-sets", config.patches, seconds,
-        entry=entry, history=start.past(), bias_sets=sets.to_tensors(),
+        model, average, average, "bias-sets", config.patches, seconds,
+        entry=entry, history=start.past(), bias_sets=sets.to_tensors(), parent=parent,
     ).save(folder / "checkpoint.pt")  # fmt: skip
     write_json(folder / "run.json", entry)
     _say(f"bias-sets is complete: {folder / 'checkpoint.pt'}")
 
 
 def _all_patches(
-    recipe: TrainConfig, folder: Path, start: Checkpoint, nets: Networks, sampler: Sampler, device: torch.device
+    recipe: TrainConfig, model: ModelConfig, folder: Path, nets: Networks, sampler: Sampler, device: torch.device
 ) -> tuple[Patches, float]:
     """Overfit what is not overfitted yet; saved about once a minute. Returns the patches and the seconds spent."""
     config, path = recipe.bias_sets, folder / "patches.pt"
     patches = Patches.empty(config.patches, num_biases(nets.transform.decoder))
-    holder = Checkpoint(start.config, {}, {}, "bias-sets patches", entry={"digest": _digest(nets, recipe)})
+    holder = Checkpoint(model, {}, {}, "bias-sets patches", entry={"digest": _digest(nets, recipe, model)})
     if path.exists():
         stored = Checkpoint.load(path)
         if stored.entry == holder.entry:
-            patches = Patches(**stored.objective, count=stored.step, seconds=stored.seconds)
+            patches.count, patches.seconds = min(stored.step, config.patches), stored.seconds
+            for name in _SAVED:
+                getattr(patches, name)[: patches.count] = stored.objective[name][: patches.count]
             _say(f"resumed at patch {patches.count}")
         else:
             _say(f"{path} was made from other networks or settings: starting again")
@@ -212,7 +254,7 @@ def _all_patches(
     first = patches.count
     while patches.count < config.patches:
         here = slice(patches.count, min(config.patches, patches.count + config.batch))
-        x8, cond = make_patches(recipe, sampler, here.start, here.stop - here.start)
+        x8, cond = make_patches(recipe, model.bits, sampler, range(here.start, here.stop))
         x, z, vector = _encoded(nets, x8, cond, device)
         biases, before, after = overfit_biases(nets.transform, x, z, vector, config)
         patches.biases[here], patches.before[here], patches.after[here] = biases.cpu(), before.cpu(), after.cpu()
@@ -221,7 +263,7 @@ def _all_patches(
         patches.seconds = base + now - begin
         if now - saved > _SAVE_SECONDS or patches.count == config.patches:
             holder.step, holder.seconds = patches.count, patches.seconds
-            holder.objective = {k: getattr(patches, k) for k in ("biases", "quality", "mu", "before", "after")}
+            holder.objective = {name: getattr(patches, name) for name in _SAVED}
             holder.save(path)
             saved = now
             speed = (patches.count - first) / (now - begin)
@@ -241,10 +283,10 @@ def _encoded(nets: Networks, x8: Tensor, cond: Conditions, device: torch.device)
     return x, z.contiguous(memory_format=torch.channels_last), cond.vector(nets.config).to(device)
 
 
-def _digest(nets: Networks, recipe: TrainConfig) -> str:
-    """SHA-256 of all that the patches depend on: the networks, and the settings that choose and overfit them."""
+def _digest(nets: Networks, recipe: TrainConfig, model: ModelConfig) -> str:
+    """SHA-256 of all that a patch depends on: the networks, and the settings that choose and overfit it."""
     b, d = recipe.bias_sets, recipe.data
-    settings = (b.patch, b.patches, b.iterations, b.lr, b.mu, b.last_layer, recipe.seed)
+    settings = (b.patch, b.bands, b.batch, b.iterations, b.lr, b.mu, b.last_layer, recipe.seed, model.to_json())
     pictures = (d.train, d.limit, d.scale_min, d.scale_max, d.scaled_share, d.clean_above, d.pool_shards)
     digest = hashlib.sha256(repr((settings, pictures)).encode())
     for parameter in nets.transform.parameters():

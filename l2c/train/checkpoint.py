@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import math
 import os
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class Checkpoint:
         lr_scale: factor on the learning rate, halved at every roll-back.
         entry: facts about this stage for the model card. history: the entries of the stages before it.
         bias_sets: tensors of the bias-sets stage, empty before it.
+        parent: what the stage started from, `mark` of that checkpoint, behind "run " where it lay in the same run and
+            behind "init " where the user named it; "" for random networks.
     """
 
     config: ModelConfig
@@ -51,6 +54,14 @@ class Checkpoint:
     entry: dict[str, str] = field(default_factory=dict)
     history: list[dict[str, str]] = field(default_factory=list)
     bias_sets: dict[str, Tensor] = field(default_factory=dict)
+    parent: str = ""
+
+    def mark(self) -> str:
+        """Stage, step and the head of a SHA-256 over the average networks and bias sets."""
+        digest = hashlib.sha256()
+        for _, tensor in sorted((self.average | self.bias_sets).items()):
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return f"{self.stage or 'model'} at step {self.step} ({digest.hexdigest()[:12]})"
 
     def save(self, path: Path) -> None:
         """Write atomically and through to the disk: after a crash or on a full disk the last file is intact.
@@ -112,8 +123,10 @@ class Checkpoint:
         stays the same.
 
         Raises:
-            TrainingError: another architecture.
+            TrainingError: another architecture, no networks in it, or a parameter that is not finite.
         """
+        if not self.average:
+            raise TrainingError(f"this checkpoint holds no networks (stage {self.stage!r})")
         mine, theirs = dataclasses.asdict(config), dataclasses.asdict(self.config)
         grown = config.transform.local_gain and not self.config.transform.local_gain
         if grown:
@@ -132,6 +145,9 @@ class Checkpoint:
                 nets.load_state_dict(state)
             except RuntimeError as error:
                 raise TrainingError(f"the checkpoint does not fit the networks: {_first_line(error)}") from None
+            bad = next((key for key, p in nets.named_parameters() if not bool(torch.isfinite(p).all())), None)
+            if bad is not None:
+                raise TrainingError(f"{bad} of the checkpoint is not finite")
             _move_knots(nets.probability, self.config, config)
             pair.append(nets)
         return pair[0], pair[1]

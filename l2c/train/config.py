@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         weights = (self.msssim, self.mse, self.perceptual, self.rate, self.mask)
-        _check(all(w >= 0.0 for w in weights), "loss: weights must not be negative")
+        _check(all(0.0 <= w < math.inf for w in weights), "loss: weights must be finite and not negative")
         _check(self.rate > 0.0, "loss.rate must be positive")
         _check(0.0 <= self.zeta_min <= self.zeta_max <= 1.0, "loss.zeta_min..zeta_max must lie in 0..1")
         _check(self.perceptual == 0.0 or self.vgg16 is not None, "loss.perceptual needs loss.vgg16, a weights file")
@@ -99,7 +100,9 @@ class StageConfig:
     Attributes:
         lr: learning rate of Adam (beta of L2C Eq. 9 in meta-training).
         batch: pictures per step over all processes.
-        minutes, steps: length; the first that is reached ends the stage. Minutes count training time over all resumes.
+        minutes, steps: length; the first that is reached ends the stage. Minutes add up over all resumes and count
+            validation and saving; a learning rate that falls by minutes depends on the machine's speed, one that falls
+            by steps is the same after any kill.
         decay: last share of the length over which the learning rate falls linearly to zero.
         warmup: steps over which it rises.
         beta1, beta2: Adam's.
@@ -179,8 +182,8 @@ class ModulatorsConfig(StageConfig):
     """Meta-training of D's conditional modulators over lambda tasks (OML Eq. 4).
 
     Attributes:
-        inner: what the inner loop adapts: "lambdas", the K conditions of each picture as the encoder will (OML Eq. 5),
-            or "parameters", the modulators' weights as Eq. 4 is printed.
+        inner: what the inner loop adapts for each picture: "lambdas", its K conditions as the encoder will (OML
+            Eq. 5), or "parameters", the modulators' weights as Eq. 4 is printed.
         inner_steps: SGD steps in the inner loop.
         alpha: their step size.
         order: 2 differentiates through the inner loop, 1 does not.
@@ -213,7 +216,7 @@ class BiasSetsConfig:
         batch: patches overfitted at once.
         sets: k of k-means, at most 255; index 255 stands for the default biases.
         bands: tables, one for each equal range of quality.
-        mu: the metric mix in eighths; none draws 0 or 8 for each patch.
+        mu: the metric mix in eighths; none draws 0 or 8 for each patch. Quality is drawn from each patch's band.
         last_layer: whether the last layer's biases are part of a set.
         curvature_patches: patches on which each set's second-order term is measured.
     """
@@ -292,6 +295,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(self.autocast in ("auto", "on", "off"), "autocast must be auto, on or off")
         _check(self.val_pictures >= 1, "val_pictures must be positive")
+        _check(self.seed >= 0, "seed must not be negative")
         _check(self.log_seconds >= 0 and self.save_minutes >= 0, "log_seconds and save_minutes must not be negative")
 
 

@@ -9,7 +9,6 @@ divided over the processes, each reads its own: there the batch also depends on 
 from __future__ import annotations
 
 import importlib
-import io
 import re
 import threading
 import time
@@ -24,18 +23,18 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from l2c.errors import ConfigError, ImageError
-from l2c.images import L2CWarning
+from l2c.errors import ConfigError, ImageError, L2CError
+from l2c.images import MAX_PIXELS, L2CWarning, load_picture
 from l2c.train.config import DataConfig
 
 T = TypeVar("T")
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".avif", ".webp", ".tif", ".tiff", ".bmp"}
 _LIST_SUFFIXES = {".txt", ".lst"}
+_MAX_PIXELS = MAX_PIXELS
 _LATE_STEPS = 64  # a step's pool is kept for so many steps more: worker threads do not finish in order
 _starting_worker = threading.Lock()
 
@@ -97,6 +96,12 @@ def centre_crops(sources: Sequence[str], size: int, count: int, limit: int | Non
     if not crops:
         raise ConfigError(f"no readable picture with both sides of at least {size} pixels in {_names(sources)}")
     return crops
+
+
+def shared_pictures(train: Sequence[str], val: Sequence[str]) -> int:
+    """How many picture files are in both; tar shards are not looked into."""
+    both = [{file.resolve() for file in _resolve(sources)[0]} for sources in (train, val)]
+    return len(both[0] & both[1])
 
 
 class Sampler:
@@ -378,10 +383,13 @@ def _files_of(path: Path) -> list[Path]:
     if path.suffix.lower() not in _LIST_SUFFIXES:
         raise ConfigError(f"neither a picture, a list (.txt, .lst) nor a tar shard: {path}")
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the list {path}: {error}") from error
     files = [path.parent / line for line in lines if line and not line.startswith("#")]
+    folder = next((file for file in files if file.is_dir()), None)
+    if folder is not None:
+        raise ConfigError(f"{path} lists the folder {folder}: a list names pictures")
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise ConfigError(f"{len(missing)} of {len(files)} files in {path} do not exist, the first one is {missing[0]}")
@@ -404,18 +412,35 @@ def _read_shard(url: str) -> list[_Encoded]:
     gopen, tar = _webdataset("gopen").gopen, _webdataset("tariterators")
     samples: dict[str, tuple[int, _Encoded]] = {}
     try:
-        with gopen(url) as stream:
+        with gopen(url) as opened:
+            stream = _Tail(opened)
             for member in tar.tar_file_iterator(stream, select_files=_is_picture):
                 key, suffix = tar.base_plus_ext(member["fname"])
                 if key is not None and (key not in samples or suffix.count(".") < samples[key][0]):
                     samples[key] = suffix.count("."), _Encoded(f"{url}/{member['fname']}", member["data"])
             while stream.read(1 << 20):  # a command that is cut short would count as failed
                 pass
+            if any(stream.last):
+                raise EOFError("it is cut off: no empty block at its end")
     except (OSError, ValueError, EOFError, TarError) as error:
         raise ConfigError(f"cannot read the shard {url}: {error}") from error
     if not samples:
         raise ConfigError(f"no pictures in the shard {url}")
     return [encoded for _, encoded in samples.values()]
+
+
+class _Tail:
+    """A stream that remembers its last 512 bytes: an archive ends with empty blocks, one that was cut off does not."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """As the stream's own."""
+        data: bytes = self._stream.read(size)
+        self.last = (self.last + data)[-512:] if len(data) < 512 else data[-512:]
+        return data
 
 
 def _webdataset(module: str) -> Any:
@@ -427,11 +452,11 @@ def _webdataset(module: str) -> Any:
 
 
 def _decode(encoded: _Encoded, least_side: int) -> Tensor:
-    """RGB as uint8 [3, H, W]. Raises ImageError if it cannot be read or a side is shorter than `least_side`."""
+    """RGB as uint8 [3, H, W], as the codec reads pictures. Raises ImageError if it cannot be read or a side is shorter
+    than `least_side`."""
     try:
-        with Image.open(encoded.data if isinstance(encoded.data, Path) else io.BytesIO(encoded.data)) as opened:
-            pixels = np.array(opened.convert("RGB"))
-    except Exception as error:  # parsers of broken files raise nearly everything
+        pixels = load_picture(encoded.data, max_pixels=_MAX_PIXELS).rgb
+    except L2CError as error:
         raise ImageError(f"{encoded.name} cannot be read: {error}") from error
     height, width = pixels.shape[:2]
     if min(height, width) < least_side:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,11 @@ from l2c.models import Model, load_model, save_model
 from l2c.probability import MAX_MU, MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import TrainConfig
-from l2c.train.data import centre_crops, describe
+from l2c.train.data import centre_crops
 from l2c.train.loop import latents_and_bits, validate
 from l2c.train.losses import Conditions, Networks
 from l2c.train.quantize import check_rate_loss, rates
-from l2c.train.stages import newest
+from l2c.train.stages import check_chain, newest
 
 _CURVE_QUALITIES = tuple(range(0, MAX_QUALITY + 1, 125))
 _SIZE = 256
@@ -55,12 +57,14 @@ def export(
     Returns:
         What is in it: id, bytes, rate curve, rate loss of the integer P, history.
     Raises:
-        ConfigError: no checkpoint, no validation pictures. TrainingError: the checkpoint does not fit, or the integer
-            P loses too much rate.
+        ConfigError: no checkpoint, one that is older than the stage it was made from, no validation pictures.
+        TrainingError: the checkpoint does not fit, or the integer P loses too much rate.
     """
     source = init or newest(folder)
     if source is None or not source.exists():
         raise ConfigError(f"there is no checkpoint {source or f'below {folder}'}")
+    if init is None:
+        check_chain(folder, source.parent.name)
     if not recipe.data.val:
         raise ConfigError("name validation pictures: data.val in the recipe, or --val")
     if target.suffix != ".safetensors":
@@ -77,13 +81,16 @@ def export(
     }
     curve = rate_curve(nets, pictures)
     sets = BiasSets.from_tensors(checkpoint.bias_sets, nets.transform)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    identity = save_model(target, config, nets.transform, probability, curve, facts, sets)
-    model = load_model(target)  # reads back what was written, all checks included
-    for backend in ("torch", "cpu"):
-        integer.check_backend(model.integer, model.known_answer, backend)
     rows = validate(nets, pictures, torch.device("cpu"))
-    text = card(model, history, recipe, growth, rows, notes)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:  # nothing is replaced before all checks have passed
+        written = Path(scratch) / target.name
+        identity = save_model(written, config, nets.transform, probability, curve, facts, sets)
+        model = load_model(written)  # reads back what was written, all checks included
+        for backend in ("torch", "cpu"):
+            integer.check_backend(model.integer, model.known_answer, backend)
+        text = card(model, history, recipe, growth, rows, notes)
+        os.replace(written, target)
     write_atomically(target.with_suffix(".md"), text.encode())
     return {
         "id": identity.hex(), "bytes": target.stat().st_size, "rate_curve": curve,
@@ -112,7 +119,6 @@ def card(
         f"Networks: {t.family}, s = {t.s}, c = {t.c}, {t.width} wide, mask {'on' if t.mask and t.c > 1 else 'off'}; "
         f"E {encoder:.1f}, D {decoder:.1f} kMAC per pixel. lambda {config.lmbda_min:g}..{config.lmbda_max:g}, "
         f"b <= {config.bits}.",
-        f"Training data: {describe(recipe.data.train)}." if recipe.data.train else "",
         f"Integer P against float P: {100 * growth:+.2f} % of the rate.",
         notes,
         "",

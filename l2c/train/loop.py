@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import shlex
 import signal
 import sys
@@ -31,24 +32,30 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from l2c import networks
 from l2c.config import ModelConfig
-from l2c.errors import ConfigError, TrainingError
+from l2c.errors import ConfigError, ImageError, TrainingError
 from l2c.images import L2CWarning
-from l2c.metrics import msssim, psnr
+from l2c.metrics import mse, msssim, psnr
 from l2c.probability import MAX_MU
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import LossConfig, StageConfig, TrainConfig, recipe_json
-from l2c.train.data import Prefetcher, Sampler, centre_crops, describe
+from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, shared_pictures
 from l2c.train.losses import Conditions, LossParts, Networks, quantised_latents
 from l2c.train.parallel import Parallel
 from l2c.train.perceptual import VGG16Features, load_vgg16
 from l2c.train.records import Records, machine, write_json
 from l2c.train.speed import bf16_pays, convolution_peak
 
+try:
+    import fcntl
+except ImportError:  # not POSIX
+    fcntl = None  # type: ignore[assignment]
+
 _MAX_BAD = 3
 _AGREE_STEPS = 10  # several processes compare clocks and signals this often
 _MAX_ROLLBACKS = 3
 _VAL_SIZE = 256
 _VAL_QUALITIES = (50, 250, 450, 650, 850)
+_COMMANDS = "; "  # between the commands of one stage in its entry
 _FIGURES = ("loss", "bpp", "psnr", "mse", "dissimilarity", "mask", "perceptual")
 
 
@@ -66,7 +73,13 @@ class Batch:
 
 
 class Objective(nn.Module):
-    """What a stage minimises, and which parameters it trains. Subclasses implement `loss`."""
+    """What a stage minimises, and which parameters it trains. Subclasses implement `loss`.
+
+    Attributes:
+        compiles: False where the loss differentiates inside itself, which `torch.compile` cannot.
+    """
+
+    compiles = True
 
     def __init__(self, nets: Networks, weights: LossConfig, features: VGG16Features | None) -> None:
         super().__init__()
@@ -81,6 +94,10 @@ class Objective(nn.Module):
     def own_parameters(self) -> list[nn.Parameter]:
         """What the stage learns beside the networks (saved with its checkpoints)."""
         return []
+
+    def facts(self) -> dict[str, str]:
+        """For the model card, beside what every stage has."""
+        return {}
 
     def forward(self, x: Tensor, quality: Tensor, mu: Tensor, b: Tensor, noise: Tensor, autocast: bool) -> LossParts:
         """`loss` under bfloat16 autocast where asked for; plain tensors, so that DDP and the compiler see them."""
@@ -144,7 +161,7 @@ def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> li
             x_hat = (x_hat[:, :, : x.shape[2], : x.shape[3]] * 255).round() / 255
             bpp = float(bits.mean()) / (x.shape[2] * x.shape[3])
             mean_psnr, mean_msssim = float(psnr(x, x_hat).mean()), float(msssim(x, x_hat).mean())
-            distortion = 255.0**2 * 10 ** (-mean_psnr / 10) if mu == 0 else weights.msssim * (1.0 - mean_msssim)
+            distortion = 255.0**2 * float(mse(x, x_hat).mean()) if mu == 0 else weights.msssim * (1.0 - mean_msssim)
             loss = bpp + float(cond.lmbda(nets.config)[0]) * distortion
             figures = {"bpp": bpp, "psnr": mean_psnr, "msssim": mean_msssim, "loss": loss}
             rows.append({"mu": mu, "quality": quality, **figures})
@@ -156,6 +173,34 @@ def latents_and_bits(nets: Networks, x: Tensor, cond: Conditions) -> tuple[Tenso
     """Quantised latents float32 [N, c, h, w] of pictures [N, 3, H, W] in [0, 1], and their bits [N] under float P."""
     z = quantised_latents(nets, networks.pad_to_multiple(x, nets.transform.s), cond)
     return z, nets.probability.num_bits(z, z, cond.header())
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a stage's folder (on POSIX), and clear away what a kill during a save left there.
+
+    Raises:
+        TrainingError: another process has it.
+    """
+    with (folder / "lock").open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise TrainingError(f"another process trains in {folder}") from None
+        for stale in folder.glob("*.tmp"):
+            stale.unlink(missing_ok=True)
+        yield
+
+
+def commands_of(checkpoint: Checkpoint | None) -> list[str]:
+    """The commands that a stage was run with so far, from its entry."""
+    text = checkpoint.entry.get("command", "") if checkpoint is not None else ""
+    return text.split(_COMMANDS) if text else []
+
+
+def _text(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 class Loop:
@@ -171,15 +216,17 @@ class Loop:
         folder: Path,
         start: Checkpoint | None,
         parallel: Parallel,
+        parent: str = "",
     ) -> None:
         """Set up, resuming from `folder` where a checkpoint of this stage lies in it.
 
         Args:
             objective: makes the stage's objective; it sets `requires_grad` of what it does not train to False.
             start: where a new stage starts; None: random networks.
+            parent: for a new stage, see `Checkpoint.parent`.
         Raises:
-            ConfigError: no usable pictures, or a batch that the processes cannot share. TrainingError: a checkpoint
-                that does not fit.
+            ConfigError: no usable pictures, a batch that the processes cannot share, or a stage that cannot be
+                compiled. TrainingError: a checkpoint that does not fit.
         """
         if stage.batch % parallel.world:
             raise ConfigError(f"a batch of {stage.batch} cannot be shared by {parallel.world} processes")
@@ -188,10 +235,12 @@ class Loop:
         self.name, self.recipe, self.stage, self.model, self.parallel = name, recipe, stage, model, parallel
         self.folder, self.path = folder, folder / "checkpoint.pt"
         folder.mkdir(parents=True, exist_ok=True)
-        resumed = Checkpoint.load(self.path) if self.path.exists() else None
+        resumed = parallel.from_first(lambda: Checkpoint.load(self.path) if self.path.exists() else None)
         if resumed is not None and resumed.stage != name:
             raise TrainingError(f"{self.path} belongs to the stage {resumed.stage!r}, not to {name!r}")
-        self._start, self._objective = start, objective
+        self._objective = objective
+        self.parent = resumed.parent if resumed is not None else parent
+        self._commands = commands_of(resumed)
         self.sampler = Sampler(
             recipe.data,
             recipe.data.train,
@@ -205,15 +254,17 @@ class Loop:
         features = load_vgg16(Path(recipe.loss.vgg16)) if recipe.loss.perceptual and recipe.loss.vgg16 else None
         self.features = features.to(parallel.device) if features is not None else None
         if features is None:
-            self.say("the perceptual term of Eq. 7 is off: no VGG16 weights were named (loss.vgg16, loss.perceptual)")
+            missing = "no VGG16 weights were named (loss.vgg16)" if recipe.loss.perceptual else "loss.perceptual is 0"
+            self.say(f"the perceptual term of Eq. 7 is off: {missing}")
+        shared = shared_pictures(recipe.data.train, recipe.data.val)
+        if shared and parallel.rank == 0:
+            warnings.warn(f"{shared} pictures are in training and validation", L2CWarning, stacklevel=2)
         choice = recipe.autocast
         self.autocast = choice == "on" or (choice == "auto" and bf16_pays(parallel.device))
         self.is_new = resumed is None
         self._restore(resumed or start or self._random())
         self.records = Records(folder, self.step, active=parallel.rank == 0)
         self._data = describe(recipe.data.train)
-        if parallel.rank == 0:
-            write_json(folder / "run.json", self._facts())
         self._check_steps = 1 if parallel.device.type == "cpu" else 16  # reading the counter waits for a GPU
         self._stop = False
         self._rollbacks = 0
@@ -240,21 +291,27 @@ class Loop:
         self.objective = self._objective(self.nets, self.features).to(device)
         trained = [p for p in self.nets.parameters() if p.requires_grad]
         own = self.objective.own_parameters()
-        with torch.no_grad():
-            for k, parameter in enumerate(own):
-                if mine and str(k) in checkpoint.objective:
-                    parameter.copy_(checkpoint.objective[str(k)])
         self.parameters = trained + own
+        if mine:
+            self._check_same_parameters(checkpoint, own)
+            with torch.no_grad():
+                for k, parameter in enumerate(own):
+                    parameter.copy_(checkpoint.objective[str(k)])
         stage = self.stage
         self.optimizer = torch.optim.Adam(self.parameters, lr=stage.lr, betas=(stage.beta1, stage.beta2), fused=True)
         if mine and checkpoint.optimizer:
             self.optimizer.load_state_dict(checkpoint.optimizer)
+        if mine and checkpoint.optimizer:
+            for group in self.optimizer.param_groups:  # the recipe's, where it has changed
+                group["betas"] = (stage.beta1, stage.beta2)
         pairs = zip(self.nets.parameters(), self.average.parameters())
         moving = [(p, a) for p, a in pairs if p.requires_grad]
         self._fresh: list[Tensor] = [p for p, _ in moving]
         self._averaged: list[Tensor] = [a for _, a in moving]
         self.wrapped = self.parallel.wrap(self.objective)
         if self.recipe.compile:
+            if not self.objective.compiles:
+                raise ConfigError(f"{self.name} differentiates inside a step, which torch.compile cannot do")
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
         self.step, self.seconds = (checkpoint.step, checkpoint.seconds) if mine else (0, 0.0)
         self.salt, self.lr_scale = (checkpoint.salt, checkpoint.lr_scale) if mine else (0, 1.0)
@@ -263,8 +320,21 @@ class Loop:
         # Sets belong to the D that they were overfitted to.
         moves_d = any(p.requires_grad for p in self.nets.transform.decoder.parameters())
         self.bias_sets = {} if moves_d else checkpoint.bias_sets
+        if moves_d and checkpoint.bias_sets:
+            self.say("this stage moves D: the bias sets, which were made for the old one, are dropped")
         self._bad = torch.zeros((), device=device)
-        self._sums = torch.zeros(len(_FIGURES) + 3, device=device, dtype=torch.float64)
+        self._sums = torch.zeros(2 * len(_FIGURES) + 3, device=device, dtype=torch.float64)
+
+    def _check_same_parameters(self, checkpoint: Checkpoint, own: list[nn.Parameter]) -> None:
+        """Raise TrainingError where a resumed checkpoint was made while other parameters were trained."""
+        shapes = [checkpoint.objective[str(k)].shape for k in range(len(checkpoint.objective))]
+        groups = checkpoint.optimizer.get("param_groups", [])
+        count = sum(len(group["params"]) for group in groups)
+        if shapes != [p.shape for p in own] or (groups and count != len(self.parameters)):
+            raise TrainingError(
+                f"{self.path} was made while other parameters were trained than the recipe and the model now ask for: "
+                "start a new run from it with --init"
+            )
 
     def checkpoint(self) -> Checkpoint:
         """This moment."""
@@ -272,6 +342,7 @@ class Loop:
         return Checkpoint(
             self.model, self.nets.state_dict(), self.average.state_dict(), self.name, self.step, self.seconds,
             self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._entry(), self.history, self.bias_sets,
+            self.parent,
         )  # fmt: skip
 
     def progress(self) -> float:
@@ -316,8 +387,11 @@ class Loop:
             good = 1.0 - bad
             psnr_each = -10.0 * (parts.mse.detach().clamp_min(1e-4) / 255.0**2).log10()
             figures = [parts.total, parts.bpp, psnr_each, parts.mse, parts.dissimilarity, parts.mask, parts.perceptual]
-            sums = [f.detach().nanmean().nan_to_num(0.0, 0.0, 0.0) * good for f in figures]
-            self._sums += torch.stack([*sums, norm.nan_to_num(0.0, 0.0, 0.0), bad, torch.ones_like(bad)]).double()
+            table = torch.stack([f.detach().float() for f in figures])  # [figures, N]; NaN: not computed
+            known = table.isfinite() & (good > 0)
+            sums = torch.where(known, table, 0.0).sum(dim=1)
+            rest = torch.stack((norm.nan_to_num(0.0, 0.0, 0.0), bad, torch.ones_like(bad)))
+            self._sums += torch.cat((sums, known.sum(dim=1), rest)).double()
 
     def run(self) -> bool:
         """Train to the end of the stage, then write its checkpoint, validate, and plot.
@@ -325,18 +399,33 @@ class Loop:
         Returns:
             Whether the stage is complete; False after SIGINT or SIGTERM.
         Raises:
-            TrainingError: the loss stays NaN, or the last checkpoint cannot be written.
+            TrainingError: the loss stays NaN, the last checkpoint cannot be written, or another process trains in this
+                folder.
         """
         if self.progress() >= 1.0:
             self.say(f"{self.name} is complete at step {self.step}: raise its minutes or steps to go on")
             return True
+        with locked(self.folder) if self.parallel.rank == 0 else contextlib.nullcontext():
+            return self._run()
+
+    def _run(self) -> bool:
+        if self.parallel.rank == 0:
+            write_json(self.folder / "run.json", self._facts())
+        command = shlex.join(["l2c", *sys.argv[1:]])
+        if not self._commands or not self._commands[-1].endswith(command):
+            self._commands.append(f"from step {self.step}: {command}" if self._commands else command)
         if self.is_new:
             self._save(last=True)  # what a roll-back in the first minutes goes back to; a full disk shows at once
             self.is_new = False
         else:
             self.say(f"resumed at step {self.step}, {self.seconds:.0f} s")
-        with self._signals():
-            self._train()
+        try:
+            with self._signals():
+                self._train()
+        except (ConfigError, ImageError):  # a shard that cannot be read, say: what was learnt so far is kept
+            if self.parallel.world == 1:
+                self._save(last=True)
+            raise
         self._save(last=True)
         self._validate()
         complete = self.progress() >= 1.0
@@ -353,7 +442,8 @@ class Loop:
                 if self.parallel.world == 1 or (self.step - first_step) % _AGREE_STEPS == 0:
                     now = time.monotonic()
                     due = (now - logged >= self.recipe.log_seconds, now - saved >= 60.0 * self.recipe.save_minutes)
-                    self.seconds, stop, log, save = self.parallel.agree([base + now - begin, self._stop, *due])
+                    self.seconds, log, save = self.parallel.agree([base + now - begin, *due])
+                    stop = self.parallel.any(self._stop)
                     if (log or save) and self.step > first_step:
                         share = (prefetcher.wait_seconds - waited) / max(now - logged, 1e-9)
                         self._log(now - logged, share, operations, peak, first_step, now - begin)
@@ -378,6 +468,10 @@ class Loop:
                     prefetcher, waited = self._prefetcher(), 0.0
                     base, begin, first_step = self.seconds, time.monotonic(), self.step
                     logged = saved = begin
+            now = time.monotonic()
+            if self.step > first_step:
+                share = (prefetcher.wait_seconds - waited) / max(now - logged, 1e-9)
+                self._log(now - logged, share, operations, peak, first_step, now - begin)
         finally:
             prefetcher.close()
 
@@ -412,11 +506,13 @@ class Loop:
         if count == 0:
             return
         skipped = float(sums[-2])
-        values = (sums[:-2] / (count - skipped)).tolist()  # NaN where all were skipped
+        kinds = len(_FIGURES)
+        values = (sums[:kinds] / sums[kinds : 2 * kinds]).tolist()  # NaN where no picture had this figure
+        norm = float(sums[-3]) / (count - skipped) if count > skipped else math.nan
         steps = round(count / self.parallel.world)
         row: dict[str, float | int] = {"step": self.step, "seconds": round(self.seconds, 1), "lr": self.learning_rate()}
         row |= {key: round(value, 5) for key, value in zip(_FIGURES, values)}
-        row |= {"grad": round(values[-1], 4), "skipped": round(skipped / count, 4)}
+        row |= {"grad": round(norm, 4), "skipped": round(skipped / count, 4)}
         row |= {
             "pictures_per_second": round(steps * self.stage.batch / seconds, 2),
             "waiting": round(waiting, 4),
@@ -424,8 +520,8 @@ class Loop:
         }
         self.records.log(row)
         self.say(
-            f"step {self.step}  {self.seconds / 60:.1f} min  loss {row['loss']:.4f}  {row['bpp']:.3f} bpp  "
-            f"{row['psnr']:.2f} dB  {seconds / steps:.3f} s/step  {row['pictures_per_second']:.1f} pictures/s  "
+            f"step {self.step}  {self.seconds / 60:.1f} min  loss {row['loss']:.4f}  {_text(row['bpp'], 3)} bpp  "
+            f"{_text(row['psnr'], 2)} dB  {seconds / steps:.3f} s/step  {row['pictures_per_second']:.1f} pictures/s  "
             f"waiting {100 * waiting:.1f} %  conv peak {100 * float(row['peak_share']):.0f} %  "
             f"left {self._time_left(first_step, elapsed)}"
         )
@@ -479,7 +575,7 @@ class Loop:
                 f"the last good checkpoint is {self.path}"
             )
         failed, scale, salt = self.step, self.lr_scale, self.salt
-        self._restore(Checkpoint.load(self.path))
+        self._restore(self.parallel.from_first(lambda: Checkpoint.load(self.path)))
         self.salt, self.lr_scale = salt + 1, scale / 2
         self.records = Records(self.folder, self.step, active=self.parallel.rank == 0)
         self.say(
@@ -489,9 +585,13 @@ class Loop:
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM end the run after the step at hand, with a checkpoint."""
+        """SIGINT and SIGTERM end the run after the step at hand, with a checkpoint; a second one ends it at once."""
 
-        def stop(_number: int, _frame: FrameType | None) -> None:
+        def stop(number: int, _frame: FrameType | None) -> None:
+            if self._stop:  # the step at hand may wait for pictures that never come
+                self.say(f"ended by a second signal; the last checkpoint is {self.path}")
+                signal.signal(number, signal.SIG_DFL)
+                signal.raise_signal(number)
             self._stop = True
 
         try:
@@ -530,7 +630,8 @@ class Loop:
             "processes": str(self.parallel.world),
             "device": facts.get("device", ""),
             "torch": str(facts.get("torch", "")),
-            "command": shlex.join(["l2c", *sys.argv[1:]]),
+            "command": _COMMANDS.join(self._commands),
+            **self.objective.facts(),
         }
 
     def say(self, text: str) -> None:

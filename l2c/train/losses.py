@@ -58,7 +58,7 @@ class Conditions:
 
 @dataclass
 class LossParts:
-    """Per picture, float32 [N].
+    """Per picture, float32 [N]; NaN where a stage does not compute a figure.
 
     Attributes:
         bpp: rate in bits per pixel.

@@ -30,6 +30,17 @@ class MetaObjective(Objective):
         learnt = config.learn_alpha != "no" and config.order > 0
         self.log_alpha = nn.Parameter(log_alpha, requires_grad=learnt)
 
+    @property
+    def compiles(self) -> bool:  # type: ignore[override]
+        """See `Objective`."""
+        return self.order < 2
+
+    def facts(self) -> dict[str, str]:
+        """Where alpha is learnt: its mean over the channels in each inner step."""
+        if not self.log_alpha.requires_grad:
+            return {}
+        return {"alpha": " ".join(f"{a:.4f}" for a in self.log_alpha.detach().exp().flatten(1).mean(dim=1).tolist())}
+
     def own_parameters(self) -> list[nn.Parameter]:
         """log alpha, where it is learnt."""
         return [self.log_alpha] if self.log_alpha.requires_grad else []

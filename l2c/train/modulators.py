@@ -23,8 +23,10 @@ class ModulatorsObjective(Objective):
 
     - "lambdas": the K conditions log lambda^k of the picture, as the encoder does online (Eq. 5), so that Psi learns
       to make those steps pay; or
-    - "parameters": Psi itself, as Eq. 4 is printed, with one gradient for the tasks of the batch.
+    - "parameters": Psi itself, for each task on its own, as Eq. 4 is printed.
     """
+
+    compiles = False
 
     def __init__(
         self, nets: Networks, weights: LossConfig, features: VGG16Features | None, config: ModulatorsConfig
@@ -37,7 +39,7 @@ class ModulatorsObjective(Objective):
         nets.transform.decoder.mods.requires_grad_(True)
 
     def loss(self, x: Tensor, cond: Conditions, noise: Tensor) -> LossParts:
-        """See `Objective.loss`; bpp is zero, since the latents do not change."""
+        """See `Objective.loss`; bpp is NaN, not computed: the latents do not change."""
         z = quantised_latents(self.nets, x, cond)
         adapted = self._by_lambdas(x, z, cond) if self.config.inner == "lambdas" else self._by_parameters(x, z, cond)
         squared, dissimilarity, distortion = adapted
@@ -48,7 +50,8 @@ class ModulatorsObjective(Objective):
         lmbda = cond.lmbda(self.nets.config).to(x.device)
         zero = torch.zeros_like(squared)
         objective = lmbda * objective
-        return LossParts(zero, squared, dissimilarity, zero, zero, objective, objective * (lmbda / 0.01) ** -0.5)
+        unknown = torch.full_like(squared, float("nan"))
+        return LossParts(unknown, squared, dissimilarity, zero, zero, objective, objective * (lmbda / 0.01) ** -0.5)
 
     def _distortions(
         self,
@@ -76,12 +79,18 @@ class ModulatorsObjective(Objective):
         return self._distortions(x, z, cond, Adaptation(torch.cat((moved, mix), dim=2)))
 
     def _by_parameters(self, x: Tensor, z: Tensor, cond: Conditions) -> tuple[Tensor, Tensor, Tensor]:
-        """Psi - alpha grad_Psi of the mean log D over the tasks, then the distortion under it."""
-        psi: dict[str, Tensor] = dict(self.nets.transform.decoder.mods.named_parameters())
-        for _ in range(self.config.inner_steps):
-            distortion = self._distortions(x, z, cond, psi=psi)[2]
-            gradients = torch.autograd.grad(
-                distortion.log().mean(), list(psi.values()), create_graph=self.config.order == 2
-            )
-            psi = {name: p - self.config.alpha * g for (name, p), g in zip(psi.items(), gradients)}
-        return self._distortions(x, z, cond, psi=psi)
+        """For each task Psi - alpha grad_Psi of its log D, then its distortion under that."""
+        results = []
+        for j in range(len(x)):
+            one = Conditions(cond.quality[j : j + 1], cond.mu[j : j + 1], cond.b[j : j + 1])
+            task = x[j : j + 1], z[j : j + 1], one
+            psi: dict[str, Tensor] = dict(self.nets.transform.decoder.mods.named_parameters())
+            for _ in range(self.config.inner_steps):
+                distortion = self._distortions(*task, psi=psi)[2]
+                gradients = torch.autograd.grad(
+                    distortion.log().sum(), list(psi.values()), create_graph=self.config.order == 2
+                )
+                psi = {name: p - self.config.alpha * g for (name, p), g in zip(psi.items(), gradients)}
+            results.append(self._distortions(*task, psi=psi))
+        squared, dissimilarity, distortions = (torch.cat(parts) for parts in zip(*results))
+        return squared, dissimilarity, distortions

@@ -6,13 +6,16 @@ One process is the plain case: every method then does nothing.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from l2c.errors import BackendError
+from l2c.errors import BackendError, L2CError
+
+T = TypeVar("T")
 
 
 class Parallel:
@@ -42,6 +45,10 @@ class Parallel:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
         if self.device.type == "cuda":
+            if local >= torch.cuda.device_count():
+                raise BackendError(
+                    f"process {local} of this machine has no GPU of its own: there are {torch.cuda.device_count()}"
+                )
             torch.cuda.set_device(self.device)
         if self.world > 1:
             dist.init_process_group("nccl" if kind == "cuda" else "gloo")
@@ -50,8 +57,8 @@ class Parallel:
         """The module with its gradients averaged over all processes in every backward pass."""
         if self.world == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(module, device_ids=ids)
+        # Without device_ids DDP leaves the inputs where they are: the conditions belong on the CPU.
+        return nn.parallel.DistributedDataParallel(module)
 
     def total(self, values: Tensor) -> Tensor:
         """Sum of a tensor over all processes."""
@@ -60,12 +67,36 @@ class Parallel:
         return values
 
     def agree(self, values: Sequence[float]) -> list[float]:
-        """What rank 0 passed, on every rank: clocks and signals differ between processes, decisions must not."""
+        """What rank 0 passed, on every rank: clocks differ between processes, decisions must not."""
         if self.world == 1:
             return list(values)
         shared = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.broadcast(shared, 0)
         return shared.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is set on any rank."""
+        if self.world == 1:
+            return flag
+        shared = torch.tensor(float(flag), device=self.device)
+        dist.all_reduce(shared, dist.ReduceOp.MAX)
+        return bool(shared)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns on rank 0, on every rank, or the L2CError that it raises there: machines may not share
+        a disk."""
+        if self.world == 1:
+            return make()
+        box: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                box[0] = make()
+            except L2CError as error:
+                box[1] = error
+        dist.broadcast_object_list(box, 0, device=self.device)
+        if box[1] is not None:
+            raise box[1]
+        return box[0]
 
     def close(self) -> None:
         """Leave the process group."""

@@ -36,8 +36,8 @@ class QuantizeObjective(Objective):
             return latent_loss(self.nets, x, y, tau, cond, self.weights, noise, self.features)
         y_hat = quantised_latents(self.nets, x, cond)
         bpp = self.nets.probability.num_bits(y_hat, y_hat, cond.header()) / (x.shape[2] * x.shape[3])
-        zero, lmbda = torch.zeros_like(bpp), cond.lmbda(self.nets.config).to(x.device)
-        return LossParts(bpp, zero, zero, zero, zero, bpp, bpp * (lmbda / 0.01) ** -0.5)
+        unknown, lmbda = torch.full_like(bpp, float("nan")), cond.lmbda(self.nets.config).to(x.device)
+        return LossParts(bpp, unknown, unknown, unknown, unknown, bpp, bpp * (lmbda / 0.01) ** -0.5)
 
 
 @torch.no_grad()

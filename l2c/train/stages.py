@@ -18,7 +18,7 @@ from l2c.errors import ConfigError
 from l2c.train import bias_sets
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import StageConfig, TrainConfig
-from l2c.train.loop import Loop, Objective
+from l2c.train.loop import Loop, Objective, locked
 from l2c.train.losses import Networks
 from l2c.train.meta import MetaObjective
 from l2c.train.modulators import ModulatorsObjective
@@ -27,6 +27,7 @@ from l2c.train.perceptual import VGG16Features
 from l2c.train.pretrain import PretrainObjective
 from l2c.train.quantize import QuantizeObjective, check_rate_loss, rates
 
+_IN_RUN, _NAMED = "run ", "init "  # what `Checkpoint.parent` begins with
 STAGES = ("pretrain", "meta", "modulators", "bias-sets", "quantize")
 
 
@@ -37,6 +38,22 @@ def newest(folder: Path, before: str | None = None) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
+def check_chain(folder: Path, name: str) -> None:
+    """Raise ConfigError where a stage of a run, or one that it was made from, has been trained on or replaced since."""
+    while (path := folder / name / "checkpoint.pt").exists():
+        parent = Checkpoint.load(path).parent
+        if not parent.startswith(_IN_RUN):
+            return
+        source = newest(folder, before=name)
+        mark = Checkpoint.load(source).mark() if source is not None else "nothing"
+        if source is None or parent != _IN_RUN + mark:
+            raise ConfigError(
+                f"{path} was made from {parent.removeprefix(_IN_RUN)}, but the stage before it is now {mark}: remove "
+                f"{path.parent} to run {name} again"
+            )
+        name = source.parent.name
+
+
 def run_stage(
     name: str, recipe: TrainConfig, model: ModelConfig, folder: Path, init: Path | None, device: str | None
 ) -> bool:
@@ -45,37 +62,58 @@ def run_stage(
     Args:
         name: one of STAGES.
         folder: of the run.
-        init: checkpoint or exported model that a new stage starts from; None: the stage before.
+        init: checkpoint or exported model that a new stage starts from; None: the stage before. A stage that has
+            begun may name it again.
         device: "cpu", "cuda", or None for a GPU where there is one.
     Returns:
         Whether the stage is complete; False where it was interrupted (SIGINT, SIGTERM).
     Raises:
         ConfigError, TrainingError, BackendError, ModelMismatchError: as the stages say.
     """
-    source = init or newest(folder, before=name)
-    if source is not None and not source.exists():
-        raise ConfigError(f"there is no checkpoint {source}")
-    if source is None and name != "pretrain":
-        raise ConfigError(f"{name} starts from trained networks: run pretrain first, or name a checkpoint with --init")
     if not recipe.data.train or (not recipe.data.val and name != "bias-sets"):
         raise ConfigError("name the pictures: data.train and data.val in the recipe, or --data and --val")
-    start = Checkpoint.load(source) if source is not None else None
     parallel = Parallel(device)
     try:
+        start, parent = parallel.from_first(lambda: _start(name, folder, init))
         if name == "bias-sets":
             if parallel.world > 1:
                 raise ConfigError("bias-sets runs in one process")
             assert start is not None
-            bias_sets.run(recipe, folder / name, start, parallel.device, shlex.join(["l2c", *sys.argv[1:]]))
+            command = shlex.join(["l2c", *sys.argv[1:]])
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            with locked(folder / name):
+                bias_sets.run(recipe, model, folder / name, start, parent, parallel.device, command)
             return True
         stage, objective = _stage(name, recipe)
-        loop = Loop(name, recipe, stage, model, objective, folder / name, start, parallel)
+        loop = Loop(name, recipe, stage, model, objective, folder / name, start, parallel, parent)
         complete = loop.run()
         if complete and name == "quantize" and parallel.rank == 0 and start is not None:
             _report_quantised(loop, start, recipe, model)
         return complete
     finally:
         parallel.close()
+
+
+def _start(name: str, folder: Path, init: Path | None) -> tuple[Checkpoint | None, str]:
+    """What a stage starts from, or started from if it has begun, and its mark (`Checkpoint.parent`)."""
+    own = folder / name / "checkpoint.pt"
+    source = init or newest(folder, before=name)
+    if source is not None and not source.exists():
+        raise ConfigError(f"there is no checkpoint {source}")
+    if source is None and name != "pretrain":
+        raise ConfigError(f"{name} starts from trained networks: run pretrain first, or name a checkpoint with --init")
+    start = Checkpoint.load(source) if source is not None else None
+    parent = f"{_IN_RUN if init is None else _NAMED}{start.mark()}" if start is not None else ""
+    if own.exists() and name != "bias-sets":
+        begun = Checkpoint.load(own).parent
+        if init is not None and begun and begun.split(" ", 1)[1] != parent.split(" ", 1)[1]:
+            raise ConfigError(
+                f"{own} started from {begun.split(' ', 1)[1]}, and --init names {parent.split(' ', 1)[1]}: leave "
+                f"--init out to go on, or remove {own.parent} or choose another --out to start again"
+            )
+        if init is None:
+            check_chain(folder, name)
+    return start, parent
 
 
 def _stage(name: str, recipe: TrainConfig) -> tuple[StageConfig, Callable[[Networks, VGG16Features | None], Objective]]:
