@@ -10,6 +10,7 @@ that `--init` names, and see the same pictures.
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
@@ -38,10 +39,10 @@ def train(config: Path, args: argparse.Namespace) -> None:
     loop.time = ProcessClock  # type: ignore[assignment]
     torch.set_num_threads(1)
     entries = [
-        f"data.train={args.data}", f"data.val={args.val}", f"pretrain.minutes={args.minutes}",
+        f"data.train={json.dumps(args.data)}", f"data.val={json.dumps(args.val)}", f"pretrain.minutes={args.minutes}",
         f"model={config.resolve()}", *args.set,
     ]  # fmt: skip
-    recipe, model = load_recipe(RECIPE, [entry.replace("'", '"') for entry in entries])
+    recipe, model = load_recipe(RECIPE, entries)
     run_stage("pretrain", recipe, model, args.out / config.stem, args.init, "cpu")
 
 

@@ -62,7 +62,7 @@ def bias_sets(model: Model, files: list[Path], args: argparse.Namespace) -> None
     used: set[int] = set()
     for quality in args.qualities:
         level = quality * MAX_QUALITY // 100
-        gains, chosen, kept = [], [], []
+        gains, chosen, kept, whole = [], [], 0.0, 0.0
         band = sets.band(level, MAX_QUALITY)
         for path in files:
             x = patches_of(path, 256)
@@ -76,13 +76,14 @@ def bias_sets(model: Model, files: list[Path], args: argparse.Namespace) -> None
             adapted = shown(model, z, cond, Adaptation(biases=values[index]))
             gains += (msssim(x, adapted) - msssim(x, shown(model, z, cond, None))).tolist()
             chosen += best.tolist()
-            kept.append(float((before - short).sum() / (before - least).sum().clamp_min(1e-12)))
+            kept += float((before - short).sum())
+            whole += float((before - least).sum())
         used |= set(chosen) - {DEFAULT_INDEX}
         print(
             f"quality {quality}: {len(gains)} patches, mean MS-SSIM gain {statistics.mean(gains):+.5f} "
             f"(median {statistics.median(gains):+.5f}); {len(set(chosen) - {DEFAULT_INDEX})} of {values.shape[0] - 1} "
             f"sets used, default kept by {chosen.count(DEFAULT_INDEX)}; a short list of {args.short_list} keeps "
-            f"{100 * statistics.mean(kept):.0f} % of the gain; side information {8 / 256**2:.5f} bpp",
+            f"{100 * kept / max(whole, 1e-12):.0f} % of the gain in distortion; side information {8 / 256**2:.5f} bpp",
             flush=True,
         )
     print(f"all qualities: {len(used)} sets used")
