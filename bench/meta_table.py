@@ -2,7 +2,8 @@
 
     python bench/meta_table.py META.pt CONTROL.pt PICTURE... [--qualities 30 50 70] [--iterations 4 10 100]
 
-For each model, picture, rate and number of iterations the best of the paper's learning rates is taken (and, where meta
+For each model, picture, rate and number of iterations the best of the paper's learning rates is taken, rescaled to our
+unit (and, where meta
 learnt its alpha for just so many iterations, that one); the loss drop is that of the objective of Eq. 7 in bits per
 pixel at rounded latents, before minus after. The figure is the relative difference of the mean drops. Gradients are
 taken under bfloat16 autocast, the losses before and after in float32. Pictures are cropped to their centre (--size), or
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from l2c.probability import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
-from l2c.train.config import LossConfig
+from l2c.train.config import PAPER_ALPHA, LossConfig
 from l2c.train.losses import Conditions, Networks, analyse, latent_loss
 
 LEARNING_RATES = {4: (0.1, 0.15, 0.2), 10: (0.01, 0.02, 0.05), 100: (0.001, 0.005, 0.01)}  # Table II
@@ -87,7 +88,7 @@ def main() -> None:
                 header = (quality * MAX_QUALITY // 100, args.mu, nets.config.bits)
                 cond = Conditions(*(torch.full((len(x),), v) for v in header))
                 choices: list[list[float | Tensor]] = [
-                    [rate] * iterations for rate in LEARNING_RATES.get(iterations, LEARNING_RATES[10])
+                    [PAPER_ALPHA * rate] * iterations for rate in LEARNING_RATES.get(iterations, LEARNING_RATES[10])
                 ]
                 if len(learnt[name]) == iterations:
                     choices.append(learnt[name])

@@ -18,8 +18,9 @@ class MetaObjective(Objective):
 
     L of the inner loop is in bits per picture: the gradient of one latent then does not depend on the size of the
     picture, and since the gains of E and D scale latents to quantiser steps, its curvature (about 2 * 6 / (3 ln 2) =
-    5.8 for the MSE) hardly depends on lambda. So the paper's alpha = 0.1 serves as it is. The inner loop minimises the
-    rate of the rounded latents, as the encoder does; the outer loss sees the noise that pretraining sees.
+    5.8 for the MSE) hardly depends on lambda. So one alpha serves all rates; the paper's is rescaled to this unit, see
+    `config.PAPER_ALPHA`. The inner loop minimises the rate of the rounded latents, as the encoder does; the outer loss
+    sees the noise that pretraining sees.
     """
 
     def __init__(self, nets: Networks, weights: LossConfig, features: VGG16Features | None, config: MetaConfig) -> None:
