@@ -74,7 +74,9 @@ def bias_sets(model: Model, files: list[Path], args: argparse.Namespace) -> None
             values = torch.cat((sets.values[band], torch.zeros(1, sets.values.shape[2])))
             index = torch.where(best == DEFAULT_INDEX, len(values) - 1, best)
             adapted = shown(model, z, cond, Adaptation(biases=values[index]))
-            gains += (msssim(x, adapted) - msssim(x, shown(model, z, cond, None))).tolist()
+            gained = (msssim(x, adapted) - msssim(x, shown(model, z, cond, None))).tolist()
+            print(f"{path.stem}, quality {quality}: mean MS-SSIM gain {statistics.mean(gained):+.5f}", flush=True)
+            gains += gained
             chosen += best.tolist()
             kept += float((before - short).sum())
             whole += float((before - least).sum())
