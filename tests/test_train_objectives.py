@@ -246,7 +246,8 @@ class TestMeta:
     def test_orders_on_the_tiny_model(self, nets: Networks, x: Tensor, cond: Conditions, noise: Tensor) -> None:
         found = {}
         for order in (0, 1, 2):
-            objective = MetaObjective(copy.deepcopy(nets), WEIGHTS, None, MetaConfig(inner_steps=1, alpha=0.1, order=order))
+            config = MetaConfig(inner_steps=1, alpha=0.1, order=order)
+            objective = MetaObjective(copy.deepcopy(nets), WEIGHTS, None, config)
             total = objective.loss(x, cond, noise).total.mean()
             total.backward()
             assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in objective.nets.parameters())
