@@ -1029,6 +1029,10 @@ class TestCommands:
         assert cli("pretrain", recipe, "--out", tmp_path / "run", "--steps", "1", *inits[0])[0] == 0
         code, _, err = cli("pretrain", recipe, "--out", tmp_path / "run", *inits[0])
         assert code == 0 and "resumed at step 1" in err
+        # Left out, it goes on as well, in a stage that cannot start from nothing, too.
+        assert cli("meta", recipe, "--out", tmp_path / "alone", "--steps", "1", *inits[0])[0] == 0
+        code, _, err = cli("meta", recipe, "--out", tmp_path / "alone")
+        assert code == 0 and "resumed at step 1" in err
         code, _, err = cli("pretrain", recipe, "--out", tmp_path / "run", *inits[1])
         assert code == 1 and "started from pretrain at step 2" in err and "leave --init out" in err
         assert [line["steps"] for line in Checkpoint.load(tmp_path / "run" / "pretrain" / "checkpoint.pt").past()] == [

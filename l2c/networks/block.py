@@ -2,7 +2,7 @@
 
 E is `gain(lambda) * (l A x + f(A x))` and D is `A^-1 (k y + g(y))`, where A is an s x s block transform (trainable,
 starting as the orthonormal DCT over an orthonormal colour transform), f, g are residual networks at H/s, and l, k are
-local gains that come out of the same networks (`LocalGain`). So the
+local gains that come out of the same networks (`LocalGain`, both 1 where a model has none). So the
 model starts as a JPEG with a learned context model, rather than from noise: with the few hours of two cores that
 we had, that start was worth more than any other choice (figures in docs/ABLATION.md). The channels are ordered by
 frequency, which is the order that the nested mask (L2C Eq. 2) needs.

@@ -100,7 +100,7 @@ def _start(name: str, folder: Path, init: Path | None) -> tuple[Checkpoint | Non
     source = init or newest(folder, before=name)
     if source is not None and not source.exists():
         raise ConfigError(f"there is no checkpoint {source}")
-    if source is None and name != "pretrain":
+    if source is None and name != "pretrain" and (name == "bias-sets" or not own.exists()):
         raise ConfigError(f"{name} starts from trained networks: run pretrain first, or name a checkpoint with --init")
     start = Checkpoint.load(source) if source is not None else None
     parent = f"{_IN_RUN if init is None else _NAMED}{start.mark()}" if start is not None else ""
