@@ -50,8 +50,8 @@ A type below 0x8000 is critical: the picture cannot be shown as meant without it
 know the type refuses the file. A type from 0x8000 on is ancillary: a reader that does not know it ignores it.
 
     0x0001  ALPHA  alpha plane without loss, in the form that the docstring of images.py defines
-    0x0010  ADAPT  reserved for what encode-time adaptation hands to the decoder (bias set per patch,
-                   modulator lambdas); this version refuses it like every unknown critical type
+    0x0010  ADAPT  what encode-time adaptation changes in the decoder (bias set and modulator conditions per
+                   patch), in the form that the docstring of adapt/section.py defines
     0x8001  ICC    the picture's ICC profile as it was
     0x8002  EXIF   the picture's EXIF: a TIFF structure ("II" or "MM" first), Orientation set to 1
 
@@ -86,7 +86,7 @@ ICC = 0x8001
 EXIF = 0x8002
 FIRST_ANCILLARY = 0x8000
 SECTION_NAMES = {ALPHA: "ALPHA", ADAPT: "ADAPT", ICC: "ICC", EXIF: "EXIF"}
-UNDERSTOOD = frozenset({ALPHA, ICC, EXIF})  # ADAPT joins when the codec can apply it
+UNDERSTOOD = frozenset({ALPHA, ADAPT, ICC, EXIF})
 
 MIN_TILE_SIZE = 512
 _PREAMBLE = struct.Struct("<4sBBII")

@@ -26,7 +26,17 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from l2c.bitstream import MIN_TILE_SIZE, VERSION, FileIndex, Limits, read_bitstream, read_header, section_name
+from l2c.bitstream import (
+    ADAPT,
+    MIN_TILE_SIZE,
+    VERSION,
+    Bitstream,
+    FileIndex,
+    Limits,
+    read_bitstream,
+    read_header,
+    section_name,
+)
 from l2c.errors import BackendError, BitstreamError, L2CError, ModelMismatchError, RateError
 from l2c.train.commands import app as train_app
 
@@ -160,11 +170,15 @@ def encode(
     source: Annotated[str, typer.Argument(metavar="IN", help="Picture or folder; - for standard input.")],
     target: Annotated[str, typer.Argument(metavar="OUT", help="File or folder; - for standard output.")],
     bpp: Annotated[float | None, typer.Option(help="Target in bits per pixel; never exceeded.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Target in bytes; never exceeded.")] = None,
+    psnr: Annotated[float | None, typer.Option(help="Target in dB: the smallest file that reaches it.")] = None,
+    msssim: Annotated[float | None, typer.Option(help="Target 0..1: the smallest file that reaches it.")] = None,
     quality: Annotated[
         float | None, typer.Option(min=0, max=100, help="Quality instead of a target.  [default: 50]")
     ] = None,
     metric: Annotated[Metric, typer.Option(help="What the bits are spent on.")] = Metric.mixed,
-    effort: Annotated[int, typer.Option(min=0, max=0, help="Adaptation to the picture; so far none.")] = 0,
+    effort: Annotated[int, typer.Option(min=0, max=9, help="Work spent on adapting to the picture.")] = 0,
+    max_seconds: Annotated[float | None, typer.Option(help="End the adaptation after this time.")] = None,
     device: DeviceOption = "cpu",
     model: ModelOption = None,
     tile: Annotated[int, typer.Option(help="Side of a tile in pixels: 512, 1024, ...")] = 1024,
@@ -173,10 +187,15 @@ def encode(
     as_json: JsonOption = False,
 ) -> int:
     """Compress a picture, or every picture of a folder and those below it."""
-    if bpp is not None and quality is not None:
-        raise typer.BadParameter("give --bpp or --quality, not both")
-    if bpp is not None and not 0 < bpp < float("inf"):
-        raise typer.BadParameter(f"--bpp is {bpp:g}: it must be a positive number")
+    goals = {"bpp": bpp, "max-bytes": max_bytes, "psnr": psnr, "msssim": msssim, "quality": quality}
+    given = {name: value for name, value in goals.items() if value is not None}
+    if len(given) > 1:
+        raise typer.BadParameter(f"give --{' or --'.join(given)}, not both")
+    for name, value in (*given.items(), *(() if max_seconds is None else (("max-seconds", max_seconds),))):
+        if name != "quality" and not 0 < value < float("inf"):
+            raise typer.BadParameter(f"--{name} is {value:g}: it must be a positive number")
+    if msssim is not None and msssim >= 1:
+        raise typer.BadParameter(f"--msssim is {msssim:g}: it must lie between 0 and 1")
     if tile not in {MIN_TILE_SIZE << k for k in range(16)}:
         raise typer.BadParameter(f"--tile is {tile}: it must be 512, 1024, 2048, ... up to {MIN_TILE_SIZE << 15}")
     jobs = _plan(source, target, _picture_suffixes(), _SUFFIX, as_json)
@@ -185,18 +204,25 @@ def encode(
     from l2c.models import DEFAULT_MODEL
 
     codec = Codec(model or DEFAULT_MODEL, device)
+    whole = source
 
     def work(source: str, target: str) -> Result:
         _check_target(source, target, overwrite)
-        encoded = codec.encode_detailed(
-            sys.stdin.buffer if source == _STANDARD else source,
-            bpp=bpp,
-            quality=quality,
-            metric=metric.value,
-            effort=effort,
-            tile=tile,
-            metadata=not no_metadata,
-        )
+        with _share_done(not _is_folder(whole) and effort > 0) as progress:
+            encoded = codec.encode_detailed(
+                sys.stdin.buffer if source == _STANDARD else source,
+                bpp=bpp,
+                max_bytes=max_bytes,
+                psnr=psnr,
+                msssim=msssim,
+                quality=quality,
+                metric=metric.value,
+                effort=effort,
+                tile=tile,
+                metadata=not no_metadata,
+                max_seconds=max_seconds,
+                progress=progress,
+            )
         _write(target, encoded.data)
         if not encoded.target_reached:
             _say("warning", f"{_shown(source)}: {encoded.reason}")
@@ -205,18 +231,24 @@ def encode(
             "model": codec.model.name,
             "quality": encoded.quality,
             "metric": metric.value,
+            "effort": effort,
             "target_bpp": bpp,
+            **{f"target_{name.replace('-', '_')}": goals[name] for name in ("max-bytes", "psnr", "msssim")},
             "target_reached": encoded.target_reached,
             "reason": encoded.reason,
             "probes": encoded.probes,
+            "corrections": encoded.corrections,
+            "adaptation": {name: round(value, 6) for name, value in encoded.adaptation.items()},
             "latents_sha256": encoded.latents_sha256,
             "seconds": _rounded(encoded.seconds),
         }
 
     def line(result: Result) -> str:
+        gain = result["adaptation"].get("objective_gain_percent")
         return (
             f"{result['width']}x{result['height']}, {result['size_bytes']} bytes, {result['bpp']:.4f} bpp, "
             f"quality {result['quality']:.1f}, {result['seconds']['total']:.2f} s"
+            + ("" if gain is None else f", adaptation worth {gain:.1f} % of the rate")
         )
 
     return _run(jobs, work, line, as_json, folder=_is_folder(source))
@@ -327,6 +359,7 @@ def info(
             }
             for number, tile in enumerate(index.tiles)
         ],
+        "adaptation": _adaptation_facts(stream),
         "damaged_sections": [section_name(type_) for type_ in stream.damaged_sections],
         "damaged_tiles": list(stream.damaged_tiles),
     }
@@ -629,6 +662,21 @@ def _progress(total: int, shown: bool) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
+def _share_done(shown: bool) -> Iterator[Callable[[float, str], None] | None]:
+    """A bar for one long encode on standard error if that is a terminal; yields what the codec calls."""
+    if not (shown and sys.stderr.isatty()):
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda share, stage: progress.update(task, completed=share, description=stage)
+
+
+@contextmanager
 def _errors_of(source: str) -> Iterator[None]:
     """Report what fails inside as an error of this file, and leave with its exit code."""
     try:
@@ -749,6 +797,26 @@ def _machine() -> str:
     return platform.processor() or platform.machine()
 
 
+def _adaptation_facts(stream: Bitstream) -> Result:
+    """What the ADAPT section of a file changes in D; empty without one that can be read."""
+    from l2c.adapt.section import NO_SET, PatchChanges
+
+    body, header = stream.metadata.get(ADAPT), stream.header
+    if body is None:
+        return {}
+    try:
+        changes = PatchChanges.unpack(bytes(body), header.width, header.height, NO_SET, None)
+    except BitstreamError:
+        return {}
+    facts: Result = {}
+    if changes.sets is not None:
+        used = changes.sets[changes.sets != NO_SET]
+        facts |= {"patches_with_bias_set": len(used), "bias_sets_in_use": sorted(set(used.tolist()))}
+    if changes.conditions is not None:
+        facts["patches_with_conditions"] = int(changes.conditions.any(axis=0).sum())
+    return facts
+
+
 def _medians(runs: list[dict[str, float]]) -> dict[str, float]:
     return _rounded({stage: statistics.median(run[stage] for run in runs) for stage in runs[0]})
 
@@ -790,6 +858,16 @@ def _print_info(result: Result) -> None:
             f"{min(sizes)}..{max(sizes)} bytes, {min(channels)}..{max(channels)} channels",
         ),
     ]
+    facts = result["adaptation"]
+    if facts:
+        rows.append(
+            (
+                "adaptation",
+                f"{facts.get('patches_with_bias_set', 0)} patches with one of "
+                f"{len(facts.get('bias_sets_in_use', []))} bias sets, "
+                f"{facts.get('patches_with_conditions', 0)} with modulator conditions",
+            )
+        )
     rows += [(f"  {name}", f"{size} bytes") for name, size in result["parts"].items()]
     _print_rows(rows)
 

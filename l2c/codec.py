@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -24,11 +24,19 @@ import torch
 from torch import Tensor
 
 from l2c import images, integer, networks
-from l2c.bitstream import ALPHA, EXIF, ICC, Bitstream, Header, Limits, read_bitstream, write_bitstream
+from l2c.adapt.bias_sets import set_maps
+from l2c.adapt.effort import EFFORTS, MAX_EFFORT, Effort
+from l2c.adapt.encoder import Adapted, Subject, adapt
+from l2c.adapt.modulators import condition_maps
+from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
+from l2c.bitstream import ADAPT, ALPHA, EXIF, ICC, Bitstream, Header, Limits, read_bitstream, write_bitstream
 from l2c.errors import BackendError, BitstreamError, LimitError, ModelMismatchError, RateError, UnsupportedError
+from l2c.metrics import msssim as msssim_of
+from l2c.metrics import psnr as psnr_of
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
-from l2c.probability import MAX_MU, MAX_QUALITY
-from l2c.rate_control import QualitySearch
+from l2c.networks import Adaptation, Grid
+from l2c.probability import MAX_MU, MAX_QUALITY, ProbabilityModel
+from l2c.rate_control import TOLERANCE, Correction, MetricSearch, QualitySearch, dissimilarity_db
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
@@ -40,18 +48,26 @@ DEFAULT_TILE = 1024
 DEFAULT_QUALITY = 50.0
 _CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
 _BATCH_PIXELS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
+_ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where adaptation follows
+_METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
+_METRIC_CORRECTIONS = 4
 
 
 class EncodeOptions(TypedDict, total=False):
     """Keywords of every encoding call; meanings and defaults at `Codec.encode_detailed`."""
 
     bpp: float | None
+    max_bytes: int | None
+    psnr: float | None
+    msssim: float | None
     quality: float | None
     metric: str
     effort: int
     b: int | None
     tile: int
     metadata: bool
+    max_seconds: float | None
+    progress: Callable[[float, str], None] | None
 
 
 @dataclass(frozen=True)
@@ -62,11 +78,13 @@ class Encoded:
         data: the file.
         bpp: 8 * len(data) / pixels.
         quality: 0..100, the one used.
-        target_reached: False where even the best quality needs less than the target.
+        target_reached: False where even the best quality needs less than the target (or does not reach it).
         reason: why the target was not reached, or "".
         probes: how many qualities were encoded to find this one.
-        seconds: time per stage: "load", "encoder" (E and I), "entropy" (P and coder), "total".
+        corrections: how many times the latents were moved, after the search, to meet the target.
+        seconds: time per stage: "load", "encoder" (E and I), "adapt", "entropy" (P and coder), "total".
         latents_sha256: SHA-256 of all latent symbols, as `verify` prints it.
+        adaptation: what the adaptation did, empty at effort 0; see `adapt.encoder.Adapted.report`.
     """
 
     data: bytes = field(repr=False)
@@ -75,8 +93,10 @@ class Encoded:
     target_reached: bool = True
     reason: str = ""
     probes: int = 1
+    corrections: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     latents_sha256: str = ""
+    adaptation: dict[str, float | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,21 @@ class _Latents:
     quality: int
     mu: int
     b: int
+
+
+@dataclass
+class _Batch:
+    """What one call encodes, and how; `clock` collects seconds per stage, `deadline` is of `time.perf_counter`."""
+
+    pictures: list[images.Picture]
+    sections: list[dict[int, bytes]]
+    mu: int
+    bits: int
+    tile: int
+    effort: Effort
+    clock: dict[str, float]
+    deadline: float
+    progress: Callable[[float, str], None]
 
 
 class Codec:
@@ -138,6 +173,8 @@ class Codec:
         self.limits = limits if limits is not None else Limits()
         self.strict = strict
         self._others: dict[bytes, Codec] = {}
+        self._float_probability: ProbabilityModel | None = None
+        self._lock = threading.Lock()
         # A model stays on the CPU, where other codecs may share it.
         self.transform = self.model.transform
         if self.device.type != "cpu":
@@ -164,12 +201,19 @@ class Codec:
             image: a path, the bytes of a picture file, a PIL image, a numpy array or a torch tensor; what is
                 accepted exactly is stated at `l2c.images.load_picture`.
             bpp: target in bits per pixel for the whole file; the file is never larger.
-            quality: 0..100 instead of a target; more is better and larger. Without either: 50.
+            max_bytes: target in bytes for the whole file, likewise.
+            psnr: target in dB over RGB: the smallest file found that is no worse.
+            msssim: target 0..1, likewise.
+            quality: 0..100 instead of a target; more is better and larger. Without any of these: 50.
             metric: "psnr", "msssim" or "mixed" (default): what the bits are spent on.
-            effort: 0: no adaptation, the only level of this version.
+            effort: 0 (default, no adaptation) to 9: how much work goes into adapting the latents and the decoder to
+                the picture. Decoding takes the same time at every level.
             b: quantisation bits 1..8 (default: the model's).
             tile: side of a tile in pixels: 512, 1024, ...
             metadata: keep ICC profile and EXIF (default True). Alpha is always kept.
+            max_seconds: the adaptation ends at this time after the call began and the best file so far is returned;
+                what comes before and after it (the search for a quality, writing) takes its own time.
+            progress: called with the share done (0..1) and the name of the stage, in the calling thread.
         Raises:
             ImageError: the picture cannot be read. LimitError: it has more pixels than the limits allow.
             RateError: the target lies below what this picture can reach; names the least rate.
@@ -186,137 +230,292 @@ class Codec:
         images_: Sequence[Any],
         *,
         bpp: float | None = None,
+        max_bytes: int | None = None,
+        psnr: float | None = None,
+        msssim: float | None = None,
         quality: float | None = None,
         metric: str = "mixed",
         effort: int = 0,
         b: int | None = None,
         tile: int = DEFAULT_TILE,
         metadata: bool = True,
+        max_seconds: float | None = None,
+        progress: Callable[[float, str], None] | None = None,
     ) -> list[Encoded]:
         """As `encode_detailed`, for several pictures; times are the batch's, shared equally."""
         start = time.perf_counter()
         bits = self.model.config.bits if b is None else b
-        _check_options(bpp, quality, metric, effort, bits, self.model.config.bits, tile)
+        goals = {"bpp": bpp, "max_bytes": max_bytes, "psnr": psnr, "msssim": msssim, "quality": quality}
+        _check_options(goals, metric, effort, bits, self.model.config.bits, tile, max_seconds)
         pictures = [images.load_picture(image, max_pixels=self.limits.max_pixels) for image in images_]
         for picture in pictures:  # no file that this codec would refuse to decode
             self._check_latent_limits(picture.width, picture.height, tile)
             largest = min(picture.width, tile) * min(picture.height, tile)
             if self.limits.max_tile_pixels is not None and largest > self.limits.max_tile_pixels:
                 raise LimitError(f"tile is {tile}: more pixels than {self.limits.max_tile_pixels} in a tile")
-        clock = {"load": time.perf_counter() - start, "encoder": 0.0, "entropy": 0.0}
-        sections = [_sections(picture, metadata) for picture in pictures]
-        mu = METRICS[metric]
-        if bpp is None:
-            level = round((DEFAULT_QUALITY if quality is None else quality) * MAX_QUALITY / 100)
-            files = self._encode_at(pictures, sections, [level] * len(pictures), mu, bits, tile, clock)
-            results = [self._result(p, f, level) for p, f in zip(pictures, files)]
+        batch = _Batch(
+            pictures,
+            [_sections(picture, metadata) for picture in pictures],
+            METRICS[metric],
+            bits,
+            tile,
+            EFFORTS[effort],
+            {"load": time.perf_counter() - start, "encoder": 0.0, "adapt": 0.0, "entropy": 0.0},
+            float("inf") if max_seconds is None else start + max_seconds,
+            progress if progress is not None else _silent,
+        )
+        if bpp is not None or max_bytes is not None:
+            rate = min(float(bpp), 1e12) if bpp is not None else 0.0  # more than any file has, its square is finite
+            size = [rate * p.height * p.width / 8.0 if bpp is not None else float(max_bytes or 0) for p in pictures]
+            results = self._search_rate(batch, size)
+        elif psnr is not None or msssim is not None:
+            value = float(psnr) if psnr is not None else dissimilarity_db(float(msssim or 0.0))
+            results = self._search_metric(batch, value, "PSNR" if psnr is not None else "MS-SSIM")
         else:
-            results = self._search(pictures, sections, bpp, mu, bits, tile, clock)
-        clock["total"] = time.perf_counter() - start
-        seconds = {stage: value / max(1, len(pictures)) for stage, value in clock.items()}
+            level = round((DEFAULT_QUALITY if quality is None else quality) * MAX_QUALITY / 100)
+            results = self._encode_levels(batch, [level] * len(pictures))
+        batch.clock["total"] = time.perf_counter() - start
+        seconds = {stage: value / max(1, len(pictures)) for stage, value in batch.clock.items()}
         return [replace(result, seconds=seconds) for result in results]
 
-    def _result(self, picture: images.Picture, file: tuple[bytes, str], level: int) -> Encoded:
-        data, digest = file
-        pixels = picture.height * picture.width
-        return Encoded(data, 8.0 * len(data) / pixels, 100.0 * level / MAX_QUALITY, latents_sha256=digest)
+    def _encode_levels(self, batch: _Batch, levels: list[int]) -> list[Encoded]:
+        """Files at given qualities 0..1000, adapted as the effort says."""
+        if not batch.effort.iterations:
+            everyone = range(len(batch.pictures))
+            return [
+                _result(batch.pictures[i], file, level)
+                for i, level, file in zip(everyone, levels, self._encode_at(batch, everyone, levels))
+            ]
+        results = []
+        for i, adapted in enumerate(self._adapt(batch, levels)):
+            file = self._write_adapted(batch, i, adapted, levels[i])
+            results.append(replace(_result(batch.pictures[i], file, levels[i]), adaptation=adapted.report()))
+        return results
 
-    def _search(
-        self,
-        pictures: list[images.Picture],
-        sections: list[dict[int, bytes]],
-        bpp: float,
-        mu: int,
-        bits: int,
-        tile: int,
-        clock: dict[str, float],
-    ) -> list[Encoded]:
-        """Encode every picture at the best quality whose file fits `bpp`; all open pictures share each pass."""
-        bpp = min(float(bpp), 1e12)  # more than any file has, and its square is finite
+    def _search_rate(self, batch: _Batch, sizes: list[float]) -> list[Encoded]:
+        """Encode every picture at the best quality whose file fits its size; all open pictures share each pass.
+
+        With adaptation the quality is searched for a file that is larger by what the adaptation saves, and the rest of
+        the difference is made up by moving latents, without E.
+        """
+        wide = batch.effort.iterations > 0
         searches = [
-            QualitySearch(bpp * p.height * p.width / 8.0, p.height * p.width, self.model.rate_curve) for p in pictures
+            QualitySearch(
+                size / (1.0 - batch.effort.saving),
+                p.height * p.width,
+                self.model.rate_curve,
+                _ADAPTED_TOLERANCE if wide else TOLERANCE,
+            )
+            for size, p in zip(sizes, batch.pictures)
         ]
-        best: list[tuple[bytes, str] | None] = [None] * len(pictures)
+        plain: list[Encoded | None] = [None] * len(batch.pictures)  # the largest unadapted file that fits
         while True:
             asked = {i: search.next_quality for i, search in enumerate(searches)}
             due = {i: level for i, level in asked.items() if level is not None}
             if not due:
                 break
-            files = self._encode_at(
-                [pictures[i] for i in due], [sections[i] for i in due], list(due.values()), mu, bits, tile, clock
-            )
-            for (i, level), file in zip(due.items(), files):
+            for (i, level), file in zip(due.items(), self._encode_at(batch, list(due), list(due.values()))):
                 searches[i].report(level, len(file[0]))
-                if searches[i].best == level:
-                    best[i] = file
-        results = []
-        for picture, search, fitting in zip(pictures, searches, best):
-            chosen = search.best
-            if chosen is None or fitting is None:
-                least = 8.0 * min(search.sizes.values()) / (picture.height * picture.width)
-                raise RateError(
-                    f"{bpp:g} bpp is below what this {picture.width}x{picture.height} picture can reach: "
-                    f"its least rate is {least:.4f} bpp ({min(search.sizes.values())} bytes)",
-                    least,
-                )
-            result = replace(self._result(picture, fitting, chosen), probes=len(search.sizes))
-            if chosen == MAX_QUALITY and len(fitting[0]) < (1.0 - 0.02) * search.target_bytes:
-                reason = f"the best quality of this model needs only {result.bpp:.4f} bpp"
-                result = replace(result, target_reached=False, reason=reason)
-            results.append(result)
+                if len(file[0]) <= sizes[i] and (plain[i] is None or len(file[0]) > len(plain[i].data)):  # type: ignore[union-attr]
+                    plain[i] = _result(batch.pictures[i], file, level)
+        results = plain
+        if wide:
+            levels = [0 if search.best is None else search.best for search in searches]
+            fitted = [
+                self._fit(batch, i, adapted, levels[i], sizes[i], searches[i])
+                for i, adapted in enumerate(self._adapt(batch, levels))
+            ]
+            results = [mine if mine is not None else plain[i] for i, mine in enumerate(fitted)]
+        return [self._rated(batch, i, sizes[i], searches[i], result) for i, result in enumerate(results)]
+
+    def _rated(self, batch: _Batch, i: int, size: float, search: QualitySearch, result: Encoded | None) -> Encoded:
+        """The result with what the search for its rate has to say. Raises RateError where there is none."""
+        picture, least = batch.pictures[i], min(search.sizes.values())
+        if result is None:
+            pixels = picture.height * picture.width
+            raise RateError(
+                f"{8.0 * size / pixels:g} bpp ({size:.0f} bytes) is below what this {picture.width}x{picture.height} "
+                f"picture can reach: its least rate is {8.0 * least / pixels:.4f} bpp ({least} bytes)",
+                8.0 * least / pixels,
+            )
+        result = replace(result, probes=len(search.sizes))
+        if len(result.data) < (1.0 - 0.02) * size and result.quality == 100.0:
+            reason = f"the best quality of this model needs only {result.bpp:.4f} bpp"
+            result = replace(result, target_reached=False, reason=reason)
+        return result
+
+    def _fit(
+        self, batch: _Batch, i: int, adapted: Adapted, level: int, size: float, search: QualitySearch
+    ) -> Encoded | None:
+        """The adapted picture in at most `size` bytes and hardly less, by moving latents; None: it cannot be done."""
+        best: tuple[bytes, str] | None = None
+        correction = Correction(size)
+        while True:
+            file = self._write_adapted(batch, i, adapted, level)
+            if len(file[0]) <= size and (best is None or len(file[0]) > len(best[0])):
+                best = file
+            change = correction.next_change(len(file[0]))
+            if change is None:
+                break
+            predicted = adapted.correct(change)
+            if predicted == 0.0:
+                break
+            correction.predicted = predicted
+        if best is None:
+            search.sizes[-1] = min(correction.sizes)  # for the error, which names the least size
+            return None
+        result = replace(_result(batch.pictures[i], best, level), adaptation=adapted.report())
+        return replace(result, corrections=len(correction.sizes) - 1)
+
+    def _search_metric(self, batch: _Batch, value: float, name: str) -> list[Encoded]:
+        """Encode every picture at the least quality whose PSNR or MS-SSIM (both in dB) reaches `value`."""
+        searches = [MetricSearch(value) for _ in batch.pictures]
+        files: list[dict[int, tuple[bytes, str]]] = [{} for _ in batch.pictures]
+        while True:
+            asked = {i: search.next_quality for i, search in enumerate(searches)}
+            due = {i: level for i, level in asked.items() if level is not None}
+            if not due:
+                break
+            for (i, level), file in zip(due.items(), self._encode_at(batch, list(due), list(due.values()))):
+                files[i][level] = file
+                searches[i].report(level, self._measured(batch.pictures[i], file[0], name), len(file[0]))
+        levels = [search.best for search in searches]
+        results = [_result(p, mine[level], level) for p, mine, level in zip(batch.pictures, files, levels)]
+        if batch.effort.iterations:
+            for i, adapted in enumerate(self._adapt(batch, levels)):
+                results[i] = self._fit_metric(batch, i, adapted, searches[i], results[i], name)
+        for i, search in enumerate(searches):
+            results[i] = replace(results[i], probes=len(search.values))
+            reached = self._measured(batch.pictures[i], results[i].data, name)
+            if reached < value:
+                reason = f"the best quality of this model has {name} {reached:.2f} dB"
+                results[i] = replace(results[i], target_reached=False, reason=reason)
         return results
 
-    def _encode_at(
-        self,
-        pictures: list[images.Picture],
-        sections: list[dict[int, bytes]],
-        levels: list[int],
-        mu: int,
-        bits: int,
-        tile: int,
-        clock: dict[str, float],
-    ) -> list[tuple[bytes, str]]:
-        """Files and latent digests of pictures at given qualities (0..1000)."""
+    def _fit_metric(
+        self, batch: _Batch, i: int, adapted: Adapted, search: MetricSearch, plain: Encoded, name: str
+    ) -> Encoded:
+        """The smallest file found that reaches the target: the plain one, or an adapted one after some corrections."""
+        best, level = plain, search.best
+        for count in range(_METRIC_CORRECTIONS + 1):
+            file = self._write_adapted(batch, i, adapted, level)
+            reached = self._measured(batch.pictures[i], file[0], name)
+            if reached >= search.target and len(file[0]) < len(best.data):
+                result = replace(_result(batch.pictures[i], file, level), adaptation=adapted.report())
+                best = replace(result, corrections=count)
+            wanted = search.target + 0.2 * _METRIC_TOLERANCE - reached
+            if abs(wanted) < _METRIC_TOLERANCE and wanted <= 0.2 * _METRIC_TOLERANCE:
+                break
+            change = 8.0 * len(file[0]) * min(0.2, max(-0.2, wanted * search.bits_per_db()))
+            if count == _METRIC_CORRECTIONS or adapted.correct(change) == 0.0:
+                break
+        return best
+
+    def _measured(self, picture: images.Picture, data: bytes, name: str) -> float:
+        """PSNR, or MS-SSIM in dB, of a file's pixels."""
+        (pixels,) = self.decode_batch([data])
+        x, x_hat = (torch.from_numpy(a).permute(2, 0, 1)[None].float() / 255.0 for a in (picture.rgb, pixels))
+        return float(psnr_of(x, x_hat)) if name == "PSNR" else dissimilarity_db(float(msssim_of(x, x_hat)))
+
+    def _encode_at(self, batch: _Batch, members: Sequence[int], levels: list[int]) -> list[tuple[bytes, str]]:
+        """Unadapted files and latent digests of some pictures at given qualities (0..1000)."""
         start = time.perf_counter()
-        symbols = self._analyse([picture.rgb for picture in pictures], levels, mu, bits)
-        middle = time.perf_counter()
-        latents = [_Latents(s, level, mu, bits) for s, level in zip(symbols, levels)]
-        coded = self._write_latents([(p.height, p.width) for p in pictures], latents, tile)
+        symbols = self._analyse([batch.pictures[i].rgb for i in members], levels, batch.mu, batch.bits)[0]
+        batch.clock["encoder"] += time.perf_counter() - start
+        latents = [_Latents(s, level, batch.mu, batch.bits) for s, level in zip(symbols, levels)]
+        return self._write(batch, members, latents, [b""] * len(latents))
+
+    def _write_adapted(self, batch: _Batch, i: int, adapted: Adapted, level: int) -> tuple[bytes, str]:
+        latents = _Latents(adapted.symbols(), level, batch.mu, batch.bits)
+        return self._write(batch, [i], [latents], [adapted.changes.pack()])[0]
+
+    def _write(
+        self, batch: _Batch, members: Sequence[int], latents: list[_Latents], changes: list[bytes]
+    ) -> list[tuple[bytes, str]]:
+        """Files and latent digests."""
+        start = time.perf_counter()
+        pictures = [batch.pictures[i] for i in members]
+        coded = self._write_latents([(p.height, p.width) for p in pictures], latents, batch.tile)
         files = []
-        for picture, part, (payloads, used), kept in zip(pictures, latents, coded, sections):
+        for i, part, (payloads, used), adaptation in zip(members, latents, coded, changes):
+            picture = batch.pictures[i]
             header = Header(
                 width=picture.width,
                 height=picture.height,
                 model_id=self.model.model_id,
                 latents_crc32=zlib.crc32(part.symbols),
                 quality=part.quality,
-                latent_bits=bits,
-                metric_mix=mu,
+                latent_bits=part.b,
+                metric_mix=part.mu,
                 mode=picture.mode,
                 bit_depth=picture.bit_depth,
-                tile_size=tile,
+                tile_size=batch.tile,
             )
-            files.append((write_bitstream(header, payloads, used, kept), hashlib.sha256(part.symbols).hexdigest()))
-        clock["encoder"] += middle - start
-        clock["entropy"] += time.perf_counter() - middle
+            sections = batch.sections[i] | ({ADAPT: adaptation} if adaptation else {})
+            files.append((write_bitstream(header, payloads, used, sections), hashlib.sha256(part.symbols).hexdigest()))
+        batch.clock["entropy"] += time.perf_counter() - start
         return files
 
-    def _condition(self, level: int, mu: int) -> Tensor:
+    def _adapt(self, batch: _Batch, levels: list[int]) -> list[Adapted]:
+        """Search latents and decoder changes of all pictures at given qualities."""
+        start = time.perf_counter()
+        _, kept = self._analyse([p.rgb for p in batch.pictures], levels, batch.mu, batch.bits, keep=True)
+        middle = time.perf_counter()
+        with torch.inference_mode(False):  # gradients are needed, whatever the caller has set
+            subjects = [
+                Subject(
+                    picture.rgb,
+                    torch.from_numpy(y),
+                    None if mask is None else torch.from_numpy(mask),
+                    _tile_boxes(picture.height, picture.width, batch.tile, self.transform.s),
+                    self._condition(level, batch.mu),
+                    self._lmbda(level),
+                    (level, batch.mu, batch.bits),
+                )
+                for picture, (y, mask), level in zip(batch.pictures, kept, levels)
+            ]
+            results = adapt(
+                self.transform, self._probability(), self.model.bias_sets, subjects, batch.effort, self.device,
+                batch.progress, lambda: time.perf_counter() > batch.deadline,
+            )  # fmt: skip
+        batch.clock["encoder"] += middle - start
+        batch.clock["adapt"] += time.perf_counter() - middle
+        return results
+
+    def _probability(self) -> ProbabilityModel:
+        """The float form of P on this codec's device, made on first use: what gradients come from."""
+        with self._lock:
+            if self._float_probability is None:
+                made = integer.to_float(self.model.integer, self.model.config).eval().requires_grad_(False)
+                self._float_probability = made.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            return self._float_probability
+
+    def _lmbda(self, level: int) -> float:
         config = self.model.config
-        lmbda = config.lmbda_min * (config.lmbda_max / config.lmbda_min) ** (level / MAX_QUALITY)
-        pair = torch.tensor([[lmbda], [mu / MAX_MU]], dtype=torch.float32, device="cpu")
+        return float(config.lmbda_min * (config.lmbda_max / config.lmbda_min) ** (level / MAX_QUALITY))
+
+    def _condition(self, level: int, mu: int) -> Tensor:
+        pair = torch.tensor([[self._lmbda(level)], [mu / MAX_MU]], dtype=torch.float32, device="cpu")
         return networks.condition(*pair).to(self.device)
 
     @torch.inference_mode()
-    def _analyse(self, pixels: list[UInt8Array], levels: list[int], mu: int, bits: int) -> list[UInt8Array]:
-        """E, I and Q: uint8 [H, W, 3] -> symbols uint8 [c, ceil(H/s), ceil(W/s)]. Equal sizes share a pass."""
+    def _analyse(
+        self, pixels: list[UInt8Array], levels: list[int], mu: int, bits: int, *, keep: bool = False
+    ) -> tuple[list[UInt8Array], list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]]]:
+        """E, I and Q: uint8 [H, W, 3] -> symbols uint8 [c, ceil(H/s), ceil(W/s)]. Equal sizes share a pass.
+
+        With `keep` the latents before Q, float32, and the mask (None without I) of every picture come as well.
+        """
         s, c = self.transform.s, self.model.config.transform.c
         halo = _round_up(self.transform.encoder.receptive_halo_px, s)
         results: dict[int, UInt8Array] = {}
+        kept: dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]] = {}
         for members in _same_shape([p.shape[:2] for p in pixels]):
             height, width = pixels[members[0]].shape[:2]
             cond = torch.cat([self._condition(levels[i], mu) for i in members])
             canvas = np.empty((len(members), c, -(-height // s), -(-width // s)), dtype=np.uint8)
+            before = np.empty(canvas.shape if keep else 0, dtype=np.float32)
+            masks = np.ones(canvas.shape if keep else 0, dtype=np.bool_)
             for top, left, bottom, right in _chunks(height, width):
                 t, l = max(0, top - halo), max(0, left - halo)
                 lower, r = min(height, bottom + halo), min(width, right + halo)
@@ -325,16 +524,23 @@ class Codec:
                 x = networks.pad_to_multiple(x, s).contiguous(memory_format=torch.channels_last)
                 with torch.autocast(self.device.type, enabled=False):
                     y, tau = self.transform.encoder(x, cond)
-                    if tau is not None:
-                        y = y * networks.importance_mask(tau, c)
+                    mask = None if tau is None else networks.importance_mask(tau, c)
+                    y = y if mask is None else y * mask
                     z = networks.quantise(y, bits)
                 rows, columns = -(-(bottom - top) // s), -(-(right - left) // s)
                 y0, x0 = (top - t) // s, (left - l) // s
-                canvas[:, :, top // s : top // s + rows, left // s : left // s + columns] = (
-                    z[:, :, y0 : y0 + rows, x0 : x0 + columns].cpu().numpy()
-                )
+                to = (..., slice(top // s, top // s + rows), slice(left // s, left // s + columns))
+                part = (..., slice(y0, y0 + rows), slice(x0, x0 + columns))
+                canvas[to] = z[part].cpu().numpy()
+                if keep:
+                    before[to] = y[part].cpu().numpy()
+                    if mask is not None:
+                        masks[to] = (mask[part] > 0).cpu().numpy()
+            masked = self.transform.encoder.importance is not None
             results |= {i: canvas[k] for k, i in enumerate(members)}
-        return [results[i] for i in range(len(pixels))]
+            if keep:
+                kept |= {i: (before[k], masks[k] if masked else None) for k, i in enumerate(members)}
+        return [results[i] for i in range(len(pixels))], [kept[i] for i in range(len(pixels))] if keep else []
 
     def _write_latents(
         self, sizes: list[tuple[int, int]], latents: list[_Latents], tile: int
@@ -393,7 +599,8 @@ class Codec:
         results: list[Any] = [None] * len(streams)
         for codec, members in self._by_model(streams):
             chosen = [streams[i] for i in members]
-            pixels = codec._synthesise(chosen, codec.read_latents(chosen), keep_on_device=as_ == "torch")
+            changes = [codec._changes(stream) for stream in chosen]
+            pixels = codec._synthesise(chosen, codec.read_latents(chosen), changes, keep_on_device=as_ == "torch")
             for i, stream, picture in zip(members, chosen, pixels):
                 results[i] = _present(picture, stream, as_, mode)
         return results
@@ -403,10 +610,11 @@ class Codec:
         start = time.perf_counter()
         stream = read_bitstream(data, self.limits)
         ((codec, _),) = self._by_model([stream])
+        changes = codec._changes(stream)
         parsed = time.perf_counter()
         (symbols,) = codec.read_latents([stream])
         middle = time.perf_counter()
-        (rgb,) = codec._synthesise([stream], [symbols], keep_on_device=False)
+        (rgb,) = codec._synthesise([stream], [symbols], [changes], keep_on_device=False)
         end = time.perf_counter()
         header, sections = stream.header, stream.metadata
         picture = images.Picture(
@@ -428,6 +636,7 @@ class Codec:
         """
         stream = read_bitstream(data, self.limits)
         ((codec, _),) = self._by_model([stream])
+        codec._changes(stream)
         (symbols,) = codec.read_latents([stream])
         _alpha(stream)
         return hashlib.sha256(symbols).hexdigest()
@@ -543,9 +752,43 @@ class Codec:
             canvases[number][:, top:bottom, left:right] = symbols
         return canvases
 
+    def _changes(self, stream: Bitstream) -> PatchChanges:
+        """What a file's ADAPT section says. Raises BitstreamError: it does not fit the picture or the model."""
+        if ADAPT not in stream.metadata:
+            return PatchChanges()
+        header, sets = stream.header, self.model.bias_sets
+        count = 0 if sets is None else sets.values.shape[1]
+        mods = networks.num_modulators(self.transform)
+        return PatchChanges.unpack(bytes(stream.metadata[ADAPT]), header.width, header.height, count, mods)
+
+    def _adaptation(
+        self, headers: list[Header], cond: Tensor, changes: list[PatchChanges], top: int, left: int
+    ) -> Adaptation | None:
+        """Changes to D for pictures of one shape, as D sees them from latent (top, left) on."""
+        sets, conditions = [c.sets for c in changes], [c.conditions for c in changes]
+        result = Adaptation()
+        if any(part is not None for part in sets):
+            shape = next(part.shape for part in sets if part is not None)
+            index = np.stack([np.full(shape, NO_SET, np.uint8) if part is None else part for part in sets])
+            assert self.model.bias_sets is not None
+            bands = [self.model.bias_sets.band(h.quality, MAX_QUALITY) for h in headers]
+            result.biases = set_maps(self.model.bias_sets, bands, torch.from_numpy(index).long().to(self.device))
+            result.bias_grid = Grid(BIAS_PATCH // self.transform.s, top, left)
+        if any(part is not None for part in conditions):
+            shape = next(part.shape for part in conditions if part is not None)
+            moved = np.stack([np.zeros(shape, np.int8) if part is None else part for part in conditions])
+            result.conditions = condition_maps(cond, torch.from_numpy(moved).to(self.device))
+            result.condition_grid = Grid(CONDITION_PATCH // self.transform.s, top, left)
+        return result if result.biases is not None or result.conditions is not None else None
+
     @torch.inference_mode()
     def _synthesise(
-        self, streams: Sequence[Bitstream], symbols: Sequence[UInt8Array], *, keep_on_device: bool
+        self,
+        streams: Sequence[Bitstream],
+        symbols: Sequence[UInt8Array],
+        changes: Sequence[PatchChanges],
+        *,
+        keep_on_device: bool,
     ) -> list[Any]:
         """D: symbols -> uint8 [H, W, 3] arrays, or uint8 [3, H, W] tensors on the device. Equal sizes share a pass."""
         results: dict[int, Any] = {}
@@ -561,14 +804,20 @@ class Codec:
             cond = torch.cat([self._condition(h.quality, h.metric_mix) for h in headers])
             for top, left, bottom, right in _chunks(first.height, first.width):
                 latents = [symbols[i] for i in members]
-                pixels = self._decode_chunk(latents, [h.latent_bits for h in headers], cond, (top, left, bottom, right))
+                mine = [changes[i] for i in members]
+                pixels = self._decode_chunk(latents, headers, cond, mine, (top, left, bottom, right))
                 out[:, top:bottom, left:right] = pixels if keep_on_device else pixels.cpu().numpy()
             for k, i in enumerate(members):
                 results[i] = out[k].permute(2, 0, 1) if keep_on_device else out[k]
         return [results[i] for i in range(len(streams))]
 
     def _decode_chunk(
-        self, symbols: list[UInt8Array], bits: list[int], cond: Tensor, box: tuple[int, int, int, int]
+        self,
+        symbols: list[UInt8Array],
+        headers: list[Header],
+        cond: Tensor,
+        changes: list[PatchChanges],
+        box: tuple[int, int, int, int],
     ) -> Tensor:
         """Pixels of one box, uint8 [N, height, width, 3], computed with a halo of latents around it."""
         s = self.transform.s
@@ -579,12 +828,14 @@ class Codec:
         lower, r = min(h, -(-bottom // s) + halo), min(w, -(-right // s) + halo)
         y_hat = torch.stack(
             [
-                networks.dequantise(torch.from_numpy(np.ascontiguousarray(part[:, t:lower, l:r])).to(self.device), b)
-                for part, b in zip(symbols, bits)
+                networks.dequantise(
+                    torch.from_numpy(np.ascontiguousarray(part[:, t:lower, l:r])).to(self.device), header.latent_bits
+                )
+                for part, header in zip(symbols, headers)
             ]
         ).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, enabled=False):
-            x_hat = self.transform.decoder(y_hat, cond)
+            x_hat = self.transform.decoder(y_hat, cond, self._adaptation(headers, cond, changes, t, l))
         x_hat = x_hat[:, :, top - t * s : bottom - t * s, left - l * s : right - l * s]
         return x_hat.mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
 
@@ -631,27 +882,42 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _check_options(
-    bpp: float | None, quality: float | None, metric: str, effort: int, bits: int, most_bits: int, tile: int
+    goals: dict[str, Any], metric: str, effort: int, bits: int, most_bits: int, tile: int, max_seconds: float | None
 ) -> None:
-    numbers: dict[str, Any] = {"bpp": bpp, "quality": quality}
-    whole: dict[str, Any] = {"b": bits, "tile": tile}
-    for name, value in (numbers | whole).items():
-        if not (isinstance(value, Integral if name in whole else Real) or (value is None and name in numbers)):
-            raise UnsupportedError(f"{name} is {value!r}: it must be a {'whole ' if name in whole else ''}number")
-    if bpp is not None and quality is not None:
-        raise UnsupportedError("give bpp or quality, not both")
-    if bpp is not None and not 0 < bpp < float("inf"):
-        raise UnsupportedError(f"bpp is {bpp}: it must be a positive number")
-    if quality is not None and not 0 <= quality <= 100:
-        raise UnsupportedError(f"quality is {quality}: it must be 0..100")
+    whole: dict[str, Any] = {"effort": effort, "b": bits, "tile": tile}
+    given = {name: value for name, value in (goals | {"max_seconds": max_seconds}).items() if value is not None}
+    for name, value in (given | whole).items():
+        if isinstance(value, bool) or not isinstance(value, Integral if name in whole or name == "max_bytes" else Real):
+            kind = "whole " if name in whole or name == "max_bytes" else ""
+            raise UnsupportedError(f"{name} is {value!r}: it must be a {kind}number")
+    asked = [name for name, value in goals.items() if value is not None]
+    if len(asked) > 1:
+        raise UnsupportedError(f"give {' or '.join(asked)}, not both" if len(asked) == 2 else f"{asked}: give one")
+    for name in ("bpp", "max_bytes", "psnr", "max_seconds"):
+        if name in given and not 0 < given[name] < float("inf"):
+            raise UnsupportedError(f"{name} is {given[name]}: it must be a positive number")
+    if "msssim" in given and not 0 < given["msssim"] < 1:
+        raise UnsupportedError(f"msssim is {given['msssim']}: it must lie between 0 and 1")
+    if "quality" in given and not 0 <= given["quality"] <= 100:
+        raise UnsupportedError(f"quality is {given['quality']}: it must be 0..100")
     if not isinstance(metric, str) or metric not in METRICS:
         raise UnsupportedError(f"metric is {metric!r}: it must be one of {', '.join(METRICS)}")
-    if effort != 0:
-        raise UnsupportedError(f"effort is {effort}: this version offers only 0, no adaptation")
+    if not 0 <= effort <= MAX_EFFORT:
+        raise UnsupportedError(f"effort is {effort}: it must be 0..{MAX_EFFORT}")
     if not 1 <= bits <= most_bits:
         raise UnsupportedError(f"b is {bits}: it must be 1..{most_bits} with this model")
     if tile < 512 or tile > 1 << 24 or tile & (tile - 1):
         raise UnsupportedError(f"tile is {tile}: it must be 512, 1024, 2048, ... up to {1 << 24}")
+
+
+def _silent(share: float, stage: str) -> None:
+    """Progress that nobody asked for."""
+
+
+def _result(picture: images.Picture, file: tuple[bytes, str], level: int) -> Encoded:
+    data, digest = file
+    pixels = picture.height * picture.width
+    return Encoded(data, 8.0 * len(data) / pixels, 100.0 * level / MAX_QUALITY, latents_sha256=digest)
 
 
 def _sections(picture: images.Picture, metadata: bool) -> dict[int, bytes]:

@@ -66,6 +66,22 @@ def msssim(x: Tensor, x_hat: Tensor) -> Tensor:
 
 
 def _msssim(x: Tensor, x_hat: Tensor) -> Tensor:
+    maps = _similarity_maps(x, x_hat)
+    result = x.new_ones(x.shape[0], x.shape[1])
+    for term, weight in zip((part.flatten(2).mean(dim=2) for part in maps), _scale_weights(len(maps))):
+        # 0 where a mean is not positive, and there without the gradient of x^w, which is infinite at 0.
+        result = result * torch.where(term > 0, term.clamp_min(1e-8) ** weight, 0.0)
+    return result.mean(dim=1)
+
+
+def _scale_weights(scales: int) -> list[float]:
+    """Exponents of the first scales, renormalised to sum 1."""
+    weights = torch.tensor(MSSSIM_WEIGHTS[:scales])
+    return list((weights / weights.sum()).tolist())
+
+
+def _similarity_maps(x: Tensor, x_hat: Tensor) -> list[Tensor]:
+    """What MS-SSIM takes the means of: contrast of every scale, times luminance at the last; [N, C, h, w] each."""
     short = min(x.shape[-2:])
     if short < _WINDOW:
         border = (0, max(0, _WINDOW - x.shape[3]), 0, max(0, _WINDOW - x.shape[2]))
@@ -74,23 +90,18 @@ def _msssim(x: Tensor, x_hat: Tensor) -> Tensor:
     scales = 1
     while scales < len(MSSSIM_WEIGHTS) and short > (_WINDOW - 1) << scales:
         scales += 1
-    weights = torch.tensor(MSSSIM_WEIGHTS[:scales], device=x.device)
-    weights = weights / weights.sum()
-    result = x.new_ones(x.shape[0], x.shape[1])
+    maps = []
     for scale in range(scales):
         mu_x, mu_y, xx, yy, xy = _blur(torch.stack((x, x_hat, x * x, x_hat * x_hat, x * x_hat)))
         var_x, var_y, cov = xx - mu_x * mu_x, yy - mu_y * mu_y, xy - mu_x * mu_y
         contrast = (2 * cov + _C2) / (var_x + var_y + _C2)
         if scale < scales - 1:
-            term = contrast.flatten(2).mean(dim=2)
+            maps.append(contrast)
             pad = [side % 2 for side in x.shape[2:]]
             x, x_hat = F.avg_pool2d(x, 2, padding=pad), F.avg_pool2d(x_hat, 2, padding=pad)
         else:
-            luminance = (2 * mu_x * mu_y + _C1) / (mu_x * mu_x + mu_y * mu_y + _C1)
-            term = (luminance * contrast).flatten(2).mean(dim=2)
-        # 0 where a mean is not positive, and there without the gradient of x^w, which is infinite at 0.
-        result = result * torch.where(term > 0, term.clamp_min(1e-8) ** weights[scale], 0.0)
-    return result.mean(dim=1)
+            maps.append((2 * mu_x * mu_y + _C1) / (mu_x * mu_x + mu_y * mu_y + _C1) * contrast)
+    return maps
 
 
 def mse(x: Tensor, x_hat: Tensor) -> Tensor:
@@ -129,3 +140,55 @@ def mixed_distortion(
         dissimilarity = dissimilarity.index_copy(0, chosen, 1.0 - msssim(x[chosen], x_hat[chosen].clamp(0.0, 1.0)))
         distortion = distortion + mix * msssim_weight * dissimilarity.nan_to_num()
     return squared, dissimilarity, distortion
+
+
+class PatchDistortion:
+    """The distortion of `mixed_distortion`, shared out to the patches that cause it.
+
+    The squared error is a sum over patches. MS-SSIM is a product of means over the picture, so a patch's share is taken
+    to first order around the first decoding that is measured: differences between two decodings are then right up to
+    the second order in the change, and their sum over patches is the change of the picture's own figure.
+
+    Args:
+        x: float32 [N, C, H, W] in [0, 1].
+        mix: float32 [N] on the CPU, 0 (MSE only) to 1 (MS-SSIM only).
+        side: of a patch in pixels; the grid starts at the top left.
+    """
+
+    def __init__(self, x: Tensor, mix: Tensor, side: int) -> None:
+        self._x, self._mix, self._side = x, mix.to(x.device), side
+        self._chosen = mix.nonzero().flatten().to(x.device)
+        self.rows, self.columns = -(-x.shape[2] // side), -(-x.shape[3] // side)
+        self._scales: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def __call__(self, x_hat: Tensor) -> Tensor:
+        """Decoded pictures, about [0, 1] -> float32 [N, rows, columns], meaningful in differences."""
+        x_hat = x_hat.clamp(0.0, 1.0)
+        squared = (self._x - x_hat).square().mean(dim=1, keepdim=True) * 255.0**2
+        total = (1.0 - self._mix)[:, None, None] * self._sums(squared, 1, 0)[:, 0] / squared[0].numel()
+        if not len(self._chosen):
+            return total
+        with torch.autocast(x_hat.device.type, enabled=False):
+            maps = _similarity_maps(self._x[self._chosen].float(), x_hat[self._chosen].float())
+        if self._scales is None:
+            means = [part.flatten(2).mean(dim=2).clamp_min(1e-3) for part in maps]
+            weights = _scale_weights(len(maps))
+            product = torch.stack([m**w for m, w in zip(means, weights)]).prod(dim=0)
+            self._scales = [w * product / m / part[0, 0].numel() for m, w, part in zip(means, weights, maps)]
+        similarity = sum(
+            (self._sums(part, 1 << k, _WINDOW // 2) * factor[:, :, None, None]).mean(dim=1)
+            for k, (part, factor) in enumerate(zip(maps, self._scales))
+        )
+        assert isinstance(similarity, Tensor)
+        weight = self._mix[self._chosen, None, None] * MSSSIM_LMBDA_RATIO
+        return total.index_add(0, self._chosen, -weight * similarity)
+
+    def _sums(self, part: Tensor, stride: int, offset: int) -> Tensor:
+        """Sums over the patches that the entries of a map belong to: [N, C, h, w] -> [N, C, rows, columns]."""
+        sides = []
+        for length, count in ((part.shape[2], self.rows), (part.shape[3], self.columns)):
+            centre = (torch.arange(length, device=part.device) + offset) * stride
+            owner = (centre // self._side).clamp_max(count - 1)
+            sides.append((owner[None] == torch.arange(count, device=part.device)[:, None]).to(part.dtype))
+        return sides[0] @ part @ sides[1].T

@@ -60,6 +60,17 @@ def choose_integer_backend(backend: str, device: torch.device | None) -> str:
     return "cpu" if _load_extension()[0] is not None else "torch"
 
 
+@functools.lru_cache(maxsize=8)
+def bf16_pays(device: torch.device) -> bool:
+    """Whether bfloat16 convolutions beat float32 ones here: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch before 2.10
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def int_conv(weight: npt.NDArray[np.int8], bias: npt.NDArray[np.int32], multiplier: npt.NDArray[np.float32]) -> Any:
     """A packed C++ integer convolution, see csrc/int_conv.h."""
     return extension().IntConv(

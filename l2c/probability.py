@@ -183,12 +183,14 @@ class Group:
         params: float32 [N, 3 K g, h, w] (or h = w = 1 for the prior): logits in nats, means in latents,
             log2 inverse scales per latent, each [K][g].
         inside: [N, 1, h, w], 1 where the position lies in the picture.
+        place: (channels, rows, columns) of the latents that the group covers; h and w can be one larger than that.
     """
 
     scale: int
     target: Tensor
     params: Tensor
     inside: Tensor
+    place: tuple[slice, slice, slice]
 
 
 class ProbabilityModel(nn.Module):
@@ -247,7 +249,9 @@ class ProbabilityModel(nn.Module):
         planes = integers.to(dtype)[..., None, None] / INPUT_SCALE  # [scales, N, planes, 1, 1]
 
         if self.prior is not None:
-            yield Group(num_scales, pyramid[-1][1], self.prior(planes[-1]).float(), pyramid[-1][2])
+            every = slice(None, None, 1 << num_scales)
+            params = self.prior(planes[-1]).float()
+            yield Group(num_scales, pyramid[-1][1], params, pyramid[-1][2], (slice(0, self.c), every, every))
         coarse = pyramid[-1][0]
         q = context.new_zeros(context.shape[0], self.config.width, *coarse.shape[2:], dtype=dtype)
         q = q.contiguous(memory_format=torch.channels_last)
@@ -269,7 +273,10 @@ class ProbabilityModel(nn.Module):
                     u = torch.cat([*itertools.chain(*filled), *itertools.chain(*available), plane_maps], dim=1)
                     params, q = self.steps[index](u, q, cell_inside)
                     start = sum(groups[:g])
-                    yield Group(scale, t_cells[p][:, start : start + size], params.float(), valid_maps[p])
+                    channels = slice(start, start + size)
+                    rows, columns = (slice(offset << scale, None, 2 << scale) for offset in POSITIONS[p])
+                    place = (channels, rows, columns)
+                    yield Group(scale, t_cells[p][:, channels], params.float(), valid_maps[p], place)
                     filled[p][g] = values[p][g] * valid_maps[p]
                     available[p][g] = valid_maps[p] * (AVAILABLE / INPUT_SCALE)
                     index += 1
@@ -338,3 +345,33 @@ def mixture_likelihood(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) 
     mass = torch.sigmoid(torch.where(flip, -low, high) * inv) - torch.sigmoid(torch.where(flip, -high, low) * inv)
     mixed = (torch.softmax(logits, dim=1) * mass).sum(dim=1)
     return mixed * ((65536.0 - 16.0) / 65536.0) + (step[:, 0] / 2**20)
+
+
+def neighbour_bits(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bits of each latent, and how they change where it rises or falls by one level: what moving it alone would cost.
+
+    Arguments as in `mixture_likelihood`, of which this is the negative logarithm at three levels, four sigmoids in all.
+
+    Returns:
+        bits at x, change at x + S, change at x - S: float32 [N, g, h, w]; infinite outside the range of levels.
+    """
+    logits, means, log2_inv = split_params(params, num_mixtures)
+    inv = torch.exp2(log2_inv.clamp(_LOG2_INV_SCALE_TOP - 255.0 / INV_SCALE_OCTAVE, _LOG2_INV_SCALE_TOP))
+    step = torch.exp2(8.0 - b.float())[:, None, None, None]
+    centred = x[:, None] - means
+    mirror = torch.where(centred > 0, -inv, inv)  # on the falling side sigmoid differences keep their precision
+    weights = torch.softmax(logits, dim=1)
+    sigmas = []
+    for k in (-3, -1, 1, 3):
+        edge = x + 0.5 * k * step  # the lowest level has no lower edge, the highest no upper one
+        shifted = (centred + (0.5 * k * step)[:, None]).masked_fill((edge >= 128.0 - step)[:, None], 1e4)
+        sigmas.append(torch.sigmoid(shifted.masked_fill((edge <= -128.0)[:, None], -1e4) * mirror))
+    bits = []
+    for low, high in itertools.pairwise(sigmas):
+        mixed = (weights * (high - low).abs()).sum(dim=1)
+        bits.append(-(mixed * ((65536.0 - 16.0) / 65536.0) + step / 2**20).log2())
+    below, here, above = bits
+    infinite = float("inf")
+    rise = (above - here).masked_fill(x >= 128.0 - 1.25 * step, infinite)
+    fall = (below - here).masked_fill(x <= -128.0 + 0.25 * step, infinite)
+    return here, rise, fall

@@ -1,7 +1,8 @@
-"""A target rate -> the quality that meets it.
+"""A target -> the quality that meets it, and the corrections of an adapted picture that hit it.
 
-In this version the quality is the only knob: a secant search over log(rate) against quality, started from the
-model's mean curve. Rate is monotone in quality up to small ripples, so the search keeps a bracket and its best file.
+`QualitySearch` is a secant search over log(rate) against quality, started from the model's mean curve. Rate is monotone
+in quality up to small ripples, so the search keeps a bracket and its best file. `MetricSearch` does the same for a
+PSNR or an MS-SSIM. `Correction` says by how many bits the latents of an adapted picture have to move.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from l2c.probability import MAX_QUALITY
 
 TOLERANCE = 0.01  # stop as soon as the file is at most this much below the target
 MAX_PROBES = 8
+MAX_CORRECTIONS = 8
 _FALLBACK_CURVE = ((0.0, 0.08), (MAX_QUALITY, 3.0))
 
 
@@ -82,6 +84,96 @@ class QualitySearch:
         if high is not None and guess >= high:
             guess = high - 10
         return min(max(guess, 0), MAX_QUALITY)
+
+
+@dataclass
+class MetricSearch:
+    """The least quality at which a figure in dB reaches a target; used as `QualitySearch` is.
+
+    Attributes:
+        target: dB, higher is better.
+        tolerance: dB that the found file may be better than asked.
+    """
+
+    target: float
+    tolerance: float = 0.02
+    values: dict[int, float] = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def best(self) -> int:
+        """The least quality that reaches the target, or the best figure where none does."""
+        good = [q for q, value in self.values.items() if value >= self.target]
+        return min(good) if good else max(self.values, key=lambda q: self.values[q])
+
+    @property
+    def next_quality(self) -> int | None:
+        """Quality 0..1000 to try next, None when done."""
+        if not self.values:
+            return MAX_QUALITY // 2
+        good = [q for q, value in self.values.items() if value >= self.target]
+        high = min(good, default=None)
+        low = max((q for q in self.values if self.values[q] < self.target and (high is None or q < high)), default=None)
+        if high is not None and (
+            self.values[high] <= self.target + self.tolerance or high == 0 or (low is not None and high - low <= 1)
+        ):
+            return None
+        if len(self.values) >= MAX_PROBES and high is not None:
+            return None
+        if high is None:
+            assert low is not None
+            return None if low == MAX_QUALITY else MAX_QUALITY if len(self.values) > 2 else min(MAX_QUALITY, low + 250)
+        if low is None:
+            return max(0, high - 250) if len(self.values) < 3 else 0
+        rise = self.target + 0.3 * self.tolerance - self.values[low]
+        share = rise / max(self.values[high] - self.values[low], 1e-6)
+        return min(max(round(low + share * (high - low)), low + 1), high - 1)
+
+    def report(self, quality: int, value: float, size_bytes: int) -> None:
+        """Tell the figure and the size of the file at a quality."""
+        self.values[quality], self.sizes[quality] = value, size_bytes
+
+    def bits_per_db(self) -> float:
+        """Relative growth of the rate for one more dB, around the target."""
+        near = sorted(self.values, key=lambda q: abs(self.values[q] - self.target))[:2]
+        if len(near) == 2 and abs(self.values[near[0]] - self.values[near[1]]) > 0.05:
+            growth = math.log(self.sizes[near[0]] / self.sizes[near[1]])
+            return min(max(growth / (self.values[near[0]] - self.values[near[1]]), 0.02), 0.5)
+        return 0.15
+
+
+def dissimilarity_db(similarity: float) -> float:
+    """MS-SSIM on the usual logarithmic scale, -10 log10(1 - m)."""
+    return -10.0 * math.log10(max(1.0 - similarity, 1e-9))
+
+
+@dataclass
+class Correction:
+    """By how much to change the bits of an adapted picture until its file has a size.
+
+    Attributes:
+        target_bytes: size that the file must not exceed.
+        predicted: change that the last correction promised, bits; set by the caller.
+        sizes: of the files so far.
+    """
+
+    target_bytes: float
+    predicted: float = 0.0
+    sizes: list[int] = field(default_factory=list)
+    _trust: float = 1.0
+
+    def next_change(self, size_bytes: int) -> float | None:
+        """Tell the size of the file as it is now. Returns the bits to change, negative: fewer; None: done."""
+        if self.sizes and self.predicted:
+            kept = 8.0 * (size_bytes - self.sizes[-1]) / self.predicted
+            self._trust = min(max(kept, 0.3), 3.0)
+        self.sizes.append(size_bytes)
+        low, high = (1.0 - TOLERANCE) * self.target_bytes, self.target_bytes
+        if low <= size_bytes <= high or len(self.sizes) > MAX_CORRECTIONS:
+            return None
+        aim = (1.0 - 0.4 * TOLERANCE) * self.target_bytes
+        change = 8.0 * (aim - size_bytes) / self._trust
+        return change if abs(change) >= 8.0 else math.copysign(8.0, change)
 
 
 def _interpolate(points: Sequence[tuple[float, float]], x: float) -> float:

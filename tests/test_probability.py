@@ -14,6 +14,7 @@ from l2c.probability import (
     compand,
     constant_planes,
     mixture_likelihood,
+    neighbour_bits,
     num_planes,
 )
 
@@ -51,6 +52,41 @@ def test_every_latent_is_coded_once() -> None:
         groups = list(model().groups(z, z, HEADER))
         assert sum(int(g.inside.sum()) * g.target.shape[1] for g in groups) == z.numel()
         assert len(groups) == 1 + 3 * len(CODING_ORDER) * 2
+
+
+def test_groups_say_which_latents_they_cover() -> None:
+    for height, width in ((1, 1), (2, 3), (9, 16), (13, 5)):
+        z = torch.arange(7.0 * height * width).view(1, 7, height, width)
+        canvas = torch.full_like(z, -1.0)
+        for group in model().groups(z, z, HEADER):
+            part = canvas[(slice(None), *group.place)]
+            assert (part == -1).all()
+            part.copy_(group.target[:, :, : part.shape[2], : part.shape[3]])
+        torch.testing.assert_close(canvas, z)
+
+
+@pytest.mark.parametrize("b", (8, 4, 1))
+def test_bits_of_neighbouring_levels(b: int) -> None:
+    """What a latent would cost one level up and down, the ends of the range included."""
+    torch.manual_seed(b)
+    params = torch.randn(1, 9, 40, 1) * torch.tensor([1.0] * 3 + [60.0] * 3 + [3.0] * 3).view(1, 9, 1, 1)
+    level, bits = 2.0 ** (8 - b), torch.tensor([b])
+
+    def cost(x: torch.Tensor) -> torch.Tensor:
+        return -mixture_likelihood(x, params, 3, bits).log2()
+
+    for value in {-128.0, -128.0 + level, 0.0, 128.0 - level}:
+        x = torch.full((1, 1, 40, 1), value)
+        here, rise, fall = neighbour_bits(x, params, 3, bits)
+        torch.testing.assert_close(here, cost(x), atol=2e-3, rtol=1e-3)
+        if value + level < 128:
+            torch.testing.assert_close(here + rise, cost(x + level), atol=2e-3, rtol=1e-3)
+        else:
+            assert bool((rise == float("inf")).all())
+        if value > -128:
+            torch.testing.assert_close(here + fall, cost(x - level), atol=2e-3, rtol=1e-3)
+        else:
+            assert bool((fall == float("inf")).all())
 
 
 def test_context_is_causal() -> None:

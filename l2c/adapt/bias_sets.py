@@ -1,17 +1,25 @@
-"""Choosing one of D's bias sets for every patch (L2C III-D): a short list by a quadratic model, or all of them."""
+"""Choosing one of D's bias sets for every patch (L2C III-D): a short list by a quadratic model, or all of them.
+
+`search_sets` is what the encoder runs: all patches of a picture in every pass, as maps (DESIGN 2, 5). `try_sets`
+decodes patches alone, as the paper does.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from l2c.adapt.latents import Regions
+from l2c.adapt.section import BIAS_PATCH, NO_SET
 from l2c.errors import ConfigError
-from l2c.metrics import mixed_distortion
-from l2c.networks import Adaptation, Transform, num_biases
+from l2c.metrics import MSSSIM_LMBDA_RATIO, PatchDistortion, mixed_distortion
+from l2c.networks import Adaptation, Grid, Transform, num_biases
 
-DEFAULT_INDEX = 255  # "no adaptation": D's own biases
+DEFAULT_INDEX = NO_SET  # "no adaptation": D's own biases
+_PRICE = 9.0  # bits that a patch's set costs in the file
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,86 @@ def try_sets(
         better = value < least
         best, least = torch.where(better, column, best), torch.where(better, value, least)
     return best, least
+
+
+def set_maps(sets: BiasSets, bands: Sequence[int], index: Tensor) -> Tensor:
+    """Bias changes of patches: index int64 [N, rows, columns], NO_SET for none -> float32 [N, B, rows, columns]."""
+    values = sets.values[list(bands)].to(index.device)  # [N, k, B]
+    padded = torch.cat((values, values.new_zeros(len(values), 1, values.shape[2])), dim=1)
+    rows = torch.where(index == NO_SET, values.shape[1], index).flatten(1)
+    picked = padded.gather(1, rows[:, :, None].expand(-1, -1, values.shape[2]))
+    return picked.transpose(1, 2).reshape(len(index), -1, *index.shape[1:])
+
+
+def search_sets(
+    transform: Transform,
+    regions: Regions,
+    z: Tensor,
+    sets: BiasSets,
+    bands: Sequence[int],
+    count: int,
+    go_on: Callable[[], bool] = lambda: True,
+) -> tuple[Tensor, Tensor] | None:
+    """The best of `count` bias sets for each 256x256 patch, after ranking all of them by gradient and curvature.
+
+    One pass with its gradient, `count` passes, and one in which every patch has its set: there a patch that gains
+    less than its index costs goes back to D's own biases.
+
+    Args:
+        regions: float32 pictures or tiles. z: float32 [N, c, h, w], their latents.
+        bands: of each region's quality.
+        go_on: asked before each pass.
+    Returns:
+        int64 [N, rows, columns], NO_SET where none pays; bits of lambda * pixels * D saved, float32 [N]. None where the
+        time did not even suffice for one set.
+    """
+    if not go_on():
+        return None
+    side = BIAS_PATCH // transform.s
+    grid = Grid(side, -regions.corner[0], -regions.corner[1])
+    measure = PatchDistortion(regions.x, regions.cond[:, 1].cpu(), BIAS_PATCH)
+    shape = (len(regions), measure.rows, measure.columns)
+    weight = (regions.lmbda * regions.pixels)[:, None, None]
+
+    def decoded(biases: Tensor) -> Tensor:
+        return regions.decode(transform, z, Adaptation(biases=biases, bias_grid=grid))
+
+    leaf = z.new_zeros(shape[0], num_biases(transform.decoder), *shape[1:], requires_grad=True)
+    with torch.enable_grad():
+        x_hat = decoded(leaf)
+        (gradient,) = torch.autograd.grad(regions.cost(x_hat).sum(), leaf)
+    values = sets.values[list(bands)].to(z.device)
+    predicted = torch.einsum("nkb,nbrc->nrck", values, gradient)
+    mix = regions.cond[:, 1]
+    curvature = sets.curvature[list(bands)].to(z.device)  # [N, k, 2], of a whole patch's mean
+    bend = (1.0 - mix)[:, None] * curvature[:, :, 0] + (mix * MSSSIM_LMBDA_RATIO)[:, None] * curvature[:, :, 1]
+    area = _areas(regions.x, BIAS_PATCH)
+    predicted += regions.lmbda[:, None, None, None] * area[None, :, :, None] * bend[:, None, None, :]
+    ranked = predicted.topk(min(count, values.shape[1]), dim=3, largest=False).indices
+    base = measure(x_hat.detach()) * weight
+    best, least = torch.full(shape, NO_SET, device=z.device), z.new_zeros(shape)
+    with torch.no_grad():
+        for column in ranked.unbind(dim=3):
+            if not go_on():
+                break
+            change = measure(decoded(set_maps(sets, bands, column))) * weight - base
+            better = change < least
+            best, least = torch.where(better, column, best), torch.where(better, change, least)
+        best = torch.where(least < -_PRICE, best, NO_SET)
+        if not bool((best != NO_SET).any()):
+            return best, z.new_zeros(len(regions))
+        joint = measure(decoded(set_maps(sets, bands, best))) * weight - base
+        best = torch.where(joint < -_PRICE, best, NO_SET)
+        return best, -(joint * (best != NO_SET)).sum(dim=(1, 2))
+
+
+def _areas(x: Tensor, side: int) -> Tensor:
+    """Pixels of each patch of pictures [N, 3, H, W]: float32 [rows, columns]."""
+    sides = [
+        torch.tensor([min(side, length - start) for start in range(0, length, side)], dtype=torch.float32)
+        for length in x.shape[2:]
+    ]
+    return (sides[0][:, None] * sides[1][None]).to(x.device)
 
 
 def _distortion(transform: Transform, x: Tensor, z: Tensor, cond: Tensor, biases: Tensor | None) -> Tensor:

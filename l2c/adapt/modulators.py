@@ -1,12 +1,20 @@
-"""Online adaptation of D's conditions, one per modulator and patch (OML 3.3, 5.2)."""
+"""Online adaptation of D's conditions, one per modulator and patch (OML 3.3, 5.2).
+
+`search_conditions` is what the encoder runs: all patches of a picture in every pass, as maps, in the steps of the file
+(1/64 in a byte; OML stores float16). `adapt_conditions` takes patches alone, as OML does.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from l2c.metrics import mixed_distortion
-from l2c.networks import Adaptation, Transform, num_modulators
+from l2c.adapt.latents import Regions
+from l2c.adapt.section import CONDITION_PATCH, CONDITION_UNIT
+from l2c.metrics import PatchDistortion, mixed_distortion
+from l2c.networks import Adaptation, Grid, Transform, num_modulators
 
 # OML 5.2 tries these on the raw lambda and the distortion itself. Ours move the normalised log lambda down the gradient
 # of log D: the same decades then cover moves from nothing to the whole range, at any rate and for both metrics.
@@ -67,6 +75,82 @@ def adapt_conditions(
         best, slope = (torch.where(improved[:, None, None], new, old) for new, old in ((at, best), (fresh, slope)))
         least, gamma = torch.where(improved, value, least), torch.where(improved, gamma, gamma / 2)
     return torch.cat((best, mix), dim=2), before, least
+
+
+def condition_maps(cond: Tensor, changes: Tensor) -> Tensor:
+    """Conditions of patches: cond float32 [N, 2], changes int8 [N, K, rows, columns] -> [N, K, 2, rows, columns]."""
+    own = cond[:, None, :, None, None].expand(-1, changes.shape[1], -1, *changes.shape[2:])
+    moved = own[:, :, 0] + changes.to(cond) * CONDITION_UNIT
+    return torch.stack((moved, own[:, :, 1]), dim=2)
+
+
+def search_conditions(
+    transform: Transform,
+    regions: Regions,
+    z: Tensor,
+    num_steps: int,
+    biases: Adaptation | None = None,
+    go_on: Callable[[], bool] = lambda: True,
+) -> tuple[Tensor, Tensor] | None:
+    """SGD on the K conditions of each 512x512 patch with OML's step sizes and halving (its 5.2), in whole units.
+
+    Args:
+        regions: pictures or tiles. z: float32 [N, c, h, w], their latents.
+        num_steps: SGD steps, at least 1.
+        biases: changes to D's biases that are in force.
+        go_on: asked before each pass.
+    Returns:
+        changes int8 [N, K, rows, columns] in CONDITION_UNIT, 0 where none pays; bits of lambda * pixels * D saved,
+        float32 [N]. None where there was no time for a step.
+    """
+    k = num_modulators(transform)
+    grid = Grid(CONDITION_PATCH // transform.s, -regions.corner[0], -regions.corner[1])
+    measure = PatchDistortion(regions.x, regions.cond[:, 1].cpu(), CONDITION_PATCH)
+    weight = (regions.lmbda * regions.pixels)[:, None, None]
+    shape = (len(regions), k, measure.rows, measure.columns)
+    force = biases if biases is not None else Adaptation()
+
+    def decoded(changes: Tensor) -> Tensor:
+        maps = condition_maps(regions.cond, changes)
+        return regions.decode(transform, z, Adaptation(maps, force.biases, grid, force.bias_grid))
+
+    def slope_at(changes: Tensor) -> tuple[Tensor, Tensor]:
+        """Cost of each patch, and the gradient of its logarithm per unit."""
+        leaf = changes.clone().requires_grad_()
+        with torch.enable_grad():
+            x_hat = decoded(leaf)
+            cost = regions.cost(x_hat)
+            (slope,) = torch.autograd.grad(cost.log().sum(), leaf)
+        return measure(x_hat.detach()) * weight, slope / CONDITION_UNIT**2
+
+    if not go_on():
+        return None
+    start = z.new_zeros(shape)
+    base, slope = slope_at(start)
+    best, least = start, base
+    gamma, trial = torch.full_like(base, STEP_SIZES[0]), torch.full_like(base, float("inf"))
+    for size in STEP_SIZES:
+        if not go_on():
+            return None
+        with torch.no_grad():
+            value = measure(decoded(_units(start - size * slope))) * weight
+        better = value < trial
+        trial, gamma = torch.where(better, value, trial), torch.where(better, size, gamma)
+    for _ in range(num_steps):
+        if not go_on():
+            break
+        at = _units(best - gamma[:, None] * slope)
+        value, fresh = slope_at(at)
+        improved = value < least
+        best, slope = (torch.where(improved[:, None], new, old) for new, old in ((at, best), (fresh, slope)))
+        least, gamma = torch.where(improved, value, least), torch.where(improved, gamma, gamma / 2)
+    pays = base - least > 8.0 * k + 1.0
+    best = torch.where(pays[:, None], best, 0.0)
+    return best.to(torch.int8), ((base - least) * pays).sum(dim=(1, 2))
+
+
+def _units(changes: Tensor) -> Tensor:
+    return changes.round().clamp(-127.0, 127.0)
 
 
 def _float16(values: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ All heavy layers work at H/s, so the cost per pixel is small: see `l2c.networks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2c.config import TransformConfig
-from l2c.networks.adaptation import Adaptation, BiasReader, layer_condition
+from l2c.networks.adaptation import Adaptation, Adapter
 from l2c.networks.modulators import Modulator, log_lmbda
 
 _PIXEL_SCALE = 255.0
@@ -40,9 +41,10 @@ class ResidualBlock(nn.Module):
         with torch.no_grad():
             self.conv2.weight.mul_(0.3)
 
-    def forward(self, x: Tensor, shift: BiasReader | None = None) -> Tensor:
+    def forward(self, x: Tensor, shift: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """[N, C, h, w] -> the same shape; `shift` changes both biases."""
-        shift = shift or BiasReader(None)
+        if shift is None:
+            return x + self.conv2(F.leaky_relu(self.conv1(x), 0.1))
         return x + shift(self.conv2(F.leaky_relu(shift(self.conv1(x)), 0.1)))
 
 
@@ -207,11 +209,12 @@ class BlockDecoder(nn.Module):
         Returns:
             float32 [N, 3, s h, s w], about [0, 1] (not clamped).
         """
-        shift = BiasReader(adaptation.biases if adaptation is not None else None)
+        adapter = Adapter(adaptation, cond, y_hat.shape[2])
+        shift = adapter.shift
         scaled = y_hat / self.gain(cond)
         x = F.leaky_relu(shift(self.first(scaled * self.whitening[:, : self.c])), 0.1)
         for index, block in enumerate(self.blocks):
-            x = self.mods[index](block(x, shift), layer_condition(cond, adaptation, index))
+            x = adapter.modulate(self.mods[index], block(x, shift), index)  # type: ignore[arg-type]
         delta = shift(self.head(x)).float() / self.whitening
         if self.local_gain is not None:
             scaled = scaled * self.local_gain(x)
@@ -220,6 +223,6 @@ class BlockDecoder(nn.Module):
             out = F.pixel_shuffle(self.transform(coefficients), self.s) * (1.0 / _PIXEL_SCALE) + 0.5
         if self.up is not None:
             fine = F.leaky_relu(F.pixel_shuffle(shift(self.up(x)), 2), 0.1)
-            fine = self.mods[-1](self.fine_block(fine, shift), layer_condition(cond, adaptation, len(self.blocks)))
+            fine = adapter.modulate(self.mods[-1], self.fine_block(fine, shift), len(self.blocks))  # type: ignore[arg-type]
             out = out + F.pixel_shuffle(shift(self.last(fine)), self.s // 2).float()
         return out

@@ -5,11 +5,13 @@ Parameter counts with 192 channels and c = 8: E 1.61 M, I 1.60 M, D 2.69 M, as p
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2c.config import TransformConfig
-from l2c.networks.adaptation import Adaptation, BiasReader, layer_condition
+from l2c.networks.adaptation import Adaptation, Adapter
 from l2c.networks.modulators import Modulator
 
 
@@ -21,9 +23,10 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, shift: BiasReader | None = None) -> Tensor:
+    def forward(self, x: Tensor, shift: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """[N, C, h, w] -> the same shape; `shift` changes both biases."""
-        shift = shift or BiasReader(None)
+        if shift is None:
+            return x + self.conv2(F.relu(self.conv1(x)))
         return x + shift(self.conv2(F.relu(shift(self.conv1(x)))))
 
 
@@ -89,13 +92,13 @@ class PaperDecoder(nn.Module):
 
         `adaptation` changes the biases and the modulators' conditions.
         """
-        shift = BiasReader(adaptation.biases if adaptation is not None else None)
-        conds = [layer_condition(cond, adaptation, index) for index in range(len(self.mods))]
-        x = self._modulate(F.relu(shift(self.head(y_hat / 64.0))), conds, 0)
+        adapter = Adapter(adaptation, cond, y_hat.shape[2])
+        shift = adapter.shift
+        x = self._modulate(adapter, F.relu(shift(self.head(y_hat / 64.0))), 0)
         for index, block in enumerate(self.blocks):
-            x = self._modulate(block(x, shift), conds, 1 + index)
-        x = self._modulate(F.relu(F.pixel_shuffle(shift(self.up(x)), 2)), conds, 3)
+            x = self._modulate(adapter, block(x, shift), 1 + index)
+        x = self._modulate(adapter, F.relu(F.pixel_shuffle(shift(self.up(x)), 2)), 3)
         return F.pixel_shuffle(shift(self.last(x)), 2).float() + 0.5
 
-    def _modulate(self, x: Tensor, conds: list[Tensor], index: int) -> Tensor:
-        return self.mods[index](x, conds[index]) if conds else x
+    def _modulate(self, adapter: Adapter, x: Tensor, index: int) -> Tensor:
+        return adapter.modulate(self.mods[index], x, index) if len(self.mods) else x  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ from l2c.config import ModelConfig
 from l2c.errors import ConfigError, ImageError, TrainingError
 from l2c.images import L2CWarning
 from l2c.metrics import mse, msssim, psnr
+from l2c.ops import bf16_pays
 from l2c.probability import MAX_MU
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import LossConfig, StageConfig, TrainConfig, recipe_json
@@ -43,7 +44,7 @@ from l2c.train.losses import Conditions, LossParts, Networks, quantised_latents
 from l2c.train.parallel import Parallel
 from l2c.train.perceptual import VGG16Features, load_vgg16
 from l2c.train.records import Records, machine, write_json
-from l2c.train.speed import bf16_pays, convolution_peak
+from l2c.train.speed import convolution_peak
 
 try:
     import fcntl

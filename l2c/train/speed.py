@@ -10,16 +10,6 @@ import torch.nn.functional as F
 _SECONDS = 0.4
 
 
-def bf16_pays(device: torch.device) -> bool:
-    """Whether bfloat16 convolutions beat float32 ones here: GPUs from Ampere on, CPUs with AVX512-BF16 or AMX."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if not hasattr(torch.cpu, "get_capabilities"):  # PyTorch before 2.10
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
 def convolution_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations per second of a 3x3 convolution 192 -> 192 on [4, 192, 48, 48], channels-last.
 

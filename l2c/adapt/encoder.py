@@ -1,0 +1,250 @@
+"""Adapting whole pictures: tiles are cut, searched in batches, and put together again.
+
+A tile is the unit of the search because P and the coder stop at its borders, so its rate is its own. D sees a tile
+with a margin of its neighbours' unadapted latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from l2c.adapt.bias_sets import BiasSets, search_sets, set_maps
+from l2c.adapt.effort import Effort
+from l2c.adapt.latents import LatentSearch, Regions, correct_rate
+from l2c.adapt.modulators import search_conditions
+from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, SECTION_OVERHEAD, PatchChanges, grid_shape
+from l2c.networks import Adaptation, Grid, Transform, num_modulators
+from l2c.probability import MAX_QUALITY, ProbabilityModel
+
+_BATCH_PIXELS = 1 << 20  # regions of one shape share a pass up to this many pixels
+
+Box = tuple[int, int, int, int]
+
+
+@dataclass
+class Subject:
+    """One picture to adapt.
+
+    Attributes:
+        pixels: uint8 [H, W, 3].
+        y: float32 [c, h, w], masked latents before Q, on the CPU.
+        kept: bool [c, h, w], the mask, or None.
+        boxes: (top, left, bottom, right) of its tiles in latents.
+        cond: float32 [1, 2]. lmbda: the raw trade-off. header: quality, mu, b.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    y: Tensor
+    kept: Tensor | None
+    boxes: list[Box]
+    cond: Tensor
+    lmbda: float
+    header: tuple[int, int, int]
+
+
+@dataclass
+class Adapted:
+    """What the search made of a picture.
+
+    Attributes:
+        parts: (search, number of the region in it, box) of every tile.
+        changes: to D.
+        saved_cost: what those changes save, in bits of lambda * pixels * D, by the encoder's own measurement.
+    """
+
+    subject: Subject
+    parts: list[tuple[LatentSearch, int, Box]] = field(default_factory=list)
+    changes: PatchChanges = field(default_factory=PatchChanges)
+    saved_cost: float = 0.0
+
+    def symbols(self) -> npt.NDArray[np.uint8]:
+        """uint8 [c, h, w] as the coder takes them."""
+        canvas = np.empty(tuple(self.subject.y.shape), dtype=np.uint8)
+        for search, i, (top, left, bottom, right) in self.parts:
+            canvas[:, top:bottom, left:right] = search.symbols()[i].cpu().numpy()
+        return canvas
+
+    def correct(self, change: float) -> float:
+        """Change the bits by about so many; see `latents.correct_rate`."""
+        return correct_rate([(search, i) for search, i, _ in self.parts], change)
+
+    def report(self) -> dict[str, float | int]:
+        """Figures for people: rate and distortion before and after, iterations, patches with changes."""
+        before = sum(float(search.start_bits[i]) for search, i, _ in self.parts)
+        after = sum(float(search.bits[i]) for search, i, _ in self.parts)
+        cost = [sum(float(side[i]) for side, i in sides) for sides in (
+            [(search.start_cost, i) for search, i, _ in self.parts],
+            [(search.cost, i) for search, i, _ in self.parts],
+        )]  # fmt: skip
+        pixels = self.subject.pixels.shape[0] * self.subject.pixels.shape[1]
+        sets, conditions = self.changes.sets, self.changes.conditions
+        return {
+            "iterations": max(search.iterations for search, _, _ in self.parts),
+            "passes": max(search.passes for search, _, _ in self.parts),
+            "bpp_before": before / pixels,
+            "bpp_after": after / pixels,
+            "distortion_before": cost[0] / self.subject.lmbda / pixels,
+            "distortion_after": (cost[1] - self.saved_cost) / self.subject.lmbda / pixels,
+            "objective_gain_percent": 100.0 * (before + cost[0] - after - cost[1] + self.saved_cost) / before,
+            "patches_with_bias_set": 0 if sets is None else int((sets != NO_SET).sum()),
+            "patches_with_conditions": 0 if conditions is None else int(conditions.any(axis=0).sum()),
+        }
+
+
+class Progress:
+    """Counts the work of a whole batch and knows when to stop.
+
+    Args:
+        total: units of work in all.
+        tell: called with the share done (0..1) and the name of the stage.
+        out_of_time: asked before every unit.
+    """
+
+    def __init__(self, total: float, tell: Callable[[float, str], None], out_of_time: Callable[[], bool]) -> None:
+        self._total, self._tell, self._out_of_time = max(total, 1.0), tell, out_of_time
+        self._done = 0.0
+
+    def unit(self, stage: str, amount: float = 1.0) -> bool:
+        """Another unit begins: whether there is time for it."""
+        if self._out_of_time():
+            return False
+        self._tell(min(1.0, self._done / self._total), stage)
+        self._done += amount
+        return True
+
+
+def adapt(
+    transform: Transform,
+    probability: ProbabilityModel,
+    bias_sets: BiasSets | None,
+    subjects: Sequence[Subject],
+    effort: Effort,
+    device: torch.device,
+    tell: Callable[[float, str], None],
+    out_of_time: Callable[[], bool],
+) -> list[Adapted]:
+    """Search the latents of pictures, then choose changes to D; equal tiles of all pictures share every pass.
+
+    Must not run in inference mode. The work is `effort`'s unless the time runs out: then what was found so far is kept.
+    """
+    results = [Adapted(subject) for subject in subjects]
+    groups: dict[tuple[int, ...], list[tuple[int, Box]]] = {}
+    for number, subject in enumerate(subjects):
+        for box in subject.boxes:
+            pixels, surround, corner = _frame(transform, subject, box)
+            seen = (0, 0) if surround is None else (surround[2] - surround[0], surround[3] - surround[1])
+            shape = (pixels[2] - pixels[0], pixels[3] - pixels[1])
+            groups.setdefault((*shape, *seen, *corner), []).append((number, box))
+    batches: list[list[tuple[int, Box]]] = []
+    for key, members in groups.items():
+        most = max(1, _BATCH_PIXELS // max(1, key[0] * key[1]))
+        batches += [members[k : k + most] for k in range(0, len(members), most)]
+    each = effort.iterations + (effort.sets + 3 if effort.sets else 0) + (effort.steps + 8 if effort.steps else 0)
+    progress = Progress(float(len(batches) * each), tell, out_of_time)
+    for batch in batches:
+        regions = _regions(transform, subjects, batch, device)
+        search = LatentSearch(transform, probability, regions)
+        search.run(effort.iterations, lambda: progress.unit("latents"))
+        for i, (number, box) in enumerate(batch):
+            results[number].parts.append((search, i, box))
+        _change_decoder(transform, bias_sets, search, batch, results, effort, progress)
+    for result in results:  # what costs more than it saves as a whole is left out
+        if result.saved_cost <= 8.0 * (len(result.changes.pack()) + SECTION_OVERHEAD):
+            result.changes, result.saved_cost = PatchChanges(), 0.0
+    tell(1.0, "adapted")
+    return results
+
+
+def _change_decoder(
+    transform: Transform,
+    bias_sets: BiasSets | None,
+    search: LatentSearch,
+    batch: list[tuple[int, Box]],
+    results: list[Adapted],
+    effort: Effort,
+    progress: Progress,
+) -> None:
+    """Bias sets and conditions for the patches of these regions."""
+    regions, s = search.regions, transform.s
+    biases = None
+    if effort.sets and bias_sets is not None:
+        bands = [bias_sets.band(int(quality), MAX_QUALITY) for quality in regions.header[:, 0]]
+        chosen = search_sets(transform, regions, search.z, bias_sets, bands, effort.sets, lambda: progress.unit("sets"))
+        if chosen is not None:
+            grid = Grid(BIAS_PATCH // s, -regions.corner[0], -regions.corner[1])
+            biases = Adaptation(biases=set_maps(bias_sets, bands, chosen[0]), bias_grid=grid)
+            _store(results, batch, "sets", chosen[0], chosen[1], BIAS_PATCH // s)
+    if effort.steps and num_modulators(transform):
+        found = search_conditions(
+            transform, regions, search.z, effort.steps, biases, lambda: progress.unit("modulators")
+        )
+        if found is not None:
+            _store(results, batch, "conditions", found[0], found[1], CONDITION_PATCH // s)
+
+
+def _store(
+    results: list[Adapted], batch: list[tuple[int, Box]], name: str, values: Tensor, saved: Tensor, side: int
+) -> None:
+    """Write patches of tiles [N, ..., rows, columns] into the maps of their pictures."""
+    for i, (number, (top, left, _, _)) in enumerate(batch):
+        result, part = results[number], values[i].cpu().numpy()
+        height, width = result.subject.pixels.shape[:2]
+        maps = {"sets": result.changes.sets, "conditions": result.changes.conditions}
+        mine = maps[name]
+        if mine is None:
+            patch = BIAS_PATCH if name == "sets" else CONDITION_PATCH
+            shape = (*part.shape[:-2], *grid_shape(width, height, patch))
+            mine = np.full(shape, NO_SET, np.uint8) if name == "sets" else np.zeros(shape, np.int8)
+        rows, columns = part.shape[-2:]
+        mine[..., top // side : top // side + rows, left // side : left // side + columns] = part
+        maps[name] = mine
+        result.changes = PatchChanges(maps["sets"], maps["conditions"])  # type: ignore[arg-type]
+        result.saved_cost += float(saved[i])
+
+
+def _frame(transform: Transform, subject: Subject, box: Box) -> tuple[Box, Box | None, tuple[int, int]]:
+    """Pixels of a tile, the latents that D sees with it (None: the whole picture), and where it lies in them."""
+    s, (height, width) = transform.s, subject.pixels.shape[:2]
+    top, left, bottom, right = box
+    pixels = (top * s, left * s, min(height, bottom * s), min(width, right * s))
+    if len(subject.boxes) == 1:
+        return pixels, None, (0, 0)
+    halo = -(-transform.decoder.receptive_halo_px // s)
+    t, l = max(0, top - halo), max(0, left - halo)
+    surround = (t, l, min(subject.y.shape[1], bottom + halo), min(subject.y.shape[2], right + halo))
+    return pixels, surround, (top - t, left - l)
+
+
+def _regions(
+    transform: Transform, subjects: Sequence[Subject], batch: list[tuple[int, Box]], device: torch.device
+) -> Regions:
+    x, y, kept, around, corner = [], [], [], [], (0, 0)
+    for number, box in batch:
+        subject = subjects[number]
+        pixels, surround, corner = _frame(transform, subject, box)
+        x.append(torch.from_numpy(subject.pixels[pixels[0] : pixels[2], pixels[1] : pixels[3]].copy()))
+        y.append(subject.y[:, box[0] : box[2], box[1] : box[3]])
+        if subject.kept is not None:
+            kept.append(subject.kept[:, box[0] : box[2], box[1] : box[3]])
+        if surround is not None:
+            part, b = subject.y[:, surround[0] : surround[2], surround[1] : surround[3]], subject.header[2]
+            level, half = float(1 << (8 - b)), float(1 << (b - 1))
+            around.append((part / level).round().clamp(-half, half - 1) * level)
+    members = [subjects[number] for number, _ in batch]
+    stacked = torch.stack(x).to(device).permute(0, 3, 1, 2).float() / 255.0
+    return Regions(
+        stacked.contiguous(memory_format=torch.channels_last),
+        torch.stack(y).to(device).contiguous(memory_format=torch.channels_last),
+        torch.stack(kept).to(device) if kept else None,
+        torch.cat([subject.cond.to(device) for subject in members]),
+        torch.tensor([subject.header for subject in members]),
+        torch.tensor([subject.lmbda for subject in members], dtype=torch.float32, device=device),
+        torch.stack(around).to(device) if around else None,
+        corner,
+    )

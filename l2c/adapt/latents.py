@@ -1,0 +1,350 @@
+"""Latent overfitting (L2C III-C): change the quantised latents of a picture until rate and distortion are least.
+
+The paper follows the straight-through gradient of Eq. 8 for ten steps. We use the same gradient differently, because
+latents are integers: a latent can only rise or fall by one level, and what that changes is known well. Its own bits
+change by what the mixture says at the neighbouring level (exact, `probability.neighbour_bits`); the distortion changes
+by the gradient through D times the move plus half the curvature; the bits of the latents that are coded after it
+change by the gradient through P's context. So every iteration
+
+1. decodes and takes both gradients, averaged with those of the iterations before;
+2. predicts the change of J = lambda * pixels * D + beta * bits for each latent's rise and fall;
+3. makes the best of the moves that lower J, a share of them only, for they act on each other;
+4. keeps or takes back: a region (picture or tile) whose J rose returns to its best latents with more damping on its
+   curvature, and one whose J fell as predicted goes on with less (Levenberg and Marquardt's rule).
+
+At equal iterations this gains three to five times what the straight-through gradient does (docs/ADAPTATION.md).
+The curvature of a channel needs no second derivative: rounding has just moved every latent off the encoder's float
+value by a known amount, so the regression of the gradient on that amount measures it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from l2c import ops
+from l2c.metrics import mixed_distortion
+from l2c.networks import Adaptation, Transform
+from l2c.probability import ProbabilityModel, neighbour_bits
+
+_SHARE = 0.3  # of the moves that promise a gain, how many an iteration makes
+_MEMORY = 0.5  # weight of the gradients before
+_CONTEXT = 0.5  # trust in the gradient through P's context, which is far from linear over a whole level
+_DAMPING = 1.5  # on the curvature, at the start
+_STEEP = 0.5  # share of a slope that the curvature takes back over a level at least: no latent is wrong by more
+_MORE, _LESS = 2.0, 0.75  # its change after an iteration that failed, or came out as predicted
+_MOST_DAMPING = 60.0
+_LEAST_GAIN = 2e-4  # of J: a region that gains less than this ...
+_PATIENCE = 3  # ... this many times in a row has converged
+_LEAST_SAVING = 0.05  # bits (of rate or cost) that a correction's move must promise
+_HIGHEST_PRICE = 16.0
+_RIDGE = 1.0  # squared levels of rounding at the mean curvature that are mixed into each channel's regression
+_LOCAL_RIDGE = 0.5  # likewise for each place
+_NEARBY = 5  # latents a side over which a place's sensitivity is measured
+
+
+@dataclass
+class Regions:
+    """Pictures or tiles of one shape that are searched together.
+
+    Attributes:
+        x: float32 [N, 3, H, W] in [0, 1], the pixels.
+        y: float32 [N, c, h, w], E's latents before Q, masked; h = ceil(H / s), w = ceil(W / s).
+        kept: bool [N, c, h, w], the mask of L2C Eq. 2: where it is off the latent stays zero; None: on everywhere.
+        cond: float32 [N, 2] from `networks.condition`.
+        header: int64 [N, 3], quality, mu and b, on the CPU.
+        lmbda: float32 [N], the raw trade-off.
+        surround: float32 [N, c, h', w'], latents around and including the region, which D sees as well; None: the
+            region is the whole picture.
+        corner: row and column of the region in `surround`.
+    """
+
+    x: Tensor
+    y: Tensor
+    kept: Tensor | None
+    cond: Tensor
+    header: Tensor
+    lmbda: Tensor
+    surround: Tensor | None = None
+    corner: tuple[int, int] = (0, 0)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def pick(self, members: Tensor) -> Regions:
+        """Some of the regions: members int64 [n]."""
+        if len(members) == len(self):
+            return self
+        kept = None if self.kept is None else self.kept[members]
+        surround = None if self.surround is None else self.surround[members]
+        there = members.to(self.header.device)
+        return Regions(
+            self.x[members], self.y[members], kept, self.cond[members], self.header[there], self.lmbda[members],
+            surround, self.corner,
+        )  # fmt: skip
+
+    @property
+    def pixels(self) -> int:
+        """Of each region."""
+        return self.x.shape[2] * self.x.shape[3]
+
+    def decode(self, transform: Transform, z: Tensor, adaptation: Adaptation | None = None) -> Tensor:
+        """D on latents z [N, c, h, w] of the regions, in what surrounds them: float32 [N, 3, H, W], not clamped."""
+        top, left = self.corner
+        seen = z
+        if self.surround is not None:
+            seen = self.surround.clone()
+            seen[:, :, top : top + z.shape[2], left : left + z.shape[3]] = z
+        x_hat = transform.decoder(seen.contiguous(memory_format=torch.channels_last), self.cond, adaptation)
+        s, (height, width) = transform.s, self.x.shape[2:]
+        return x_hat[:, :, top * s : top * s + height, left * s : left * s + width].float()
+
+    def cost(self, x_hat: Tensor) -> Tensor:
+        """lambda * pixels * D (`metrics.mixed_distortion`), in bits: float32 [N], differentiable in x_hat."""
+        distortion = mixed_distortion(self.x, x_hat.clamp(0.0, 1.0), self.cond[:, 1].cpu())[2]
+        return self.lmbda * self.pixels * distortion
+
+
+@dataclass
+class _Terms:
+    """What one pass tells: bits and cost float32 [N]; slopes of cost and of the bits that follow in context, changes of
+    a latent's own bits where it rises and falls, float32 [N, c, h, w], all per level."""
+
+    bits: Tensor
+    cost: Tensor
+    cost_slope: Tensor
+    bits_slope: Tensor
+    rise: Tensor
+    fall: Tensor
+
+    def put(self, members: Tensor, new: _Terms, chosen: Tensor, memory: float) -> None:
+        """Take over the rows of `new` (of `members`) that are chosen, and average the slopes of all of them."""
+        to = members[chosen]
+        self.bits[to], self.cost[to] = new.bits[chosen], new.cost[chosen]
+        self.rise[to], self.fall[to] = new.rise[chosen], new.fall[chosen]
+        for mine, its in ((self.cost_slope, new.cost_slope), (self.bits_slope, new.bits_slope)):
+            mine[members] = memory * mine[members] + (1.0 - memory) * its
+
+
+class LatentSearch:
+    """The search of some regions; see the module. The best latents so far are always at hand.
+
+    Args:
+        transform, probability: networks without gradients of their own.
+        regions: what to code.
+        autocast: bfloat16 in the networks; None: where the device is fast at it.
+        beta: weight of the bits in J, float32 [N]; None: 1.
+    """
+
+    def __init__(
+        self,
+        transform: Transform,
+        probability: ProbabilityModel,
+        regions: Regions,
+        *,
+        autocast: bool | None = None,
+        beta: Tensor | None = None,
+    ) -> None:
+        self.transform, self.probability, self.regions = transform, probability, regions
+        device = regions.x.device
+        self.autocast = ops.bf16_pays(device) if autocast is None else autocast
+        b = regions.header[:, 2].to(device)
+        self._b = b
+        self._level = torch.exp2(8.0 - b.float())[:, None, None, None]
+        half = torch.exp2(b.float() - 1.0)[:, None, None, None]
+        levels = (regions.y / self._level).round()
+        self.z = torch.minimum(torch.maximum(levels, -half), half - 1.0) * self._level
+        self.beta = regions.x.new_ones(len(regions)) if beta is None else beta.to(device)
+        self.passes = 0
+        self.iterations = 0
+        self._terms = self._measure(regions, self.z, b)
+        self.start_bits, self.start_cost = self._terms.bits.clone(), self._terms.cost.clone()
+        self.curvature = self._curvature()
+        self.damping = regions.x.new_full((len(regions),), _DAMPING)
+        self._idle = torch.zeros(len(regions), dtype=torch.int64, device=device)
+
+    @property
+    def bits(self) -> Tensor:
+        """Of the best latents, under the float P: float32 [N]."""
+        return self._terms.bits
+
+    @property
+    def cost(self) -> Tensor:
+        """lambda * pixels * D of the best latents, in bits: float32 [N]."""
+        return self._terms.cost
+
+    def symbols(self) -> Tensor:
+        """The best latents as the coder takes them: uint8 [N, c, h, w]."""
+        half = torch.exp2(self._b.float() - 1.0)[:, None, None, None]
+        return (self.z / self._level + half).to(torch.uint8)
+
+    def run(self, iterations: int, go_on: Callable[[], bool] = lambda: True) -> None:
+        """Search on. `go_on` is asked before every iteration, for time limits and progress."""
+        for _ in range(iterations):
+            members = ((self._idle < _PATIENCE) & (self.damping < _MOST_DAMPING)).nonzero().flatten()
+            if not len(members) or not go_on():
+                break
+            self._iterate(members)
+
+    def _iterate(self, members: Tensor) -> None:
+        self.iterations += 1
+        gain, rises = self._gains(members)
+        moved, predicted = _best_share(gain, _SHARE)
+        z = self._moved(members, moved, rises)
+        new = self._measure(self.regions.pick(members), z, self._b[members])
+        old = self.beta[members] * self._terms.bits[members] + self._terms.cost[members]
+        change = self.beta[members] * new.bits + new.cost - old
+        better = change < 0
+        ratio = change / predicted.clamp_max(-1e-6)
+        factor = torch.where(ratio > 0.5, _LESS, torch.where(ratio > 0.2, 1.0, math.sqrt(_MORE)))
+        factor = torch.where(better, factor, _MORE)
+        nothing = ~moved.flatten(1).any(dim=1)  # so much damping that no move promises anything
+        self.damping[members] *= torch.where(nothing, 0.5, factor)
+        idle = nothing | (better & (change > -_LEAST_GAIN * old.abs()))
+        self._idle[members] += idle.long()
+        self._idle[members[better & ~idle]] = 0
+        self.z[members[better]] = z[better]
+        self._terms.put(members, new, better, _MEMORY)
+
+    def offers(self, i: int, sign: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What each latent of region i could do to change the bits in the direction of `sign`.
+
+        Returns:
+            price of the better of its two moves: cost per bit saved, or bits per cost saved; change of the bits;
+            whether the move is on offer at all; whether it is the rise. All [c, h, w].
+        """
+        t = self._terms
+        slope, context = t.cost_slope[i], _CONTEXT * t.bits_slope[i]
+        bend = self.damping[i] * torch.maximum(0.5 * self.curvature[i], _STEEP * slope.abs())
+        prices, amounts = [], []
+        for own, direction in ((t.rise[i], 1.0), (t.fall[i], -1.0)):
+            bits, cost = own + direction * context, direction * slope + bend
+            saved, paid = (-bits, cost) if sign < 0 else (-cost, bits)
+            offered = (saved > _LEAST_SAVING) if sign < 0 else (saved > _LEAST_SAVING) & (paid > 0)
+            prices.append(torch.where(offered & bits.isfinite(), paid / saved, float("inf")))
+            amounts.append(bits)
+        rises = prices[0] < prices[1]
+        price = torch.minimum(prices[0], prices[1])
+        if self.regions.kept is not None:
+            price = price.masked_fill(~self.regions.kept[i], float("inf"))
+        return price, torch.where(rises, amounts[0], amounts[1]), price <= _HIGHEST_PRICE, rises
+
+    def force(self, i: int, moved: Tensor, rises: Tensor) -> None:
+        """Make these moves of region i, whatever they do to J; what was moved is not offered again."""
+        level = self._level[i]
+        self.z[i] = torch.where(moved, self.z[i] + torch.where(rises, level, -level), self.z[i])
+        for change in (self._terms.rise, self._terms.fall):
+            change[i].masked_fill_(moved, float("inf"))
+
+    def _gains(self, members: Tensor) -> tuple[Tensor, Tensor]:
+        """Predicted change of J of each latent's better move [n, c, h, w], and whether it is the rise."""
+        t = self._terms
+        beta = self.beta[members][:, None, None, None]
+        slope = t.cost_slope[members]
+        bend = self.damping[members][:, None, None, None] * torch.maximum(
+            0.5 * self.curvature[members], _STEEP * slope.abs()
+        )
+        slope = slope + beta * _CONTEXT * t.bits_slope[members]
+        rise = beta * t.rise[members] + slope + bend
+        fall = beta * t.fall[members] - slope + bend
+        gain = torch.minimum(rise, fall)
+        kept = self.regions.kept
+        if kept is not None:
+            gain = gain.masked_fill(~kept[members], float("inf"))
+        return gain, rise < fall
+
+    def _moved(self, members: Tensor, moved: Tensor, rises: Tensor) -> Tensor:
+        level = self._level[members]
+        step = torch.where(rises, level, -level)
+        return torch.where(moved, self.z[members] + step, self.z[members])
+
+    def _measure(self, regions: Regions, z: Tensor, b: Tensor) -> _Terms:
+        """Rate, distortion and their derivatives at latents z [n, c, h, w]."""
+        self.passes += 1
+        level = torch.exp2(8.0 - b.float())[:, None, None, None]
+        leaf = z.detach().clone().requires_grad_()
+        rise, fall = (torch.zeros(z.shape, dtype=z.dtype, device=z.device) for _ in range(2))
+        with torch.enable_grad():
+            with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+                x_hat = regions.decode(self.transform, leaf)
+            cost = regions.cost(x_hat)
+            (cost_slope,) = torch.autograd.grad(cost.sum(), leaf)
+            del x_hat
+            bits = z.new_zeros(len(z))
+            with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+                for group in self.probability.groups(leaf, z, regions.header):
+                    target, params = group.target.float(), group.params
+                    own, up, down = neighbour_bits(target, params, self.probability.config.num_mixtures, b)
+                    bits = bits + (own * group.inside).flatten(1).sum(dim=1)
+                    for canvas, value in ((rise, up), (fall, down)):
+                        part = canvas[(slice(None), *group.place)]
+                        part.copy_(value.detach()[:, :, : part.shape[2], : part.shape[3]])
+            (bits_slope,) = torch.autograd.grad(bits.sum(), leaf)
+        if self.probability.prior is None:
+            stride = 1 << self.probability.config.num_scales
+            bits = bits + b * z[:, :, ::stride, ::stride][0].numel()
+        return _Terms(bits.detach(), cost.detach(), cost_slope * level, bits_slope * level, rise, fall)
+
+    def _curvature(self) -> Tensor:
+        """Second derivative of the cost per level, [N, c, h, w]: the regression of the slope on the rounding error.
+
+        One factor per channel times one per place: MS-SSIM is many times more sensitive in flat parts of a picture.
+        """
+        error = (self.z - self.regions.y) / self._level
+        error = torch.where(error.abs() <= 0.5, error, 0.0)  # not where the range of levels cut a latent
+        product, square = self._terms.cost_slope * error, error.square()
+        mean = product.sum(dim=(1, 2, 3)) / square.sum(dim=(1, 2, 3)).clamp_min(1e-6)
+        mean = mean.clamp_min(1e-3)[:, None, None, None]
+        channel = _regression(product.sum(dim=(2, 3), keepdim=True), square.sum(dim=(2, 3), keepdim=True), mean)
+        local = (product.sum(dim=1, keepdim=True), (channel * square).sum(dim=1, keepdim=True))
+        slope, weight = (F.avg_pool2d(part, _NEARBY, 1, _NEARBY // 2, count_include_pad=False) for part in local)
+        return channel * _regression(slope, weight, torch.ones_like(mean), _LOCAL_RIDGE * mean)
+
+
+def _regression(product: Tensor, square: Tensor, prior: Tensor, ridge: Tensor | float = _RIDGE) -> Tensor:
+    """product / square, drawn towards the prior and not below a third of it."""
+    return ((product + ridge * prior) / (square + ridge)).maximum(0.3 * prior)
+
+
+def _best_share(gain: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The best of each region's negative entries, a share of them: bool like gain, and the sum of what is taken."""
+    moved, predicted = torch.zeros_like(gain, dtype=torch.bool), gain.new_zeros(len(gain))
+    for i, row in enumerate(gain):
+        candidates = row[row < 0]
+        if len(candidates):
+            limit = candidates.kthvalue(max(1, int(share * len(candidates)))).values
+            moved[i] = row <= limit
+            predicted[i] = candidates[candidates <= limit].sum()
+    return moved, predicted
+
+
+def correct_rate(searches: Sequence[tuple[LatentSearch, int]], change: float) -> float:
+    """Move latents of one picture so that its bits change by about so much, at the least price in distortion.
+
+    No network runs but for the measurement afterwards: the moves are chosen by the same predictions as in the search,
+    cheapest distortion per bit saved first (or most distortion saved per bit spent).
+
+    Args:
+        searches: (search, number of the region in it) of every tile of the picture.
+        change: of the bits, wanted; negative: fewer.
+    Returns:
+        The change that is predicted; 0 where no move can do it. The searches hold the new latents.
+    """
+    sign = -1.0 if change < 0 else 1.0
+    offers = [search.offers(i, sign) for search, i in searches]
+    price = torch.cat([price[taken] for price, _, taken, _ in offers])
+    amount = torch.cat([amount[taken] for _, amount, taken, _ in offers]).double()
+    if not len(price):
+        return 0.0
+    ordered, order = price.sort()
+    total = (amount[order] * sign).cumsum(dim=0)
+    count = int((total < abs(change)).sum())
+    limit = ordered[min(count, len(ordered) - 1)]
+    for (search, i), (prices, _, taken, rises) in zip(searches, offers):
+        search.force(i, taken & (prices <= limit), rises)
+    return float(total[min(count, len(total) - 1)]) * sign

@@ -1,0 +1,232 @@
+"""Encoding with effort: targets, exactness, batches, time limits, and files that name changes to D."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import l2c
+from l2c import integer
+from l2c.adapt.bias_sets import BiasSets
+from l2c.adapt.effort import EFFORTS
+from l2c.adapt.section import NO_SET, PatchChanges
+from l2c.bitstream import ADAPT, read_bitstream, write_bitstream
+from l2c.config import ModelConfig
+from l2c.errors import BitstreamError, RateError
+from l2c.models import save_model
+from l2c.networks import Transform, num_biases
+from l2c.probability import ProbabilityModel
+
+
+@pytest.fixture(scope="module")
+def codec() -> l2c.Codec:
+    """The shipped model."""
+    return l2c.Codec()
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """uint8 [200, 280, 3] of a free photograph."""
+    from skimage.data import coffee
+
+    return np.ascontiguousarray(coffee()[100:300, 150:430])
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+@pytest.mark.parametrize("rate", [0.25, 0.6, 1.37])
+@pytest.mark.parametrize("metric", ["psnr", "msssim"])
+def test_rate_is_met_and_quality_rises(codec: l2c.Codec, photo: np.ndarray, rate: float, metric: str) -> None:
+    plain = codec.encode_detailed(photo, bpp=rate, metric=metric)
+    adapted = codec.encode_detailed(photo, bpp=rate, metric=metric, effort=3)
+    for result in (plain, adapted):
+        assert result.target_reached
+        assert 0.98 * rate <= result.bpp <= rate
+    decoded = codec.decode(adapted.data)
+    assert codec.verify(adapted.data) == adapted.latents_sha256
+    assert adapted.adaptation["iterations"] >= 1
+    assert adapted.adaptation["objective_gain_percent"] > 1.0
+    if metric == "psnr":
+        assert psnr(decoded, photo) > psnr(codec.decode(plain.data), photo)
+
+
+def test_every_backend_decodes_adapted_files(codec: l2c.Codec, photo: np.ndarray) -> None:
+    encoded = codec.encode_detailed(photo[:64, :72], quality=40, effort=2)
+    digests = {l2c.Codec(backend=name).verify(encoded.data) for name in ("cpu", "torch", "reference")}
+    assert digests == {encoded.latents_sha256}
+
+
+def test_same_file_again(codec: l2c.Codec, photo: np.ndarray) -> None:
+    assert codec.encode(photo, bpp=0.4, effort=2) == codec.encode(photo, bpp=0.4, effort=2)
+
+
+def test_bytes_psnr_and_msssim_as_targets(codec: l2c.Codec, photo: np.ndarray) -> None:
+    from l2c.metrics import msssim as msssim_of
+
+    for effort in (0, 2):
+        sized = codec.encode_detailed(photo, max_bytes=3000, effort=effort)
+        assert 0.98 * 3000 <= len(sized.data) <= 3000
+        good = codec.encode_detailed(photo, psnr=31.0, metric="psnr", effort=effort)
+        assert good.target_reached
+        assert 31.0 <= psnr(codec.decode(good.data), photo) < 31.25
+        similar = codec.encode_detailed(photo, msssim=0.97, metric="msssim", effort=effort)
+        x, x_hat = (
+            torch.from_numpy(a.copy()).permute(2, 0, 1)[None] / 255 for a in (photo, codec.decode(similar.data))
+        )
+        assert 0.97 <= float(msssim_of(x, x_hat)) < 0.9725
+    assert len(good.data) < len(codec.encode(photo, psnr=31.0, metric="psnr"))
+
+
+def test_targets_that_cannot_be_reached(codec: l2c.Codec, photo: np.ndarray) -> None:
+    with pytest.raises(RateError, match="least rate is"):
+        codec.encode(photo[:16, :16], bpp=0.01, effort=2)
+    flat = codec.encode_detailed(np.full((64, 64, 3), 90, np.uint8), bpp=2.0, effort=2)
+    assert not flat.target_reached
+    assert "best quality" in flat.reason
+    best = codec.encode_detailed(photo[:64, :64], psnr=90.0, effort=1)
+    assert not best.target_reached
+    assert "PSNR" in best.reason
+
+
+def test_a_batch_of_different_sizes(codec: l2c.Codec, photo: np.ndarray) -> None:
+    pictures = [photo[:96, :120], photo[40:136, 100:220], photo[:70, :50]]
+    together = codec.encode_batch_detailed(pictures, bpp=0.6, effort=2)
+    for picture, result in zip(pictures, together):
+        alone = codec.encode_detailed(picture, bpp=0.6, effort=2)
+        assert 0.98 * 0.6 <= result.bpp <= 0.6
+        assert codec.decode(result.data).shape == picture.shape
+        assert result.quality == alone.quality
+        assert abs(psnr(codec.decode(result.data), picture) - psnr(codec.decode(alone.data), picture)) < 0.15
+
+
+def test_tiles_are_searched_with_their_neighbours(photo: np.ndarray) -> None:
+    codec = l2c.Codec()
+    wide = np.concatenate([photo, photo[:, ::-1], photo], axis=1)[:, :600]
+    plain = codec.encode_detailed(wide, quality=40, tile=512)
+    adapted = codec.encode_detailed(wide, quality=40, tile=512, effort=2)
+    assert len(adapted.data) < len(plain.data)
+    assert codec.verify(adapted.data) == adapted.latents_sha256
+    assert psnr(codec.decode(adapted.data), wide) > psnr(codec.decode(plain.data), wide) - 0.15
+
+
+def test_progress_and_time_limit(codec: l2c.Codec, photo: np.ndarray) -> None:
+    told: list[tuple[float, str]] = []
+    codec.encode(photo[:64, :64], quality=50, effort=4, progress=lambda share, stage: told.append((share, stage)))
+    shares = [share for share, _ in told]
+    assert shares == sorted(shares)
+    assert shares[0] == 0.0
+    assert shares[-1] == 1.0
+    assert {stage for _, stage in told} >= {"latents"}
+    start = time.perf_counter()
+    hurried = codec.encode_detailed(photo, bpp=0.5, effort=9, max_seconds=1e-3)
+    assert time.perf_counter() - start < 20
+    assert hurried.adaptation["iterations"] == 0
+    assert 0.98 * 0.5 <= hurried.bpp <= 0.5
+
+
+def test_inside_other_modes(codec: l2c.Codec, photo: np.ndarray) -> None:
+    small = photo[:64, :64]
+    wanted = codec.encode(small, quality=50, effort=1)
+    with torch.inference_mode():
+        assert codec.encode(small, quality=50, effort=1) == wanted
+    with torch.no_grad():
+        assert codec.encode(small, quality=50, effort=1) == wanted
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert codec.encode(small, quality=50, effort=1) == wanted
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_levels_are_in_order() -> None:
+    assert EFFORTS[0].iterations == 0
+    for low, high in zip(EFFORTS, EFFORTS[1:]):
+        assert high.iterations > low.iterations
+        assert high.sets >= low.sets
+        assert high.steps >= low.steps
+        assert high.saving >= low.saving
+
+
+@pytest.fixture(scope="module")
+def with_sets(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> l2c.Codec:
+    """A tiny model with a mask and five bias sets."""
+    path: Path = tmp_path_factory.mktemp("models") / "tiny-sets.safetensors"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(4)
+        transform = Transform(tiny_config.transform)
+        probability = integer.from_float(ProbabilityModel(tiny_config), tiny_config)
+        values = 0.05 * torch.randn(2, 5, num_biases(transform.decoder))
+    sets = BiasSets(values, torch.zeros(2, 5, 2))
+    save_model(path, tiny_config, transform, probability, rate_curve=[], bias_sets=sets)
+    return l2c.Codec(path)
+
+
+def changed(data: bytes, body: bytes) -> bytes:
+    """The file with another ADAPT section."""
+    stream = read_bitstream(data)
+    channels = [tile.channels for tile in stream.tiles]
+    return write_bitstream(stream.header, stream.payloads, channels, dict(stream.metadata) | {ADAPT: body})
+
+
+def test_files_that_change_the_decoder(with_sets: l2c.Codec, photo: np.ndarray) -> None:
+    """Sets and conditions act on their patches alone; in a batch with a file that has none, as alone."""
+    wide = np.concatenate([photo, photo], axis=1)  # 560 pixels: three columns of 256, two of 512
+    plain = with_sets.encode(wide, quality=60)
+    base = with_sets.decode(plain).astype(int)
+    moved = np.zeros((2, 1, 2), np.int8)
+    moved[:, 0, 1] = 60
+    for changes in (
+        PatchChanges(np.array([[2, NO_SET, NO_SET]], np.uint8)),
+        PatchChanges(conditions=moved),
+        PatchChanges(np.array([[NO_SET, NO_SET, 4]], np.uint8), moved),
+    ):
+        data = changed(plain, changes.pack())
+        difference = np.abs(with_sets.decode(data) - base).max(axis=(0, 2))
+        first = changes.sets is not None and changes.sets[0, 0] != NO_SET
+        assert difference[:100].any() == first
+        assert not difference[300:400].any()
+        assert difference[520:].any() == (not first)
+        assert with_sets.verify(data) == with_sets.verify(plain)
+        both = with_sets.decode_batch([plain, data])
+        assert np.array_equal(both[0], base)
+        assert np.array_equal(both[1], with_sets.decode(data))
+
+
+def test_sections_that_do_not_fit(with_sets: l2c.Codec, photo: np.ndarray, tiny_model_path: Path) -> None:
+    plain = with_sets.encode(photo, quality=60)
+    for body in (b"\x07", b"\x01\x01\x00\x05", b"\x01\x01\x00\x04\x00"):
+        for call in (with_sets.decode, with_sets.verify, with_sets.decode_detailed):
+            with pytest.raises(BitstreamError, match="section ADAPT"):
+                call(changed(plain, body))
+    without = l2c.Codec(tiny_model_path)
+    data = changed(without.encode(photo, quality=60), b"\x01\x01\x00\x00")
+    with pytest.raises(BitstreamError, match="bias set 0, the model has 0"):
+        without.decode(data)
+
+
+def test_the_encoder_uses_sets_that_help(with_sets: l2c.Codec) -> None:
+    """A picture that this decoder makes with a set: an encoder that tries sets names it."""
+    rng = np.random.default_rng(0)
+    rough = rng.integers(60, 190, (300, 530, 3)).astype(np.uint8)
+    plain = with_sets.encode(rough, quality=70)
+    index = np.array([[1, 3, NO_SET], [0, 3, 1]], np.uint8)
+    target = with_sets.decode(changed(plain, PatchChanges(index).pack()))
+    result = with_sets.encode_detailed(target, quality=70, effort=6, metric="psnr")
+    assert result.adaptation["patches_with_bias_set"] >= 2
+    found = PatchChanges.unpack(bytes(read_bitstream(result.data).metadata[ADAPT]), 530, 300, 5, 2).sets
+    assert found is not None
+    assert (found == index).sum() >= 3
+
+
+def test_report_is_plain_numbers(codec: l2c.Codec, photo: np.ndarray) -> None:
+    result = codec.encode_detailed(photo[:64, :64], quality=50, effort=1)
+    assert all(isinstance(value, (int, float)) for value in result.adaptation.values())
+    assert dataclasses.asdict(result)["adaptation"] == result.adaptation
+    assert codec.encode_detailed(photo[:64, :64], quality=50).adaptation == {}

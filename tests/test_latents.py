@@ -1,0 +1,228 @@
+"""The latent search: never worse, true to its own figures, better than the paper's steps; and correcting the rate."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from l2c import integer, networks
+from l2c.adapt.latents import LatentSearch, Regions, correct_rate
+from l2c.adapt.sequential import adapt_sequentially
+from l2c.config import ModelConfig, TransformConfig
+from l2c.metrics import mixed_distortion
+from l2c.models import Model, load_model
+from l2c.networks import Transform
+from l2c.probability import MAX_MU, ProbabilityModel
+from l2c.train.losses import lmbda_of_quality
+
+Networks = tuple[Model, ProbabilityModel]
+
+
+@pytest.fixture(scope="module")
+def default() -> Networks:
+    """The shipped model and its P in float."""
+    model = load_model()
+    return model, integer.to_float(model.integer, model.config).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    """uint8 [192, 256, 3] of a free photograph."""
+    from skimage.data import chelsea
+
+    return np.ascontiguousarray(chelsea()[20:212, 60:316])
+
+
+def regions_of(
+    transform: Transform, config: ModelConfig, pictures: list[np.ndarray], quality: int, mu: int, b: int
+) -> Regions:
+    x = torch.stack([torch.from_numpy(p.copy()).permute(2, 0, 1).float() / 255 for p in pictures])
+    levels = torch.full((len(x),), quality)
+    lmbda = lmbda_of_quality(levels, config)
+    cond = networks.condition(lmbda, torch.full((len(x),), mu / MAX_MU))
+    with torch.no_grad():
+        y, tau = transform.encoder(networks.pad_to_multiple(x, transform.s), cond)
+    kept = None
+    if tau is not None:
+        mask = networks.importance_mask(tau, config.transform.c)
+        y, kept = y * mask, mask > 0
+    header = torch.stack((levels, torch.full_like(levels, mu), torch.full_like(levels, b)), dim=1)
+    return Regions(x, y, kept, cond, header, lmbda)
+
+
+def objective(networks_: Networks, regions: Regions, z: Tensor) -> tuple[Tensor, Tensor]:
+    """(bits, lambda pixels D), computed without the search."""
+    model, probability = networks_
+    with torch.no_grad():
+        bits = probability.num_bits(z, z, regions.header)
+        height, width = regions.x.shape[2:]
+        x_hat = model.transform.decoder(z, regions.cond)[:, :, :height, :width].clamp(0, 1)
+    return bits, regions.lmbda * height * width * mixed_distortion(regions.x, x_hat, regions.cond[:, 1])[2]
+
+
+@pytest.mark.parametrize(("mu", "b"), [(0, 8), (8, 8), (4, 7)])
+def test_gains_and_reports_what_it_did(default: Networks, photo: np.ndarray, mu: int, b: int) -> None:
+    model, probability = default
+    regions = regions_of(model.transform, model.config, [photo, photo[::-1]], 500, mu, b)
+    search = LatentSearch(model.transform, probability, regions, autocast=False)
+    before = search.bits + search.cost
+    assert torch.equal(search.symbols(), networks.quantise(regions.y, b))
+    search.run(6)
+    bits, cost = objective(default, regions, search.z)
+    torch.testing.assert_close(search.bits, bits, rtol=1e-3, atol=1.0)
+    torch.testing.assert_close(search.cost, cost, rtol=1e-3, atol=1.0)
+    gain = (before - bits - cost) / search.start_bits
+    assert (gain > 0.02).all(), gain
+    torch.testing.assert_close(networks.dequantise(search.symbols(), b), search.z)
+
+
+def test_the_file_shrinks_as_the_float_model_says(default: Networks, photo: np.ndarray) -> None:
+    model, probability = default
+    regions = regions_of(model.transform, model.config, [photo], 400, 0, 8)
+    search = LatentSearch(model.transform, probability, regions, autocast=False)
+    start = coded(model, search.symbols()[0], (400, 0, 8))
+    search.run(8)
+    end = coded(model, search.symbols()[0], (400, 0, 8))
+    assert end - start == pytest.approx(float(search.bits - search.start_bits), rel=0.1, abs=100)
+
+
+def coded(model: Model, symbols: Tensor, header: tuple[int, int, int]) -> int:
+    """Bits as the integer model and the coder write them."""
+    writer = integer.SymbolWriter(header[2])
+    used = networks.used_channels(symbols, header[2])
+    job = integer.Job(symbols.shape[1], symbols.shape[2], header, used, writer, symbols.numpy())
+    model.integer.code([job])
+    return 8 * len(writer.encoder.finish())
+
+
+def test_beats_the_paper_at_equal_iterations(default: Networks, photo: np.ndarray) -> None:
+    """Ten iterations of each on one patch; the sequential encoder is the oracle of what the paper reaches."""
+    model, probability = default
+    regions = regions_of(model.transform, model.config, [photo], 450, 8, 8)
+    search = LatentSearch(model.transform, probability, regions, autocast=False)
+    start = float(search.bits + search.cost)
+    search.run(10)
+    without = dataclasses.replace(model, bias_sets=None)
+    paper = adapt_sequentially(without, probability, photo, 450, 8, autocast=False)
+    z = networks.dequantise(torch.from_numpy(paper.symbols)[None], 8)
+    value = float(sum(objective(default, regions, z)))
+    assert value < start
+    assert start - float(search.bits + search.cost) > 1.5 * (start - value)
+
+
+def test_same_result_again_and_in_a_batch(default: Networks, photo: np.ndarray) -> None:
+    model, probability = default
+    pictures = [photo, photo[:, ::-1]]
+
+    def run(chosen: list[np.ndarray]) -> LatentSearch:
+        regions = regions_of(model.transform, model.config, chosen, 500, 0, 8)
+        search = LatentSearch(model.transform, probability, regions, autocast=False)
+        search.run(3)
+        return search
+
+    both, again = run(pictures), run(pictures)
+    assert torch.equal(both.symbols(), again.symbols())
+    alone = run(pictures[1:])
+    torch.testing.assert_close(both.bits[1:], alone.bits, rtol=2e-3, atol=1.0)
+    torch.testing.assert_close(both.cost[1:], alone.cost, rtol=2e-3, atol=1.0)
+
+
+def test_a_tile_sees_what_surrounds_it(default: Networks, photo: np.ndarray) -> None:
+    model, _ = default
+    whole = regions_of(model.transform, model.config, [photo], 500, 0, 8)
+    z = whole.y.round().clamp(-128, 127)
+    halo = -(-model.transform.decoder.receptive_halo_px // 8)
+    top, bottom = 8, 16
+    first = max(0, top - halo)
+    tile = Regions(
+        whole.x[:, :, top * 8 : bottom * 8], whole.y[:, :, top:bottom], None, whole.cond, whole.header, whole.lmbda,
+        z[:, :, first : bottom + halo], (top - first, 0),
+    )  # fmt: skip
+    with torch.no_grad():
+        part = tile.decode(model.transform, z[:, :, top:bottom])
+        all_ = whole.decode(model.transform, z)
+    torch.testing.assert_close(part, all_[:, :, top * 8 : bottom * 8], rtol=0, atol=1e-4)
+
+
+def tiny(config: ModelConfig) -> tuple[Transform, ProbabilityModel]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        return (
+            Transform(config.transform).eval().requires_grad_(False),
+            ProbabilityModel(config).eval().requires_grad_(False),
+        )
+
+
+def test_masked_latents_stay_zero(tiny_config: ModelConfig, drawn_picture: np.ndarray) -> None:
+    transform, probability = tiny(tiny_config)
+    regions = regions_of(transform, tiny_config, [drawn_picture], 900, 0, 8)
+    assert regions.kept is not None
+    regions.kept[:, 5:] = False
+    regions.y[:, 5:] = 0.0
+    search = LatentSearch(transform, probability, regions, autocast=False)
+    search.run(8)
+    assert bool((search.z[:, 5:] == 0).all())
+    assert not torch.equal(search.z, regions.y.round().clamp(-128, 127))
+
+
+@pytest.mark.parametrize("prior", ["learned", "uniform"])
+def test_any_model(prior: str, drawn_picture: np.ndarray, tiny_config: ModelConfig) -> None:
+    """The paper's family, a uniform prior, one channel, odd sizes: never worse than where it began."""
+    config = dataclasses.replace(
+        tiny_config,
+        transform=TransformConfig("paper", 4, 1, 8),
+        probability=dataclasses.replace(tiny_config.probability, channel_groups=(1,), prior=prior),
+        bits=4,
+    )
+    transform, probability = tiny(config)
+    regions = regions_of(transform, config, [drawn_picture], 500, 8, 4)
+    search = LatentSearch(transform, probability, regions, autocast=False)
+    search.run(4)
+    assert float(search.bits + search.cost) <= float(search.start_bits + search.start_cost)
+    assert float(search.bits) == pytest.approx(
+        float(probability.num_bits(search.z, search.z, regions.header)), rel=1e-3
+    )
+
+
+def test_a_flat_picture_and_a_single_pixel(default: Networks) -> None:
+    model, probability = default
+    for shape in ((40, 40, 3), (1, 1, 3)):
+        regions = regions_of(model.transform, model.config, [np.full(shape, 255, np.uint8)], 800, 8, 8)
+        search = LatentSearch(model.transform, probability, regions, autocast=False)
+        search.run(5)
+        assert bool(torch.isfinite(search.bits + search.cost).all())
+        assert float(search.bits + search.cost) <= float(search.start_bits + search.start_cost)
+
+
+@pytest.mark.parametrize("share", [-0.06, -0.01, 0.02])
+def test_corrections_move_the_rate_as_asked(default: Networks, photo: np.ndarray, share: float) -> None:
+    model, probability = default
+    regions = regions_of(model.transform, model.config, [photo], 500, 0, 8)
+    search = LatentSearch(model.transform, probability, regions, autocast=False)
+    search.run(4)
+    before, old = coded(model, search.symbols()[0], (500, 0, 8)), search.z.clone()
+    cost = float(search.cost)
+    predicted = correct_rate([(search, 0)], share * before)
+    after = coded(model, search.symbols()[0], (500, 0, 8))
+    assert predicted == pytest.approx(share * before, rel=0.3, abs=60)
+    assert after - before == pytest.approx(share * before, rel=0.6, abs=100)
+    assert float((search.z - old).abs().max()) == 1.0
+    changed = float(objective(default, regions, search.z)[1])
+    assert abs(changed - cost) < 4.0 * abs(share) * before  # bits at about the price that lambda sets
+
+
+def test_corrections_that_cannot_be(default: Networks) -> None:
+    model, probability = default
+    regions = regions_of(model.transform, model.config, [np.zeros((16, 16, 3), np.uint8)], 500, 0, 8)
+    search = LatentSearch(model.transform, probability, regions, autocast=False)
+    total = 0.0
+    for _ in range(50):
+        change = correct_rate([(search, 0)], -50.0)
+        total += change
+        if change == 0.0:
+            break
+    assert change == 0.0
