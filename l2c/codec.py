@@ -459,21 +459,9 @@ class Codec:
     def _adapt(self, batch: _Batch, levels: list[int]) -> list[Adapted]:
         """Search latents and decoder changes of all pictures at given qualities."""
         start = time.perf_counter()
-        _, kept = self._analyse([p.rgb for p in batch.pictures], levels, batch.mu, batch.bits, keep=True)
-        middle = time.perf_counter()
         with torch.inference_mode(False):  # gradients are needed, whatever the caller has set
-            subjects = [
-                Subject(
-                    picture.rgb,
-                    torch.from_numpy(y),
-                    None if mask is None else torch.from_numpy(mask),
-                    _tile_boxes(picture.height, picture.width, batch.tile, self.transform.s),
-                    self._condition(level, batch.mu),
-                    self._lmbda(level),
-                    (level, batch.mu, batch.bits),
-                )
-                for picture, (y, mask), level in zip(batch.pictures, kept, levels)
-            ]
+            subjects = self._subjects(batch, levels)
+            middle = time.perf_counter()
             results = adapt(
                 self.transform, self._probability(), self.model.bias_sets, subjects, batch.effort, self.device,
                 batch.progress, lambda: time.perf_counter() > batch.deadline,
@@ -481,6 +469,22 @@ class Codec:
         batch.clock["encoder"] += middle - start
         batch.clock["adapt"] += time.perf_counter() - middle
         return results
+
+    def _subjects(self, batch: _Batch, levels: list[int]) -> list[Subject]:
+        """The pictures as the adaptation takes them, E's latents included."""
+        _, kept = self._analyse([p.rgb for p in batch.pictures], levels, batch.mu, batch.bits, keep=True)
+        return [
+            Subject(
+                picture.rgb,
+                torch.from_numpy(y),
+                None if mask is None else torch.from_numpy(mask),
+                _tile_boxes(picture.height, picture.width, batch.tile, self.transform.s),
+                self._condition(level, batch.mu),
+                self._lmbda(level),
+                (level, batch.mu, batch.bits),
+            )
+            for picture, (y, mask), level in zip(batch.pictures, kept, levels)
+        ]
 
     def _probability(self) -> ProbabilityModel:
         """The float form of P on this codec's device, made on first use: what gradients come from."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_adapt import FAMILIES, made
 from torch import Tensor
 
 from l2c.adapt.bias_sets import BiasSets, search_sets, set_maps
@@ -16,7 +17,6 @@ from l2c.adapt.section import NO_SET
 from l2c.config import TransformConfig
 from l2c.metrics import PatchDistortion, mixed_distortion
 from l2c.networks import Adaptation, Grid, Transform, condition, num_biases, num_modulators
-from test_adapt import FAMILIES, made
 
 
 def scene(config: TransformConfig, rows: int, columns: int, n: int = 1) -> tuple[Transform, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from pathlib import Path
 
@@ -147,7 +148,7 @@ def test_inside_other_modes(codec: l2c.Codec, photo: np.ndarray) -> None:
 
 def test_levels_are_in_order() -> None:
     assert EFFORTS[0].iterations == 0
-    for low, high in zip(EFFORTS, EFFORTS[1:]):
+    for low, high in itertools.pairwise(EFFORTS):
         assert high.iterations > low.iterations
         assert high.sets >= low.sets
         assert high.steps >= low.steps

@@ -148,7 +148,7 @@ def adapt(
     each = effort.iterations + (effort.sets + 3 if effort.sets else 0) + (effort.steps + 8 if effort.steps else 0)
     progress = Progress(float(len(batches) * each), tell, out_of_time)
     for batch in batches:
-        regions = _regions(transform, subjects, batch, device)
+        regions = regions_of(transform, subjects, batch, device)
         search = LatentSearch(transform, probability, regions)
         search.run(effort.iterations, lambda: progress.unit("latents"))
         for i, (number, box) in enumerate(batch):
@@ -221,7 +221,7 @@ def _frame(transform: Transform, subject: Subject, box: Box) -> tuple[Box, Box |
     return pixels, surround, (top - t, left - l)
 
 
-def _regions(
+def regions_of(
     transform: Transform, subjects: Sequence[Subject], batch: list[tuple[int, Box]], device: torch.device
 ) -> Regions:
     x, y, kept, around, corner = [], [], [], [], (0, 0)
