@@ -88,7 +88,7 @@ def page(record: dict[str, Any], published: dict[str, Any], codecs: list[str]) -
     rows = record["rows"]
     lines = [
         f"Model `{record['model']}`, id `{record['model_id']}`; {len({r['picture'] for r in rows})} pictures, "
-        f"real file sizes, `effort=0`; {record['machine']}, torch {record['torch']}.",
+        f"real file sizes, `effort={record.get('effort', 0)}`; {record['machine']}, torch {record['torch']}.",
     ]
     for metric in KEYS:
         lines += [

@@ -1,6 +1,7 @@
 """Rate and quality on a folder of pictures, from real files, beside JPEG at the same rates.
 
     python bench/kodak.py FOLDER --out docs/kodak.json [--rates 0.25 0.5 0.75 1.0] [--metrics psnr msssim]
+        [--effort 0]
 
 JPEG is Pillow's, optimised Huffman tables, 4:2:0, at the largest quality whose file fits the rate.
 """
@@ -56,6 +57,7 @@ def main() -> None:
     parser.add_argument("--model", default="l2c-default")
     parser.add_argument("--rates", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--metrics", nargs="+", default=["psnr", "msssim"])
+    parser.add_argument("--effort", type=int, default=0)
     args = parser.parse_args()
     codec = l2c.Codec(args.model)
     rows: list[dict[str, Any]] = []
@@ -69,7 +71,7 @@ def main() -> None:
             for metric in args.metrics:
                 start = time.perf_counter()
                 try:
-                    encoded = codec.encode_detailed(picture, bpp=rate, metric=metric)
+                    encoded = codec.encode_detailed(picture, bpp=rate, metric=metric, effort=args.effort)
                 except l2c.RateError as error:
                     print(f"{path.stem}, {metric}: {error}", flush=True)
                     continue
@@ -80,14 +82,15 @@ def main() -> None:
                 rows.append(
                     {"picture": path.stem, "codec": f"l2c-{metric}", "target": rate, "bpp": encoded.bpp, "psnr": p,
                      "msssim": m, "quality": encoded.quality, "probes": encoded.probes,
+                     "corrections": encoded.corrections, "adaptation": encoded.adaptation,
                      "target_reached": encoded.target_reached, "encode_seconds": middle - start,
                      "decode_seconds": end - middle}
                 )  # fmt: skip
         print(path.stem, flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     record = {
-        "model": codec.model.name, "model_id": codec.model.model_id.hex(), "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "rows": rows,
+        "model": codec.model.name, "model_id": codec.model.model_id.hex(), "effort": args.effort,
+        "torch": torch.__version__, "machine": f"{platform.machine()}, {torch.get_num_threads()} threads", "rows": rows,
     }  # fmt: skip
     args.out.write_text(json.dumps(record, indent=1))
     print("| codec | target bpp | bpp | PSNR dB | MS-SSIM | pictures |\n|---|---|---|---|---|---|")

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
@@ -48,6 +48,7 @@ DEFAULT_TILE = 1024
 DEFAULT_QUALITY = 50.0
 _CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
 _BATCH_PIXELS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
+_ADAPT_PIXELS = 1 << 23  # pictures are adapted together up to this many pixels: about 500 MB
 _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where adaptation follows
 _METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
 _METRIC_CORRECTIONS = 4
@@ -287,7 +288,7 @@ class Codec:
                 for i, level, file in zip(everyone, levels, self._encode_at(batch, everyone, levels))
             ]
         results = []
-        for i, adapted in enumerate(self._adapt(batch, levels)):
+        for i, adapted in self._adapt(batch, levels):
             file = self._write_adapted(batch, i, adapted, levels[i])
             results.append(replace(_result(batch.pictures[i], file, levels[i]), adaptation=adapted.report()))
         return results
@@ -318,19 +319,24 @@ class Codec:
                 searches[i].report(level, len(file[0]))
                 if len(file[0]) <= sizes[i] and (plain[i] is None or len(file[0]) > len(plain[i].data)):  # type: ignore[union-attr]
                     plain[i] = _result(batch.pictures[i], file, level)
-        results = plain
+        results = list(plain)
+        least = [min(search.sizes.values()) for search in searches]
         if wide:
+            if time.perf_counter() > batch.deadline:
+                return self._search_rate(replace(batch, effort=EFFORTS[0]), sizes)
             levels = [0 if search.best is None else search.best for search in searches]
-            fitted = [
-                self._fit(batch, i, adapted, levels[i], sizes[i], searches[i])
-                for i, adapted in enumerate(self._adapt(batch, levels))
-            ]
-            results = [mine if mine is not None else plain[i] for i, mine in enumerate(fitted)]
-        return [self._rated(batch, i, sizes[i], searches[i], result) for i, result in enumerate(results)]
+            for i, adapted in self._adapt(batch, levels):
+                fitted, smallest = self._fit(batch, i, adapted, levels[i], sizes[i])
+                least[i] = min(least[i], smallest)
+                results[i] = fitted if fitted is not None else plain[i]
+        return [
+            self._rated(batch.pictures[i], sizes[i], searches[i], least[i], result) for i, result in enumerate(results)
+        ]
 
-    def _rated(self, batch: _Batch, i: int, size: float, search: QualitySearch, result: Encoded | None) -> Encoded:
+    def _rated(
+        self, picture: images.Picture, size: float, search: QualitySearch, least: int, result: Encoded | None
+    ) -> Encoded:
         """The result with what the search for its rate has to say. Raises RateError where there is none."""
-        picture, least = batch.pictures[i], min(search.sizes.values())
         if result is None:
             pixels = picture.height * picture.width
             raise RateError(
@@ -344,10 +350,11 @@ class Codec:
             result = replace(result, target_reached=False, reason=reason)
         return result
 
-    def _fit(
-        self, batch: _Batch, i: int, adapted: Adapted, level: int, size: float, search: QualitySearch
-    ) -> Encoded | None:
-        """The adapted picture in at most `size` bytes and hardly less, by moving latents; None: it cannot be done."""
+    def _fit(self, batch: _Batch, i: int, adapted: Adapted, level: int, size: float) -> tuple[Encoded | None, int]:
+        """The adapted picture in at most `size` bytes and hardly less, by moving latents; None: it cannot be done.
+
+        Returns also the size of the smallest file that was made.
+        """
         best: tuple[bytes, str] | None = None
         correction = Correction(size)
         while True:
@@ -357,15 +364,13 @@ class Codec:
             change = correction.next_change(len(file[0]))
             if change is None:
                 break
-            predicted = adapted.correct(change)
-            if predicted == 0.0:
+            correction.predicted = adapted.correct(change)
+            if correction.predicted == 0.0:
                 break
-            correction.predicted = predicted
         if best is None:
-            search.sizes[-1] = min(correction.sizes)  # for the error, which names the least size
-            return None
+            return None, min(correction.sizes)
         result = replace(_result(batch.pictures[i], best, level), adaptation=adapted.report())
-        return replace(result, corrections=len(correction.sizes) - 1)
+        return replace(result, corrections=len(correction.sizes) - 1), min(correction.sizes)
 
     def _search_metric(self, batch: _Batch, value: float, name: str) -> list[Encoded]:
         """Encode every picture at the least quality whose PSNR or MS-SSIM (both in dB) reaches `value`."""
@@ -382,7 +387,7 @@ class Codec:
         levels = [search.best for search in searches]
         results = [_result(p, mine[level], level) for p, mine, level in zip(batch.pictures, files, levels)]
         if batch.effort.iterations:
-            for i, adapted in enumerate(self._adapt(batch, levels)):
+            for i, adapted in self._adapt(batch, levels):
                 results[i] = self._fit_metric(batch, i, adapted, searches[i], results[i], name)
         for i, search in enumerate(searches):
             results[i] = replace(results[i], probes=len(search.values))
@@ -456,23 +461,42 @@ class Codec:
         batch.clock["entropy"] += time.perf_counter() - start
         return files
 
-    def _adapt(self, batch: _Batch, levels: list[int]) -> list[Adapted]:
-        """Search latents and decoder changes of all pictures at given qualities."""
-        start = time.perf_counter()
-        with torch.inference_mode(False):  # gradients are needed, whatever the caller has set
-            subjects = self._subjects(batch, levels)
-            middle = time.perf_counter()
-            results = adapt(
-                self.transform, self._probability(), self.model.bias_sets, subjects, batch.effort, self.device,
-                batch.progress, lambda: time.perf_counter() > batch.deadline,
-            )  # fmt: skip
-        batch.clock["encoder"] += middle - start
-        batch.clock["adapt"] += time.perf_counter() - middle
-        return results
+    def _adapt(self, batch: _Batch, levels: list[int]) -> Iterator[tuple[int, Adapted]]:
+        """Search latents and decoder changes of all pictures at given qualities; yields each picture when it is done.
 
-    def _subjects(self, batch: _Batch, levels: list[int]) -> list[Subject]:
-        """The pictures as the adaptation takes them, E's latents included."""
-        _, kept = self._analyse([p.rgb for p in batch.pictures], levels, batch.mu, batch.bits, keep=True)
+        Pictures are taken together up to _ADAPT_PIXELS, which bounds the memory.
+        """
+        groups: list[list[int]] = []
+        weights = [p.height * p.width for p in batch.pictures]
+        for i, weight in enumerate(weights):
+            if not groups or sum(weights[k] for k in groups[-1]) + weight > _ADAPT_PIXELS:
+                groups.append([])
+            groups[-1].append(i)
+        done = 0
+        for members in groups:
+            mine = sum(weights[i] for i in members)
+
+            def tell(share: float, stage: str, before: int = done, mine: int = mine) -> None:
+                batch.progress((before + share * mine) / sum(weights), stage)
+
+            start = time.perf_counter()
+            with torch.inference_mode(False):  # gradients are needed, whatever the caller has set
+                subjects = self._subjects(batch, members, levels)
+                middle = time.perf_counter()
+                results = adapt(
+                    self.transform, self._probability(), self.model.bias_sets, subjects, batch.effort, self.device,
+                    tell, lambda: time.perf_counter() > batch.deadline,
+                )  # fmt: skip
+            batch.clock["encoder"] += middle - start
+            batch.clock["adapt"] += time.perf_counter() - middle
+            done += mine
+            yield from zip(members, results)
+
+    def _subjects(self, batch: _Batch, members: Sequence[int], levels: list[int]) -> list[Subject]:
+        """Some of the pictures as the adaptation takes them, E's latents included; levels are of all pictures."""
+        pictures = [batch.pictures[i] for i in members]
+        chosen = [levels[i] for i in members]
+        _, kept = self._analyse([p.rgb for p in pictures], chosen, batch.mu, batch.bits, keep=True)
         return [
             Subject(
                 picture.rgb,
@@ -483,7 +507,7 @@ class Codec:
                 self._lmbda(level),
                 (level, batch.mu, batch.bits),
             )
-            for picture, (y, mask), level in zip(batch.pictures, kept, levels)
+            for picture, (y, mask), level in zip(pictures, kept, chosen)
         ]
 
     def _probability(self) -> ProbabilityModel:

@@ -126,9 +126,10 @@ def test_progress_and_time_limit(codec: l2c.Codec, photo: np.ndarray) -> None:
     assert shares[-1] == 1.0
     assert {stage for _, stage in told} >= {"latents"}
     start = time.perf_counter()
+    codec.encode(photo, quality=50, effort=9, max_seconds=1e-3)
     hurried = codec.encode_detailed(photo, bpp=0.5, effort=9, max_seconds=1e-3)
     assert time.perf_counter() - start < 20
-    assert hurried.adaptation["iterations"] == 0
+    assert hurried.adaptation == {}
     assert 0.98 * 0.5 <= hurried.bpp <= 0.5
 
 

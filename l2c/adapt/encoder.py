@@ -75,23 +75,24 @@ class Adapted:
         return correct_rate([(search, i) for search, i, _ in self.parts], change)
 
     def report(self) -> dict[str, float | int]:
-        """Figures for people: rate and distortion before and after, iterations, patches with changes."""
-        before = sum(float(search.start_bits[i]) for search, i, _ in self.parts)
-        after = sum(float(search.bits[i]) for search, i, _ in self.parts)
-        cost = [sum(float(side[i]) for side, i in sides) for sides in (
-            [(search.start_cost, i) for search, i, _ in self.parts],
-            [(search.cost, i) for search, i, _ in self.parts],
-        )]  # fmt: skip
-        pixels = self.subject.pixels.shape[0] * self.subject.pixels.shape[1]
+        """Figures for people: rate and distortion before and after the search (corrections not counted), patches with
+        changes. Of the tiles that were searched, and empty if there was no time for any."""
+        searched = [(search, i) for search, i, _ in self.parts if search.iterations]
+        if not searched:
+            return {"iterations": 0, "passes": 0}
+        before, cost_before = (sum(float(search.start[k][i]) for search, i in searched) for k in range(2))
+        after = sum(float(search.bits[i]) for search, i in searched)
+        cost_after = sum(float(search.cost[i]) for search, i in searched) - self.saved_cost
+        pixels = sum(search.regions.pixels for search, _ in searched)
         sets, conditions = self.changes.sets, self.changes.conditions
         return {
-            "iterations": max(search.iterations for search, _, _ in self.parts),
-            "passes": max(search.passes for search, _, _ in self.parts),
+            "iterations": max(search.iterations for search, _ in searched),
+            "passes": max(search.passes for search, _ in searched),
             "bpp_before": before / pixels,
             "bpp_after": after / pixels,
-            "distortion_before": cost[0] / self.subject.lmbda / pixels,
-            "distortion_after": (cost[1] - self.saved_cost) / self.subject.lmbda / pixels,
-            "objective_gain_percent": 100.0 * (before + cost[0] - after - cost[1] + self.saved_cost) / before,
+            "distortion_before": cost_before / self.subject.lmbda / pixels,
+            "distortion_after": cost_after / self.subject.lmbda / pixels,
+            "objective_gain_percent": 100.0 * (before + cost_before - after - cost_after) / before,
             "patches_with_bias_set": 0 if sets is None else int((sets != NO_SET).sum()),
             "patches_with_conditions": 0 if conditions is None else int(conditions.any(axis=0).sum()),
         }

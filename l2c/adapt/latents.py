@@ -19,6 +19,7 @@ value by a known amount, so the regression of the gradient on that amount measur
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,11 +163,22 @@ class LatentSearch:
         self.beta = regions.x.new_ones(len(regions)) if beta is None else beta.to(device)
         self.passes = 0
         self.iterations = 0
-        self._terms = self._measure(regions, self.z, b)
-        self.start_bits, self.start_cost = self._terms.bits.clone(), self._terms.cost.clone()
-        self.curvature = self._curvature()
+        self._first: tuple[Tensor, Tensor] | None = None
         self.damping = regions.x.new_full((len(regions),), _DAMPING)
         self._idle = torch.zeros(len(regions), dtype=torch.int64, device=device)
+
+    @functools.cached_property
+    def _terms(self) -> _Terms:
+        """Of the best latents; the first pass runs when they are first asked for."""
+        terms = self._measure(self.regions, self.z, self._b)
+        self._first = terms.bits.clone(), terms.cost.clone()
+        return terms
+
+    @property
+    def start(self) -> tuple[Tensor, Tensor]:
+        """(bits, cost) where the search began, float32 [N] each."""
+        assert self._terms is not None and self._first is not None
+        return self._first
 
     @property
     def bits(self) -> Tensor:
@@ -189,6 +201,7 @@ class LatentSearch:
             members = ((self._idle < _PATIENCE) & (self.damping < _MOST_DAMPING)).nonzero().flatten()
             if not len(members) or not go_on():
                 break
+            _ = self.curvature  # of the latents where the search begins
             self._iterate(members)
 
     def _iterate(self, members: Tensor) -> None:
@@ -290,7 +303,8 @@ class LatentSearch:
             bits = bits + b * z[:, :, ::stride, ::stride][0].numel()
         return _Terms(bits.detach(), cost.detach(), cost_slope * level, bits_slope * level, rise, fall)
 
-    def _curvature(self) -> Tensor:
+    @functools.cached_property
+    def curvature(self) -> Tensor:
         """Second derivative of the cost per level, [N, c, h, w]: the regression of the slope on the rounding error.
 
         One factor per channel times one per place: MS-SSIM is many times more sensitive in flat parts of a picture.
