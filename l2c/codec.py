@@ -48,7 +48,8 @@ DEFAULT_TILE = 1024
 DEFAULT_QUALITY = 50.0
 _CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
 _BATCH_PIXELS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
-_ADAPT_PIXELS = 1 << 23  # pictures are adapted together up to this many pixels: about 500 MB
+_ADAPT_PIXELS = 1 << 23  # pictures are adapted together up to this many pixels, at about 80 bytes each
+_MOST_ADAPTED_TILE = 2048  # gradients need some kilobytes a pixel of the tiles in work
 _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where adaptation follows
 _METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
 _METRIC_CORRECTIONS = 4
@@ -139,6 +140,10 @@ class _Batch:
     deadline: float
     progress: Callable[[float, str], None]
 
+    def only(self, i: int) -> _Batch:
+        """The same for one of the pictures alone."""
+        return replace(self, pictures=[self.pictures[i]], sections=[self.sections[i]])
+
 
 class Codec:
     """A model on a device.
@@ -179,7 +184,8 @@ class Codec:
         # A model stays on the CPU, where other codecs may share it.
         self.transform = self.model.transform
         if self.device.type != "cpu":
-            self.transform = copy.deepcopy(self.transform).to(self.device)
+            with torch.inference_mode(False):
+                self.transform = copy.deepcopy(self.transform).to(self.device)
         # A wrong integer ruins a picture, so every device proves itself once (DESIGN 3.5).
         try:
             integer.check_backend(self.model.integer, self.model.known_answer, self.backend, self.device)
@@ -203,18 +209,19 @@ class Codec:
                 accepted exactly is stated at `l2c.images.load_picture`.
             bpp: target in bits per pixel for the whole file; the file is never larger.
             max_bytes: target in bytes for the whole file, likewise.
-            psnr: target in dB over RGB: the smallest file found that is no worse.
-            msssim: target 0..1, likewise.
+            psnr: target in dB over RGB: the file of the least quality found that is no worse.
+            msssim: target 0..1, likewise. Both measure whole pictures: some hundred bytes of memory a pixel.
             quality: 0..100 instead of a target; more is better and larger. Without any of these: 50.
             metric: "psnr", "msssim" or "mixed" (default): what the bits are spent on.
             effort: 0 (default, no adaptation) to 9: how much work goes into adapting the latents and the decoder to
                 the picture. Decoding takes the same time at every level.
             b: quantisation bits 1..8 (default: the model's).
-            tile: side of a tile in pixels: 512, 1024, ...
+            tile: side of a tile in pixels: 512, 1024, ...; with effort at most 2048.
             metadata: keep ICC profile and EXIF (default True). Alpha is always kept.
             max_seconds: the adaptation ends at this time after the call began and the best file so far is returned;
                 what comes before and after it (the search for a quality, writing) takes its own time.
-            progress: called with the share done (0..1) and the name of the stage, in the calling thread.
+            progress: called with the share done (0..1) and the name of the stage while pictures are adapted, in the
+                calling thread; never at effort 0.
         Raises:
             ImageError: the picture cannot be read. LimitError: it has more pixels than the limits allow.
             RateError: the target lies below what this picture can reach; names the least rate.
@@ -248,15 +255,20 @@ class Codec:
         bits = self.model.config.bits if b is None else b
         goals = {"bpp": bpp, "max_bytes": max_bytes, "psnr": psnr, "msssim": msssim, "quality": quality}
         _check_options(goals, metric, effort, bits, self.model.config.bits, tile, max_seconds)
+        if progress is not None and not callable(progress):
+            raise UnsupportedError(f"progress is {progress!r}: it must be callable")
         pictures = [images.load_picture(image, max_pixels=self.limits.max_pixels) for image in images_]
         for picture in pictures:  # no file that this codec would refuse to decode
             self._check_latent_limits(picture.width, picture.height, tile)
             largest = min(picture.width, tile) * min(picture.height, tile)
             if self.limits.max_tile_pixels is not None and largest > self.limits.max_tile_pixels:
                 raise LimitError(f"tile is {tile}: more pixels than {self.limits.max_tile_pixels} in a tile")
+        sections = [_sections(picture, metadata) for picture in pictures]
+        for picture, kept in zip(pictures, sections):
+            self._check_parts(picture, kept, tile)
         batch = _Batch(
             pictures,
-            [_sections(picture, metadata) for picture in pictures],
+            sections,
             METRICS[metric],
             bits,
             tile,
@@ -267,7 +279,8 @@ class Codec:
         )
         if bpp is not None or max_bytes is not None:
             rate = min(float(bpp), 1e12) if bpp is not None else 0.0  # more than any file has, its square is finite
-            size = [rate * p.height * p.width / 8.0 if bpp is not None else float(max_bytes or 0) for p in pictures]
+            most = min(float(max_bytes), 1e15) if max_bytes is not None else 0.0
+            size = [rate * p.height * p.width / 8.0 if bpp is not None else most for p in pictures]
             results = self._search_rate(batch, size)
         elif psnr is not None or msssim is not None:
             value = float(psnr) if psnr is not None else dissimilarity_db(float(msssim or 0.0))
@@ -278,6 +291,15 @@ class Codec:
         batch.clock["total"] = time.perf_counter() - start
         seconds = {stage: value / max(1, len(pictures)) for stage, value in batch.clock.items()}
         return [replace(result, seconds=seconds) for result in results]
+
+    def _check_parts(self, picture: images.Picture, sections: dict[int, bytes], tile: int) -> None:
+        """Raises LimitError: more metadata or tiles than this codec would decode."""
+        size = sum(len(body) for kind, body in sections.items() if kind != ALPHA)
+        tiles = -(-picture.height // tile) * -(-picture.width // tile)
+        for name, value in (("max_metadata_bytes", size), ("max_tiles", tiles)):
+            limit = getattr(self.limits, name)
+            if limit is not None and value > limit:
+                raise LimitError(f"the file would have {value} of what Limits.{name} allows {limit} of")
 
     def _encode_levels(self, batch: _Batch, levels: list[int]) -> list[Encoded]:
         """Files at given qualities 0..1000, adapted as the effort says."""
@@ -296,64 +318,101 @@ class Codec:
     def _search_rate(self, batch: _Batch, sizes: list[float]) -> list[Encoded]:
         """Encode every picture at the best quality whose file fits its size; all open pictures share each pass.
 
-        With adaptation the quality is searched for a file that is larger by what the adaptation saves, and the rest of
-        the difference is made up by moving latents, without E.
+        With adaptation the quality is searched for a file that is larger by what the adaptation saves on average, and
+        the rest of the difference is made up by moving latents, without E. A picture that this does not bring to its
+        size is adapted once more at a quality chosen by what its adaptation saved, and in the end coded without.
         """
-        wide = batch.effort.iterations > 0
         searches = [
             QualitySearch(
                 size / (1.0 - batch.effort.saving),
                 p.height * p.width,
                 self.model.rate_curve,
-                _ADAPTED_TOLERANCE if wide else TOLERANCE,
+                _ADAPTED_TOLERANCE if batch.effort.iterations else TOLERANCE,
             )
             for size, p in zip(sizes, batch.pictures)
         ]
-        plain: list[Encoded | None] = [None] * len(batch.pictures)  # the largest unadapted file that fits
+        results: list[Encoded | None]
+        if not batch.effort.iterations:
+            results = self._at_size(batch, searches)
+        else:
+            self._find(batch, searches)
+            results = [None] * len(sizes)
+            if time.perf_counter() < batch.deadline:
+                self._adapt_to_sizes(batch, sizes, searches, results)
+            # The pictures that are not there yet, without adaptation; what was probed already is known.
+            for i, size in enumerate(sizes):
+                if not _near(results[i], size):
+                    search = replace(searches[i], target_bytes=size, tolerance=TOLERANCE)
+                    (plain,) = self._at_size(batch.only(i), [search])
+                    results[i] = max((r for r in (results[i], plain) if r), key=lambda r: len(r.data), default=None)
+        return [self._rated(batch.pictures[i], sizes[i], searches[i], result) for i, result in enumerate(results)]
+
+    def _find(self, batch: _Batch, searches: list[QualitySearch]) -> dict[int, tuple[int, tuple[bytes, str]]]:
+        """Run the searches of all pictures; returns the level and file of each one's best, where one was encoded."""
+        best: dict[int, tuple[int, tuple[bytes, str]]] = {}
         while True:
             asked = {i: search.next_quality for i, search in enumerate(searches)}
             due = {i: level for i, level in asked.items() if level is not None}
             if not due:
-                break
+                return {i: found for i, found in best.items() if found[0] == searches[i].best}
             for (i, level), file in zip(due.items(), self._encode_at(batch, list(due), list(due.values()))):
                 searches[i].report(level, len(file[0]))
-                if len(file[0]) <= sizes[i] and (plain[i] is None or len(file[0]) > len(plain[i].data)):  # type: ignore[union-attr]
-                    plain[i] = _result(batch.pictures[i], file, level)
-        results = list(plain)
-        least = [min(search.sizes.values()) for search in searches]
-        if wide:
-            if time.perf_counter() > batch.deadline:
-                return self._search_rate(replace(batch, effort=EFFORTS[0]), sizes)
-            levels = [0 if search.best is None else search.best for search in searches]
-            for i, adapted in self._adapt(batch, levels):
-                fitted, smallest = self._fit(batch, i, adapted, levels[i], sizes[i])
-                least[i] = min(least[i], smallest)
-                results[i] = fitted if fitted is not None else plain[i]
-        return [
-            self._rated(batch.pictures[i], sizes[i], searches[i], least[i], result) for i, result in enumerate(results)
-        ]
+                if searches[i].best == level:
+                    best[i] = (level, file)
 
-    def _rated(
-        self, picture: images.Picture, size: float, search: QualitySearch, least: int, result: Encoded | None
-    ) -> Encoded:
+    def _at_size(self, batch: _Batch, searches: list[QualitySearch]) -> list[Encoded | None]:
+        """The best unadapted file of each picture within its search's size; None where there is none."""
+        found = self._find(batch, searches)
+        results: list[Encoded | None] = []
+        for i, search in enumerate(searches):
+            if search.best is None:
+                results.append(None)
+                continue
+            level, file = found[i] if i in found else (search.best, self._encode_at(batch, [i], [search.best])[0])
+            results.append(_result(batch.pictures[i], file, level))
+        return results
+
+    def _adapt_to_sizes(
+        self, batch: _Batch, sizes: list[float], searches: list[QualitySearch], results: list[Encoded | None]
+    ) -> None:
+        """Adapt all pictures and bring them to their sizes; fills in `results` where that works."""
+        levels = [0 if search.best is None else search.best for search in searches]
+        firsts = [0] * len(levels)
+        for i, adapted in self._adapt(batch, levels):
+            results[i], firsts[i] = self._fit(batch, i, adapted, levels[i], sizes[i])
+        for i, (level, first) in enumerate(zip(levels, firsts)):
+            if _near(results[i], sizes[i]) or time.perf_counter() > batch.deadline:
+                continue
+            only = batch.only(i)
+            again = replace(searches[i], target_bytes=sizes[i] * searches[i].sizes[level] / first)
+            self._find(only, [again])
+            other = 0 if again.best is None else again.best
+            if other != level:
+                for _, adapted in self._adapt(only, [other]):
+                    second, _ = self._fit(only, 0, adapted, other, sizes[i])
+                    results[i] = max((r for r in (results[i], second) if r), key=lambda r: len(r.data), default=None)
+
+    def _rated(self, picture: images.Picture, size: float, search: QualitySearch, result: Encoded | None) -> Encoded:
         """The result with what the search for its rate has to say. Raises RateError where there is none."""
         if result is None:
-            pixels = picture.height * picture.width
+            pixels, least = picture.height * picture.width, min(search.sizes.values())
             raise RateError(
                 f"{8.0 * size / pixels:g} bpp ({size:.0f} bytes) is below what this {picture.width}x{picture.height} "
                 f"picture can reach: its least rate is {8.0 * least / pixels:.4f} bpp ({least} bytes)",
                 8.0 * least / pixels,
             )
         result = replace(result, probes=len(search.sizes))
-        if len(result.data) < (1.0 - 0.02) * size and result.quality == 100.0:
-            reason = f"the best quality of this model needs only {result.bpp:.4f} bpp"
+        if not _near(result, size):
+            reason = f"no quality found gives a file between {len(result.data)} and {size:.0f} bytes"
+            if result.quality == 100.0:
+                reason = f"the best quality of this model needs only {result.bpp:.4f} bpp"
             result = replace(result, target_reached=False, reason=reason)
         return result
 
     def _fit(self, batch: _Batch, i: int, adapted: Adapted, level: int, size: float) -> tuple[Encoded | None, int]:
         """The adapted picture in at most `size` bytes and hardly less, by moving latents; None: it cannot be done.
 
-        Returns also the size of the smallest file that was made.
+        Returns also the size before any correction.
         """
         best: tuple[bytes, str] | None = None
         correction = Correction(size)
@@ -362,15 +421,16 @@ class Codec:
             if len(file[0]) <= size and (best is None or len(file[0]) > len(best[0])):
                 best = file
             change = correction.next_change(len(file[0]))
-            if change is None:
+            if change is None or not (adapted.searched or time.perf_counter() < batch.deadline):
                 break
             correction.predicted = adapted.correct(change)
             if correction.predicted == 0.0:
                 break
+        first = correction.sizes[0]
         if best is None:
-            return None, min(correction.sizes)
+            return None, first
         result = replace(_result(batch.pictures[i], best, level), adaptation=adapted.report())
-        return replace(result, corrections=len(correction.sizes) - 1), min(correction.sizes)
+        return replace(result, corrections=len(correction.sizes) - 1), first
 
     def _search_metric(self, batch: _Batch, value: float, name: str) -> list[Encoded]:
         """Encode every picture at the least quality whose PSNR or MS-SSIM (both in dB) reaches `value`."""
@@ -386,14 +446,15 @@ class Codec:
                 searches[i].report(level, self._measured(batch.pictures[i], file[0], name), len(file[0]))
         levels = [search.best for search in searches]
         results = [_result(p, mine[level], level) for p, mine, level in zip(batch.pictures, files, levels)]
-        if batch.effort.iterations:
+        if batch.effort.iterations and time.perf_counter() < batch.deadline:
             for i, adapted in self._adapt(batch, levels):
                 results[i] = self._fit_metric(batch, i, adapted, searches[i], results[i], name)
         for i, search in enumerate(searches):
             results[i] = replace(results[i], probes=len(search.values))
             reached = self._measured(batch.pictures[i], results[i].data, name)
             if reached < value:
-                reason = f"the best quality of this model has {name} {reached:.2f} dB"
+                shown = f"{reached:.2f} dB" if name == "PSNR" else f"{1.0 - 10.0 ** (-reached / 10.0):.5f}"
+                reason = f"the best that this model was seen to do here is {name} {shown}"
                 results[i] = replace(results[i], target_reached=False, reason=reason)
         return results
 
@@ -412,7 +473,8 @@ class Codec:
             if abs(wanted) < _METRIC_TOLERANCE and wanted <= 0.2 * _METRIC_TOLERANCE:
                 break
             change = 8.0 * len(file[0]) * min(0.2, max(-0.2, wanted * search.bits_per_db()))
-            if count == _METRIC_CORRECTIONS or adapted.correct(change) == 0.0:
+            late = not adapted.searched and time.perf_counter() > batch.deadline
+            if count == _METRIC_CORRECTIONS or late or adapted.correct(change) == 0.0:
                 break
         return best
 
@@ -464,7 +526,7 @@ class Codec:
     def _adapt(self, batch: _Batch, levels: list[int]) -> Iterator[tuple[int, Adapted]]:
         """Search latents and decoder changes of all pictures at given qualities; yields each picture when it is done.
 
-        Pictures are taken together up to _ADAPT_PIXELS, which bounds the memory.
+        Pictures are taken together up to _ADAPT_PIXELS; a larger one is taken alone, about 80 bytes a pixel.
         """
         groups: list[list[int]] = []
         weights = [p.height * p.width for p in batch.pictures]
@@ -514,8 +576,10 @@ class Codec:
         """The float form of P on this codec's device, made on first use: what gradients come from."""
         with self._lock:
             if self._float_probability is None:
-                made = integer.to_float(self.model.integer, self.model.config).eval().requires_grad_(False)
-                self._float_probability = made.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                with torch.inference_mode(False), torch.device("cpu"):
+                    made = integer.to_float(self.model.integer, self.model.config).float().eval().requires_grad_(False)
+                    made = made.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                self._float_probability = made
             return self._float_probability
 
     def _lmbda(self, level: int) -> float:
@@ -790,23 +854,19 @@ class Codec:
         return PatchChanges.unpack(bytes(stream.metadata[ADAPT]), header.width, header.height, count, mods)
 
     def _adaptation(
-        self, headers: list[Header], cond: Tensor, changes: list[PatchChanges], top: int, left: int
+        self, headers: list[Header], cond: Tensor, changes: list[PatchChanges], box: tuple[int, int, int, int]
     ) -> Adaptation | None:
-        """Changes to D for pictures of one shape, as D sees them from latent (top, left) on."""
-        sets, conditions = [c.sets for c in changes], [c.conditions for c in changes]
-        result = Adaptation()
-        if any(part is not None for part in sets):
-            shape = next(part.shape for part in sets if part is not None)
-            index = np.stack([np.full(shape, NO_SET, np.uint8) if part is None else part for part in sets])
+        """Changes to D for pictures of one shape, as D sees them in a box (top, left, bottom, right) of latents."""
+        result, s = Adaptation(), self.transform.s
+        if any(part.sets is not None for part in changes):
+            index, result.bias_grid = _patches([part.sets for part in changes], NO_SET, BIAS_PATCH // s, box)
             assert self.model.bias_sets is not None
             bands = [self.model.bias_sets.band(h.quality, MAX_QUALITY) for h in headers]
             result.biases = set_maps(self.model.bias_sets, bands, torch.from_numpy(index).long().to(self.device))
-            result.bias_grid = Grid(BIAS_PATCH // self.transform.s, top, left)
-        if any(part is not None for part in conditions):
-            shape = next(part.shape for part in conditions if part is not None)
-            moved = np.stack([np.zeros(shape, np.int8) if part is None else part for part in conditions])
+        if any(part.conditions is not None for part in changes):
+            moved, grid = _patches([part.conditions for part in changes], 0, CONDITION_PATCH // s, box)
             result.conditions = condition_maps(cond, torch.from_numpy(moved).to(self.device))
-            result.condition_grid = Grid(CONDITION_PATCH // self.transform.s, top, left)
+            result.condition_grid = grid
         return result if result.biases is not None or result.conditions is not None else None
 
     @torch.inference_mode()
@@ -863,7 +923,7 @@ class Codec:
             ]
         ).contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, enabled=False):
-            x_hat = self.transform.decoder(y_hat, cond, self._adaptation(headers, cond, changes, t, l))
+            x_hat = self.transform.decoder(y_hat, cond, self._adaptation(headers, cond, changes, (t, l, lower, r)))
         x_hat = x_hat[:, :, top - t * s : bottom - t * s, left - l * s : right - l * s]
         return x_hat.mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
 
@@ -918,6 +978,10 @@ def _check_options(
         if isinstance(value, bool) or not isinstance(value, Integral if name in whole or name == "max_bytes" else Real):
             kind = "whole " if name in whole or name == "max_bytes" else ""
             raise UnsupportedError(f"{name} is {value!r}: it must be a {kind}number")
+        try:
+            float(value)
+        except OverflowError:
+            raise UnsupportedError(f"{name} is far too large") from None
     asked = [name for name, value in goals.items() if value is not None]
     if len(asked) > 1:
         raise UnsupportedError(f"give {' or '.join(asked)}, not both" if len(asked) == 2 else f"{asked}: give one")
@@ -936,10 +1000,17 @@ def _check_options(
         raise UnsupportedError(f"b is {bits}: it must be 1..{most_bits} with this model")
     if tile < 512 or tile > 1 << 24 or tile & (tile - 1):
         raise UnsupportedError(f"tile is {tile}: it must be 512, 1024, 2048, ... up to {1 << 24}")
+    if effort and tile > _MOST_ADAPTED_TILE:
+        raise UnsupportedError(f"tile is {tile}: with effort it must be at most {_MOST_ADAPTED_TILE}")
 
 
 def _silent(share: float, stage: str) -> None:
     """Progress that nobody asked for."""
+
+
+def _near(result: Encoded | None, size: float) -> bool:
+    """Whether a file has the size that was asked for: at most that, and at most 2 % less."""
+    return result is not None and (1.0 - 0.02) * size <= len(result.data) <= size
 
 
 def _result(picture: images.Picture, file: tuple[bytes, str], level: int) -> Encoded:
@@ -957,6 +1028,17 @@ def _sections(picture: images.Picture, metadata: bool) -> dict[int, bytes]:
     if picture.alpha is not None:
         sections[ALPHA] = images.pack_alpha(picture.alpha)
     return sections
+
+
+def _patches(
+    maps: Sequence[npt.NDArray[Any] | None], default: int, side: int, box: tuple[int, int, int, int]
+) -> tuple[npt.NDArray[Any], Grid]:
+    """The patches [N, ..., rows, columns] that a box of latents touches, and their grid; None: all `default`."""
+    top, left, bottom, right = box
+    rows, columns = slice(top // side, -(-bottom // side)), slice(left // side, -(-right // side))
+    known = next(part for part in maps if part is not None)[..., rows, columns]
+    stacked = [np.full_like(known, default) if part is None else part[..., rows, columns] for part in maps]
+    return np.stack(stacked), Grid(side, top - rows.start * side, left - columns.start * side)
 
 
 def _alpha(stream: Bitstream) -> npt.NDArray[Any] | None:

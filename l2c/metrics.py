@@ -13,7 +13,7 @@ MSSSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _WINDOW = 11
 _SIGMA = 1.5
 _C1, _C2 = 0.01**2, 0.03**2
-_MATMUL_SIDE = 1024
+_PIECE = 128
 
 
 @functools.lru_cache(maxsize=32)
@@ -26,26 +26,29 @@ def _window() -> Tensor:
 @functools.lru_cache(maxsize=32)
 def _band(side: int, device: torch.device) -> Tensor:
     """The 11-tap filter over `side` samples as a banded matrix [side - 10, side]."""
-    band = torch.zeros(side - _WINDOW + 1, side)
-    for offset, weight in enumerate(_window().tolist()):
-        band.diagonal(offset).fill_(weight)
-    return band.to(device)
+    with torch.inference_mode(False):  # kept, so it must not be bound to the mode of the first caller
+        band = torch.zeros(side - _WINDOW + 1, side, dtype=torch.float32, device="cpu")
+        for offset, weight in enumerate(_window().tolist()):
+            band.diagonal(offset).fill_(weight)
+        return band.to(device)
 
 
 def _blur(x: Tensor) -> Tensor:
     """Separable Gaussian without padding: [..., h, w] -> [..., h-10, w-10].
 
-    A matrix product for small sides: on a CPU 20 times faster, forward and backward, than a one-channel convolution.
+    As matrix products with banded matrices over pieces of _PIECE outputs: on a CPU many times faster, forward and
+    backward, than a one-channel convolution, and four times faster than one matrix over a whole side of 768.
     """
-    h, w = x.shape[-2:]
-    if max(h, w) <= _MATMUL_SIDE:
-        return _band(h, x.device) @ (x @ _band(w, x.device).T)
-    taps = _window().tolist()
-    rows = sum(t * x[..., i : h - _WINDOW + 1 + i, :] for i, t in enumerate(taps))
-    assert isinstance(rows, Tensor)
-    out = sum(t * rows[..., i : w - _WINDOW + 1 + i] for i, t in enumerate(taps))
-    assert isinstance(out, Tensor)
-    return out
+    return _blur_along(_blur_along(x, -1), -2)
+
+
+def _blur_along(x: Tensor, dim: int) -> Tensor:
+    outputs, parts = x.shape[dim] - _WINDOW + 1, []
+    for start in range(0, outputs, _PIECE):
+        length = min(_PIECE, outputs - start) + _WINDOW - 1
+        part, band = x.narrow(dim, start, length), _band(length, x.device)
+        parts.append(part @ band.T if dim == -1 else band @ part)
+    return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 
 
 def msssim(x: Tensor, x_hat: Tensor) -> Tensor:

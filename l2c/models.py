@@ -163,6 +163,7 @@ def _identify(path: Path, stamp: tuple[int, int]) -> bytes:
     return model_id(metadata["config"], tensors)
 
 
+@torch.inference_mode(False)  # weights that gradients can pass, whatever mode the caller is in
 def _load(path: Path) -> Model:
     tensors, metadata = _read(path)
     try:

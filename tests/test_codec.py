@@ -234,6 +234,7 @@ def test_icc_and_exif_are_kept(codec) -> None:
     "options",
     [{"bpp": 0.5, "quality": 3}, {"bpp": -1.0}, {"bpp": float("nan")}, {"quality": 101}, {"metric": "vmaf"},
      {"effort": 10}, {"effort": -1}, {"effort": 1.5}, {"effort": True}, {"max_bytes": 0}, {"max_bytes": 10.5},
+     {"max_bytes": 10**400}, {"bpp": 10**400}, {"progress": 5}, {"effort": 1, "tile": 4096},
      {"psnr": 0}, {"psnr": 30, "bpp": 1}, {"msssim": 1.0}, {"msssim": 0}, {"max_seconds": 0},
      {"b": 0}, {"b": 9}, {"tile": 100}, {"tile": 1536}],
 )  # fmt: skip

@@ -232,3 +232,66 @@ def test_report_is_plain_numbers(codec: l2c.Codec, photo: np.ndarray) -> None:
     assert all(isinstance(value, (int, float)) for value in result.adaptation.values())
     assert dataclasses.asdict(result)["adaptation"] == result.adaptation
     assert codec.encode_detailed(photo[:64, :64], quality=50).adaptation == {}
+
+
+def test_first_used_inside_other_modes(photo: np.ndarray) -> None:
+    """What a process keeps must not be bound to the mode of its first caller."""
+    small = photo[:47, :63]
+    wanted = l2c.Codec().encode(small, quality=50, effort=1)
+    with torch.inference_mode():
+        codec = l2c.Codec()
+        assert codec.encode(small, quality=50, effort=1) == wanted
+        codec.encode(small[:44], msssim=0.9, effort=1)
+        codec.encode(small, psnr=25.0, effort=2, max_seconds=1e-6)
+    assert codec.encode(small, quality=50, effort=1) == wanted
+    codec.encode(small[:44], quality=50, metric="msssim", effort=1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        codec = l2c.Codec()
+        assert codec.encode(small, quality=50, effort=1) == wanted
+        codec.encode(small[:43], msssim=0.9)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("effort", [0, 2, 5])
+def test_small_sizes_are_met_or_explained(codec: l2c.Codec, photo: np.ndarray, effort: int) -> None:
+    """Where no quality hits the size the file says so; a size that no adaptation reaches is reached without it."""
+    board = (np.indices((64, 64)).sum(axis=0) // 4 % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+    for picture, size in ((photo[:16, :16], 80), (photo[:32, :32], 90), (photo[:64, :96], 120), (board, 300)):
+        result = codec.encode_detailed(picture, max_bytes=size, effort=effort)
+        assert len(result.data) <= size
+        assert result.target_reached == (len(result.data) >= 0.98 * size)
+        assert result.target_reached or result.reason
+        assert codec.verify(result.data) == result.latents_sha256
+
+
+@pytest.mark.parametrize("b", [1, 3, 8])
+def test_uniform_prior_and_few_bits(b: int, photo: np.ndarray, configs: Path, tmp_path: Path) -> None:
+    """Latents that the uniform prior prices equally must not leave the range of levels."""
+    config = dataclasses.replace(ModelConfig.from_json((configs / "c3b4.json").read_text()), bits=8)
+    transform = dataclasses.replace(config.transform, width=8)
+    probability = dataclasses.replace(config.probability, width=16)
+    config = dataclasses.replace(config, transform=transform, probability=probability)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        path = tmp_path / "p.safetensors"
+        save_model(path, config, Transform(transform), integer.from_float(ProbabilityModel(config), config), [])
+    codec = l2c.Codec(path)
+    result = codec.encode_detailed(photo[:60, :50], quality=90, b=b, effort=4)
+    assert codec.verify(result.data) == result.latents_sha256
+
+
+def test_a_file_that_claims_very_many_modulators() -> None:
+    body = b"\x02\x01" + bytes(1 << 20)
+    with pytest.raises(BitstreamError, match="no model has so many"):
+        PatchChanges.unpack(body, 512, 512, 255, None)
+
+
+def test_what_the_codec_would_refuse_is_not_written(photo: np.ndarray) -> None:
+    from l2c.bitstream import Limits
+    from l2c.errors import LimitError
+
+    codec = l2c.Codec(limits=Limits(max_tiles=1))
+    with pytest.raises(LimitError, match="max_tiles"):
+        codec.encode(np.concatenate([photo] * 3, axis=1), tile=512)

@@ -71,10 +71,11 @@ def test_any_size(size) -> None:
     assert float(metrics.msssim(x, x)) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_large_pictures_take_the_other_filter_with_the_same_result(monkeypatch) -> None:
-    x, y = pair(200, 200)
+@pytest.mark.parametrize("piece", [7, 64, 1000])
+def test_the_filter_works_in_pieces(monkeypatch, piece: int) -> None:
+    x, y = pair(200, 190)
     expected = metrics.msssim(x, y)
-    monkeypatch.setattr(metrics, "_MATMUL_SIDE", 0)
+    monkeypatch.setattr(metrics, "_PIECE", piece)
     torch.testing.assert_close(metrics.msssim(x, y), expected, atol=1e-6, rtol=0)
 
 

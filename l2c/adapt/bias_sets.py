@@ -19,7 +19,7 @@ from l2c.metrics import MSSSIM_LMBDA_RATIO, PatchDistortion, mixed_distortion
 from l2c.networks import Adaptation, Grid, Transform, num_biases
 
 DEFAULT_INDEX = NO_SET  # "no adaptation": D's own biases
-_PRICE = 9.0  # bits that a patch's set costs in the file
+PRICE = 9.0  # bits that a patch's set costs in the file
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ def search_sets(
     bands: Sequence[int],
     count: int,
     go_on: Callable[[], bool] = lambda: True,
+    price: float = PRICE,
 ) -> tuple[Tensor, Tensor] | None:
     """The best of `count` bias sets for each 256x256 patch, after ranking all of them by gradient and curvature.
 
@@ -134,7 +135,8 @@ def search_sets(
     Args:
         regions: float32 pictures or tiles. z: float32 [N, c, h, w], their latents.
         bands: of each region's quality.
-        go_on: asked before each pass.
+        go_on: asked before each pass but the last.
+        price: bits that a patch's set has to save at least.
     Returns:
         int64 [N, rows, columns], NO_SET where none pays; bits of lambda * pixels * D saved, float32 [N]. None where the
         time did not even suffice for one set.
@@ -171,11 +173,11 @@ def search_sets(
             change = measure(decoded(set_maps(sets, bands, column))) * weight - base
             better = change < least
             best, least = torch.where(better, column, best), torch.where(better, change, least)
-        best = torch.where(least < -_PRICE, best, NO_SET)
+        best = torch.where(least < -price, best, NO_SET)
         if not bool((best != NO_SET).any()):
             return best, z.new_zeros(len(regions))
         joint = measure(decoded(set_maps(sets, bands, best))) * weight - base
-        best = torch.where(joint < -_PRICE, best, NO_SET)
+        best = torch.where(joint < -price, best, NO_SET)
         return best, -(joint * (best != NO_SET)).sum(dim=(1, 2))
 
 

@@ -70,6 +70,11 @@ class Adapted:
             canvas[:, top:bottom, left:right] = search.symbols()[i].cpu().numpy()
         return canvas
 
+    @property
+    def searched(self) -> bool:
+        """Whether there was time to search every tile."""
+        return all(search.iterations for search, _, _ in self.parts)
+
     def correct(self, change: float) -> float:
         """Change the bits by about so many; see `latents.correct_rate`."""
         return correct_rate([(search, i) for search, i, _ in self.parts], change)
@@ -132,7 +137,8 @@ def adapt(
 ) -> list[Adapted]:
     """Search the latents of pictures, then choose changes to D; equal tiles of all pictures share every pass.
 
-    Must not run in inference mode. The work is `effort`'s unless the time runs out: then what was found so far is kept.
+    Must not run in inference mode; a caller's autocast does not reach in here. The work is `effort`'s unless the time
+    runs out: then what was found so far is kept.
     """
     results = [Adapted(subject) for subject in subjects]
     groups: dict[tuple[int, ...], list[tuple[int, Box]]] = {}
@@ -149,12 +155,13 @@ def adapt(
     each = effort.iterations + (effort.sets + 3 if effort.sets else 0) + (effort.steps + 8 if effort.steps else 0)
     progress = Progress(float(len(batches) * each), tell, out_of_time)
     for batch in batches:
-        regions = regions_of(transform, subjects, batch, device)
-        search = LatentSearch(transform, probability, regions)
-        search.run(effort.iterations, lambda: progress.unit("latents"))
-        for i, (number, box) in enumerate(batch):
-            results[number].parts.append((search, i, box))
-        _change_decoder(transform, bias_sets, search, batch, results, effort, progress)
+        with torch.autocast(device.type, enabled=False):
+            regions = regions_of(transform, subjects, batch, device)
+            search = LatentSearch(transform, probability, regions)
+            search.run(effort.iterations, lambda: progress.unit("latents"))
+            for i, (number, box) in enumerate(batch):
+                results[number].parts.append((search, i, box))
+            _change_decoder(transform, bias_sets, search, batch, results, effort, progress)
     for result in results:  # what costs more than it saves as a whole is left out
         if result.saved_cost <= 8.0 * (len(result.changes.pack()) + SECTION_OVERHEAD):
             result.changes, result.saved_cost = PatchChanges(), 0.0

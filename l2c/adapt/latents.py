@@ -43,7 +43,8 @@ _MOST_DAMPING = 60.0
 _LEAST_GAIN = 2e-4  # of J: a region that gains less than this ...
 _PATIENCE = 3  # ... this many times in a row has converged
 _LEAST_SAVING = 0.05  # bits (of rate or cost) that a correction's move must promise
-_HIGHEST_PRICE = 16.0
+_HIGHEST_PRICE = 16.0  # cost that a correction pays for a bit less
+_HIGHEST_RATE = 2.0  # bits that a correction spends to lower the cost by one
 _RIDGE = 1.0  # squared levels of rounding at the mean curvature that are mixed into each channel's regression
 _LOCAL_RIDGE = 0.5  # likewise for each place
 _NEARBY = 5  # latents a side over which a place's sensitivity is measured
@@ -245,7 +246,8 @@ class LatentSearch:
         price = torch.minimum(prices[0], prices[1])
         if self.regions.kept is not None:
             price = price.masked_fill(~self.regions.kept[i], float("inf"))
-        return price, torch.where(rises, amounts[0], amounts[1]), price <= _HIGHEST_PRICE, rises
+        highest = _HIGHEST_PRICE if sign < 0 else _HIGHEST_RATE
+        return price, torch.where(rises, amounts[0], amounts[1]), price <= highest, rises
 
     def force(self, i: int, moved: Tensor, rises: Tensor) -> None:
         """Make these moves of region i, whatever they do to J; what was moved is not offered again."""
@@ -298,6 +300,8 @@ class LatentSearch:
                         part = canvas[(slice(None), *group.place)]
                         part.copy_(value.detach()[:, :, : part.shape[2], : part.shape[3]])
             (bits_slope,) = torch.autograd.grad(bits.sum(), leaf)
+        rise.masked_fill_(z >= 128.0 - 1.25 * level, float("inf"))  # a uniform prior names no change at all
+        fall.masked_fill_(z <= -128.0 + 0.25 * level, float("inf"))
         if self.probability.prior is None:
             stride = 1 << self.probability.config.num_scales
             bits = bits + b * z[:, :, ::stride, ::stride][0].numel()
@@ -337,11 +341,13 @@ def _best_share(gain: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return moved, predicted
 
 
+@torch.inference_mode(False)
 def correct_rate(searches: Sequence[tuple[LatentSearch, int]], change: float) -> float:
     """Move latents of one picture so that its bits change by about so much, at the least price in distortion.
 
-    No network runs but for the measurement afterwards: the moves are chosen by the same predictions as in the search,
-    cheapest distortion per bit saved first (or most distortion saved per bit spent).
+    No network runs where the search has measured its latents: the moves are chosen by the same predictions, cheapest
+    distortion per bit saved first (or most distortion saved per bit spent). `bits` and `cost` of the searches stay
+    those of the latents before.
 
     Args:
         searches: (search, number of the region in it) of every tile of the picture.
@@ -355,10 +361,16 @@ def correct_rate(searches: Sequence[tuple[LatentSearch, int]], change: float) ->
     amount = torch.cat([amount[taken] for _, amount, taken, _ in offers]).double()
     if not len(price):
         return 0.0
-    ordered, order = price.sort()
+    order = price.sort(stable=True).indices
     total = (amount[order] * sign).cumsum(dim=0)
-    count = int((total < abs(change)).sum())
-    limit = ordered[min(count, len(ordered) - 1)]
-    for (search, i), (prices, _, taken, rises) in zip(searches, offers):
-        search.force(i, taken & (prices <= limit), rises)
-    return float(total[min(count, len(total) - 1)]) * sign
+    count = min(int((total < abs(change)).sum()) + 1, len(order))
+    chosen = torch.zeros_like(price, dtype=torch.bool)
+    chosen[order[:count]] = True
+    start = 0
+    for (search, i), (_, _, taken, rises) in zip(searches, offers):
+        moved = torch.zeros_like(taken)
+        number = int(taken.sum())
+        moved[taken] = chosen[start : start + number]
+        start += number
+        search.force(i, moved, rises)
+    return float(total[count - 1]) * sign

@@ -98,7 +98,7 @@ def search_conditions(
         regions: pictures or tiles. z: float32 [N, c, h, w], their latents.
         num_steps: SGD steps, at least 1.
         biases: changes to D's biases that are in force.
-        go_on: asked before each pass.
+        go_on: asked before each pass but the last.
     Returns:
         changes int8 [N, K, rows, columns] in CONDITION_UNIT, 0 where none pays; bits of lambda * pixels * D saved,
         float32 [N]. None where there was no time for a step.
@@ -115,7 +115,7 @@ def search_conditions(
         return regions.decode(transform, z, Adaptation(maps, force.biases, grid, force.bias_grid))
 
     def slope_at(changes: Tensor) -> tuple[Tensor, Tensor]:
-        """Cost of each patch, and the gradient of its logarithm per unit."""
+        """Cost of each patch; gradient of the pictures' log cost, times what turns it into units of the file."""
         leaf = changes.clone().requires_grad_()
         with torch.enable_grad():
             x_hat = decoded(leaf)
@@ -144,9 +144,14 @@ def search_conditions(
         improved = value < least
         best, slope = (torch.where(improved[:, None], new, old) for new, old in ((at, best), (fresh, slope)))
         least, gamma = torch.where(improved, value, least), torch.where(improved, gamma, gamma / 2)
-    pays = base - least > 8.0 * k + 1.0
-    best = torch.where(pays[:, None], best, 0.0)
-    return best.to(torch.int8), ((base - least) * pays).sum(dim=(1, 2))
+    price = 8.0 * k + 1.0
+    best = torch.where((base - least > price)[:, None], best, 0.0)
+    if not bool(best.any()):
+        return best.to(torch.int8), z.new_zeros(len(regions))
+    with torch.no_grad():  # neighbours have changed since each patch's best was found
+        saved = base - measure(decoded(best)) * weight
+    pays = saved > price
+    return torch.where(pays[:, None], best, 0.0).to(torch.int8), (saved * pays).sum(dim=(1, 2))
 
 
 def _units(changes: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ SECTION_OVERHEAD = 10  # bytes of the section's entry in the file's table
 CONDITION_UNIT = 1.0 / 64.0
 
 _SETS, _CONDITIONS = 1, 2
+_MOST_MODULATORS = 257  # that `TransformConfig` allows
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class PatchChanges:
             width, height: of the picture in pixels.
             num_sets, num_modulators: that the model has; without the latter, as many as the section has bytes for.
         Raises:
-            BitstreamError: the section is not what this module writes for such a picture and model.
+            BitstreamError: the section cannot be of such a picture and model.
         """
         reader = _Reader(body)
         (parts,) = reader.take(1)
@@ -105,6 +106,8 @@ class PatchChanges:
             has = reader.bits(shape[0] * shape[1], 1).astype(bool)
             if num_modulators is None:
                 num_modulators = reader.rest() // max(1, int(has.sum()))
+                if num_modulators > _MOST_MODULATORS:
+                    raise BitstreamError(f"section ADAPT: {num_modulators} modulators, no model has so many")
             if not has.any() or not num_modulators:
                 raise BitstreamError("section ADAPT: conditions for no patch or no modulator")
             values = reader.take(int(has.sum()) * num_modulators).view(np.int8).reshape(-1, num_modulators)
