@@ -1,7 +1,7 @@
 """What adapting D gains: the best bias set of each 256x256 patch, SGD on the modulators of each 512x512 patch.
 
     python bench/adaptation.py bias-sets KODAK [--model FILE] [--qualities 30 50 70] [--short-lists 1 2 4 8 16]
-        [--mu 8] [--price 0] [--every 1]
+        [--most 255] [--mu 8] [--price 0] [--every 1]
     python bench/adaptation.py modulators KODAK [--model FILE] [--qualities 30 50 70] [--steps 5 99] [--every 4]
 
 Bias sets: whole pictures, one map of sets each, as the encoder does it; a set costs 9 bits, and with --price 9 only
@@ -61,7 +61,7 @@ def bias_sets(model: Model, files: list[Path], args: argparse.Namespace) -> None
     """What the search of bias sets gains on whole pictures, for short lists of several lengths and for all sets."""
     sets = model.bias_sets
     assert sets is not None, "this model has no bias sets"
-    counts = [*args.short_lists, sets.values.shape[1]]
+    counts = [*args.short_lists, min(args.most, sets.values.shape[1])]
     used: set[int] = set()
     for quality in args.qualities:
         level = quality * MAX_QUALITY // 100
@@ -103,8 +103,8 @@ def bias_sets(model: Model, files: list[Path], args: argparse.Namespace) -> None
         print(
             f"quality {quality}: {len(files)} pictures, mean MS-SSIM gain {statistics.mean(gains):+.6f} "
             f"(largest {max(gains):+.6f}), mean change of the distortion {-statistics.mean(rates):+.3f} %; "
-            f"{len(now)} of {counts[-1]} sets used, default kept by {chosen.count(DEFAULT_INDEX)} of {len(chosen)} "
-            f"patches; short lists keep of the gain of all sets (seconds a picture): {lists}",
+            f"{len(now)} of {sets.values.shape[1]} sets used, default kept by {chosen.count(DEFAULT_INDEX)} of "
+            f"{len(chosen)} patches; short lists keep of the gain of the last (seconds a picture): {lists}",
             flush=True,
         )
     print(f"all qualities: {len(used)} sets used")
@@ -149,6 +149,9 @@ def main() -> None:
     parser.add_argument("--model", default="l2c-default")
     parser.add_argument("--qualities", type=int, nargs="+", default=[30, 50, 70])
     parser.add_argument("--short-lists", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument(
+        "--most", type=int, default=255, help="length of the last list, which the others are compared with"
+    )
     parser.add_argument("--mu", type=int, default=MAX_MU, help="metric mix of the bias sets' part, 0..8")
     parser.add_argument("--price", type=float, default=0.0, help="bits that a set must save")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 99])

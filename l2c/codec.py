@@ -180,7 +180,6 @@ class Codec:
         self.strict = strict
         self._others: dict[bytes, Codec] = {}
         self._float_probability: ProbabilityModel | None = None
-        self._lock = threading.Lock()
         # A model stays on the CPU, where other codecs may share it.
         self.transform = self.model.transform
         if self.device.type != "cpu":
@@ -574,7 +573,7 @@ class Codec:
 
     def _probability(self) -> ProbabilityModel:
         """The float form of P on this codec's device, made on first use: what gradients come from."""
-        with self._lock:
+        with _float_lock:
             if self._float_probability is None:
                 with torch.inference_mode(False), torch.device("cpu"):
                     made = integer.to_float(self.model.integer, self.model.config).float().eval().requires_grad_(False)
@@ -930,6 +929,7 @@ class Codec:
 
 _codecs: dict[tuple[str, str], Codec] = {}
 _codecs_lock = threading.Lock()
+_float_lock = threading.Lock()
 
 
 def shared_codec(device: str | torch.device = "cpu", model: str = DEFAULT_MODEL) -> Codec:

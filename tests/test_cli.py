@@ -83,7 +83,7 @@ def test_round_trip_json(run: Run, png: Path, tmp_path: Path, drawn_picture: npt
     assert encoded["bpp"] == 8 * file.stat().st_size / (70 * 50)
     assert (encoded["width"], encoded["height"], encoded["quality"]) == (70, 50, 40.0)
     assert encoded["target_bpp"] is None and encoded["target_reached"] is True and encoded["reason"] == ""
-    assert set(encoded["seconds"]) == {"load", "encoder", "entropy", "total"}
+    assert set(encoded["seconds"]) == {"load", "encoder", "adapt", "entropy", "total"}
 
     code, out, err = run("decode", file, back, "--json")
     assert (code, err) == (0, "")
@@ -365,7 +365,7 @@ def test_bench(run: Run, png: Path) -> None:
     code, out, err = run("bench", png, "--model", "tiny", "--repeats", 1, "--json")
     assert (code, err) == (0, "")
     result = json.loads(out)
-    assert set(result["encode_seconds"]) == {"load", "encoder", "entropy", "total"}
+    assert set(result["encode_seconds"]) == {"load", "encoder", "adapt", "entropy", "total"}
     assert set(result["decode_seconds"]) == {"container", "entropy", "decoder", "total"}
     assert (result["width"], result["height"]) == (70, 50)
     code, out, err = run("bench", "--model", "tiny", "--repeats", 1)

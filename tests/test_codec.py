@@ -109,7 +109,7 @@ def whole_path(config: ModelConfig, folder) -> None:
 def test_backends_and_batches_give_identical_files(tiny_model_path) -> None:
     pictures = [drawn(40, 61), drawn(9, 100), drawn(64, 64)]
     codecs = [l2c.Codec(tiny_model_path, backend=b, threads=t) for b in ("cpu", "torch", "reference") for t in (1, 2)]
-    latents = codecs[0]._analyse(pictures, [500] * 3, 4, 8)
+    latents = codecs[0]._analyse(pictures, [500] * 3, 4, 8)[0]
     parts = [codec_module._Latents(s, 500, 4, 8) for s in latents]
     sizes = [p.shape[:2] for p in pictures]
     expected = codecs[0]._write_latents(sizes, parts, 1024)
@@ -143,7 +143,7 @@ def test_rate_target_is_met_from_below(codec) -> None:
     for share in (0.1, 0.5, 0.9):
         target = least + share * (most - least)
         encoded = codec.encode_detailed(picture, bpp=target)
-        assert encoded.target_reached
+        assert encoded.target_reached == (encoded.bpp >= 0.98 * target)
         assert 0.95 * target <= encoded.bpp <= target
         assert encoded.bpp == 8 * len(encoded.data) / picture[..., 0].size
 
