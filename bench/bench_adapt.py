@@ -1,10 +1,11 @@
-"""The batched search against the yardstick, the paper's sequential encoder, on the same pictures in the same run.
+"""The batched search against the yardstick, the paper's sequential encoder, on the same problem in the same run.
 
     python bench/bench_adapt.py KODAK [--model FILE] [--qualities 30 50 70] [--pictures kodim01 ...] [--threads 2]
 
-Both adapt the same picture at the same quality with the same networks, dtype, memory format and threads. Both results
-are then written as real files and decoded, and their objective J = lambda * pixels * D + 8 * bytes is measured on the
-decoded 8-bit pixels by the same code. Reported: seconds, speed-up, and J gained over the unadapted file.
+As in the paper every whole 256x256 patch is a picture of its own, for both, with the same networks, dtype, memory
+format and threads: the yardstick takes them one after another, ten iterations and all bias sets each; ours takes all of
+them at once, with ten iterations and a short list of eight, and with fewer of both. J = lambda * pixels * D + bits is
+measured for all by the same code, from the integer model's bits and the 8-bit pixels of a float32 decode.
 """
 
 from __future__ import annotations
@@ -17,21 +18,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import l2c
 from l2c import codec as codec_module
-from l2c.adapt.bias_sets import search_sets
+from l2c import integer, networks
+from l2c.adapt.bias_sets import search_sets, set_maps
 from l2c.adapt.effort import EFFORTS
 from l2c.adapt.encoder import regions_of
-from l2c.adapt.latents import LatentSearch
-from l2c.adapt.section import PatchChanges
+from l2c.adapt.latents import LatentSearch, Regions
+from l2c.adapt.section import BIAS_PATCH, NO_SET
 from l2c.adapt.sequential import adapt_sequentially
 from l2c.images import load_picture
-from l2c.metrics import mixed_distortion
+from l2c.networks import Adaptation, Grid
 from l2c.probability import MAX_MU, MAX_QUALITY
 
 PICTURES = ("kodim01", "kodim05", "kodim08", "kodim15", "kodim19", "kodim23")
-SHORT_LIST = 8
+BUDGETS = ((10, 8), (10, 2), (4, 2), (2, 1))  # iterations, short list
 
 
 @dataclass
@@ -43,45 +46,74 @@ class Outcome:
     objective: float
 
 
-def objective(
-    codec: l2c.Codec, batch: codec_module._Batch, symbols: np.ndarray, changes: PatchChanges, level: int
-) -> float:
-    """J of the real file with these latents and changes."""
-    latents = codec_module._Latents(symbols, level, batch.mu, batch.bits)
-    ((data, _),) = codec._write(batch, [0], [latents], [changes.pack()])
-    pixels = batch.pictures[0].rgb
-    x, x_hat = (torch.from_numpy(a.copy()).permute(2, 0, 1)[None].float() / 255 for a in (pixels, codec.decode(data)))
-    distortion = float(mixed_distortion(x, x_hat, torch.full((1,), batch.mu / MAX_MU))[2])
-    return 8.0 * len(data) + codec._lmbda(level) * pixels.shape[0] * pixels.shape[1] * distortion
+def objective(codec: l2c.Codec, regions: Regions, symbols: Tensor, index: Tensor) -> float:
+    """J of all patches, symbols uint8 [N, c, h, w], with their bias sets, int64 [N]."""
+    level, mu, bits = (int(value) for value in regions.header[0])
+    jobs = [
+        integer.Job(part.shape[1], part.shape[2], (level, mu, bits), networks.used_channels(part, bits),
+                    integer.SymbolWriter(bits), part.contiguous().numpy())
+        for part in symbols
+    ]  # fmt: skip
+    codec._code(jobs, codec.backend)
+    total = sum(8.0 * len(codec_module._finish(job)) for job in jobs)
+    sets, change = codec.model.bias_sets, None
+    if sets is not None:
+        maps = set_maps(sets, [sets.band(level, MAX_QUALITY)] * len(index), index[:, None, None])
+        change = Adaptation(biases=maps, bias_grid=Grid(BIAS_PATCH // codec.transform.s))
+    with torch.no_grad():
+        x_hat = regions.decode(codec.transform, networks.dequantise(symbols, bits), change)
+        return total + float(regions.cost((x_hat * 255.0).round() / 255.0).sum())
 
 
-def ours(codec: l2c.Codec, batch: codec_module._Batch, level: int, iterations: int) -> tuple[Outcome, float]:
-    """The batched search; also J of the unadapted file."""
+def patches_of(codec: l2c.Codec, path: Path, level: int) -> tuple[np.ndarray, Regions, float]:
+    """The part of a picture that whole patches cover, its patches, and the seconds that E took for them."""
+    pixels = load_picture(path).rgb
+    rows, columns = pixels.shape[0] // BIAS_PATCH, pixels.shape[1] // BIAS_PATCH
+    pixels = pixels[: rows * BIAS_PATCH, : columns * BIAS_PATCH]
+    pictures = [
+        load_picture(np.ascontiguousarray(part))
+        for row in np.split(pixels, rows, axis=0)
+        for part in np.split(row, columns, axis=1)
+    ]
+    batch = codec_module._Batch(
+        pictures, [{}] * len(pictures), MAX_MU, codec.model.config.bits, 1024, EFFORTS[0], {}, float("inf"), print
+    )
     start = time.perf_counter()
-    (subject,) = codec._subjects(batch, [0], [level])
-    regions = regions_of(codec.transform, [subject], [(0, subject.boxes[0])], codec.device)
+    subjects = codec._subjects(batch, range(len(pictures)), [level] * len(pictures))
+    regions = regions_of(codec.transform, subjects, [(i, s.boxes[0]) for i, s in enumerate(subjects)], codec.device)
+    return pixels, regions, time.perf_counter() - start
+
+
+def ours(codec: l2c.Codec, regions: Regions, setup: float, iterations: int, count: int) -> Outcome:
+    """The batched search of all patches."""
+    start = time.perf_counter()
     search = LatentSearch(codec.transform, codec._probability(), regions)
-    _ = search.start  # its first pass
-    seconds = time.perf_counter() - start
-    before = objective(codec, batch, search.symbols()[0].numpy(), PatchChanges(), level)
-    start = time.perf_counter()
     search.run(iterations)
     middle = time.perf_counter()
-    changes, sets = PatchChanges(), codec.model.bias_sets
+    index, sets = torch.full((len(regions),), NO_SET), codec.model.bias_sets
     if sets is not None:
-        bands = [sets.band(level, MAX_QUALITY)]
-        found = search_sets(codec.transform, regions, search.z, sets, bands, SHORT_LIST)
+        bands = [sets.band(int(level), MAX_QUALITY) for level in regions.header[:, 0]]
+        found = search_sets(codec.transform, regions, search.z, sets, bands, count)
         assert found is not None
-        changes = PatchChanges(found[0][0].numpy().astype(np.uint8))
+        index = found[0][:, 0, 0]
     end = time.perf_counter()
-    value = objective(codec, batch, search.symbols()[0].numpy(), changes, level)
-    return Outcome(seconds + middle - start, end - middle, value), before
+    return Outcome(setup + middle - start, end - middle, objective(codec, regions, search.symbols(), index))
+
+
+def yardstick(codec: l2c.Codec, pixels: np.ndarray, regions: Regions, level: int) -> Outcome:
+    """The sequential encoder on the same patches."""
+    slow = adapt_sequentially(codec.model, codec._probability(), pixels, level, MAX_MU)
+    c, h, w = regions.y.shape[1:]
+    whole = torch.from_numpy(slow.symbols)
+    symbols = whole.unfold(1, h, h).unfold(2, w, w).permute(1, 2, 0, 3, 4).reshape(-1, c, h, w)
+    index = torch.from_numpy(slow.sets.astype(np.int64)).flatten()
+    return Outcome(slow.seconds["latents"], slow.seconds["sets"], objective(codec, regions, symbols, index))
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures_folder", type=Path, metavar="KODAK")
+    parser.add_argument("folder", type=Path, metavar="KODAK")
     parser.add_argument("--model", default="l2c-default")
     parser.add_argument("--qualities", type=int, nargs="+", default=[30, 50, 70])
     parser.add_argument("--pictures", nargs="+", default=PICTURES)
@@ -89,41 +121,36 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     codec = l2c.Codec(args.model, threads=args.threads)
-    print(f"{codec.model.name} {codec.model.model_id.hex()}, {args.threads} threads, torch {torch.__version__}")
-    print("| picture, quality | yardstick latents s | sets s | ours latents s | sets s | speed latents, sets, total "
-          "| J gained: yardstick, ours 10, ours 3 |\n|---|---|---|---|---|---|---|")  # fmt: skip
-    rows = []
+    sets = codec.model.bias_sets
+    number = 0 if sets is None else sets.values.shape[1]
+    print(f"{codec.model.name} {codec.model.model_id.hex()}, {number} sets, {args.threads} threads")
+    columns: dict[tuple[int, int], list[tuple[float, ...]]] = {budget: [] for budget in BUDGETS}
     for name in args.pictures:
-        picture = load_picture(args.pictures_folder / f"{name}.png")
-        clock = {"encoder": 0.0, "entropy": 0.0}
-        batch = codec_module._Batch(
-            [picture], [{}], MAX_MU, codec.model.config.bits, 1024, EFFORTS[0], clock, float("inf"), lambda *_: None
-        )
         for quality in args.qualities:
             level = quality * MAX_QUALITY // 100
-            full, before = ours(codec, batch, level, 10)
-            short, _ = ours(codec, batch, level, 3)
-            slow = adapt_sequentially(codec.model, codec._probability(), picture.rgb, level, MAX_MU)
-            value = objective(codec, batch, slow.symbols, PatchChanges(slow.sets), level)
-            gains = [100 * (before - j) / before for j in (value, full.objective, short.objective)]
-            total = slow.seconds["latents"] + slow.seconds["sets"]
-            speeds = (
-                slow.seconds["latents"] / full.latents, slow.seconds["sets"] / full.sets,
-                total / (full.latents + full.sets), total / (short.latents + short.sets),
-            )  # fmt: skip
-            rows.append((*speeds, *gains))
-            print(
-                f"| {name}, {quality} | {slow.seconds['latents']:.1f} | {slow.seconds['sets']:.1f} "
-                f"| {full.latents:.1f} | {full.sets:.1f} | {speeds[0]:.1f}x, {speeds[1]:.1f}x, {speeds[2]:.1f}x "
-                f"(3 iterations {speeds[3]:.1f}x) | {gains[0]:+.2f} %, {gains[1]:+.2f} %, {gains[2]:+.2f} % |",
-                flush=True,
-            )
-    medians = [statistics.median(column) for column in zip(*rows)]
-    print(
-        f"medians: latents {medians[0]:.1f}x, sets {medians[1]:.1f}x, total at equal iterations {medians[2]:.1f}x, "
-        f"with 3 iterations {medians[3]:.1f}x; J gained {medians[4]:+.2f} % by the yardstick, {medians[5]:+.2f} % by "
-        f"ours, {medians[6]:+.2f} % by ours with 3 iterations"
-    )
+            pixels, regions, setup = patches_of(codec, args.folder / f"{name}.png", level)
+            plain = networks.quantise(regions.y, int(regions.header[0, 2]))
+            before = objective(codec, regions, plain, torch.full((len(regions),), NO_SET))
+            slow = yardstick(codec, pixels, regions, level)
+            base = 100 * (before - slow.objective) / before
+            print(f"{name}, {quality}: yardstick {slow.latents:.1f} + {slow.sets:.1f} s, J {-base:+.2f} %")
+            for budget in BUDGETS:
+                fast = ours(codec, regions, setup, *budget)
+                gain = 100 * (before - fast.objective) / before
+                speeds = (slow.latents / fast.latents, slow.sets / fast.sets,
+                          (slow.latents + slow.sets) / (fast.latents + fast.sets))  # fmt: skip
+                columns[budget].append((*speeds, gain, base))
+                print(
+                    f"    {budget[0]} iterations, {budget[1]} sets: {fast.latents:.1f} + {fast.sets:.1f} s, J "
+                    f"{-gain:+.2f} %; latents {speeds[0]:.1f}x, sets {speeds[1]:.1f}x, total {speeds[2]:.1f}x",
+                    flush=True,
+                )
+    print("\n| iterations, short list | latents | sets | total | J, median | J of the yardstick |\n" + "|---" * 6 + "|")
+    for budget, rows in columns.items():
+        m = [statistics.median(column) for column in zip(*rows)]
+        print(
+            f"| {budget[0]}, {budget[1]} | {m[0]:.1f}x | {m[1]:.1f}x | {m[2]:.1f}x | {-m[3]:+.2f} % | {-m[4]:+.2f} % |"
+        )
 
 
 if __name__ == "__main__":

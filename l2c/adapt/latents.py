@@ -194,7 +194,7 @@ class LatentSearch:
     def symbols(self) -> Tensor:
         """The best latents as the coder takes them: uint8 [N, c, h, w]."""
         half = torch.exp2(self._b.float() - 1.0)[:, None, None, None]
-        return (self.z / self._level + half).to(torch.uint8)
+        return (self.z / self._level + half).to(torch.uint8).contiguous()
 
     def run(self, iterations: int, go_on: Callable[[], bool] = lambda: True) -> None:
         """Search on. `go_on` is asked before every iteration, for time limits and progress."""
