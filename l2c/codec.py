@@ -51,6 +51,7 @@ _BATCH_PIXELS = 1 << 22  # pictures of one size share a pass of E or D up to thi
 _ADAPT_PIXELS = 1 << 23  # pictures are adapted together up to this many pixels, at about 80 bytes each
 _MOST_ADAPTED_TILE = 2048  # gradients need some kilobytes a pixel of the tiles in work
 _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where adaptation follows
+_WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
 _METRIC_CORRECTIONS = 4
 
@@ -343,7 +344,9 @@ class Codec:
                 if not _near(results[i], size):
                     search = replace(searches[i], target_bytes=size, tolerance=TOLERANCE)
                     (plain,) = self._at_size(batch.only(i), [search])
-                    results[i] = max((r for r in (results[i], plain) if r), key=lambda r: len(r.data), default=None)
+                    adapted = results[i]
+                    if adapted is None or (plain and len(adapted.data) < _WORTH_ADAPTING * len(plain.data)):
+                        results[i] = plain
         return [self._rated(batch.pictures[i], sizes[i], searches[i], result) for i, result in enumerate(results)]
 
     def _find(self, batch: _Batch, searches: list[QualitySearch]) -> dict[int, tuple[int, tuple[bytes, str]]]:

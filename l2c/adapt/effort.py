@@ -25,14 +25,14 @@ class Effort:
 
 EFFORTS = (
     Effort(0, 0, 0, 0.0),
-    Effort(1, 0, 0, 0.02),
-    Effort(2, 0, 0, 0.03),
+    Effort(1, 0, 0, 0.025),
+    Effort(2, 0, 0, 0.04),
     Effort(4, 0, 0, 0.05),
-    Effort(6, 0, 0, 0.065),
-    Effort(9, 1, 0, 0.075),
-    Effort(14, 2, 0, 0.08),
-    Effort(22, 4, 3, 0.085),
-    Effort(36, 8, 6, 0.09),
-    Effort(72, 16, 12, 0.095),
+    Effort(6, 0, 0, 0.055),
+    Effort(9, 1, 0, 0.06),
+    Effort(14, 2, 0, 0.062),
+    Effort(22, 4, 3, 0.065),
+    Effort(36, 8, 6, 0.065),
+    Effort(72, 16, 12, 0.065),
 )
 MAX_EFFORT = len(EFFORTS) - 1

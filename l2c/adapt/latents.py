@@ -234,7 +234,8 @@ class LatentSearch:
         """
         t = self._terms
         slope, context = t.cost_slope[i], _CONTEXT * t.bits_slope[i]
-        bend = self.damping[i] * torch.maximum(0.5 * self.curvature[i], _STEEP * slope.abs())
+        # Without the search's damping: where it has converged, that leaves no move that lowers the distortion.
+        bend = torch.maximum(0.5 * self.curvature[i], _STEEP * slope.abs())
         prices, amounts = [], []
         for own, direction in ((t.rise[i], 1.0), (t.fall[i], -1.0)):
             bits, cost = own + direction * context, direction * slope + bend
