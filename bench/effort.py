@@ -133,7 +133,7 @@ def main() -> None:
             axes.plot([line["seconds"] for line in lines], [line["bd_rate"] for line in lines], "o-", label=metric)
             for line in lines:
                 axes.annotate(f"{line['effort']:.0f}", (line["seconds"], line["bd_rate"]), fontsize=7)
-        axes.set_xscale("log")
+        axes.set_xscale("log", subs=[1])
         axes.set_xlabel("seconds per megapixel")
         axes.set_ylabel("BD-rate against effort 0, %")
         axes.legend()
