@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import threading
 import time
 import warnings
@@ -36,7 +37,16 @@ from l2c.metrics import psnr as psnr_of
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.networks import Adaptation, Grid
 from l2c.probability import MAX_MU, MAX_QUALITY, ProbabilityModel
-from l2c.rate_control import TOLERANCE, Correction, MetricSearch, QualitySearch, dissimilarity_db
+from l2c.rate_control import (
+    ACCEPTED,
+    MAX_STEERS,
+    MAX_TRIMS,
+    TOLERANCE,
+    MetricSearch,
+    QualitySearch,
+    Steering,
+    dissimilarity_db,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
@@ -53,7 +63,8 @@ _MOST_ADAPTED_TILE = 2048  # gradients need some kilobytes a pixel of the tiles 
 _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where adaptation follows
 _WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
-_METRIC_CORRECTIONS = 4
+_MOST_RAISES = 2  # a search that has converged hardly spends more bits, whatever they weigh
+_TRIMMED = 1.02  # files up to this many times the target are trimmed, others steered
 
 
 class EncodeOptions(TypedDict, total=False):
@@ -84,7 +95,7 @@ class Encoded:
         target_reached: False where even the best quality needs less than the target (or does not reach it).
         reason: why the target was not reached, or "".
         probes: how many qualities were encoded to find this one.
-        corrections: how many times the latents were moved, after the search, to meet the target.
+        corrections: how many times the latents were changed, after the search, to meet the target.
         seconds: time per stage: "load", "encoder" (E and I), "adapt", "entropy" (P and coder), "total".
         latents_sha256: SHA-256 of all latent symbols, as `verify` prints it.
         adaptation: what the adaptation did, empty at effort 0; see `adapt.encoder.Adapted.report`.
@@ -319,7 +330,7 @@ class Codec:
         """Encode every picture at the best quality whose file fits its size; all open pictures share each pass.
 
         With adaptation the quality is searched for a file that is larger by what the adaptation saves on average, and
-        the rest of the difference is made up by moving latents, without E. A picture that this does not bring to its
+        the rest of the difference is made up in the latents, without E. A picture that this does not bring to its
         size is adapted once more at a quality chosen by what its adaptation saved, and in the end coded without.
         """
         searches = [
@@ -386,7 +397,8 @@ class Codec:
             if _near(results[i], sizes[i]) or time.perf_counter() > batch.deadline:
                 continue
             only = batch.only(i)
-            again = replace(searches[i], target_bytes=sizes[i] * searches[i].sizes[level] / first)
+            target = (1.0 - 0.3 * ACCEPTED) * sizes[i] * searches[i].sizes[level] / first
+            again = replace(searches[i], target_bytes=target, tolerance=TOLERANCE)
             self._find(only, [again])
             other = 0 if again.best is None else again.best
             if other != level:
@@ -412,27 +424,46 @@ class Codec:
         return result
 
     def _fit(self, batch: _Batch, i: int, adapted: Adapted, level: int, size: float) -> tuple[Encoded | None, int]:
-        """The adapted picture in at most `size` bytes and hardly less, by moving latents; None: it cannot be done.
+        """The adapted picture in at most `size` bytes and hardly less; None: it cannot be done.
 
-        Returns also the size before any correction.
+        The search goes on with bits that weigh more or less until the file has about that size, and what is left over
+        is trimmed, all without E. Returns also the size before any of it.
         """
         best: tuple[bytes, str] | None = None
-        correction = Correction(size)
+        first = steers = raises = trims = before = 0
+        aim, trust, predicted = (1.0 - 0.3 * ACCEPTED) * size, 1.0, 0.0
+        steering = Steering(aim)
         while True:
             file = self._write_adapted(batch, i, adapted, level)
-            if len(file[0]) <= size and (best is None or len(file[0]) > len(best[0])):
+            now = len(file[0])
+            first = first or now
+            if now <= size and (best is None or now > len(best[0])):
                 best = file
-            change = correction.next_change(len(file[0]))
-            if change is None or not (adapted.searched or time.perf_counter() < batch.deadline):
+            late = time.perf_counter() > batch.deadline
+            if (1.0 - ACCEPTED) * size <= now <= size or (late and not adapted.searched):
                 break
-            correction.predicted = adapted.correct(change)
-            if correction.predicted == 0.0:
+            low = now < size
+            if (
+                not (trims or late)
+                and steers < MAX_STEERS
+                and (raises < _MOST_RAISES if low else now > _TRIMMED * size)
+            ):
+                raises += low
+                adapted.steer(steering.next_beta(now))
+                steers += 1
+                continue
+            if low or trims == MAX_TRIMS:
                 break
-        first = correction.sizes[0]
+            if trims:
+                trust = min(max(8.0 * (before - now) / predicted, 0.3), 3.0)
+            before, trims = now, trims + 1
+            predicted = adapted.trim(8.0 * (now - aim) / trust)
+            if predicted == 0.0:
+                break
         if best is None:
             return None, first
         result = replace(_result(batch.pictures[i], best, level), adaptation=adapted.report())
-        return replace(result, corrections=len(correction.sizes) - 1), first
+        return replace(result, corrections=steers + trims), first
 
     def _search_metric(self, batch: _Batch, value: float, name: str) -> list[Encoded]:
         """Encode every picture at the least quality whose PSNR or MS-SSIM (both in dB) reaches `value`."""
@@ -463,21 +494,19 @@ class Codec:
     def _fit_metric(
         self, batch: _Batch, i: int, adapted: Adapted, search: MetricSearch, plain: Encoded, name: str
     ) -> Encoded:
-        """The smallest file found that reaches the target: the plain one, or an adapted one after some corrections."""
-        best, level = plain, search.best
-        for count in range(_METRIC_CORRECTIONS + 1):
+        """The smallest file found that reaches the target: the plain one, or an adapted one, steered there."""
+        best, level, growth = plain, search.best, search.bits_per_db()
+        steering = Steering(math.exp(growth * (search.target + 0.2 * _METRIC_TOLERANCE)))
+        for count in range(MAX_STEERS + 1):
             file = self._write_adapted(batch, i, adapted, level)
             reached = self._measured(batch.pictures[i], file[0], name)
             if reached >= search.target and len(file[0]) < len(best.data):
                 result = replace(_result(batch.pictures[i], file, level), adaptation=adapted.report())
                 best = replace(result, corrections=count)
-            wanted = search.target + 0.2 * _METRIC_TOLERANCE - reached
-            if abs(wanted) < _METRIC_TOLERANCE and wanted <= 0.2 * _METRIC_TOLERANCE:
+            good = search.target <= reached <= search.target + _METRIC_TOLERANCE
+            if good or count == MAX_STEERS or time.perf_counter() > batch.deadline:
                 break
-            change = 8.0 * len(file[0]) * min(0.2, max(-0.2, wanted * search.bits_per_db()))
-            late = not adapted.searched and time.perf_counter() > batch.deadline
-            if count == _METRIC_CORRECTIONS or late or adapted.correct(change) == 0.0:
-                break
+            adapted.steer(steering.next_beta(math.exp(growth * reached)))
         return best
 
     def _measured(self, picture: images.Picture, data: bytes, name: str) -> float:
@@ -1013,7 +1042,7 @@ def _silent(share: float, stage: str) -> None:
 
 def _near(result: Encoded | None, size: float) -> bool:
     """Whether a file has the size that was asked for: at most that, and at most 2 % less."""
-    return result is not None and (1.0 - 0.02) * size <= len(result.data) <= size
+    return result is not None and (1.0 - ACCEPTED) * size <= len(result.data) <= size
 
 
 def _result(picture: images.Picture, file: tuple[bytes, str], level: int) -> Encoded:

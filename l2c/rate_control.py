@@ -2,7 +2,7 @@
 
 `QualitySearch` is a secant search over log(rate) against quality, started from the model's mean curve. Rate is monotone
 in quality up to small ripples, so the search keeps a bracket and its best file. `MetricSearch` does the same for a
-PSNR or an MS-SSIM. `Correction` says by how many bits the latents of an adapted picture have to move.
+PSNR or an MS-SSIM. `Steering` says how much bits have to weigh in the search of an adapted picture's latents.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from l2c.probability import MAX_QUALITY
 
 TOLERANCE = 0.01  # stop as soon as the file is at most this much below the target
 MAX_PROBES = 8
-MAX_CORRECTIONS = 8
+MAX_STEERS = 6
+MAX_TRIMS = 4
+ACCEPTED = 0.02  # share of a target size that a file may leave unused
 _FALLBACK_CURVE = ((0.0, 0.08), (MAX_QUALITY, 3.0))
 
 
@@ -148,32 +150,30 @@ def dissimilarity_db(similarity: float) -> float:
 
 
 @dataclass
-class Correction:
-    """By how much to change the bits of an adapted picture until its file has a size.
+class Steering:
+    """What bits have to weigh in an adapted picture's J so that its file comes to a size.
 
     Attributes:
-        target_bytes: size that the file must not exceed.
-        predicted: change that the last correction promised, bits; set by the caller.
-        sizes: of the files so far.
+        aim: of the size in bytes, or any other figure that grows with the rate as it does.
+        elasticity: -d log(size) / d log(beta), a first guess; learnt on the way.
+        beta: the weight of the bits.
     """
 
-    target_bytes: float
-    predicted: float = 0.0
-    sizes: list[int] = field(default_factory=list)
-    _trust: float = 1.0
+    aim: float
+    elasticity: float = 0.2
+    beta: float = 1.0
+    _last: tuple[float, float] | None = None
 
-    def next_change(self, size_bytes: int) -> float | None:
-        """Tell the size of the file as it is now. Returns the bits to change, negative: fewer; None: done."""
-        if self.sizes and self.predicted:
-            kept = 8.0 * (size_bytes - self.sizes[-1]) / self.predicted
-            self._trust = min(max(kept, 0.3), 3.0)
-        self.sizes.append(size_bytes)
-        low, high = (1.0 - TOLERANCE) * self.target_bytes, self.target_bytes
-        if low <= size_bytes <= high or len(self.sizes) > MAX_CORRECTIONS:
-            return None
-        aim = (1.0 - 0.4 * TOLERANCE) * self.target_bytes
-        change = 8.0 * (aim - size_bytes) / self._trust
-        return change if abs(change) >= 8.0 else math.copysign(8.0, change)
+    def next_beta(self, size: float) -> float:
+        """Tell the size as it is now; returns the weight to go on with."""
+        here = math.log(self.beta), math.log(size)
+        if self._last is not None and abs(here[0] - self._last[0]) > 0.01:
+            seen = (self._last[1] - here[1]) / (here[0] - self._last[0])
+            self.elasticity = min(max(0.5 * (self.elasticity + seen), 0.05), 1.0)
+        self._last = here
+        step = math.log(size / self.aim) / self.elasticity
+        self.beta = min(max(self.beta * math.exp(min(max(step, -0.7), 0.7)), 0.05), 20.0)
+        return self.beta
 
 
 def _interpolate(points: Sequence[tuple[float, float]], x: float) -> float:

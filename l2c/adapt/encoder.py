@@ -16,10 +16,10 @@ from torch import Tensor
 
 from l2c.adapt.bias_sets import BiasSets, search_sets, set_maps
 from l2c.adapt.effort import Effort
-from l2c.adapt.latents import LatentSearch, Regions, correct_rate
+from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.modulators import search_conditions
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, SECTION_OVERHEAD, PatchChanges, grid_shape
-from l2c.networks import Adaptation, Grid, Transform, num_modulators
+from l2c.networks import Adaptation, Grid, Transform, dequantise, num_modulators, quantise
 from l2c.probability import MAX_QUALITY, ProbabilityModel
 
 _BATCH_PIXELS = 1 << 20  # regions of one shape share a pass up to this many pixels
@@ -75,12 +75,17 @@ class Adapted:
         """Whether there was time to search every tile."""
         return all(search.iterations for search, _, _ in self.parts)
 
-    def correct(self, change: float) -> float:
-        """Change the bits by about so many; see `latents.correct_rate`."""
-        return correct_rate([(search, i) for search, i, _ in self.parts], change)
+    def steer(self, beta: float) -> None:
+        """One iteration of every tile with bits that weigh `beta`; see `LatentSearch.steer`. Not after `trim`."""
+        for search, i, _ in self.parts:
+            search.steer(i, beta)
+
+    def trim(self, saving: float) -> float:
+        """Save about so many bits; see `latents.trim_rate`."""
+        return trim_rate([(search, i) for search, i, _ in self.parts], saving)
 
     def report(self) -> dict[str, float | int]:
-        """Figures for people: rate and distortion before and after the search (corrections not counted), patches with
+        """Figures for people: rate and distortion before and after the search (trimming not counted), patches with
         changes. Of the tiles that were searched, and empty if there was no time for any."""
         searched = [(search, i) for search, i, _ in self.parts if search.iterations]
         if not searched:
@@ -116,12 +121,12 @@ class Progress:
         self._total, self._tell, self._out_of_time = max(total, 1.0), tell, out_of_time
         self._done = 0.0
 
-    def unit(self, stage: str, amount: float = 1.0) -> bool:
+    def unit(self, stage: str) -> bool:
         """Another unit begins: whether there is time for it."""
         if self._out_of_time():
             return False
         self._tell(min(1.0, self._done / self._total), stage)
-        self._done += amount
+        self._done += 1.0
         return True
 
 
@@ -232,6 +237,7 @@ def _frame(transform: Transform, subject: Subject, box: Box) -> tuple[Box, Box |
 def regions_of(
     transform: Transform, subjects: Sequence[Subject], batch: list[tuple[int, Box]], device: torch.device
 ) -> Regions:
+    """Tiles of one shape, (number of the subject, box) each, as the search takes them."""
     x, y, kept, around, corner = [], [], [], [], (0, 0)
     for number, box in batch:
         subject = subjects[number]
@@ -242,8 +248,7 @@ def regions_of(
             kept.append(subject.kept[:, box[0] : box[2], box[1] : box[3]])
         if surround is not None:
             part, b = subject.y[:, surround[0] : surround[2], surround[1] : surround[3]], subject.header[2]
-            level, half = float(1 << (8 - b)), float(1 << (b - 1))
-            around.append((part / level).round().clamp(-half, half - 1) * level)
+            around.append(dequantise(quantise(part, b), b))
     members = [subjects[number] for number, _ in batch]
     stacked = torch.stack(x).to(device).permute(0, 3, 1, 2).float() / 255.0
     return Regions(

@@ -12,7 +12,7 @@ change by the gradient through P's context. So every iteration
 4. keeps or takes back: a region (picture or tile) whose J rose returns to its best latents with more damping on its
    curvature, and one whose J fell as predicted goes on with less (Levenberg and Marquardt's rule).
 
-At equal iterations this gains three to five times what the straight-through gradient does (docs/ADAPTATION.md).
+At equal iterations this gains at least twice what the straight-through gradient does (docs/ADAPTATION.md).
 The curvature of a channel needs no second derivative: rounding has just moved every latent off the encoder's float
 value by a known amount, so the regression of the gradient on that amount measures it.
 """
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from l2c import ops
 from l2c.metrics import mixed_distortion
-from l2c.networks import Adaptation, Transform
+from l2c.networks import Adaptation, Transform, dequantise, quantise
 from l2c.probability import ProbabilityModel, neighbour_bits
 
 _SHARE = 0.3  # of the moves that promise a gain, how many an iteration makes
@@ -42,9 +42,8 @@ _MORE, _LESS = 2.0, 0.75  # its change after an iteration that failed, or came o
 _MOST_DAMPING = 60.0
 _LEAST_GAIN = 2e-4  # of J: a region that gains less than this ...
 _PATIENCE = 3  # ... this many times in a row has converged
-_LEAST_SAVING = 0.05  # bits (of rate or cost) that a correction's move must promise
-_HIGHEST_PRICE = 16.0  # cost that a correction pays for a bit less
-_HIGHEST_RATE = 2.0  # bits that a correction spends to lower the cost by one
+_LEAST_SAVING = 0.05  # bits that a trimming move must promise
+_HIGHEST_PRICE = 16.0  # cost that trimming pays for a bit less
 _RIDGE = 1.0  # squared levels of rounding at the mean curvature that are mixed into each channel's regression
 _LOCAL_RIDGE = 0.5  # likewise for each place
 _NEARBY = 5  # latents a side over which a place's sensitivity is measured
@@ -140,7 +139,6 @@ class LatentSearch:
         transform, probability: networks without gradients of their own.
         regions: what to code.
         autocast: bfloat16 in the networks; None: where the device is fast at it.
-        beta: weight of the bits in J, float32 [N]; None: 1.
     """
 
     def __init__(
@@ -150,7 +148,6 @@ class LatentSearch:
         regions: Regions,
         *,
         autocast: bool | None = None,
-        beta: Tensor | None = None,
     ) -> None:
         self.transform, self.probability, self.regions = transform, probability, regions
         device = regions.x.device
@@ -158,10 +155,8 @@ class LatentSearch:
         b = regions.header[:, 2].to(device)
         self._b = b
         self._level = torch.exp2(8.0 - b.float())[:, None, None, None]
-        half = torch.exp2(b.float() - 1.0)[:, None, None, None]
-        levels = (regions.y / self._level).round()
-        self.z = torch.minimum(torch.maximum(levels, -half), half - 1.0) * self._level
-        self.beta = regions.x.new_ones(len(regions)) if beta is None else beta.to(device)
+        self.z = torch.stack([dequantise(quantise(y, bits), bits) for y, bits in zip(regions.y, b.tolist())])
+        self.beta = regions.x.new_ones(len(regions))
         self.passes = 0
         self.iterations = 0
         self._first: tuple[Tensor, Tensor] | None = None
@@ -193,8 +188,7 @@ class LatentSearch:
 
     def symbols(self) -> Tensor:
         """The best latents as the coder takes them: uint8 [N, c, h, w]."""
-        half = torch.exp2(self._b.float() - 1.0)[:, None, None, None]
-        return (self.z / self._level + half).to(torch.uint8).contiguous()
+        return torch.stack([quantise(z, bits) for z, bits in zip(self.z, self._b.tolist())]).contiguous()
 
     def run(self, iterations: int, go_on: Callable[[], bool] = lambda: True) -> None:
         """Search on. `go_on` is asked before every iteration, for time limits and progress."""
@@ -205,10 +199,23 @@ class LatentSearch:
             _ = self.curvature  # of the latents where the search begins
             self._iterate(members)
 
+    @torch.inference_mode(False)
+    def steer(self, i: int, beta: float) -> None:
+        """One iteration of region i with bits that weigh `beta` from now on: how a rate is approached at least cost."""
+        self.beta[i], self._idle[i] = beta, 0
+        self.damping[i] = self.damping[i].clamp_max(_DAMPING)
+        _ = self.curvature
+        self._iterate(torch.tensor([i], device=self.z.device))
+
     def _iterate(self, members: Tensor) -> None:
         self.iterations += 1
         gain, rises = self._gains(members)
         moved, predicted = _best_share(gain, _SHARE)
+        nothing = ~moved.flatten(1).any(dim=1)  # so much damping that no move promises anything
+        if bool(nothing.all()):
+            self.damping[members] *= 0.5
+            self._idle[members] += 1
+            return
         z = self._moved(members, moved, rises)
         new = self._measure(self.regions.pick(members), z, self._b[members])
         old = self.beta[members] * self._terms.bits[members] + self._terms.cost[members]
@@ -217,7 +224,6 @@ class LatentSearch:
         ratio = change / predicted.clamp_max(-1e-6)
         factor = torch.where(ratio > 0.5, _LESS, torch.where(ratio > 0.2, 1.0, math.sqrt(_MORE)))
         factor = torch.where(better, factor, _MORE)
-        nothing = ~moved.flatten(1).any(dim=1)  # so much damping that no move promises anything
         self.damping[members] *= torch.where(nothing, 0.5, factor)
         idle = nothing | (better & (change > -_LEAST_GAIN * old.abs()))
         self._idle[members] += idle.long()
@@ -225,30 +231,27 @@ class LatentSearch:
         self.z[members[better]] = z[better]
         self._terms.put(members, new, better, _MEMORY)
 
-    def offers(self, i: int, sign: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What each latent of region i could do to change the bits in the direction of `sign`.
+    def offers(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What each latent of region i could do to save bits.
 
         Returns:
-            price of the better of its two moves: cost per bit saved, or bits per cost saved; change of the bits;
-            whether the move is on offer at all; whether it is the rise. All [c, h, w].
+            price of the better of its two moves, cost per bit saved, infinite where neither is to be had; bits saved;
+            whether it is the rise. All [c, h, w].
         """
         t = self._terms
         slope, context = t.cost_slope[i], _CONTEXT * t.bits_slope[i]
-        # Without the search's damping: where it has converged, that leaves no move that lowers the distortion.
-        bend = torch.maximum(0.5 * self.curvature[i], _STEEP * slope.abs())
+        bend = self._bend(slope, self.curvature[i], self.damping[i])
         prices, amounts = [], []
         for own, direction in ((t.rise[i], 1.0), (t.fall[i], -1.0)):
-            bits, cost = own + direction * context, direction * slope + bend
-            saved, paid = (-bits, cost) if sign < 0 else (-cost, bits)
-            offered = (saved > _LEAST_SAVING) if sign < 0 else (saved > _LEAST_SAVING) & (paid > 0)
-            prices.append(torch.where(offered & bits.isfinite(), paid / saved, float("inf")))
-            amounts.append(bits)
+            saved, cost = -own - direction * context, direction * slope + bend
+            price = torch.where(saved > _LEAST_SAVING, cost / saved, float("inf"))
+            prices.append(price.masked_fill(price > _HIGHEST_PRICE, float("inf")))
+            amounts.append(saved)
         rises = prices[0] < prices[1]
         price = torch.minimum(prices[0], prices[1])
         if self.regions.kept is not None:
             price = price.masked_fill(~self.regions.kept[i], float("inf"))
-        highest = _HIGHEST_PRICE if sign < 0 else _HIGHEST_RATE
-        return price, torch.where(rises, amounts[0], amounts[1]), price <= highest, rises
+        return price, torch.where(rises, amounts[0], amounts[1]), rises
 
     def force(self, i: int, moved: Tensor, rises: Tensor) -> None:
         """Make these moves of region i, whatever they do to J; what was moved is not offered again."""
@@ -262,9 +265,7 @@ class LatentSearch:
         t = self._terms
         beta = self.beta[members][:, None, None, None]
         slope = t.cost_slope[members]
-        bend = self.damping[members][:, None, None, None] * torch.maximum(
-            0.5 * self.curvature[members], _STEEP * slope.abs()
-        )
+        bend = self._bend(slope, self.curvature[members], self.damping[members][:, None, None, None])
         slope = slope + beta * _CONTEXT * t.bits_slope[members]
         rise = beta * t.rise[members] + slope + bend
         fall = beta * t.fall[members] - slope + bend
@@ -273,6 +274,11 @@ class LatentSearch:
         if kept is not None:
             gain = gain.masked_fill(~kept[members], float("inf"))
         return gain, rise < fall
+
+    @staticmethod
+    def _bend(slope: Tensor, curvature: Tensor, damping: Tensor) -> Tensor:
+        """What curvature adds to the cost of a move by one level."""
+        return damping * torch.maximum(0.5 * curvature, _STEEP * slope.abs())
 
     def _moved(self, members: Tensor, moved: Tensor, rises: Tensor) -> Tensor:
         level = self._level[members]
@@ -343,35 +349,32 @@ def _best_share(gain: Tensor, share: float) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode(False)
-def correct_rate(searches: Sequence[tuple[LatentSearch, int]], change: float) -> float:
-    """Move latents of one picture so that its bits change by about so much, at the least price in distortion.
+def trim_rate(searches: Sequence[tuple[LatentSearch, int]], saving: float) -> float:
+    """Move latents of one picture so that about so many bits are saved, those first that cost least per bit.
 
-    No network runs where the search has measured its latents: the moves are chosen by the same predictions, cheapest
-    distortion per bit saved first (or most distortion saved per bit spent). `bits` and `cost` of the searches stay
-    those of the latents before.
+    No network runs: the moves are chosen by the predictions of the search, so a few per cent of the rate are the most
+    that this is good for (`LatentSearch.steer` goes further). `bits` and `cost` of the searches stay those of the
+    latents before.
 
     Args:
         searches: (search, number of the region in it) of every tile of the picture.
-        change: of the bits, wanted; negative: fewer.
+        saving: bits, positive.
     Returns:
-        The change that is predicted; 0 where no move can do it. The searches hold the new latents.
+        The saving that is predicted; 0 where no move can do it. The searches hold the new latents.
     """
-    sign = -1.0 if change < 0 else 1.0
-    offers = [search.offers(i, sign) for search, i in searches]
-    price = torch.cat([price[taken] for price, _, taken, _ in offers])
-    amount = torch.cat([amount[taken] for _, amount, taken, _ in offers]).double()
+    offers = [search.offers(i) for search, i in searches]
+    price = torch.cat([price[price.isfinite()] for price, _, _ in offers])
+    amount = torch.cat([amount[price.isfinite()] for price, amount, _ in offers]).double()
     if not len(price):
         return 0.0
     order = price.sort(stable=True).indices
-    total = (amount[order] * sign).cumsum(dim=0)
-    count = min(int((total < abs(change)).sum()) + 1, len(order))
+    total = amount[order].cumsum(dim=0)
+    count = min(int((total < saving).sum()) + 1, len(order))
     chosen = torch.zeros_like(price, dtype=torch.bool)
     chosen[order[:count]] = True
-    start = 0
-    for (search, i), (_, _, taken, rises) in zip(searches, offers):
-        moved = torch.zeros_like(taken)
-        number = int(taken.sum())
-        moved[taken] = chosen[start : start + number]
-        start += number
+    parts = chosen.split([int(price.isfinite().sum()) for price, _, _ in offers])
+    for (search, i), (prices, _, rises), mine in zip(searches, offers, parts):
+        moved = torch.zeros_like(rises)
+        moved[prices.isfinite()] = mine
         search.force(i, moved, rises)
-    return float(total[count - 1]) * sign
+    return float(total[count - 1])
