@@ -1,6 +1,7 @@
 """A record of bench/kodak.py beside published mean curves of other codecs: tables at our rates, and BD-rates.
 
-    python bench/bd_rate.py docs/kodak.json ANCHORS.json [--codecs jpeg webp bpg_444_x265_ycbcr vtm ...] [--out PAGE.md]
+    python bench/bd_rate.py docs/kodak.json ANCHORS.json [--base OTHER.json] [--codecs jpeg webp vtm ...]
+        [--out PAGE.md]
 
 Curves are means over the pictures. PSNR figures are taken from the psnr table, MS-SSIM figures from the msssim table.
 A published curve is read at a rate by pchip interpolation over log bpp, and only between its own ends. BD-rates are
@@ -12,12 +13,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import bjontegaard
 import numpy as np
 from scipy.interpolate import PchipInterpolator
+
+from l2c.rate_control import dissimilarity_db
 
 DEFAULT_CODECS = (
     "jpeg",
@@ -48,7 +53,7 @@ def mean_rows(rows: list[dict[str, Any]], codec: str) -> dict[float, dict[str, f
 def own_curve(rows: list[dict[str, Any]], codec: str, key: str) -> Curve:
     """Our mean curve, MS-SSIM in dB."""
     means = mean_rows(rows, codec).values()
-    return [m["bpp"] for m in means], [decibels(m[key]) if key == "msssim" else m[key] for m in means]
+    return [m["bpp"] for m in means], [dissimilarity_db(m[key]) if key == "msssim" else m[key] for m in means]
 
 
 def published_curve(entry: dict[str, Any], key: str) -> Curve | None:
@@ -57,12 +62,8 @@ def published_curve(entry: dict[str, Any], key: str) -> Curve | None:
     if not values or None in values:
         return None
     order = np.argsort(entry["bpp"])
-    quality = [decibels(values[i]) if key == "msssim" else values[i] for i in order]
+    quality = [dissimilarity_db(values[i]) if key == "msssim" else values[i] for i in order]
     return [entry["bpp"][i] for i in order], quality
-
-
-def decibels(value: float) -> float:
-    return -10.0 * math.log10(1.0 - value)
 
 
 def quality_at(curve: Curve | None, bpp: float, key: str) -> str:
@@ -83,14 +84,17 @@ def bd_rate(anchor: Curve | None, ours: Curve) -> str:
     return f"{value:+.1f} % ({low:.1f}..{high:.1f} dB)"
 
 
-def page(record: dict[str, Any], published: dict[str, Any], codecs: list[str]) -> str:
-    """The whole page, Markdown."""
+def page(
+    record: dict[str, Any], published: dict[str, Any], codecs: list[str], base: dict[str, Any] | None = None
+) -> str:
+    """The whole page, Markdown; with BD-rates against our own record `base` where there is one."""
     rows = record["rows"]
     lines = [
         f"Model `{record['model']}`, id `{record['model_id']}`; {len({r['picture'] for r in rows})} pictures, "
         f"real file sizes, `effort={record.get('effort', 0)}`; {record['machine']}, torch {record['torch']}.",
     ]
-    for metric in KEYS:
+    metrics = [key for key in KEYS if mean_rows(rows, f"l2c-{key}")]
+    for metric in metrics:
         lines += [
             "",
             f'## `metric="{metric}"`',
@@ -107,12 +111,26 @@ def page(record: dict[str, Any], published: dict[str, Any], codecs: list[str]) -
                 f"| {target:g} | {mean['bpp']:.3f} | {mean['psnr']:.2f} | {mean['msssim']:.4f} | {' | '.join(cells)} |"
             )
     lines += ["", "## BD-rate", "", "| against | PSNR | MS-SSIM |", "|---|---|---|"]
-    ours = {key: own_curve(rows, f"l2c-{key}", key) for key in KEYS}
-    cells = [bd_rate(own_curve(rows, "jpeg", key), ours[key]) for key in KEYS]
-    lines.append(f"| JPEG, measured here | {cells[0]} | {cells[1]} |")
-    for name in codecs:
-        cells = [bd_rate(published_curve(published[name], key), ours[key]) for key in KEYS]
-        lines.append(f"| {name}, published | {cells[0]} | {cells[1]} |")
+    ours = {key: own_curve(rows, f"l2c-{key}", key) for key in metrics}
+
+    def line(name: str, curve: Callable[[str], Curve | None]) -> str:
+        cells = [bd_rate(curve(key), ours[key]) if key in ours else "-" for key in KEYS]
+        return f"| {name} | {cells[0]} | {cells[1]} |"
+
+    lines.append(line("JPEG, measured here", lambda key: own_curve(rows, "jpeg", key)))
+    if base is not None:
+        title = f"ours, effort {base.get('effort', 0)}"
+        lines.append(line(title, lambda key: own_curve(base["rows"], f"l2c-{key}", key)))
+    lines += [line(f"{name}, published", lambda key, n=name: published_curve(published[n], key)) for name in codecs]
+    mine = [row for row in rows if row["codec"].startswith("l2c-")]
+    encode, decode = (statistics.median(row[f"{side}_seconds"] for row in mine) for side in ("encode", "decode"))
+    inside = sum(0.98 <= row["bpp"] / row["target"] <= 1.0 for row in mine)
+    reached = sum(row["target_reached"] for row in mine)
+    lines += [
+        "",
+        f"{inside} of {len(mine)} files in 0.98..1.00 of their target, {reached} not flagged; medians: {encode:.2f} s "
+        f"to encode, {decode:.2f} s to decode.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -122,10 +140,12 @@ def main() -> None:
     parser.add_argument("record", type=Path)
     parser.add_argument("anchors", type=Path)
     parser.add_argument("--codecs", nargs="+", default=DEFAULT_CODECS)
+    parser.add_argument("--base", type=Path, help="another record of ours to compare with")
     parser.add_argument("--out", type=Path, help="write the page here, too")
     args = parser.parse_args()
     published = json.loads(args.anchors.read_text())["codecs"]
-    text = page(json.loads(args.record.read_text()), published, list(args.codecs))
+    base = json.loads(args.base.read_text()) if args.base else None
+    text = page(json.loads(args.record.read_text()), published, list(args.codecs), base)
     print(text, end="")
     if args.out:
         heading = "# Kodak\n\nWritten by `bench/kodak.py` and `bench/bd_rate.py`.\n\n"

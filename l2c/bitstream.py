@@ -93,6 +93,7 @@ _PREAMBLE = struct.Struct("<4sBBII")
 _FIELDS = struct.Struct("<II8sIHBBBB")
 _ENTRY_TILE = struct.Struct("<IIH")
 _ENTRY_SECTION = struct.Struct("<HII")
+SECTION_OVERHEAD = _ENTRY_SECTION.size  # bytes that a section costs beside its data
 _FIELDS_AT = _PREAMBLE.size
 _CRC_AT = 10
 _TABLES_AT = _PREAMBLE.size + _FIELDS.size

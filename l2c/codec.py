@@ -597,7 +597,7 @@ class Codec:
                 None if mask is None else torch.from_numpy(mask),
                 _tile_boxes(picture.height, picture.width, batch.tile, self.transform.s),
                 self._condition(level, batch.mu),
-                self._lmbda(level),
+                self.model.config.lmbda(level / MAX_QUALITY),
                 (level, batch.mu, batch.bits),
             )
             for picture, (y, mask), level in zip(pictures, kept, chosen)
@@ -613,12 +613,10 @@ class Codec:
                 self._float_probability = made
             return self._float_probability
 
-    def _lmbda(self, level: int) -> float:
-        config = self.model.config
-        return float(config.lmbda_min * (config.lmbda_max / config.lmbda_min) ** (level / MAX_QUALITY))
-
     def _condition(self, level: int, mu: int) -> Tensor:
-        pair = torch.tensor([[self._lmbda(level)], [mu / MAX_MU]], dtype=torch.float32, device="cpu")
+        pair = torch.tensor(
+            [[self.model.config.lmbda(level / MAX_QUALITY)], [mu / MAX_MU]], dtype=torch.float32, device="cpu"
+        )
         return networks.condition(*pair).to(self.device)
 
     @torch.inference_mode()

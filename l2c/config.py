@@ -128,6 +128,10 @@ class ModelConfig:
         if not 0 < self.lmbda_min <= self.lmbda_max:
             raise ConfigError("lmbda_min and lmbda_max must be positive and in order")
 
+    def lmbda(self, share: float) -> float:
+        """The raw trade-off at a share 0..1 of the quality scale."""
+        return float(self.lmbda_min * (self.lmbda_max / self.lmbda_min) ** share)
+
     def to_json(self) -> str:
         """This configuration as JSON that `from_json` reads back to an equal value."""
         return json.dumps(dataclasses.asdict(self), indent=2)

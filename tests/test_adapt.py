@@ -23,7 +23,7 @@ from l2c.errors import ConfigError, TrainingError
 from l2c.metrics import MSSSIM_LMBDA_RATIO, mixed_distortion
 from l2c.networks import Adaptation, Transform, num_biases, num_modulators
 from l2c.train import bias_sets
-from l2c.train.bias_sets import Patches, band_of, cluster, make_patches, measure_curvature, overfit_biases
+from l2c.train.bias_sets import Patches, band_of, choose_scale, cluster, make_patches, measure_curvature, overfit_biases
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import BiasSetsConfig, DataConfig, TrainConfig
 from l2c.train.data import Sampler
@@ -364,6 +364,29 @@ class TestChoosingSets:
         best, least = try_sets(*scene, sets, 1, torch.tensor([[0, 1, 2]] * 3))
         assert best.tolist() == [DEFAULT_INDEX] * 3
         torch.testing.assert_close(least, distortion(scene))
+
+
+class TestChooseScale:
+    @pytest.mark.parametrize("factor", [1.0, 4.0, 16.0])
+    def test_sets_that_go_too_far_are_drawn_in(self, scene: Scene, factor: float) -> None:
+        """Pictures that D makes with a small set; the table holds it many times as long."""
+        transform, x, z, cond = scene
+        torch.manual_seed(1)
+        own = 0.02 * torch.randn(3, num_biases(transform.decoder))
+        with torch.no_grad():
+            made_so = transform.decoder(z, cond, Adaptation(biases=own))[:, :, : x.shape[2], : x.shape[3]].clamp(0, 1)
+        curvature = measure_curvature(transform, own, iter([(made_so, z, cond)]))
+        scale, saved = choose_scale(transform, factor * own, factor**2 * curvature, [(made_so, z, cond)])
+        assert scale == 1.0 / factor
+        assert saved > 0.5
+
+    def test_sets_without_use(self, scene: Scene) -> None:
+        transform, _, z, cond = scene
+        with torch.no_grad():
+            exact = transform.decoder(z, cond).clamp(0, 1)
+        torch.manual_seed(1)
+        values = torch.randn(3, num_biases(transform.decoder))
+        assert choose_scale(transform, values, torch.ones(3, 2), [(exact, z, cond)])[1] == pytest.approx(0.0, abs=1e-6)
 
 
 class TestBiasSetsFile:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from l2c.rate_control import MAX_PROBES, QualitySearch
+from l2c.rate_control import MAX_PROBES, MAX_STEERS, MetricSearch, QualitySearch, Steering
 
 
 def run(search: QualitySearch, size_of) -> None:
@@ -65,3 +65,38 @@ def test_coarse_steps() -> None:
     run(search, lambda q: 1_000 if q < 613 else 2_000)
     assert search.best is not None
     assert search.sizes[search.best] == 1_000
+
+
+@pytest.mark.parametrize("elasticity", [0.08, 0.2, 0.6])
+@pytest.mark.parametrize("start", [0.9, 1.1])
+def test_steering_comes_to_the_size(elasticity: float, start: float) -> None:
+    """Of a picture whose size falls with the weight of its bits, whatever the elasticity."""
+    steering, size = Steering(10_000), 10_000 * start
+    for _ in range(MAX_STEERS):
+        size = 10_000 * start * steering.next_beta(size) ** -elasticity
+    assert size == pytest.approx(10_000, rel=0.01)
+
+
+@pytest.mark.parametrize("target", [25.0, 31.3, 38.0])
+def test_the_least_quality_that_reaches_a_figure(target: float) -> None:
+    def figure(q: int) -> float:
+        return 22 + 20 * (q / 1000) ** 0.8
+
+    search = MetricSearch(target)
+    while (quality := search.next_quality) is not None:
+        assert quality not in search.values
+        search.report(quality, figure(quality), int(1000 * math.exp(quality / 250)))
+    assert len(search.values) <= MAX_PROBES
+    assert target <= figure(search.best) <= target + 0.1
+    assert 0.02 <= search.bits_per_db() <= 0.5
+
+
+def test_a_figure_out_of_reach() -> None:
+    search = MetricSearch(50.0)
+    while (quality := search.next_quality) is not None:
+        search.report(quality, 20 + quality / 100, 100 + quality)
+    assert search.best == 1000
+    search = MetricSearch(1.0)
+    while (quality := search.next_quality) is not None:
+        search.report(quality, 20 + quality / 100, 100 + quality)
+    assert search.best == 0

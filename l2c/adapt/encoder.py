@@ -18,7 +18,8 @@ from l2c.adapt.bias_sets import BiasSets, search_sets, set_maps
 from l2c.adapt.effort import Effort
 from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.modulators import search_conditions
-from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, SECTION_OVERHEAD, PatchChanges, grid_shape
+from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges, grid_shape
+from l2c.bitstream import SECTION_OVERHEAD
 from l2c.networks import Adaptation, Grid, Transform, dequantise, num_modulators, quantise
 from l2c.probability import MAX_QUALITY, ProbabilityModel
 

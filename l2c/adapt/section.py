@@ -29,7 +29,6 @@ from l2c.errors import BitstreamError
 BIAS_PATCH = 256
 CONDITION_PATCH = 512
 NO_SET = 255
-SECTION_OVERHEAD = 10  # bytes of the section's entry in the file's table
 CONDITION_UNIT = 1.0 / 64.0
 
 _SETS, _CONDITIONS = 1, 2

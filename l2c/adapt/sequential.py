@@ -66,7 +66,7 @@ def adapt_sequentially(
     height, width = pixels.shape[:2]
     symbols = np.empty((c, -(-height // s), -(-width // s)), dtype=np.uint8)
     sets = np.full(grid_shape(width, height, BIAS_PATCH), NO_SET, dtype=np.uint8)
-    lmbda = model.config.lmbda_min * (model.config.lmbda_max / model.config.lmbda_min) ** (level / MAX_QUALITY)
+    lmbda = model.config.lmbda(level / MAX_QUALITY)
     cond = networks.condition(torch.tensor([lmbda]), torch.tensor([mu / MAX_MU]))
     bf16 = ops.bf16_pays(torch.device("cpu")) if autocast is None else autocast
     seconds = {"latents": 0.0, "sets": 0.0}
@@ -82,8 +82,7 @@ def adapt_sequentially(
             sets[row, column] = _best_set(model, x, z, cond, level, bf16)
             seconds["latents"] += middle - start
             seconds["sets"] += time.perf_counter() - middle
-            half = 1 << (bits - 1)
-            part = (z[0] / (1 << (8 - bits)) + half).to(torch.uint8).numpy()
+            part = networks.quantise(z[0], bits).numpy()
             symbols[:, top // s : top // s + part.shape[1], left // s : left // s + part.shape[2]] = part
     return Sequential(symbols, sets, seconds)
 
@@ -128,7 +127,7 @@ def _overfit(
 def _coded_bits(model: Model, z: Tensor, header: tuple[int, int, int]) -> float:
     """Bits of a patch's latents as the integer P and the coder write them."""
     bits = header[2]
-    symbols = np.ascontiguousarray((z[0] / (1 << (8 - bits)) + (1 << (bits - 1))).to(torch.uint8).numpy())
+    symbols = np.ascontiguousarray(networks.quantise(z[0], bits).numpy())
     used = networks.used_channels(torch.from_numpy(symbols), bits)
     writer = integer.SymbolWriter(bits)
     job = integer.Job(symbols.shape[1], symbols.shape[2], header, used, writer, symbols)

@@ -231,8 +231,8 @@ class BiasSetsConfig:
 
     patch: int = 256
     patches: int = 2000
-    iterations: int = 12
-    lr: float = 0.02
+    iterations: int = 6
+    lr: float = 0.005
     batch: int = 8
     sets: int = 255
     bands: int = 1

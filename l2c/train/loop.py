@@ -11,6 +11,7 @@ Read me first
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import copy
 import math
@@ -73,7 +74,7 @@ class Batch:
     noise: Tensor
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, abc.ABC):
     """What a stage minimises, and which parameters it trains. Subclasses implement `loss`.
 
     Attributes:
@@ -88,9 +89,9 @@ class Objective(nn.Module):
         self.weights = weights
         self.features = features
 
+    @abc.abstractmethod
     def loss(self, x: Tensor, cond: Conditions, noise: Tensor) -> LossParts:
         """Figures of pictures float32 [N, 3, H, W] in [0, 1]; the mean of `total` is minimised."""
-        raise NotImplementedError
 
     def own_parameters(self) -> list[nn.Parameter]:
         """What the stage learns beside the networks (saved with its checkpoints)."""
