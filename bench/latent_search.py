@@ -2,9 +2,9 @@
 
     python bench/latent_search.py KODAK [--pictures kodim05 kodim20 kodim15] [--iterations 8]
 
-Gain in J = lambda * pixels * D + bits (float P) over the rounded latents of E, in percent of their bits, for each picture.
-Gradient methods: straight-through (L2C Eq. 8) and Adam on the latents, each with the best of several step sizes and with
-its best iterate. The search: as it ships, and with one part at a time switched off.
+Gain in J = lambda * pixels * D + bits (float P) over the rounded latents of E, in percent of their bits, for each
+picture. Gradient methods: straight-through (L2C Eq. 8) and Adam on the latents, each with the best of several step
+sizes and with its best iterate. The search: as it ships, and with one part at a time switched off.
 """
 
 from __future__ import annotations

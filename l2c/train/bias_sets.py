@@ -191,7 +191,7 @@ def choose_scale(
             sets = BiasSets((values * scale)[None], (curvature * scale**2)[None])
             ranked = predicted_change(gradient, sets, 0, cond[:, 1], MSSSIM_LMBDA_RATIO).argsort(dim=1)
             _, after = try_sets(transform, x, z, cond, sets, 0, ranked[:, :_SHORT_LIST])
-            gains[scale] += float((1.0 - after / before.clamp_min(1e-12)).sum()) / count
+            gains[scale] += float(((before - after) / before.clamp_min(1e-12)).sum()) / count
     best = max(gains, key=lambda scale: gains[scale])
     return best, gains[best]
 
