@@ -110,8 +110,11 @@ def test_a_batch_of_different_sizes(codec: l2c.Codec, photo: np.ndarray) -> None
 def test_tiles_are_searched_with_their_neighbours(photo: np.ndarray) -> None:
     codec = l2c.Codec()
     wide = np.concatenate([photo, photo[:, ::-1], photo], axis=1)[:, :600]
-    plain = codec.encode_detailed(wide, quality=40, tile=512)
-    adapted = codec.encode_detailed(wide, quality=40, tile=512, effort=2)
+    plain = codec.encode_detailed(wide, quality=40, tile=512, metric="psnr")
+    adapted = codec.encode_detailed(wide, quality=40, tile=512, metric="psnr", effort=2)
+    for file, name in ((plain, "distortion_before"), (adapted, "distortion_after")):  # the search saw what D decodes
+        error = np.mean((codec.decode(file.data).astype(float) - wide) ** 2)
+        assert adapted.adaptation[name] == pytest.approx(error, rel=0.03)
     assert len(adapted.data) < len(plain.data)
     assert codec.verify(adapted.data) == adapted.latents_sha256
     assert psnr(codec.decode(adapted.data), wide) > psnr(codec.decode(plain.data), wide) - 0.15
@@ -126,7 +129,9 @@ def test_progress_and_time_limit(codec: l2c.Codec, photo: np.ndarray) -> None:
     assert shares[-1] == 1.0
     assert {stage for _, stage in told} >= {"latents"}
     start = time.perf_counter()
-    codec.encode(photo, quality=50, effort=9, max_seconds=1e-3)
+    late = codec.encode_detailed(photo, quality=50, effort=9, max_seconds=1e-3)
+    assert late.adaptation["iterations"] == 0
+    assert late.data == codec.encode(photo, quality=50)
     hurried = codec.encode_detailed(photo, bpp=0.5, effort=9, max_seconds=1e-3)
     assert time.perf_counter() - start < 20
     assert hurried.adaptation == {}

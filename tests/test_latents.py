@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from l2c import integer, networks
+from l2c.adapt import latents
 from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.sequential import adapt_sequentially
 from l2c.config import ModelConfig, TransformConfig
@@ -196,6 +197,40 @@ def test_a_flat_picture_and_a_single_pixel(default: Networks) -> None:
         search.run(5)
         assert bool(torch.isfinite(search.bits + search.cost).all())
         assert float(search.bits + search.cost) <= float(sum(search.start))
+
+
+def test_the_gradient_through_the_context_pays(
+    default: Networks, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, probability = default
+    regions = regions_of(model.transform, model.config, [photo], 500, 0, 8)
+
+    def gained() -> float:
+        search = LatentSearch(model.transform, probability, regions, autocast=False)
+        search.run(6)
+        return float(sum(search.start) - search.bits - search.cost)
+
+    whole = gained()
+    monkeypatch.setattr(latents, "_CONTEXT", 0.0)
+    assert whole > 1.03 * gained()
+
+
+@pytest.mark.parametrize("b", [1, 4, 8])
+def test_no_level_beyond_the_range_is_on_offer(b: int, tiny_config: ModelConfig, drawn_picture: np.ndarray) -> None:
+    """Not even where a uniform prior codes a latent, which prices every level alike."""
+    uniform = dataclasses.replace(tiny_config.probability, prior="uniform")
+    config = dataclasses.replace(tiny_config, probability=uniform)
+    transform, probability = tiny(config)
+    regions = regions_of(transform, config, [drawn_picture], 500, 0, b)
+    regions.kept = None
+    regions.y = torch.where(torch.rand_like(regions.y) < 0.5, -500.0, 500.0)
+    search = LatentSearch(transform, probability, regions, autocast=False)
+    search.run(3)
+    level = 2.0 ** (8 - b)
+    assert float(search.z.min()) >= -128.0
+    assert float(search.z.max()) <= 128.0 - level
+    assert bool((search._terms.rise[search.z == 128.0 - level] == float("inf")).all())
+    assert bool((search._terms.fall[search.z == -128.0] == float("inf")).all())
 
 
 @pytest.mark.parametrize("share", [0.005, 0.02])
