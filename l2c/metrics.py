@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # Wang, Simoncelli, Bovik 2003: exponents of the five scales.
 MSSSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
@@ -69,9 +72,13 @@ def msssim(x: Tensor, x_hat: Tensor) -> Tensor:
 
 
 def _msssim(x: Tensor, x_hat: Tensor) -> Tensor:
-    maps = _similarity_maps(x, x_hat)
-    result = x.new_ones(x.shape[0], x.shape[1])
-    for term, weight in zip((part.flatten(2).mean(dim=2) for part in maps), _scale_weights(len(maps))):
+    return _product_of_means([part.flatten(2).mean(dim=2) for part in _similarity_maps(x, x_hat)])
+
+
+def _product_of_means(means: list[Tensor]) -> Tensor:
+    """MS-SSIM from the means [N, C] of its scales' maps: [N]."""
+    result = torch.ones_like(means[0])
+    for term, weight in zip(means, _scale_weights(len(means))):
         # 0 where a mean is not positive, and there without the gradient of x^w, which is infinite at 0.
         result = result * torch.where(term > 0, term.clamp_min(1e-8) ** weight, 0.0)
     return result.mean(dim=1)
@@ -85,14 +92,8 @@ def _scale_weights(scales: int) -> list[float]:
 
 def _similarity_maps(x: Tensor, x_hat: Tensor) -> list[Tensor]:
     """What MS-SSIM takes the means of: contrast of every scale, times luminance at the last; [N, C, h, w] each."""
-    short = min(x.shape[-2:])
-    if short < _WINDOW:
-        border = (0, max(0, _WINDOW - x.shape[3]), 0, max(0, _WINDOW - x.shape[2]))
-        x, x_hat = F.pad(x, border, mode="replicate"), F.pad(x_hat, border, mode="replicate")
-        short = _WINDOW
-    scales = 1
-    while scales < len(MSSSIM_WEIGHTS) and short > (_WINDOW - 1) << scales:
-        scales += 1
+    x, x_hat = (_at_least_window(part) for part in (x, x_hat))
+    scales = _num_scales(x)
     maps = []
     for scale in range(scales):
         mu_x, mu_y, xx, yy, xy = _blur(torch.stack((x, x_hat, x * x, x_hat * x_hat, x * x_hat)))
@@ -100,11 +101,111 @@ def _similarity_maps(x: Tensor, x_hat: Tensor) -> list[Tensor]:
         contrast = (2 * cov + _C2) / (var_x + var_y + _C2)
         if scale < scales - 1:
             maps.append(contrast)
-            pad = [side % 2 for side in x.shape[2:]]
-            x, x_hat = F.avg_pool2d(x, 2, padding=pad), F.avg_pool2d(x_hat, 2, padding=pad)
+            x, x_hat = _halved(x), _halved(x_hat)
         else:
             maps.append((2 * mu_x * mu_y + _C1) / (mu_x * mu_x + mu_y * mu_y + _C1) * contrast)
     return maps
+
+
+def _at_least_window(x: Tensor) -> Tensor:
+    """Pictures with sides of at least 11, the last row and column repeated as needed."""
+    if min(x.shape[-2:]) >= _WINDOW:
+        return x
+    return F.pad(x, (0, max(0, _WINDOW - x.shape[3]), 0, max(0, _WINDOW - x.shape[2])), mode="replicate")
+
+
+def _num_scales(x: Tensor) -> int:
+    scales = 1
+    while scales < len(MSSSIM_WEIGHTS) and min(x.shape[-2:]) > (_WINDOW - 1) << scales:
+        scales += 1
+    return scales
+
+
+def _halved(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 2, padding=[side % 2 for side in x.shape[2:]])
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """What one scale of MS-SSIM needs of the picture that does not change."""
+
+    x: Tensor
+    mean: Tensor
+    variance: Tensor
+    last: bool
+
+
+class SimilarityTo:
+    """MS-SSIM to a picture that stays, for a search that asks many times; values as `msssim`.
+
+    The picture's own statistics are taken once and the derivative is written out, which halves the time of value and
+    gradient. It cannot be differentiated twice; `msssim` can.
+
+    Args:
+        x: float32 [N, C, H, W] in [0, 1].
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self._shape = x.shape
+        x = _at_least_window(x.float().contiguous())
+        scales = _num_scales(x)
+        self._scales: list[_Scale] = []
+        for scale in range(scales):
+            mean, square = _blur(torch.stack((x, x * x)))
+            self._scales.append(_Scale(x, mean, square - mean * mean, scale == scales - 1))
+            x = _halved(x)
+
+    def __call__(self, x_hat: Tensor) -> Tensor:
+        """Pictures of x's shape in [0, 1] -> float32 [N], differentiable once."""
+        if x_hat.shape != self._shape:
+            raise ValueError(f"pictures of shape {tuple(x_hat.shape)} are compared with {tuple(self._shape)}")
+        with torch.autocast(x_hat.device.type, enabled=False):
+            y = _at_least_window(x_hat.float().contiguous())
+            terms = []
+            for k, scale in enumerate(self._scales):
+                terms.append(_MeanContrast.apply(y, scale))
+                y = _halved(y) if k < len(self._scales) - 1 else y
+            return _product_of_means(terms)
+
+
+class _MeanContrast(torch.autograd.Function):
+    """Mean over one scale's positions of its contrast, or of contrast times luminance: y [N, C, h, w] -> [N, C]."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, scale: _Scale) -> Tensor:
+        mean, square, product = _blur(torch.stack((y, y * y, scale.x * y)))
+        covariance = product.addcmul_(scale.mean, mean, value=-1.0)
+        denominator = square.addcmul_(mean, mean, value=-1.0).add_(scale.variance).add_(_C2)
+        contrast = covariance.mul_(2.0).add_(_C2).div_(denominator)
+        ctx.scale = scale
+        ctx.save_for_backward(y, mean, denominator, contrast)
+        value = contrast * _luminance(scale.mean, mean)[0] if scale.last else contrast
+        return value.flatten(2).mean(dim=2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None]:
+        y, mean, denominator, contrast = ctx.saved_tensors
+        scale: _Scale = ctx.scale
+        slope = (slope / contrast[0, 0].numel())[:, :, None, None]
+        by_contrast, extra = slope, None
+        if scale.last:
+            luminance, below = _luminance(scale.mean, mean)
+            extra = 2.0 * slope * contrast * (scale.mean - luminance * mean) / below
+            by_contrast = slope * luminance
+        by_product = 2.0 * by_contrast / denominator  # of blurred x y, and so of the covariance
+        by_square = -0.5 * by_product * contrast  # of blurred y y, and so of y's variance
+        by_mean = -(by_product * scale.mean).addcmul_(by_square, mean, value=2.0)
+        if extra is not None:
+            by_mean += extra
+        spread = _blur(F.pad(torch.stack((by_mean, by_square, by_product)), (_WINDOW - 1,) * 4))  # the filter is even
+        return spread[0].addcmul_(spread[1], y, value=2.0).addcmul_(spread[2], scale.x), None
+
+
+def _luminance(mean_x: Tensor, mean_y: Tensor) -> tuple[Tensor, Tensor]:
+    """The luminance term and its denominator."""
+    below = mean_x * mean_x + mean_y * mean_y + _C1
+    return (2.0 * mean_x * mean_y + _C1) / below, below
 
 
 def mse(x: Tensor, x_hat: Tensor) -> Tensor:
@@ -143,6 +244,29 @@ def mixed_distortion(
         dissimilarity = dissimilarity.index_copy(0, chosen, 1.0 - msssim(x[chosen], x_hat[chosen].clamp(0.0, 1.0)))
         distortion = distortion + mix * msssim_weight * dissimilarity.nan_to_num()
     return squared, dissimilarity, distortion
+
+
+class DistortionTo:
+    """The third result of `mixed_distortion` at its usual weights, for pictures that stay; see `SimilarityTo`.
+
+    Args:
+        x: float32 [N, C, H, W] in [0, 1]. mix: float32 [N] on the CPU, 0 (MSE only) to 1 (MS-SSIM only).
+    """
+
+    def __init__(self, x: Tensor, mix: Tensor) -> None:
+        self._x, self._mix = x, mix.to(x.device)
+        self._chosen = mix.nonzero().flatten().to(x.device)
+        self._similarity = SimilarityTo(x[self._chosen]) if len(self._chosen) else None
+
+    def __call__(self, x_hat: Tensor) -> Tensor:
+        """Decoded pictures, about [0, 1] -> float32 [N], differentiable once."""
+        x_hat = x_hat.clamp(0.0, 1.0)
+        total = (1.0 - self._mix) * mse(self._x, x_hat) * 255.0**2
+        if self._similarity is None:
+            return total
+        whole = len(self._chosen) == len(x_hat)
+        similarity = self._similarity(x_hat if whole else x_hat[self._chosen])
+        return total.index_add(0, self._chosen, self._mix[self._chosen] * MSSSIM_LMBDA_RATIO * (1.0 - similarity))
 
 
 class PatchDistortion:

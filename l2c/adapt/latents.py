@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2c import ops
-from l2c.metrics import mixed_distortion
+from l2c.metrics import DistortionTo
 from l2c.networks import Adaptation, Transform, dequantise, quantise
 from l2c.probability import ProbabilityModel, neighbour_bits
 
@@ -107,8 +107,11 @@ class Regions:
 
     def cost(self, x_hat: Tensor) -> Tensor:
         """lambda * pixels * D (`metrics.mixed_distortion`), in bits: float32 [N], differentiable in x_hat."""
-        distortion = mixed_distortion(self.x, x_hat.clamp(0.0, 1.0), self.cond[:, 1].cpu())[2]
-        return self.lmbda * self.pixels * distortion
+        return self.lmbda * self.pixels * self._distortion(x_hat)
+
+    @functools.cached_property
+    def _distortion(self) -> DistortionTo:
+        return DistortionTo(self.x, self.cond[:, 1].cpu())
 
 
 @dataclass
