@@ -314,7 +314,7 @@ class Codec:
 
     def _encode_levels(self, batch: _Batch, levels: list[int]) -> list[Encoded]:
         """Files at given qualities 0..1000, adapted as the effort says."""
-        if not batch.effort.iterations:
+        if not batch.effort.adapts:
             everyone = range(len(batch.pictures))
             return [
                 _result(batch.pictures[i], file, level)
@@ -338,12 +338,12 @@ class Codec:
                 size / (1.0 - batch.effort.saving),
                 p.height * p.width,
                 self.model.rate_curve,
-                _ADAPTED_TOLERANCE if batch.effort.iterations else TOLERANCE,
+                _ADAPTED_TOLERANCE if batch.effort.adapts else TOLERANCE,
             )
             for size, p in zip(sizes, batch.pictures)
         ]
         results: list[Encoded | None]
-        if not batch.effort.iterations:
+        if not batch.effort.adapts:
             results = self._at_size(batch, searches)
         else:
             self._find(batch, searches)
@@ -479,7 +479,7 @@ class Codec:
                 searches[i].report(level, self._measured(batch.pictures[i], file[0], name), len(file[0]))
         levels = [search.best for search in searches]
         results = [_result(p, mine[level], level) for p, mine, level in zip(batch.pictures, files, levels)]
-        if batch.effort.iterations and time.perf_counter() < batch.deadline:
+        if batch.effort.adapts and time.perf_counter() < batch.deadline:
             for i, adapted in self._adapt(batch, levels):
                 results[i] = self._fit_metric(batch, i, adapted, searches[i], results[i], name)
         for i, search in enumerate(searches):

@@ -162,10 +162,21 @@ class SimilarityTo:
         with torch.autocast(x_hat.device.type, enabled=False):
             y = _at_least_window(x_hat.float().contiguous())
             terms = []
-            for k, scale in enumerate(self._scales):
+            for scale in self._scales:
                 terms.append(_MeanContrast.apply(y, scale))
-                y = _halved(y) if k < len(self._scales) - 1 else y
+                y = y if scale.last else _halved(y)
             return _product_of_means(terms)
+
+    @torch.no_grad()
+    def maps(self, x_hat: Tensor) -> list[Tensor]:
+        """What the means are taken of, see `_similarity_maps`."""
+        with torch.autocast(x_hat.device.type, enabled=False):
+            y, maps = _at_least_window(x_hat.float().contiguous()), []
+            for scale in self._scales:
+                mean, _, contrast = _contrast(y, scale)
+                maps.append(contrast * _luminance(scale.mean, mean)[0] if scale.last else contrast)
+                y = y if scale.last else _halved(y)
+            return maps
 
 
 class _MeanContrast(torch.autograd.Function):
@@ -173,10 +184,7 @@ class _MeanContrast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, scale: _Scale) -> Tensor:
-        mean, square, product = _blur(torch.stack((y, y * y, scale.x * y)))
-        covariance = product.addcmul_(scale.mean, mean, value=-1.0)
-        denominator = square.addcmul_(mean, mean, value=-1.0).add_(scale.variance).add_(_C2)
-        contrast = covariance.mul_(2.0).add_(_C2).div_(denominator)
+        mean, denominator, contrast = _contrast(y, scale)
         ctx.scale = scale
         ctx.save_for_backward(y, mean, denominator, contrast)
         value = contrast * _luminance(scale.mean, mean)[0] if scale.last else contrast
@@ -200,6 +208,14 @@ class _MeanContrast(torch.autograd.Function):
             by_mean += extra
         spread = _blur(F.pad(torch.stack((by_mean, by_square, by_product)), (_WINDOW - 1,) * 4))  # the filter is even
         return spread[0].addcmul_(spread[1], y, value=2.0).addcmul_(spread[2], scale.x), None
+
+
+def _contrast(y: Tensor, scale: _Scale) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of y, denominator of the contrast term, and the term."""
+    mean, square, product = _blur(torch.stack((y, y * y, scale.x * y)))
+    covariance = product.addcmul_(scale.mean, mean, value=-1.0)
+    denominator = square.addcmul_(mean, mean, value=-1.0).add_(scale.variance).add_(_C2)
+    return mean, denominator, covariance.mul_(2.0).add_(_C2).div_(denominator)
 
 
 def _luminance(mean_x: Tensor, mean_y: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,6 +302,7 @@ class PatchDistortion:
         self._x, self._mix, self._side = x, mix.to(x.device), side
         self._chosen = mix.nonzero().flatten().to(x.device)
         self.rows, self.columns = -(-x.shape[2] // side), -(-x.shape[3] // side)
+        self._similarity = SimilarityTo(x[self._chosen]) if len(self._chosen) else None
         self._scales: list[Tensor] | None = None
 
     @torch.no_grad()
@@ -294,10 +311,9 @@ class PatchDistortion:
         x_hat = x_hat.clamp(0.0, 1.0)
         squared = (self._x - x_hat).square().mean(dim=1, keepdim=True) * 255.0**2
         total = (1.0 - self._mix)[:, None, None] * self._sums(squared, 1, 0)[:, 0] / squared[0].numel()
-        if not len(self._chosen):
+        if self._similarity is None:
             return total
-        with torch.autocast(x_hat.device.type, enabled=False):
-            maps = _similarity_maps(self._x[self._chosen].float(), x_hat[self._chosen].float())
+        maps = self._similarity.maps(x_hat[self._chosen])
         if self._scales is None:
             means = [part.flatten(2).mean(dim=2).clamp_min(1e-3) for part in maps]
             weights = _scale_weights(len(maps))

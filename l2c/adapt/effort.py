@@ -23,6 +23,11 @@ class Effort:
     steps: int
     saving: float
 
+    @property
+    def adapts(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self.iterations or self.sets or self.steps)
+
 
 EFFORTS = (
     Effort(0, 0, 0, 0.0),
@@ -30,10 +35,10 @@ EFFORTS = (
     Effort(2, 0, 0, 0.055),
     Effort(4, 0, 0, 0.07),
     Effort(6, 0, 0, 0.075),
-    Effort(9, 1, 0, 0.08),
-    Effort(14, 2, 0, 0.082),
-    Effort(22, 4, 3, 0.085),
-    Effort(36, 8, 6, 0.085),
-    Effort(72, 16, 12, 0.085),
+    Effort(9, 0, 0, 0.08),
+    Effort(12, 1, 0, 0.082),
+    Effort(16, 2, 3, 0.085),
+    Effort(22, 4, 6, 0.085),
+    Effort(30, 8, 12, 0.085),
 )
 MAX_EFFORT = len(EFFORTS) - 1

@@ -87,15 +87,19 @@ class Adapted:
 
     def report(self) -> dict[str, float | int]:
         """Figures for people: rate and distortion before and after the search (trimming not counted), patches with
-        changes. Of the tiles that were searched, and empty if there was no time for any."""
+        changes. Of the tiles that were searched; without rate and distortion if there was no time for any."""
+        sets, conditions = self.changes.sets, self.changes.conditions
+        patches: dict[str, float | int] = {
+            "patches_with_bias_set": 0 if sets is None else int((sets != NO_SET).sum()),
+            "patches_with_conditions": 0 if conditions is None else int(conditions.any(axis=0).sum()),
+        }
         searched = [(search, i) for search, i, _ in self.parts if search.iterations]
         if not searched:
-            return {"iterations": 0, "passes": 0}
+            return {"iterations": 0, "passes": 0} | patches
         before, cost_before = (sum(float(search.start[k][i]) for search, i in searched) for k in range(2))
         after = sum(float(search.bits[i]) for search, i in searched)
         cost_after = sum(float(search.cost[i]) for search, i in searched) - self.saved_cost
         pixels = sum(search.regions.pixels for search, _ in searched)
-        sets, conditions = self.changes.sets, self.changes.conditions
         return {
             "iterations": max(search.iterations for search, _ in searched),
             "passes": max(search.passes for search, _ in searched),
@@ -104,9 +108,7 @@ class Adapted:
             "distortion_before": cost_before / self.subject.lmbda / pixels,
             "distortion_after": cost_after / self.subject.lmbda / pixels,
             "objective_gain_percent": 100.0 * (before + cost_before - after - cost_after) / before,
-            "patches_with_bias_set": 0 if sets is None else int((sets != NO_SET).sum()),
-            "patches_with_conditions": 0 if conditions is None else int(conditions.any(axis=0).sum()),
-        }
+        } | patches
 
 
 class Progress:
