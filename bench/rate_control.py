@@ -62,10 +62,8 @@ def mixed_batch(codec: l2c.Codec, files: list[Path], effort: int) -> None:
     most = max(
         int(np.abs(pixels.astype(int) - codec.decode(a).astype(int)).max()) for pixels, a in zip(decoded, together)
     )
-    print(
-        f"largest difference: size {100 * max(sizes):.2f} %, MS-SSIM {max(differences):.5f}; decoded together and alone "
-    )
-    print(f"{same} of {len(crops)} equal, largest difference {most} levels")
+    print(f"largest difference: size {100 * max(sizes):.2f} %, MS-SSIM {max(differences):.5f}")
+    print(f"decoded together and alone: {same} of {len(crops)} equal, largest difference {most} levels")
     for _ in range(2):  # the second time is quoted
         start = time.perf_counter()
         codec.decode_batch(together)

@@ -42,8 +42,8 @@ TOOLS = {
 
 
 def steps_at_borders(pixels: np.ndarray, block: int = 8) -> tuple[float, float, float]:
-    """Mean absolute differences of neighbours, uint8 [H, W, 3]: across the borders of patches, of the pairs on both sides
-    next to them, and across the other borders of D's blocks."""
+    """Mean absolute differences of neighbours, uint8 [H, W, 3]: across the borders of patches, of the pairs next to
+    them on both sides, and across the other borders of D's blocks."""
     across, beside, blocks = [], [], []
     for axis in (0, 1):
         step = np.abs(np.diff(pixels.astype(np.int32), axis=axis))
@@ -82,7 +82,8 @@ def table(rows: list[dict[str, Any]], metric: str) -> str:
     pictures = sorted({row["picture"] for row in mine})
     lines = [
         f"`metric={metric}`, {len(pictures)} pictures, {len({row['target'] for row in mine})} rates\n",
-        "| tool | BD-rate | seconds a picture | files with sets | with conditions | steps at borders: without, with, original |",
+        "| tool | BD-rate | seconds a picture | files with sets | with conditions "
+        "| steps at borders: without, with, original |",
         "|---|---|---|---|---|---|",
     ]
     for tool in TOOLS:
