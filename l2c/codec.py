@@ -63,8 +63,8 @@ _MOST_ADAPTED_TILE = 2048  # gradients need some kilobytes a pixel of the tiles 
 _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where adaptation follows
 _WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
-_MOST_RAISES = 2  # a search that has converged hardly spends more bits, whatever they weigh
-_TRIMMED = 1.02  # files up to this many times the target are trimmed, others steered
+_MOST_RAISES = 4  # bits are harder to spend than to save
+_TRIMMED = 1.01  # files up to this many times the target are trimmed, others steered
 
 
 class EncodeOptions(TypedDict, total=False):
@@ -391,13 +391,14 @@ class Codec:
         """Adapt all pictures and bring them to their sizes; fills in `results` where that works."""
         levels = [0 if search.best is None else search.best for search in searches]
         firsts = [0] * len(levels)
-        for i, adapted in self._adapt(batch, levels):
+        aims = [_aim(size) / search.sizes[level] for size, search, level in zip(sizes, searches, levels)]
+        for i, adapted in self._adapt(batch, levels, aims):
             results[i], firsts[i] = self._fit(batch, i, adapted, levels[i], sizes[i])
         for i, (level, first) in enumerate(zip(levels, firsts)):
             if _near(results[i], sizes[i]) or time.perf_counter() > batch.deadline:
                 continue
             only = batch.only(i)
-            target = (1.0 - 0.3 * ACCEPTED) * sizes[i] * searches[i].sizes[level] / first
+            target = _aim(sizes[i]) * searches[i].sizes[level] / first
             again = replace(searches[i], target_bytes=target, tolerance=TOLERANCE)
             self._find(only, [again])
             other = 0 if again.best is None else again.best
@@ -431,8 +432,8 @@ class Codec:
         """
         best: tuple[bytes, str] | None = None
         first = steers = raises = trims = before = 0
-        aim, trust, predicted = (1.0 - 0.3 * ACCEPTED) * size, 1.0, 0.0
-        steering = Steering(aim)
+        trust, predicted = 1.0, 0.0
+        steering = Steering(_aim(size), beta=adapted.beta)
         while True:
             file = self._write_adapted(batch, i, adapted, level)
             now = len(file[0])
@@ -457,7 +458,7 @@ class Codec:
             if trims:
                 trust = min(max(8.0 * (before - now) / predicted, 0.3), 3.0)
             before, trims = now, trims + 1
-            predicted = adapted.trim(8.0 * (now - aim) / trust)
+            predicted = adapted.trim(8.0 * (now - (1.0 - 0.1 * ACCEPTED) * size) / trust)
             if predicted == 0.0:
                 break
         if best is None:
@@ -496,7 +497,7 @@ class Codec:
     ) -> Encoded:
         """The smallest file found that reaches the target: the plain one, or an adapted one, steered there."""
         best, level, growth = plain, search.best, search.bits_per_db()
-        steering = Steering(math.exp(growth * (search.target + 0.2 * _METRIC_TOLERANCE)))
+        steering = Steering(math.exp(growth * (search.target + 0.2 * _METRIC_TOLERANCE)), beta=adapted.beta)
         for count in range(MAX_STEERS + 1):
             file = self._write_adapted(batch, i, adapted, level)
             reached = self._measured(batch.pictures[i], file[0], name)
@@ -554,9 +555,12 @@ class Codec:
         batch.clock["entropy"] += time.perf_counter() - start
         return files
 
-    def _adapt(self, batch: _Batch, levels: list[int]) -> Iterator[tuple[int, Adapted]]:
+    def _adapt(
+        self, batch: _Batch, levels: list[int], aims: list[float] | None = None
+    ) -> Iterator[tuple[int, Adapted]]:
         """Search latents and decoder changes of all pictures at given qualities; yields each picture when it is done.
 
+        `aims` are shares of their unadapted sizes that the pictures should come to; None: what J says.
         Pictures are taken together up to _ADAPT_PIXELS; a larger one is taken alone, about 80 bytes a pixel.
         """
         groups: list[list[int]] = []
@@ -575,6 +579,8 @@ class Codec:
             start = time.perf_counter()
             with torch.inference_mode(False):  # gradients are needed, whatever the caller has set
                 subjects = self._subjects(batch, members, levels)
+                for i, subject in zip(members, subjects):
+                    subject.aim = aims[i] if aims is not None else None
                 middle = time.perf_counter()
                 results = adapt(
                     self.transform, self._probability(), self.model.bias_sets, subjects, batch.effort, self.device,
@@ -1036,6 +1042,11 @@ def _check_options(
 
 def _silent(share: float, stage: str) -> None:
     """Progress that nobody asked for."""
+
+
+def _aim(size: float) -> float:
+    """What the search aims at where a file may have so many bytes: a little more, since trimming is exact."""
+    return 1.003 * size
 
 
 def _near(result: Encoded | None, size: float) -> bool:

@@ -6,6 +6,7 @@ with a margin of its neighbours' unadapted latents.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -38,6 +39,7 @@ class Subject:
         kept: bool [c, h, w], the mask, or None.
         boxes: (top, left, bottom, right) of its tiles in latents.
         cond: float32 [1, 2]. lmbda: the raw trade-off. header: quality, mu, b.
+        aim: share of its unadapted size that the picture should come to; None: whatever J says.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -47,6 +49,7 @@ class Subject:
     cond: Tensor
     lmbda: float
     header: tuple[int, int, int]
+    aim: float | None = None
 
 
 @dataclass
@@ -75,6 +78,12 @@ class Adapted:
     def searched(self) -> bool:
         """Whether there was time to search every tile."""
         return all(search.iterations for search, _, _ in self.parts)
+
+    @property
+    def beta(self) -> float:
+        """What bits weigh in the search, the mean over tiles of its logarithm."""
+        logs = [math.log(float(search.beta[i])) for search, i, _ in self.parts]
+        return math.exp(sum(logs) / len(logs))
 
     def steer(self, beta: float) -> None:
         """One iteration of every tile with bits that weigh `beta`; see `LatentSearch.steer`. Not after `trim`."""
@@ -165,7 +174,8 @@ def adapt(
     for batch in batches:
         with torch.autocast(device.type, enabled=False):
             regions = regions_of(transform, subjects, batch, device)
-            search = LatentSearch(transform, probability, regions)
+            aims = [subjects[number].aim for number, _ in batch]
+            search = LatentSearch(transform, probability, regions, aims=aims)
             search.run(effort.iterations, lambda: progress.unit("latents"))
             for i, (number, box) in enumerate(batch):
                 results[number].parts.append((search, i, box))

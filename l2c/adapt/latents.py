@@ -32,6 +32,7 @@ from l2c import ops
 from l2c.metrics import DistortionTo
 from l2c.networks import Adaptation, Transform, dequantise, quantise
 from l2c.probability import ProbabilityModel, neighbour_bits
+from l2c.rate_control import Steering
 
 _SHARE = 0.3  # of the moves that promise a gain, how many an iteration makes
 _MEMORY = 0.5  # weight of the gradients before
@@ -42,6 +43,8 @@ _MORE, _LESS = 2.0, 0.75  # its change after an iteration that failed, or came o
 _MOST_DAMPING = 60.0
 _LEAST_GAIN = 2e-4  # of J: a region that gains less than this ...
 _PATIENCE = 3  # ... this many times in a row has converged
+_STEERED = 4  # of the last iterations steer for aims, half of all at most
+_TO_COME = 0.35  # what each of the next iterations, three at most, saves of what the last ones did
 _LEAST_SAVING = 0.05  # bits that a trimming move must promise
 _HIGHEST_PRICE = 16.0  # cost that trimming pays for a bit less
 _RIDGE = 1.0  # squared levels of rounding at the mean curvature that are mixed into each channel's regression
@@ -141,6 +144,8 @@ class LatentSearch:
     Args:
         transform, probability: networks without gradients of their own.
         regions: what to code.
+        aims: share of its first bits that each region should come to, or None: the least J is sought, with bits that
+            weigh 1.
         autocast: bfloat16 in the networks; None: where the device is fast at it.
     """
 
@@ -150,6 +155,7 @@ class LatentSearch:
         probability: ProbabilityModel,
         regions: Regions,
         *,
+        aims: Sequence[float | None] = (),
         autocast: bool | None = None,
     ) -> None:
         self.transform, self.probability, self.regions = transform, probability, regions
@@ -160,6 +166,9 @@ class LatentSearch:
         self._level = torch.exp2(8.0 - b.float())[:, None, None, None]
         self.z = torch.stack([dequantise(quantise(y, bits), bits) for y, bits in zip(regions.y, b.tolist())])
         self.beta = regions.x.new_ones(len(regions))
+        self._aims = {i: aim for i, aim in enumerate(aims) if aim is not None}
+        self._steerings: dict[int, Steering] = {}
+        self._weighed: set[int] = set()
         self.passes = 0
         self.iterations = 0
         self._first: tuple[Tensor, Tensor] | None = None
@@ -194,26 +203,50 @@ class LatentSearch:
         return torch.stack([quantise(z, bits) for z, bits in zip(self.z, self._b.tolist())]).contiguous()
 
     def run(self, iterations: int, go_on: Callable[[], bool] = lambda: True) -> None:
-        """Search on. `go_on` is asked before every iteration, for time limits and progress."""
-        for _ in range(iterations):
+        """Search on; the last iterations steer for the aims.
+
+        Args:
+            iterations: how many at most.
+            go_on: asked before every iteration, for time limits and progress.
+        """
+        seen = []
+        for k in range(iterations):
+            if self._aims:
+                seen.append(self.bits.clone())
+                if k >= iterations - min(iterations // 2, _STEERED):
+                    coming = _TO_COME * min(iterations - k, 3) * (seen[max(0, k - 2)] - seen[k]) / min(k, 2)
+                    self._steer_for_aims(self.bits - coming)
             members = ((self._idle < _PATIENCE) & (self.damping < _MOST_DAMPING)).nonzero().flatten()
             if not len(members) or not go_on():
                 break
             _ = self.curvature  # of the latents where the search begins
             self._iterate(members)
 
+    def _steer_for_aims(self, ends: Tensor) -> None:
+        """Weigh bits by where the regions with aims would end: `ends` bits, float32 [N], if nothing were changed."""
+        for i, aim in self._aims.items():
+            if i not in self._steerings:
+                self._steerings[i] = Steering(aim * float(self.start[0][i]))
+            self._weigh(i, self._steerings[i].next_beta(float(ends[i])))
+
+    def _weigh(self, i: int, beta: float) -> None:
+        """Bits of region i weigh so much from now on, so it has not converged."""
+        if i not in self._weighed:  # afterwards the damping is what failed and successful iterations made it
+            self.damping[i] = self.damping[i].clamp_max(_DAMPING)
+            self._weighed.add(i)
+        self.beta[i], self._idle[i] = beta, 0
+
     @torch.inference_mode(False)
     def steer(self, i: int, beta: float) -> None:
         """One iteration of region i with bits that weigh `beta` from now on: how a rate is approached at least cost."""
-        self.beta[i], self._idle[i] = beta, 0
-        self.damping[i] = self.damping[i].clamp_max(_DAMPING)
+        self._weigh(i, beta)
         _ = self.curvature
         self._iterate(torch.tensor([i], device=self.z.device))
 
     def _iterate(self, members: Tensor) -> None:
         self.iterations += 1
         gain, rises = self._gains(members)
-        moved, predicted = _best_share(gain, _SHARE)
+        moved, predicted = _best_share(gain, _SHARE * (_DAMPING / self.damping[members]).clamp_max(1.0))
         nothing = ~moved.flatten(1).any(dim=1)  # so much damping that no move promises anything
         if bool(nothing.all()):
             self.damping[members] *= 0.5
@@ -280,8 +313,9 @@ class LatentSearch:
 
     @staticmethod
     def _bend(slope: Tensor, curvature: Tensor, damping: Tensor) -> Tensor:
-        """What curvature adds to the cost of a move by one level."""
-        return damping * torch.maximum(0.5 * curvature, _STEEP * slope.abs())
+        """What curvature adds to the cost of a move by one level; never so much that a slope alone cannot pay."""
+        steep = torch.where(damping <= _DAMPING, _STEEP * damping, 1.0 - (1.0 - _STEEP * _DAMPING) * _DAMPING / damping)
+        return torch.maximum(0.5 * damping * curvature, steep * slope.abs())
 
     def _moved(self, members: Tensor, moved: Tensor, rises: Tensor) -> Tensor:
         level = self._level[members]
@@ -339,10 +373,10 @@ def _regression(product: Tensor, square: Tensor, prior: Tensor, ridge: Tensor | 
     return ((product + ridge * prior) / (square + ridge)).maximum(0.3 * prior)
 
 
-def _best_share(gain: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def _best_share(gain: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
     """The best of each region's negative entries, a share of them: bool like gain, and the sum of what is taken."""
     moved, predicted = torch.zeros_like(gain, dtype=torch.bool), gain.new_zeros(len(gain))
-    for i, row in enumerate(gain):
+    for i, (row, share) in enumerate(zip(gain, shares.tolist())):
         candidates = row[row < 0]
         if len(candidates):
             limit = candidates.kthvalue(max(1, int(share * len(candidates)))).values
