@@ -40,9 +40,9 @@ $(BIN)/python:
 
 # Python sources need no reinstall, the package is installed in place; the extension and the requirements do.
 $(VENV)/.installed: $(BIN)/python $(SOURCES)
-	$(INSTALL) -e ".[dev,train]"
+	$(INSTALL) -e ".[dev,eval,train]"
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(INSTALL) -e ".[dev,eval,train]"
+	$(INSTALL) -e ".[bench,dev,eval,train]"
 	touch $@

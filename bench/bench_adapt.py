@@ -87,7 +87,7 @@ def patches_of(codec: l2c.Codec, path: Path, level: int) -> tuple[np.ndarray, Re
 def ours(codec: l2c.Codec, regions: Regions, setup: float, iterations: int, count: int) -> Outcome:
     """The batched search of all patches."""
     start = time.perf_counter()
-    search = LatentSearch(codec.transform, codec._probability(), regions)
+    search = LatentSearch(codec.transform, codec.float_probability(), regions)
     search.run(iterations)
     middle = time.perf_counter()
     index, sets = torch.full((len(regions),), NO_SET), codec.model.bias_sets
@@ -102,7 +102,7 @@ def ours(codec: l2c.Codec, regions: Regions, setup: float, iterations: int, coun
 
 def yardstick(codec: l2c.Codec, pixels: np.ndarray, regions: Regions, level: int) -> Outcome:
     """The sequential encoder on the same patches."""
-    slow = adapt_sequentially(codec.model, codec._probability(), pixels, level, MAX_MU)
+    slow = adapt_sequentially(codec.model, codec.float_probability(), pixels, level, MAX_MU)
     c, h, w = regions.y.shape[1:]
     whole = torch.from_numpy(slow.symbols)
     symbols = whole.unfold(1, h, h).unfold(2, w, w).permute(1, 2, 0, 3, 4).reshape(-1, c, h, w)

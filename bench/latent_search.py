@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=8)
     args = parser.parse_args()
     codec = l2c.Codec(args.model)
-    probability = codec._probability()
+    probability = codec.float_probability()
     rows: dict[str, list[str]] = {}
     for level, mu in CASES:
         problems = [subject_regions(codec, args.folder / f"{name}.png", level, mu) for name in args.pictures]

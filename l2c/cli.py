@@ -38,6 +38,7 @@ from l2c.bitstream import (
     section_name,
 )
 from l2c.errors import BackendError, BitstreamError, L2CError, ModelMismatchError, RateError
+from l2c.evaluate.commands import compare_files, evaluate_folder
 from l2c.train.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command(name="eval", short_help="Measure codecs on your pictures.")(evaluate_folder)
+app.command(name="compare", short_help="Write a page that compares files.")(compare_files)
 app.add_typer(train_app)
 _debug = False
 

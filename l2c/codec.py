@@ -583,7 +583,7 @@ class Codec:
                     subject.aim = aims[i] if aims is not None else None
                 middle = time.perf_counter()
                 results = adapt(
-                    self.transform, self._probability(), self.model.bias_sets, subjects, batch.effort, self.device,
+                    self.transform, self.float_probability(), self.model.bias_sets, subjects, batch.effort, self.device,
                     tell, lambda: time.perf_counter() > batch.deadline,
                 )  # fmt: skip
             batch.clock["encoder"] += middle - start
@@ -601,7 +601,7 @@ class Codec:
                 picture.rgb,
                 torch.from_numpy(y),
                 None if mask is None else torch.from_numpy(mask),
-                _tile_boxes(picture.height, picture.width, batch.tile, self.transform.s),
+                tile_boxes(picture.height, picture.width, batch.tile, self.transform.s),
                 self._condition(level, batch.mu),
                 self.model.config.lmbda(level / MAX_QUALITY),
                 (level, batch.mu, batch.bits),
@@ -609,7 +609,7 @@ class Codec:
             for picture, (y, mask), level in zip(pictures, kept, chosen)
         ]
 
-    def _probability(self) -> ProbabilityModel:
+    def float_probability(self) -> ProbabilityModel:
         """The float form of P on this codec's device, made on first use: what gradients come from."""
         with _float_lock:
             if self._float_probability is None:
@@ -675,7 +675,7 @@ class Codec:
         """(payloads, used channels) of every picture, all tiles coded in one call."""
         jobs, counts = [], []
         for (height, width), part in zip(sizes, latents):
-            boxes = _tile_boxes(height, width, tile, self.transform.s)
+            boxes = tile_boxes(height, width, tile, self.transform.s)
             counts.append(len(boxes))
             for top, left, bottom, right in boxes:
                 symbols = np.ascontiguousarray(part.symbols[:, top:bottom, left:right])
@@ -866,7 +866,7 @@ class Codec:
                 raise BitstreamError(f"b is {header.latent_bits}, the model has at most {self.model.config.bits} bits")
             canvases.append(np.empty((c, -(-header.height // s), -(-header.width // s)), dtype=np.uint8))
             conditions = (header.quality, header.metric_mix, header.latent_bits)
-            boxes = _tile_boxes(header.height, header.width, header.tile_size, s)
+            boxes = tile_boxes(header.height, header.width, header.tile_size, s)
             for box, tile, payload in zip(boxes, stream.tiles, stream.payloads):
                 if tile.channels > c:
                     raise BitstreamError(f"a tile uses {tile.channels} channels, the model has {c}")
@@ -1125,7 +1125,7 @@ def _same_outcome(a: UInt8Array | BitstreamError, b: UInt8Array | BitstreamError
     return np.array_equal(a, b)
 
 
-def _tile_boxes(height: int, width: int, tile: int, s: int) -> list[tuple[int, int, int, int]]:
+def tile_boxes(height: int, width: int, tile: int, s: int) -> list[tuple[int, int, int, int]]:
     """Row-major (top, left, bottom, right) of the tiles in latents; a tile's last latents may cover no full block."""
     rows, columns = -(-height // s), -(-width // s)
     step = tile // s

@@ -47,7 +47,7 @@ from PIL import Image
 
 from l2c import bitstream, images, integer, ops
 from l2c.bitstream import ALPHA, EXIF, ICC, Header, Limits, read_bitstream, read_header, write_bitstream
-from l2c.codec import Codec, _Latents, _tile_boxes
+from l2c.codec import Codec, _Latents, tile_boxes
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import L2CError
 from l2c.models import load_model, save_model
@@ -411,7 +411,7 @@ class Fuzzer:
         symbols = generator.integers(0, 1 << header.latent_bits, shape).astype(np.uint8)
         symbols[rng.randrange(c + 1) :] = 1 << (header.latent_bits - 1)
         part = _Latents(symbols, header.quality, header.metric_mix, header.latent_bits)
-        assert len(_tile_boxes(height, width, header.tile_size, s)) == header.tile_count
+        assert len(tile_boxes(height, width, header.tile_size, s)) == header.tile_count
         ((payloads, used),) = self.codec._write_latents([(height, width)], [part], header.tile_size)
         header = replace(header, latents_crc32=zlib.crc32(symbols))
         return write_bitstream(header, payloads, used, self._sections(rng, height, width))

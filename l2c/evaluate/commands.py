@@ -1,0 +1,115 @@
+"""`l2c eval` and `l2c compare`. Heavy modules load inside the commands, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from l2c.errors import UnsupportedError
+
+_Number = TypeVar("_Number", int, float)
+_FAILED = 1
+
+
+def _numbers(text: str, kind: type[_Number], what: str) -> list[_Number]:
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        raise UnsupportedError(f"{what} is {text!r}: it must be numbers with commas between them") from None
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def evaluate_folder(
+    sources: Annotated[list[Path], typer.Argument(metavar="PICTURES...", help="Folders or picture files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RECORD", help="Folder of the record.")],
+    rates: Annotated[str, typer.Option(help="Target rates in bits per pixel.")] = "0.06,0.12,0.25,0.5,0.75,1,1.5,2",
+    metrics: Annotated[
+        str, typer.Option(help="What our files are optimised for: psnr, msssim, mixed.")
+    ] = "msssim,psnr",
+    efforts: Annotated[str, typer.Option(help="Effort levels of ours, 0..9.")] = "0",
+    peers: Annotated[str, typer.Option(help="Other codecs, 'all' at hand or 'none'; see below.")] = "all",
+    figures: Annotated[
+        str, typer.Option(help="What is measured; see below.")
+    ] = "psnr-rgb,psnr-y,ms-ssim-rgb,ms-ssim-y,vmaf",
+    anchor: Annotated[
+        str | None, typer.Option(help="Codec that BD-rates are against.  [default: the first peer]")
+    ] = None,
+    published: Annotated[
+        Path | None, typer.Option(help="File of published curves (bench/published/kodak.json).")
+    ] = None,
+    curves: Annotated[str, typer.Option(help="Published curves to show, by their names in that file.")] = "",
+    peers_only: Annotated[bool, typer.Option("--peers-only", help="Leave our codec out.")] = False,
+    every: Annotated[int, typer.Option(min=1, help="Take every so many-th picture.")] = 1,
+    device: Annotated[str, typer.Option(help="Where our networks run: cpu, cuda, ...")] = "cpu",
+    model: Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")] = None,
+) -> int:
+    """Measure our codec and others on your own pictures at equal rates: real files, decoded again.
+
+    RECORD gets rows.jsonl (a line for each file), results/CODEC.json (mean curves in CompressAI's layout), results.csv,
+    report.md with BD-rates, and a plot of each figure. A stopped run goes on where it was.
+
+    \b
+    Peers:   jpeg, mozjpeg, jpeg2000, webp, avif, jxl, hevc (x265), av1 (libaom), vvc (vvenc, 4:2:0); all intra
+    Figures: psnr-rgb, psnr-y, ms-ssim-rgb, ms-ssim-y, vmaf, ssimulacra2; Y is BT.709 with full range
+    """
+    from l2c.codec import Codec
+    from l2c.evaluate.run import Plan, evaluate, report
+    from l2c.models import DEFAULT_MODEL
+    from l2c.train.data import list_pictures
+
+    plan = Plan(
+        pictures=list_pictures(*sources)[::every],
+        rates=_numbers(rates, float, "--rates"),
+        metrics=_names(metrics),
+        efforts=_numbers(efforts, int, "--efforts"),
+        peers=_names(peers),
+        figures=tuple(_names(figures)),
+    )
+    terminal = sys.stderr.isatty()
+
+    def tell(what: str) -> None:
+        if terminal:
+            print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+
+    codec = Codec(model or DEFAULT_MODEL, device)
+    outcome = evaluate(codec, plan, out, tell, peers_only=peers_only)
+    if terminal:
+        print("\r\x1b[K", end="", file=sys.stderr)
+    for what, why in outcome.failures:
+        print(f"warning: {what}: {why}", file=sys.stderr)
+    text = report(outcome, out, plan, anchor, published, _names(curves))
+    print(text, end="")
+    print(f"\n{outcome.measured} files measured now, {outcome.known} known from before; record in {out}")
+    return _FAILED if outcome.failures else 0
+
+
+def compare_files(
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The picture that was encoded.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="L2C files of it.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="PAGE", help="The page, HTML.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", "-f", help="Replace a page that exists.")] = False,
+    device: Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, ...")] = "cpu",
+    model: Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")] = None,
+) -> int:
+    """Write one HTML page that compares files with their original: a border to drag, zoom, maps of the error, of the
+    bits and of what was adapted, and the figures. It needs no network and nothing beside it.
+    """
+    from l2c.codec import Codec
+    from l2c.evaluate.compare import compare
+    from l2c.images import write_atomically
+    from l2c.models import DEFAULT_MODEL
+
+    if out.exists() and not overwrite:
+        raise FileExistsError(errno.EEXIST, "exists already; --overwrite replaces it", str(out))
+    page = compare(original, files, Codec(model or DEFAULT_MODEL, device))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, page.encode())
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    return 0

@@ -1,0 +1,131 @@
+"""BD-rates between mean curves, tables of them, and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from l2c.errors import BackendError
+from l2c.evaluate.measures import in_db
+from l2c.evaluate.records import Curve
+
+_LABELS = {
+    "psnr-rgb": "PSNR, RGB (dB)",
+    "psnr-y": "PSNR, Y (dB)",
+    "ms-ssim-rgb": "MS-SSIM, RGB (dB)",
+    "ms-ssim-y": "MS-SSIM, Y (dB)",
+    "vmaf": "VMAF",
+    "ssimulacra2": "SSIMULACRA 2",
+}
+
+
+def points(curve: Curve, figure: str) -> tuple[list[float], list[float]]:
+    """Rates and values as they are compared (`measures.in_db`), rates rising; of equal rates the first."""
+    rates: list[float] = []
+    values: list[float] = []
+    for rate, value in sorted(zip(curve.values["bpp"], curve.values[figure])):
+        if not rates or rate > rates[-1]:
+            rates.append(rate)
+            values.append(in_db(figure, value))
+    return rates, values
+
+
+def bd_rate(anchor: Curve, curve: Curve, figure: str) -> float:
+    """How much more rate `curve` needs than `anchor` at equal quality, percent; NaN where they have nothing in common.
+
+    By the package `bjontegaard`: pchip over the common range of quality. Only the part of each curve is taken along
+    which quality rises with the rate, as the method needs it.
+
+    Raises:
+        BackendError: the package is not installed.
+    """
+    try:
+        import bjontegaard
+    except ImportError:
+        raise BackendError("BD-rates need the package bjontegaard: pip install 'l2c[eval]'") from None
+    pair = [_rising(*points(each, figure)) for each in (anchor, curve)]
+    low, high = max(p[1][0] for p in pair), min(p[1][-1] for p in pair)
+    if min(len(p[0]) for p in pair) < 2 or low >= high:
+        return float("nan")
+    return float(bjontegaard.bd_rate(*pair[0], *pair[1], method="pchip", require_matching_points=False, min_overlap=0))
+
+
+def _rising(rates: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    kept = [k for k in range(len(values)) if k == 0 or values[k] > max(values[:k])]
+    return [rates[k] for k in kept], [values[k] for k in kept]
+
+
+def rate_table(curves: Sequence[Curve], anchor: Curve, figures: Sequence[str]) -> str:
+    """Markdown: BD-rate of every curve against the anchor, and mean seconds."""
+    lines = [
+        f"BD-rate against {anchor.title}" + (" (published)" if anchor.published else "") + ", percent:",
+        "",
+        "| codec | " + " | ".join(_LABELS[name].split(" (")[0] for name in figures) + " | encode s | decode s |",
+        "|---" * (3 + len(figures)) + "|",
+    ]
+    for curve in curves:
+        cells = []
+        for name in figures:
+            both = name in curve.values and name in anchor.values
+            value = bd_rate(anchor, curve, name) if both and curve is not anchor else float("nan")
+            cells.append("-" if np.isnan(value) else f"{value:+.1f}")
+        for name in ("encode_seconds", "decode_seconds"):
+            column = curve.values.get(name)
+            cells.append(f"{np.mean(column):.3g}" if column else "-")
+        title = curve.title + (" (published)" if curve.published else "")
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def quality_table(curves: Sequence[Curve], figures: Sequence[str]) -> str:
+    """Markdown: means at every target, measured codecs."""
+    lines = [
+        "| codec | target bpp | bpp | " + " | ".join(_LABELS[name].replace(" (dB)", "") for name in figures) + " |",
+        "|---" * (3 + len(figures)) + "|",
+    ]
+    for curve in curves:
+        for k, target in enumerate(curve.targets):
+            cells = [_cell(name, curve.values[name][k]) if name in curve.values else "-" for name in figures]
+            lines.append(f"| {curve.title} | {target:g} | {curve.values['bpp'][k]:.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(figure: str, value: float) -> str:
+    return f"{value:.4f}" if figure.startswith("ms-ssim") else f"{value:.2f}"
+
+
+def plot(curves: Sequence[Curve], figure: str, path: Path) -> None:
+    """Rate-distortion curves of one figure; published ones dashed.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise BackendError("plots need matplotlib: pip install 'l2c[eval]'") from None
+    drawing = Figure(figsize=(8, 5.5))
+    axes = drawing.add_subplot()
+    for curve in curves:
+        if figure in curve.values:
+            rates, values = points(curve, figure)
+            own = curve.codec.startswith("l2c")
+            axes.plot(
+                rates,
+                values,
+                "--" if curve.published else "o-",
+                label=curve.title + (" (published)" if curve.published else ""),
+                linewidth=2.2 if own else 1.0,
+                markersize=3.5,
+                zorder=3 if own else 2,
+            )
+    measured = [rate for curve in curves if not curve.published for rate in curve.values["bpp"]]
+    if measured:
+        axes.set_xlim(0.0, 1.05 * max(measured))
+    axes.set_xlabel("bits per pixel")
+    axes.set_ylabel(_LABELS[figure])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    drawing.savefig(path, dpi=130, bbox_inches="tight")

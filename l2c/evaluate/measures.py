@@ -1,0 +1,156 @@
+"""How good decoded pixels are: PSNR and MS-SSIM over RGB and over Y, VMAF, SSIMULACRA2.
+
+Colour: BT.709 with full range, as the JPEG AI challenge converts for its figures,
+
+    Y  = 0.2126 R + 0.7152 G + 0.0722 B
+    Cb = (B - Y) / 1.8556 + 1/2
+    Cr = (R - Y) / 1.5748 + 1/2        (all in [0, 1])
+
+Y is not rounded for PSNR and MS-SSIM; VMAF reads 8-bit 4:4:4 planes.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from l2c.errors import BackendError, UnsupportedError
+from l2c.evaluate.ffmpeg import run_ffmpeg
+from l2c.metrics import msssim, psnr
+
+UInt8Array = npt.NDArray[np.uint8]
+
+_LUMA = (0.2126, 0.7152, 0.0722)
+_CB, _CR = 2.0 * (1.0 - _LUMA[2]), 2.0 * (1.0 - _LUMA[0])
+
+
+def to_ycbcr(rgb: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """RGB [H, W, 3] in [0, 1] -> Y, Cb, Cr, float64 [3, H, W] in [0, 1]; see the module."""
+    red, green, blue = np.moveaxis(rgb.astype(np.float64), 2, 0)
+    y = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    return np.stack((y, (blue - y) / _CB + 0.5, (red - y) / _CR + 0.5))
+
+
+def to_rgb(ycbcr: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """The inverse: [3, H, W] -> float64 [H, W, 3], not clamped."""
+    y, cb, cr = ycbcr.astype(np.float64)
+    red, blue = y + _CR * (cr - 0.5), y + _CB * (cb - 0.5)
+    return np.stack((red, (y - _LUMA[0] * red - _LUMA[2] * blue) / _LUMA[1], blue), axis=2)
+
+
+def to_planes(rgb: UInt8Array, bits: int = 8) -> npt.NDArray[np.uint8] | npt.NDArray[np.uint16]:
+    """uint8 [H, W, 3] -> full-range Y, Cb, Cr of so many bits: [3, H, W], uint8 up to 8 bits and uint16 above.
+
+    Chroma has its zero at 2^(bits-1), as video coders have it.
+    """
+    most = (1 << bits) - 1
+    planes = to_ycbcr(rgb / 255.0) * most
+    planes[1:] += 0.5 * (1 << bits) - 0.5 * most
+    rounded = np.clip(np.rint(planes), 0, most)
+    return rounded.astype(np.uint8) if bits <= 8 else rounded.astype(np.uint16)
+
+
+def from_planes(planes: npt.NDArray[np.unsignedinteger], bits: int = 8) -> UInt8Array:
+    """The inverse of `to_planes`: uint8 [H, W, 3]."""
+    most = (1 << bits) - 1
+    values = planes.astype(np.float64)
+    values[1:] -= 0.5 * (1 << bits) - 0.5 * most
+    return np.clip(np.rint(to_rgb(values / most) * 255.0), 0, 255).astype(np.uint8)
+
+
+def vmaf(original: UInt8Array, decoded: UInt8Array) -> float:
+    """VMAF (model v0.6.1, libvmaf through ffmpeg) of 8-bit 4:4:4 planes: 0..100.
+
+    Args:
+        original, decoded: uint8 [H, W, 3].
+    Raises:
+        BackendError: no ffmpeg with libvmaf is at hand.
+    """
+    height, width = original.shape[:2]
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = []
+        for name, pixels in (("decoded", decoded), ("original", original)):
+            path = Path(folder, f"{name}.yuv")
+            path.write_bytes(to_planes(pixels).tobytes())
+            inputs += ["-f", "rawvideo", "-pix_fmt", "yuv444p", "-s", f"{width}x{height}", "-i", str(path)]
+        log = Path(folder, "log.json")
+        run_ffmpeg([*inputs, "-lavfi", f"libvmaf=log_fmt=json:log_path={log}", "-f", "null", "-"])
+        return float(json.loads(log.read_text())["pooled_metrics"]["vmaf"]["mean"])
+
+
+def ssimulacra2(original: UInt8Array, decoded: UInt8Array) -> float:
+    """SSIMULACRA 2.1 by the package `ssimulacra2`: at most 100. Raises BackendError: it is not installed."""
+    try:
+        from ssimulacra2 import compute_ssimulacra2
+    except ImportError:
+        raise BackendError("the figure ssimulacra2 needs the package ssimulacra2: pip install 'l2c[eval]'") from None
+    from PIL import Image
+
+    with tempfile.TemporaryDirectory() as folder:  # the package reads files
+        paths = []
+        for name, pixels in (("original", original), ("decoded", decoded)):
+            paths.append(str(Path(folder, f"{name}.png")))
+            Image.fromarray(pixels).save(paths[-1], compress_level=1)
+        return float(compute_ssimulacra2(*paths))
+
+
+def _tensor(pixels: UInt8Array) -> Tensor:
+    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / 255.0
+
+
+def measure(original: UInt8Array, decoded: UInt8Array, figures: tuple[str, ...]) -> dict[str, float]:
+    """The figures asked for, of `FIGURES`.
+
+    Args:
+        original, decoded: uint8 [H, W, 3] of one shape.
+        figures: psnr-rgb, psnr-y (dB), ms-ssim-rgb, ms-ssim-y (0..1), vmaf, ssimulacra2.
+    Raises:
+        UnsupportedError: an unknown figure, or other shapes. BackendError: what a figure needs is not installed.
+    """
+    if original.shape != decoded.shape or original.ndim != 3 or original.shape[2] != 3:
+        raise UnsupportedError(f"pictures of shapes {original.shape} and {decoded.shape} cannot be compared")
+    x, x_hat = _tensor(original), _tensor(decoded)
+    luma, luma_hat = (
+        torch.from_numpy(to_ycbcr(pixels / 255.0)[0].astype(np.float32))[None, None] for pixels in (original, decoded)
+    )
+    results = {}
+    for name in figures:
+        if name == "psnr-rgb":
+            results[name] = float(psnr(x, x_hat))
+        elif name == "psnr-y":
+            results[name] = float(psnr(luma, luma_hat))
+        elif name == "ms-ssim-rgb":
+            results[name] = float(msssim(x, x_hat))
+        elif name == "ms-ssim-y":
+            results[name] = float(msssim(luma, luma_hat))
+        elif name == "vmaf":
+            results[name] = vmaf(original, decoded)
+        elif name == "ssimulacra2":
+            results[name] = ssimulacra2(original, decoded)
+        else:
+            raise UnsupportedError(f"there is no figure {name!r}: choose from {', '.join(FIGURES)}")
+    return results
+
+
+FIGURES = ("psnr-rgb", "psnr-y", "ms-ssim-rgb", "ms-ssim-y", "vmaf", "ssimulacra2")
+DEFAULT_FIGURES = FIGURES[:5]
+
+
+def in_db(name: str, value: float) -> float:
+    """A figure as it is drawn and compared: MS-SSIM m as -10 log10(1 - m), everything else as it is."""
+    return -10.0 * float(np.log10(max(1.0 - value, 1e-9))) if name.startswith("ms-ssim") else value
+
+
+def package_version(name: str) -> str:
+    """Version of an installed package, or "not installed"."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

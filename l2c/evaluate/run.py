@@ -1,0 +1,210 @@
+"""An evaluation: every codec at every rate on every picture, real files, decoded and measured."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l2c.adapt.effort import MAX_EFFORT
+from l2c.codec import Codec
+from l2c.errors import RateError, UnsupportedError
+from l2c.evaluate.curves import plot, quality_table, rate_table
+from l2c.evaluate.measures import DEFAULT_FIGURES, FIGURES, UInt8Array, measure
+from l2c.evaluate.peers import PEERS, RateSearch, choose
+from l2c.evaluate.records import Curve, Row, RowFile, load_published, mean_curves, to_compressai, to_csv
+from l2c.images import load_picture, write_atomically
+
+DEFAULT_RATES = (0.06, 0.12, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # the eight of the JPEG AI challenge
+
+
+_METRICS = {"psnr": "PSNR", "msssim": "MS-SSIM", "mixed": "both"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        pictures: files. rates: bpp, positive.
+        metrics, efforts: of our codec; every pair is a codec of its own.
+        peers: names of `peers.PEERS`, "all" or "none".
+        figures: of `measures.FIGURES`.
+    """
+
+    pictures: Sequence[Path]
+    rates: Sequence[float] = DEFAULT_RATES
+    metrics: Sequence[str] = ("msssim", "psnr")
+    efforts: Sequence[int] = (0,)
+    peers: Sequence[str] = ("all",)
+    figures: tuple[str, ...] = DEFAULT_FIGURES
+
+    def __post_init__(self) -> None:
+        if not self.rates or not all(0.0 < rate <= 64.0 for rate in self.rates):
+            raise UnsupportedError(f"rates are {list(self.rates)}: each must be more than 0 and at most 64 bpp")
+        for metric in self.metrics:
+            if metric not in _METRICS:
+                raise UnsupportedError(f"there is no metric {metric!r}: choose from {', '.join(_METRICS)}")
+        unknown = [name for name in self.figures if name not in FIGURES]
+        if unknown or not self.figures:
+            raise UnsupportedError(f"figures are {list(self.figures)}: choose from {', '.join(FIGURES)}")
+        if not all(0 <= effort <= MAX_EFFORT for effort in self.efforts):
+            raise UnsupportedError(f"efforts are {list(self.efforts)}: each must be 0..{MAX_EFFORT}")
+        names = [path.stem for path in self.pictures]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise UnsupportedError(f"several pictures are called {sorted(twice)[0]}: rows are told apart by that name")
+
+
+@dataclass
+class Outcome:
+    """Attributes: curves of all codecs; rows measured now and found in the record; (what, why) of every failure."""
+
+    curves: list[Curve]
+    measured: int = 0
+    known: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+
+
+def evaluate(
+    codec: Codec, plan: Plan, folder: Path, tell: Callable[[str], None] = lambda what: None, *, peers_only: bool = False
+) -> Outcome:
+    """Measure what the record in `folder` does not hold yet, then write its tables; see `records`.
+
+    A rate that our codec cannot reach for a picture is reported and the run goes on; a peer gives its smallest file.
+
+    Args:
+        codec: ours. plan: what to measure. folder: of the record, made if need be.
+        tell: called with the name of each piece of work before it begins.
+        peers_only: leave our codec out.
+    Raises:
+        UnsupportedError, BackendError: an impossible plan, or a peer asked for by name is not at hand.
+    """
+    peers = choose(list(plan.peers))
+    folder.mkdir(parents=True, exist_ok=True)
+    record = RowFile(folder / "rows.jsonl")
+    own = {} if peers_only else {_own_name(m, e): (m, e) for e in plan.efforts for m in plan.metrics}
+    versions = {name: f"model {codec.model.model_id.hex()}, torch {torch.__version__}" for name in own}
+    versions |= {name: peer.describe() for name, peer in peers.items()}
+    known = {(row["picture"], row["codec"], row["target"]): row for row in record.rows if _fresh(row, versions, plan)}
+    outcome = Outcome([])
+    for path in plan.pictures:
+        due = [(name, rate) for name in versions for rate in plan.rates if (path.stem, name, float(rate)) not in known]
+        outcome.known += len(versions) * len(plan.rates) - len(due)
+        if not due:
+            continue
+        pixels = load_picture(path).rgb
+        searches = {name: RateSearch(peer, pixels) for name, peer in peers.items()}
+        for name, rate in due:
+            tell(f"{path.stem} {name} {rate:g}")
+            try:
+                row = _ours(codec, pixels, rate, *own[name]) if name in own else _peers(searches[name], rate)
+                decoded = row.pop("decoded")
+                row = {"picture": path.stem, "codec": name, "target": float(rate), "version": versions[name], **row}
+                row |= measure(pixels, decoded, plan.figures)
+            except RateError as error:
+                outcome.failures.append((f"{path.stem}, {name}, {rate:g} bpp", str(error)))
+                continue
+            record.add(row)
+            known[row["picture"], name, row["target"]] = row
+            outcome.measured += 1
+    wanted = {path.stem for path in plan.pictures}
+    rows = [row for key, row in known.items() if key[0] in wanted and key[2] in {float(rate) for rate in plan.rates}]
+    titles = {name: (_own_title(m, e), versions[name]) for name, (m, e) in own.items()}
+    titles |= {name: (peer.title, versions[name]) for name, peer in peers.items()}
+    outcome.curves = mean_curves(rows, titles)
+    _write_tables(folder, outcome.curves, plan, codec)
+    return outcome
+
+
+def _fresh(row: Row, versions: dict[str, str], plan: Plan) -> bool:
+    """Whether a row of the record is what would be measured now: same versions, all figures there."""
+    return row.get("version") == versions.get(row["codec"]) and all(name in row for name in plan.figures)
+
+
+def _own_name(metric: str, effort: int) -> str:
+    return f"l2c-{metric}" + (f"-effort{effort}" if effort else "")
+
+
+def _own_title(metric: str, effort: int) -> str:
+    return f"L2C for {_METRICS[metric]}, effort {effort}"
+
+
+def _ours(codec: Codec, pixels: UInt8Array, rate: float, metric: str, effort: int) -> dict[str, Any]:
+    start = time.perf_counter()
+    encoded = codec.encode_detailed(pixels, bpp=rate, metric=metric, effort=effort)
+    middle = time.perf_counter()
+    decoded = codec.decode(encoded.data)
+    end = time.perf_counter()
+    return {
+        "bpp": encoded.bpp, "bytes": len(encoded.data), "quality": encoded.quality,
+        "within": len(encoded.data) * 8.0 <= rate * pixels.shape[0] * pixels.shape[1],
+        "target_reached": encoded.target_reached, "adaptation": encoded.adaptation, "device": str(codec.device),
+        "encode_seconds": middle - start, "decode_seconds": end - middle, "decoded": decoded,
+    }  # fmt: skip
+
+
+def _peers(search: RateSearch, rate: float) -> dict[str, Any]:
+    coded = search.at(rate)
+    height, width = search.pixels.shape[:2]
+    start = time.perf_counter()
+    decoded = search.peer.decode(coded.data, height, width)
+    seconds = time.perf_counter() - start
+    bpp = 8.0 * len(coded.data) / (height * width)
+    return {
+        "bpp": bpp, "bytes": len(coded.data), "quality": coded.quality, "within": bpp <= rate, "device": "cpu",
+        "encode_seconds": coded.seconds, "decode_seconds": seconds, "decoded": decoded,
+    }  # fmt: skip
+
+
+def _write_tables(folder: Path, curves: list[Curve], plan: Plan, codec: Codec) -> None:
+    facts = {
+        "written": time.strftime("%Y-%m-%d"), "pictures": [path.stem for path in plan.pictures],
+        "rates": list(plan.rates), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "device": str(codec.device), "torch": torch.__version__, "model": codec.model.name,
+        "model_id": codec.model.model_id.hex(), "codecs": {curve.codec: curve.description for curve in curves},
+    }  # fmt: skip
+    write_atomically(folder / "run.json", json.dumps(facts, indent=1).encode())
+    (folder / "results").mkdir(exist_ok=True)
+    for curve in curves:
+        write_atomically(
+            folder / "results" / f"{curve.codec}.json", json.dumps(to_compressai(curve), indent=1).encode()
+        )
+    write_atomically(folder / "results.csv", to_csv(curves).encode())
+
+
+def report(
+    outcome: Outcome, folder: Path, plan: Plan, anchor: str | None, published: Path | None, names: Sequence[str]
+) -> str:
+    """The tables as Markdown (also `report.md`) and a plot of each figure, with published curves beside them.
+
+    Args:
+        anchor: codec that BD-rates are against, measured or published; None: the first peer, or the first codec.
+        published: page of anchors. names: which of its codecs.
+    Raises:
+        UnsupportedError: an unknown codec. BackendError: `bjontegaard` or matplotlib is not installed.
+    """
+    curves = list(outcome.curves)
+    if names:
+        if published is None:
+            raise UnsupportedError("published curves are read from a file: name it with --published")
+        curves += load_published(published, names)
+    if not curves:
+        return "No codec was measured on every picture.\n"
+    by_name = {curve.codec: curve for curve in curves}
+    if anchor is None:
+        anchor = next((curve.codec for curve in curves if curve.codec in PEERS), curves[0].codec)
+    if anchor not in by_name:
+        raise UnsupportedError(f"the anchor {anchor!r} is none of {', '.join(by_name)}")
+    text = rate_table(curves, by_name[anchor], plan.figures) + "\n" + quality_table(outcome.curves, plan.figures)
+    write_atomically(folder / "report.md", text.encode())
+    for figure in plan.figures:
+        if any(figure in curve.values for curve in curves):
+            plot(curves, figure, folder / f"{figure}.png")
+    return text

@@ -1,0 +1,348 @@
+"""Evaluation: figures against independent implementations, peers at equal rates, records that resume, the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+import torch
+from PIL import Image
+from pytorch_msssim import ms_ssim
+
+import l2c
+from l2c import cli
+from l2c.errors import BackendError, UnsupportedError
+from l2c.evaluate import ffmpeg, measures, peers, records, run
+from l2c.evaluate.curves import bd_rate, points
+from l2c.evaluate.peers import PEERS, Peer, RateSearch
+from l2c.evaluate.records import Curve, RowFile, from_compressai, load_published, mean_curves, to_compressai, to_csv
+from l2c.evaluate.run import Plan, evaluate
+
+NAMES = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
+
+
+def photo(name: str, height: int, width: int, top: int = 0) -> np.ndarray:
+    """uint8 [height, width, 3] of one of scikit-image's photographs."""
+    return np.ascontiguousarray(getattr(skimage.data, name)()[top : top + height, :width])
+
+
+@pytest.fixture(scope="module")
+def pairs() -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ten pictures and JPEG files of them at different qualities."""
+    result = []
+    for k, name in enumerate(NAMES * 2):
+        pixels = photo(name, 180 + 7 * k, 190 + 5 * k, 20 * (k // len(NAMES)))
+        data = PEERS["jpeg"].encode(pixels, 10 + 8 * k)
+        result.append((pixels, PEERS["jpeg"].decode(data, *pixels.shape[:2])))
+    return result
+
+
+class TestMeasures:
+    """Against pytorch-msssim, ffmpeg's colour conversion and its own command line."""
+
+    def test_psnr_and_msssim_equal_an_independent_package(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        for original, decoded in pairs:
+            x, y = (torch.from_numpy(a.copy()).permute(2, 0, 1)[None].float() for a in (original, decoded))
+            got = measures.measure(original, decoded, measures.FIGURES[:4])
+            assert got["ms-ssim-rgb"] == pytest.approx(float(ms_ssim(x, y, data_range=255)), abs=1e-4)
+            luma = [255 * torch.from_numpy(measures.to_ycbcr(a / 255.0)[0])[None, None] for a in (original, decoded)]
+            assert got["ms-ssim-y"] == pytest.approx(float(ms_ssim(*luma, data_range=255)), abs=1e-4)
+            error = np.mean((original.astype(np.float64) - decoded) ** 2)
+            assert got["psnr-rgb"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-4)
+            error = float((luma[0] - luma[1]).square().mean())
+            assert got["psnr-y"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)
+
+    def test_planes_equal_those_of_ffmpeg(self) -> None:
+        pixels = photo("astronaut", 120, 160)
+        convert = "scale=in_range=pc:out_range=pc:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int+bitexact"
+        raw = ffmpeg.run_ffmpeg(
+            ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "160x120", "-i", "-", "-vf", convert, "-f", "rawvideo",
+             "-pix_fmt", "yuv444p", "-"],
+            pixels.tobytes(),
+        )  # fmt: skip
+        theirs = np.frombuffer(raw, np.uint8).reshape(3, 120, 160)
+        difference = measures.to_planes(pixels).astype(int) - theirs
+        assert np.abs(difference).max() <= 1 and np.abs(difference.mean(axis=(1, 2))).max() < 0.3
+
+    @pytest.mark.parametrize(("bits", "most"), [(8, 2), (10, 0), (12, 0)])
+    def test_planes_come_back(self, bits: int, most: int) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (64, 48, 3)).astype(np.uint8)
+        pixels[:2, :2] = [[[0, 0, 0], [255, 255, 255]], [[255, 0, 0], [0, 0, 255]]]
+        planes = measures.to_planes(pixels, bits)
+        assert planes[:, 0, 0].tolist() == [0, 1 << (bits - 1), 1 << (bits - 1)]
+        assert planes[0, 0, 1] == (1 << bits) - 1
+        assert np.abs(measures.from_planes(planes, bits).astype(int) - pixels).max() <= most
+
+    def test_vmaf_equals_the_command_line(self, pairs: list[tuple[np.ndarray, np.ndarray]], tmp_path: Path) -> None:
+        for k, (original, decoded) in enumerate(pairs[1:3]):
+            files = []
+            for name, pixels in (("decoded", decoded), ("original", original)):
+                height, width = pixels.shape[:2]
+                head = f"YUV4MPEG2 W{width} H{height} F1:1 Ip C444 XCOLORRANGE=FULL\nFRAME\n".encode()
+                files.append(tmp_path / f"{name}{k}.y4m")
+                files[-1].write_bytes(head + measures.to_planes(pixels).tobytes())
+            done = subprocess.run(
+                [ffmpeg.executable(), "-i", files[0], "-i", files[1], "-lavfi", "libvmaf", "-f", "null", "-"],
+                capture_output=True, check=True, text=True,
+            )  # fmt: skip
+            score = float(done.stderr.split("VMAF score: ")[1].split()[0])
+            assert measures.vmaf(original, decoded) == pytest.approx(score, abs=1e-3)
+            assert 5.0 < score < 100.0
+
+    def test_ssimulacra2(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        scores = [measures.ssimulacra2(*pairs[k]) for k in (0, 5)]
+        assert scores[0] < scores[1] < 100.0
+        assert measures.ssimulacra2(pairs[0][0], pairs[0][0]) == pytest.approx(100.0, abs=0.01)
+
+    def test_bad_requests(self) -> None:
+        pixels = photo("coffee", 40, 40)
+        with pytest.raises(UnsupportedError, match="cannot be compared"):
+            measures.measure(pixels, pixels[:20], ("psnr-rgb",))
+        with pytest.raises(UnsupportedError, match="no figure 'vmac'"):
+            measures.measure(pixels, pixels, ("vmac",))
+
+
+class TestPeers:
+    """Every peer fits its target; the search is as short as it can be."""
+
+    @pytest.mark.parametrize("name", PEERS)
+    def test_fits_and_decodes(self, name: str) -> None:
+        pixels = photo("coffee", 97, 131, 100)
+        peer = PEERS[name]
+        assert peer.describe()
+        search = RateSearch(peer, pixels)
+        quality, before = 0.0, 0
+        for bpp in (0.8, 2.5):
+            coded = search.at(bpp)
+            assert before < len(coded.data) <= bpp * 97 * 131 / 8
+            decoded = peer.decode(coded.data, 97, 131)
+            assert decoded.shape == pixels.shape and decoded.dtype == np.uint8
+            reached = measures.measure(pixels, decoded, ("psnr-rgb",))["psnr-rgb"]
+            assert reached > max(25.0, quality + 2.0)
+            quality, before = reached, len(coded.data)
+
+    @pytest.mark.parametrize("name", ["hevc", "av1", "vvc"])
+    @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 30, 90)])
+    def test_video_coders_keep_the_range(self, name: str, colour: tuple[int, int, int]) -> None:
+        pixels = np.full((64, 64, 3), colour, np.uint8)
+        decoded = PEERS[name].decode(PEERS[name].encode(pixels, PEERS[name].high - 5), 64, 64)
+        assert np.abs(decoded.astype(int) - pixels).max() <= 2
+
+    def test_search_finds_the_largest_fitting_file(self) -> None:
+        tried: list[int] = []
+
+        def encode(pixels: np.ndarray, quality: int) -> bytes:
+            tried.append(quality)
+            return bytes(100 + quality)
+
+        pixels = np.zeros((80, 100, 3), np.uint8)
+        search = RateSearch(Peer("counter", 1, 1000, encode, lambda d, h, w: pixels, lambda: ""), pixels)
+        assert search.at(0.3).quality == 200  # 300 bytes
+        assert len(tried) <= 10
+        assert search.at(0.301).quality == 201
+        assert search.at(0.05).quality == 1  # smaller than it can be: the smallest
+        assert search.at(9.0).quality == 1000
+        assert len(tried) == len(set(tried)) <= 40
+
+    def test_choice(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert peers.choose(["none"]) == {}
+        assert list(peers.choose(["webp", "jpeg"])) == ["webp", "jpeg"]
+        with pytest.raises(UnsupportedError, match="no peer 'bpg'"):
+            peers.choose(["bpg"])
+
+        def missing() -> str:
+            raise BackendError("not here")
+
+        monkeypatch.setitem(PEERS, "jxl", Peer("JXL", 1, 2, lambda p, q: b"", lambda d, h, w: d, missing))  # type: ignore
+        assert "jxl" not in peers.choose(["all"]) and "jpeg" in peers.choose(["all"])
+        with pytest.raises(BackendError, match="not here"):
+            peers.choose(["jxl"])
+
+    def test_ffmpeg_failures_are_ours(self) -> None:
+        with pytest.raises(BackendError, match="ffmpeg failed"):
+            ffmpeg.run_ffmpeg(["-f", "hevc", "-i", "-", "-f", "null", "-"], b"no stream")
+        with pytest.raises(BackendError, match="has no libnothing"):
+            ffmpeg.require("libnothing")
+
+
+def row(picture: str, codec: str, target: float, **more: float) -> records.Row:
+    return {"picture": picture, "codec": codec, "target": target, "bpp": target * 0.99, "psnr-rgb": 30.0, **more}
+
+
+class TestRecords:
+    """Rows survive a kill; means are over all pictures or not made."""
+
+    def test_rows_survive_a_kill(self, tmp_path: Path) -> None:
+        path = tmp_path / "rows.jsonl"
+        first = RowFile(path)
+        first.add(row("a", "jpeg", 0.5))
+        first.add(row("b", "jpeg", 0.5))
+        whole = path.read_bytes()
+        path.write_bytes(whole + whole[:20])
+        again = RowFile(path)
+        assert again.rows == first.rows and path.read_bytes() == whole
+        path.write_bytes(b"{}\n" + whole)
+        with pytest.raises(UnsupportedError, match="line 1"):
+            RowFile(path)
+
+    def test_means_need_every_picture(self) -> None:
+        rows = [
+            row("a", "jpeg", 0.5), row("b", "jpeg", 0.5, **{"psnr-rgb": 40.0}), row("a", "jpeg", 1.0),
+            row("a", "webp", 0.5, vmaf=80.0), row("b", "webp", 0.5),
+        ]  # fmt: skip
+        curves = mean_curves(rows, {"webp": ("WebP", "x"), "jpeg": ("JPEG", "y"), "jxl": ("JPEG XL", "z")})
+        assert [curve.codec for curve in curves] == ["webp", "jpeg"]
+        assert curves[1].targets == [0.5] and curves[1].values["psnr-rgb"] == [35.0]
+        assert "vmaf" not in curves[0].values
+        lines = to_csv(curves).splitlines()
+        assert lines[0].startswith("codec,target_bpp,bpp,psnr-rgb") and lines[2].startswith("jpeg,0.5,0.495,35,")
+
+    def test_compressai_layout(self) -> None:
+        rows = [row("a", "l2c", rate, encode_seconds=1.5, decode_seconds=0.5) for rate in (0.5, 0.25)]
+        (curve,) = mean_curves(rows, {"l2c": ("L2C", "the model")})
+        data = json.loads(json.dumps(to_compressai(curve)))
+        assert data["name"] == "L2C" and data["results"]["encoding_time"] == [1.5, 1.5]
+        assert data["results"]["bpp"] == [0.2475, 0.495] and data["results"]["psnr-rgb"] == [30.0, 30.0]
+        back = from_compressai(data, "l2c")
+        assert back.values == curve.values and back.published
+        older = {"results": {"bpp": [0.1, 0.2], "psnr": [30, 31], "ms-ssim": [0.9, 0.95], "note": ["a", "b"]}}
+        assert from_compressai(older, "old").figures == ["psnr-rgb", "ms-ssim-rgb"]
+        for bad in ({}, {"results": {"bpp": 1}}, {"results": {"bpp": ["x"]}}):
+            with pytest.raises(UnsupportedError):
+                from_compressai(bad, "bad")
+
+    def test_published_curves(self, tmp_path: Path) -> None:
+        path = Path(__file__).parents[1] / "bench" / "published" / "kodak.json"
+        webp, hyper = load_published(path, ["webp", "compressai-bmshj2018-hyperprior_mse_cuda"])
+        assert webp.published and len(webp.values["bpp"]) == len(webp.values["psnr-rgb"]) > 5
+        assert webp.values["bpp"] == sorted(webp.values["bpp"]) and hyper.values["psnr-rgb"][0] > 25
+        with pytest.raises(UnsupportedError, match="no codec 'jpge'"):
+            load_published(path, ["jpge"])
+        with pytest.raises(UnsupportedError, match="no published curves"):
+            load_published(tmp_path / "missing.json", ["webp"])
+
+
+class TestCurves:
+    """BD-rates."""
+
+    def curve(self, factor: float, low: float = 30.0) -> Curve:
+        rates = [0.1, 0.25, 0.5, 1.0]
+        values = {"bpp": [factor * rate for rate in rates], "psnr-rgb": [low, low + 3.1, low + 5.9, low + 9.0]}
+        return Curve("a", "A", "", values, rates)
+
+    def test_bd_rate_of_a_scaled_curve(self) -> None:
+        assert bd_rate(self.curve(1.0), self.curve(0.9), "psnr-rgb") == pytest.approx(-10.0, abs=1e-6)
+        assert bd_rate(self.curve(0.8), self.curve(1.0), "psnr-rgb") == pytest.approx(25.0, abs=1e-6)
+
+    def test_nothing_in_common(self) -> None:
+        assert np.isnan(bd_rate(self.curve(1.0), self.curve(1.0, low=50.0), "psnr-rgb"))
+
+    def test_only_where_quality_rises(self) -> None:
+        dented = self.curve(0.9)
+        dented.values["bpp"].append(1.2)
+        dented.values["psnr-rgb"].append(38.0)
+        assert bd_rate(self.curve(1.0), dented, "psnr-rgb") == pytest.approx(-10.0, abs=1e-6)
+
+    def test_msssim_in_db(self) -> None:
+        curve = Curve("a", "A", "", {"bpp": [1.0, 0.5, 0.5], "ms-ssim-y": [0.99, 0.9, 0.91]}, [0.5, 0.5, 1.0])
+        rates, values = points(curve, "ms-ssim-y")
+        assert rates == [0.5, 1.0] and values == pytest.approx([10.0, 20.0])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two small photographs."""
+    path = tmp_path_factory.mktemp("pictures")
+    for name in ("coffee", "chelsea"):
+        Image.fromarray(photo(name, 170, 200)).save(path / f"{name}.png")
+    return path
+
+
+SHORT = ["--rates", "0.5", "--peers", "jpeg", "--peers-only", "--figures", "psnr-rgb"]
+
+
+class TestRun:
+    """Whole evaluations."""
+
+    def test_stopped_run_goes_on(self, folder: Path, tmp_path: Path) -> None:
+        codec = l2c.Codec()
+        plan = Plan(sorted(folder.iterdir()), (0.4, 1.2), ("psnr",), (0,), ("jpeg",), ("psnr-rgb",))
+        straight = evaluate(codec, plan, tmp_path / "straight")
+        assert (straight.measured, straight.known) == (8, 0)
+        begun: list[str] = []
+
+        def stop(what: str) -> None:
+            begun.append(what)
+            if len(begun) == 6:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(codec, plan, tmp_path / "stopped", stop)
+        resumed: list[str] = []
+        outcome = evaluate(codec, plan, tmp_path / "stopped", resumed.append)
+        assert (outcome.measured, outcome.known) == (3, 5)
+        assert resumed == [*begun[5:], *resumed[1:]] and not set(begun[:5]) & set(resumed)
+        for one, other in zip(straight.curves, outcome.curves):
+            for name in ("bpp", "psnr-rgb"):
+                assert one.values[name] == other.values[name]
+        again = evaluate(codec, plan, tmp_path / "stopped")
+        assert (again.measured, again.known) == (0, 8)
+        more = Plan(plan.pictures, plan.rates, plan.metrics, plan.efforts, plan.peers, ("psnr-rgb", "psnr-y"))
+        assert evaluate(codec, more, tmp_path / "stopped").measured == 8  # a figure that the rows do not have
+
+    def test_rate_out_of_reach_is_told(self, folder: Path, tmp_path: Path) -> None:
+        plan = Plan([folder / "coffee.png"], (0.005, 0.5), ("psnr",), (0,), ("none",), ("psnr-rgb",))
+        outcome = evaluate(l2c.Codec(), plan, tmp_path)
+        assert [what for what, _ in outcome.failures] == ["coffee, l2c-psnr, 0.005 bpp"]
+        assert "least rate" in outcome.failures[0][1]
+        assert outcome.curves[0].targets == [0.5]
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"rates": ()}, {"rates": (0.0,)}, {"rates": (float("nan"),)}, {"metrics": ("ssim",)}, {"efforts": (10,)},
+         {"figures": ("vmac",)}, {"figures": ()}, {"pictures": [Path("a/x.png"), Path("b/x.jpg")]}],
+    )  # fmt: skip
+    def test_impossible_plans(self, change: dict[str, object]) -> None:
+        with pytest.raises(UnsupportedError):
+            Plan(**({"pictures": [Path("x.png")]} | change))  # type: ignore[arg-type]
+
+    def test_command(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        published = Path(__file__).parents[1] / "bench" / "published" / "kodak.json"
+        arguments = [
+            "eval", str(folder), "-o", str(tmp_path), "--rates", "0.3,0.6,1.2", "--metrics", "psnr", "--efforts", "0,1",
+            "--peers", "jpeg,webp", "--figures", "psnr-rgb,ms-ssim-y", "--published", str(published), "--curves", "vtm",
+        ]  # fmt: skip
+        assert cli.main(arguments) == 0
+        shown = capsys.readouterr().out
+        assert "BD-rate against JPEG, percent" in shown and "| L2C for PSNR, effort 1 |" in shown
+        assert "(published)" in shown and "24 files measured now, 0 known from before" in shown
+        lines = {line.split(" | ")[0].strip("| "): line for line in shown.splitlines() if line.startswith("| ")}
+        assert float(lines["L2C for PSNR, effort 0"].split("|")[2]) < -20.0
+        assert {path.name for path in tmp_path.iterdir()} == {
+            "rows.jsonl", "run.json", "results", "results.csv", "report.md", "psnr-rgb.png", "ms-ssim-y.png",
+        }  # fmt: skip
+        assert Image.open(tmp_path / "psnr-rgb.png").width > 400
+        names = {path.stem for path in (tmp_path / "results").iterdir()}
+        assert names == {"l2c-psnr", "l2c-psnr-effort1", "jpeg", "webp"}
+        for line in (tmp_path / "rows.jsonl").read_text().splitlines():
+            measured = json.loads(line)
+            assert measured["bpp"] <= measured["target"] and measured["within"]
+
+    @pytest.mark.parametrize(
+        ("more", "message"),
+        [(["--peers", "bpg"], "no peer 'bpg'"), (["--rates", "0.5;1"], "numbers with commas"),
+         (["--anchor", "bpg", *SHORT], "anchor 'bpg'"), (["--curves", "vtm", *SHORT], "--published")],
+    )  # fmt: skip
+    def test_command_errors(
+        self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
+    ) -> None:
+        assert cli.main(["eval", str(folder), "-o", str(tmp_path), *more]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_default_rates_are_the_command_s() -> None:
+    assert ",".join(f"{rate:g}" for rate in run.DEFAULT_RATES) == "0.06,0.12,0.25,0.5,0.75,1,1.5,2"
