@@ -63,8 +63,7 @@ _MOST_ADAPTED_TILE = 2048  # gradients need some kilobytes a pixel of the tiles 
 _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where adaptation follows
 _WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
-_MOST_RAISES = 4  # bits are harder to spend than to save
-_TRIMMED = 1.01  # files up to this many times the target are trimmed, others steered
+_TRIMMED = 1.01  # files up to this many times the target are trimmed, larger ones steered
 
 
 class EncodeOptions(TypedDict, total=False):
@@ -427,12 +426,13 @@ class Codec:
     def _fit(self, batch: _Batch, i: int, adapted: Adapted, level: int, size: float) -> tuple[Encoded | None, int]:
         """The adapted picture in at most `size` bytes and hardly less; None: it cannot be done.
 
-        The search goes on with bits that weigh more or less until the file has about that size, and what is left over
-        is trimmed, all without E. Returns also the size before any of it.
+        While the file is much too large the search goes on with bits that weigh more; what is left over is trimmed, and
+        where too much was saved some of the last moves are taken back, all without E. Returns also the size before any
+        of it.
         """
         best: tuple[bytes, str] | None = None
-        first = steers = raises = trims = before = 0
-        trust, predicted = 1.0, 0.0
+        first = steers = trims = restores = 0
+        goal, trust, change, before = (1.0 - 0.1 * ACCEPTED) * size, 1.0, 0.0, 0
         steering = Steering(_aim(size), beta=adapted.beta)
         while True:
             file = self._write_adapted(batch, i, adapted, level)
@@ -441,30 +441,29 @@ class Codec:
             if now <= size and (best is None or now > len(best[0])):
                 best = file
             late = time.perf_counter() > batch.deadline
-            if (1.0 - ACCEPTED) * size <= now <= size or (late and not adapted.searched):
+            if (1.0 - 0.5 * ACCEPTED) * size <= now <= size or (late and not adapted.searched):
                 break
-            low = now < size
-            if (
-                not (trims or late)
-                and steers < MAX_STEERS
-                and (raises < _MOST_RAISES if low else now > _TRIMMED * size)
-            ):
-                raises += low
+            if not (trims or restores or late) and now > _TRIMMED * size and steers < MAX_STEERS:
                 adapted.steer(steering.next_beta(now))
                 steers += 1
                 continue
-            if low or trims == MAX_TRIMS:
+            if change:
+                trust = min(max(8.0 * (now - before) / change, 0.3), 3.0)
+            before = now
+            if now > size and trims < MAX_TRIMS:
+                trims += 1
+                change = -adapted.trim(8.0 * (now - goal) / trust)
+            elif now <= size and not trims and restores < MAX_TRIMS:
+                restores += 1
+                change = adapted.restore(8.0 * (goal - now) / trust)
+            else:
                 break
-            if trims:
-                trust = min(max(8.0 * (before - now) / predicted, 0.3), 3.0)
-            before, trims = now, trims + 1
-            predicted = adapted.trim(8.0 * (now - (1.0 - 0.1 * ACCEPTED) * size) / trust)
-            if predicted == 0.0:
+            if change == 0.0:
                 break
         if best is None:
             return None, first
         result = replace(_result(batch.pictures[i], best, level), adaptation=adapted.report())
-        return replace(result, corrections=steers + trims), first
+        return replace(result, corrections=steers + trims + restores), first
 
     def _search_metric(self, batch: _Batch, value: float, name: str) -> list[Encoded]:
         """Encode every picture at the least quality whose PSNR or MS-SSIM (both in dB) reaches `value`."""

@@ -270,3 +270,25 @@ def test_steering_trades_rate_against_distortion(default: Networks, photo: np.nd
     assert float(search.bits[0]) < 0.985 * bits
     assert 1.6 * float(search.bits[0]) + float(search.cost[0]) < 1.6 * bits + cost
     assert torch.equal(search.z[1], other)
+
+
+def test_restoring_spends_what_was_saved(default: Networks, photo: np.ndarray) -> None:
+    """Taking back moves brings the bits to where they are asked for, between those before and after the search."""
+    model, probability = default
+    regions = regions_of(model.transform, model.config, [photo], 500, 0, 8)
+    search = LatentSearch(model.transform, probability, regions, autocast=False)
+    start = search.z.clone()
+    assert search.restore(0, 100.0) == 0.0  # nothing was moved yet
+    search.run(3)
+    found, after, first = search.z.clone(), float(search.bits[0]), float(search.start[0][0])
+    cost = float(search.cost[0])
+    asked = 0.4 * (first - after)
+    assert search.restore(0, asked) == pytest.approx(asked, rel=0.05)
+    bits, distortion = (float(value[0]) for value in objective(default, regions, search.z))
+    assert after + 0.5 * asked < bits < after + 1.6 * asked
+    assert bits + distortion < first + float(search.start[1][0])  # still better than without the search
+    assert bits + distortion < after + cost + asked
+    changed = search.z != found
+    assert 0 < int(changed.sum()) < 0.7 * int((found != start).sum())
+    assert search.restore(0, 1e9) > 0.0  # all that is left
+    assert search.restore(0, 100.0) == 0.0

@@ -94,6 +94,11 @@ class Adapted:
         """Save about so many bits; see `latents.trim_rate`."""
         return trim_rate([(search, i) for search, i, _ in self.parts], saving)
 
+    def restore(self, bits: float) -> float:
+        """Spend about so many bits again, each tile its share; see `LatentSearch.restore`."""
+        sizes = [float(search.bits[i]) for search, i, _ in self.parts]
+        return sum(search.restore(i, bits * size / sum(sizes)) for (search, i, _), size in zip(self.parts, sizes))
+
     def report(self) -> dict[str, float | int]:
         """Figures for people: rate and distortion before and after the search (trimming not counted), patches with
         changes. Of the tiles that were searched; without rate and distortion if there was no time for any."""

@@ -43,7 +43,9 @@ _MORE, _LESS = 2.0, 0.75  # its change after an iteration that failed, or came o
 _MOST_DAMPING = 60.0
 _LEAST_GAIN = 2e-4  # of J: a region that gains less than this ...
 _PATIENCE = 3  # ... this many times in a row has converged
+_REMEMBERED = 3  # steps that `restore` can take back
 _STEERED = 4  # of the last iterations steer for aims, half of all at most
+_LEAST_WEIGHT = 0.8  # of bits in that: what was saved too much is better spent by `restore`
 _TO_COME = 0.35  # what each of the next iterations, three at most, saves of what the last ones did
 _LEAST_SAVING = 0.05  # bits that a trimming move must promise
 _HIGHEST_PRICE = 16.0  # cost that trimming pays for a bit less
@@ -138,6 +140,18 @@ class _Terms:
             mine[members] = memory * mine[members] + (1.0 - memory) * its
 
 
+@dataclass
+class _Step:
+    """Moves that were made together and kept: flat indices int64 [m] of the latents, whether each rose, its predicted
+    change of J, the bits that it was to save; what all of them saved in truth."""
+
+    places: Tensor
+    rises: Tensor
+    gain: Tensor
+    saved: Tensor
+    bits: float
+
+
 class LatentSearch:
     """The search of some regions; see the module. The best latents so far are always at hand.
 
@@ -169,6 +183,7 @@ class LatentSearch:
         self._aims = {i: aim for i, aim in enumerate(aims) if aim is not None}
         self._steerings: dict[int, Steering] = {}
         self._weighed: set[int] = set()
+        self._steps: dict[int, list[_Step]] = {}
         self.passes = 0
         self.iterations = 0
         self._first: tuple[Tensor, Tensor] | None = None
@@ -227,7 +242,7 @@ class LatentSearch:
         for i, aim in self._aims.items():
             if i not in self._steerings:
                 self._steerings[i] = Steering(aim * float(self.start[0][i]))
-            self._weigh(i, self._steerings[i].next_beta(float(ends[i])))
+            self._weigh(i, max(_LEAST_WEIGHT, self._steerings[i].next_beta(float(ends[i]))))
 
     def _weigh(self, i: int, beta: float) -> None:
         """Bits of region i weigh so much from now on, so it has not converged."""
@@ -265,7 +280,45 @@ class LatentSearch:
         self._idle[members] += idle.long()
         self._idle[members[better & ~idle]] = 0
         self.z[members[better]] = z[better]
+        for k in better.nonzero().flatten().tolist():
+            self._remember(int(members[k]), moved[k], rises[k], gain[k], float(new.bits[k]))
         self._terms.put(members, new, better, _MEMORY)
+
+    def _remember(self, i: int, moved: Tensor, rises: Tensor, gain: Tensor, bits: float) -> None:
+        """Note a step of region i that is kept, for `restore`; its terms are still those before it."""
+        places = moved.flatten().nonzero().flatten()
+        up = rises.flatten()[places]
+        own = torch.where(up, self._terms.rise[i].flatten()[places], self._terms.fall[i].flatten()[places])
+        context = self._terms.bits_slope[i].flatten()[places] * _CONTEXT
+        saved = -own - torch.where(up, context, -context)
+        step = _Step(places, up, gain.flatten()[places], saved, float(self._terms.bits[i]) - bits)
+        self._steps[i] = [*self._steps.get(i, [])[1 - _REMEMBERED :], step]
+
+    def restore(self, i: int, bits: float) -> float:
+        """Take back moves of region i that were made last and promised least, until about so many bits are spent again.
+
+        Returns:
+            The bits that are predicted, 0 where there is nothing to take back. `bits` and `cost` of the search stay
+            those of the latents before.
+        """
+        spent, steps, z = 0.0, self._steps.get(i, []), self.z[i].flatten()
+        while steps and spent < bits:
+            step = steps.pop()
+            order = step.gain.sort(descending=True, stable=True).indices
+            order = order[step.saved[order] > 0]
+            if step.bits <= 0 or not len(order):
+                continue  # that step spent bits
+            amount = step.saved[order].double()
+            amount = (amount * (step.bits / float(amount.sum()))).cumsum(dim=0)
+            count = min(int((amount < bits - spent).sum()) + 1, len(order))
+            chosen, spent = order[:count], spent + float(amount[count - 1])
+            places = step.places[chosen]
+            level = self._level[i].flatten()
+            z[places] -= torch.where(step.rises[chosen], level, -level)
+            for change in (self._terms.rise, self._terms.fall):
+                change[i].view(-1)[places] = float("inf")
+        self.z[i] = z.view_as(self.z[i])
+        return spent
 
     def offers(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
         """What each latent of region i could do to save bits.
