@@ -56,9 +56,9 @@ class TestMeasures:
             error = float((luma[0] - luma[1]).square().mean())
             assert got["psnr-y"] == pytest.approx(10 * np.log10(255**2 / error), abs=1e-3)
 
-    def test_planes_equal_those_of_ffmpeg(self) -> None:
+    def test_planes_equal_those_of_zimg(self) -> None:
         pixels = photo("astronaut", 120, 160)
-        convert = "scale=in_range=pc:out_range=pc:out_color_matrix=bt709:flags=accurate_rnd+full_chroma_int+bitexact"
+        convert = "zscale=matrix=709:rangein=full:range=full"  # zimg; swscale's own conversion cuts chroma off
         raw = ffmpeg.run_ffmpeg(
             ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "160x120", "-i", "-", "-vf", convert, "-f", "rawvideo",
              "-pix_fmt", "yuv444p", "-"],
@@ -66,7 +66,7 @@ class TestMeasures:
         )  # fmt: skip
         theirs = np.frombuffer(raw, np.uint8).reshape(3, 120, 160)
         difference = measures.to_planes(pixels).astype(int) - theirs
-        assert np.abs(difference).max() <= 1 and np.abs(difference.mean(axis=(1, 2))).max() < 0.3
+        assert np.abs(difference).max() <= 1 and np.abs(difference).mean() < 0.01
 
     @pytest.mark.parametrize(("bits", "most"), [(8, 2), (10, 0), (12, 0)])
     def test_planes_come_back(self, bits: int, most: int) -> None:
@@ -122,7 +122,7 @@ class TestPeers:
             decoded = peer.decode(coded.data, 97, 131)
             assert decoded.shape == pixels.shape and decoded.dtype == np.uint8
             reached = measures.measure(pixels, decoded, ("psnr-rgb",))["psnr-rgb"]
-            assert reached > max(25.0, quality + 2.0)
+            assert reached > max(23.0, quality + 2.0)
             quality, before = reached, len(coded.data)
 
     @pytest.mark.parametrize("name", ["hevc", "av1", "vvc"])
@@ -320,8 +320,8 @@ class TestRun:
         shown = capsys.readouterr().out
         assert "BD-rate against JPEG, percent" in shown and "| L2C for PSNR, effort 1 |" in shown
         assert "(published)" in shown and "24 files measured now, 0 known from before" in shown
-        lines = {line.split(" | ")[0].strip("| "): line for line in shown.splitlines() if line.startswith("| ")}
-        assert float(lines["L2C for PSNR, effort 0"].split("|")[2]) < -20.0
+        (first, *_) = [line for line in shown.splitlines() if line.startswith("| L2C for PSNR, effort 0 |")]
+        assert float(first.split("|")[2]) < -20.0
         assert {path.name for path in tmp_path.iterdir()} == {
             "rows.jsonl", "run.json", "results", "results.csv", "report.md", "psnr-rgb.png", "ms-ssim-y.png",
         }  # fmt: skip
