@@ -220,6 +220,13 @@ class TestRecords:
         webp, hyper = load_published(path, ["webp", "compressai-bmshj2018-hyperprior_mse_cuda"])
         assert webp.published and len(webp.values["bpp"]) == len(webp.values["psnr-rgb"]) > 5
         assert webp.values["bpp"] == sorted(webp.values["bpp"]) and hyper.values["psnr-rgb"][0] > 25
+        (tmp_path / "theirs.json").write_text(
+            json.dumps({"name": "T", "results": {"bpp": [0.1, 0.2], "psnr": [30, 31]}})
+        )
+        (theirs,) = load_published(tmp_path, ["theirs"])
+        assert theirs.title == "T" and theirs.values["psnr-rgb"] == [30.0, 31.0]
+        with pytest.raises(UnsupportedError, match="no published curves"):
+            load_published(tmp_path, ["ours"])
         with pytest.raises(UnsupportedError, match="no codec 'jpge'"):
             load_published(path, ["jpge"])
         with pytest.raises(UnsupportedError, match="no published curves"):

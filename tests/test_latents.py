@@ -292,3 +292,15 @@ def test_restoring_spends_what_was_saved(default: Networks, photo: np.ndarray) -
     assert 0 < int(changed.sum()) < 0.7 * int((found != start).sum())
     assert search.restore(0, 1e9) > 0.0  # all that is left
     assert search.restore(0, 100.0) == 0.0
+
+
+def test_aims_are_steered_for(default: Networks, photo: np.ndarray) -> None:
+    """The last iterations bring the bits nearer to an aim than a search without one comes."""
+    model, probability = default
+    regions = regions_of(model.transform, model.config, [photo], 500, 8, 8)
+    ends = []
+    for aim in (None, 0.8):
+        search = LatentSearch(model.transform, probability, regions, aims=[aim], autocast=False)
+        search.run(6)
+        ends.append(float(search.bits[0] / search.start[0][0]))
+    assert ends[0] > 0.85 and abs(ends[1] - 0.8) < 0.6 * (ends[0] - 0.8)

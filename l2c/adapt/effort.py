@@ -14,8 +14,7 @@ class Effort:
         sets: bias sets that are decoded for each patch after ranking all of them; 0: none.
         steps: SGD steps on the conditions of D's modulators; 0: none.
         saving: share of the rate that the latent search takes off at this level, with the distortion about as it was: a
-            search for a rate starts at a quality whose unadapted file is that much larger. Somewhat more than the mean,
-            since a file is more easily brought down to a size than up to it.
+            search for a rate starts at a quality whose unadapted file is that much larger.
     """
 
     iterations: int

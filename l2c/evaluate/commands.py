@@ -42,7 +42,8 @@ def evaluate_folder(
         str | None, typer.Option(help="Codec that BD-rates are against.  [default: the first peer]")
     ] = None,
     published: Annotated[
-        Path | None, typer.Option(help="File of published curves (bench/published/kodak.json).")
+        Path | None,
+        typer.Option(help="Published curves: bench/published/kodak.json, or a folder in CompressAI's layout."),
     ] = None,
     curves: Annotated[str, typer.Option(help="Published curves to show, by their names in that file.")] = "",
     peers_only: Annotated[bool, typer.Option("--peers-only", help="Leave our codec out.")] = False,

@@ -155,12 +155,15 @@ def to_csv(curves: Iterable[Curve]) -> str:
 
 
 def load_published(path: Path, codecs: Iterable[str]) -> list[Curve]:
-    """Published mean curves by name, from a page of anchors (bench/published/kodak.json).
+    """Published mean curves by name, from a page of anchors (bench/published/kodak.json) or from a folder of files in
+    CompressAI's layout, CODEC.json each.
 
     Raises:
-        UnsupportedError: no such page, or a codec that it does not have.
+        UnsupportedError: no such page or file, or a codec that it does not have.
     """
     try:
+        if path.is_dir():
+            return [from_compressai(json.loads((path / f"{name}.json").read_text()), name) for name in codecs]
         known = json.loads(path.read_text())["codecs"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnsupportedError(f"{path}: these are no published curves ({error})") from None
