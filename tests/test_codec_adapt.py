@@ -300,3 +300,20 @@ def test_what_the_codec_would_refuse_is_not_written(photo: np.ndarray) -> None:
     codec = l2c.Codec(limits=Limits(max_tiles=1))
     with pytest.raises(LimitError, match="max_tiles"):
         codec.encode(np.concatenate([photo] * 3, axis=1), tile=512)
+
+
+def test_what_was_saved_too_much_is_spent_again(
+    codec: l2c.Codec, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A level that expects less than the search saves comes to the rate all the same, without another search."""
+    from l2c import codec as codec_module
+
+    adapted = []
+    adapt = codec_module.adapt
+    monkeypatch.setattr(codec_module, "adapt", lambda *a: adapted.append(1) or adapt(*a))
+    levels = list(EFFORTS)
+    levels[3] = dataclasses.replace(EFFORTS[3], saving=0.02)
+    monkeypatch.setattr(codec_module, "EFFORTS", tuple(levels))
+    result = codec.encode_detailed(photo, bpp=0.6, metric="psnr", effort=3)
+    assert result.target_reached and 0.98 <= result.bpp / 0.6 <= 1.0
+    assert len(adapted) == 1 and result.corrections >= 1

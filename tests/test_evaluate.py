@@ -147,6 +147,9 @@ class TestPeers:
         assert search.at(0.05).quality == 1  # smaller than it can be: the smallest
         assert search.at(9.0).quality == 1000
         assert len(tried) == len(set(tried)) <= 40
+        for size in range(101, 1101, 27):
+            alone = RateSearch(search.peer, pixels)
+            assert alone.at((size + 0.5) / 1000).quality == size - 100
 
     def test_choice(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert peers.choose(["none"]) == {}
@@ -298,6 +301,9 @@ class TestRun:
                 assert one.values[name] == other.values[name]
         again = evaluate(codec, plan, tmp_path / "stopped")
         assert (again.measured, again.known) == (0, 8)
+        rows = (tmp_path / "stopped" / "rows.jsonl").read_text()
+        (tmp_path / "stopped" / "rows.jsonl").write_text(rows.replace("model ", "model of yesterday "))
+        assert evaluate(codec, plan, tmp_path / "stopped").measured == 4  # those of another model
         more = Plan(plan.pictures, plan.rates, plan.metrics, plan.efforts, plan.peers, ("psnr-rgb", "psnr-y"))
         assert evaluate(codec, more, tmp_path / "stopped").measured == 8  # a figure that the rows do not have
 

@@ -282,8 +282,13 @@ def test_restoring_spends_what_was_saved(default: Networks, photo: np.ndarray) -
     search.run(3)
     found, after, first = search.z.clone(), float(search.bits[0]), float(search.start[0][0])
     cost = float(search.cost[0])
-    asked = 0.4 * (first - after)
+    step = search._steps[0][-1]
+    asked = 0.4 * step.bits
+    gains, saves = step.gain.clone(), step.saved > 0
+    before = search.z.flatten()[step.places]
     assert search.restore(0, asked) == pytest.approx(asked, rel=0.05)
+    back = search.z.flatten()[step.places] != before
+    assert float(gains[back].min()) >= float(gains[~back & saves].max())  # what promised least goes first
     bits, distortion = (float(value[0]) for value in objective(default, regions, search.z))
     assert after + 0.5 * asked < bits < after + 1.6 * asked
     assert bits + distortion < first + float(search.start[1][0])  # still better than without the search
