@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from kodak import quality_of
 from PIL import Image
 
 import l2c
+from l2c.evaluate.measures import measure
 from l2c.train.data import list_pictures
 
 SIZES = ((512, 768), (384, 384), (200, 300), (333, 517), (512, 256))
@@ -39,6 +39,11 @@ def odd_targets(codec: l2c.Codec, files: list[Path], effort: int, count: int, se
     print(f"{inside} of {count} in 0.98..1.00; median {statistics.median(passes)} network passes\n")
 
 
+def similarity(picture: np.ndarray, decoded: np.ndarray) -> float:
+    """MS-SSIM over RGB of uint8 [H, W, 3] arrays."""
+    return measure(picture, decoded, ("ms-ssim-rgb",))["ms-ssim-rgb"]
+
+
 def mixed_batch(codec: l2c.Codec, files: list[Path], effort: int) -> None:
     """The same crops together and alone."""
     crops = []
@@ -55,7 +60,7 @@ def mixed_batch(codec: l2c.Codec, files: list[Path], effort: int) -> None:
     print(f"batch of {len(crops)}, effort {effort}: {(end - middle) / (middle - start):.2f}x faster than one at a time")
     sizes = [abs(len(a) / len(b) - 1.0) for a, b in zip(together, alone)]
     differences = [
-        abs(quality_of(crop, pixels)[1] - quality_of(crop, codec.decode(b))[1])
+        abs(similarity(crop, pixels) - similarity(crop, codec.decode(b)))
         for crop, pixels, b in zip(crops, decoded, alone)
     ]
     same = sum(np.array_equal(pixels, codec.decode(a)) for pixels, a in zip(decoded, together))

@@ -22,22 +22,20 @@ from typing import Any
 import bjontegaard
 import numpy as np
 import torch
-from kodak import quality_of
 from PIL import Image
 
 import l2c
-from l2c import codec as codec_module
-from l2c.adapt.effort import Effort
 from l2c.adapt.section import BIAS_PATCH
+from l2c.evaluate.measures import measure as figures_of
 from l2c.rate_control import dissimilarity_db
 from l2c.train.data import list_pictures
 
 TOOLS = {
-    "nothing": Effort(0, 0, 0, 0.0),
-    "latents, 6 iterations": Effort(6, 0, 0, 0.0),
-    "bias sets, list of 4": Effort(0, 4, 0, 0.0),
-    "modulators, 3 steps": Effort(0, 0, 3, 0.0),
-    "all three": Effort(6, 4, 3, 0.0),
+    "nothing": l2c.Effort(),
+    "latents, 6 iterations": l2c.Effort(6),
+    "bias sets, list of 4": l2c.Effort(sets=4),
+    "modulators, 3 steps": l2c.Effort(steps=3),
+    "all three": l2c.Effort(6, 4, 3),
 }
 
 
@@ -58,12 +56,11 @@ def steps_at_borders(pixels: np.ndarray, block: int = 8) -> tuple[float, float, 
 
 def measure(codec: l2c.Codec, picture: np.ndarray, metric: str, tool: str, **goal: float) -> dict[str, Any]:
     """One encode with one tool, decoded."""
-    codec_module.EFFORTS = tuple(TOOLS.values())
     start = time.perf_counter()
-    encoded = codec.encode_detailed(picture, metric=metric, effort=list(TOOLS).index(tool), **goal)
+    encoded = codec.encode_detailed(picture, metric=metric, effort=TOOLS[tool], **goal)
     seconds = time.perf_counter() - start
     decoded = codec.decode(encoded.data)
-    p, m = quality_of(picture, decoded)
+    p, m = figures_of(picture, decoded, ("psnr-rgb", "ms-ssim-rgb")).values()
     return {
         "tool": tool, "metric": metric, "bpp": encoded.bpp, "psnr": p, "msssim": m, "quality": encoded.quality,
         "seconds": seconds, "adaptation": encoded.adaptation, "borders": steps_at_borders(decoded),

@@ -20,6 +20,7 @@ from l2c.errors import (
 )
 
 if TYPE_CHECKING:
+    from l2c.adapt.effort import Effort
     from l2c.codec import Codec, Encoded, decode, encode
 
 __version__ = "0.1.0"
@@ -29,6 +30,7 @@ __all__ = [
     "BitstreamError",
     "Codec",
     "ConfigError",
+    "Effort",
     "Encoded",
     "ImageError",
     "L2CError",
@@ -41,7 +43,7 @@ __all__ = [
     "encode",
 ]
 
-_FROM_CODEC = frozenset({"Codec", "Encoded", "decode", "encode"})
+_FROM_CODEC = frozenset({"Codec", "Effort", "Encoded", "decode", "encode"})
 
 
 def __getattr__(name: str) -> Any:

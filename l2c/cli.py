@@ -38,7 +38,7 @@ from l2c.bitstream import (
     section_name,
 )
 from l2c.errors import BackendError, BitstreamError, L2CError, ModelMismatchError, RateError
-from l2c.evaluate.commands import compare_files, evaluate_folder
+from l2c.evaluate.commands import compare_files, evaluate_folder, papers_tables
 from l2c.train.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(name="eval", short_help="Measure codecs on your pictures.")(evaluate_folder)
+app.command(name="tables", short_help="The papers' tables on your pictures.")(papers_tables)
 app.command(name="compare", short_help="Write a page that compares files.")(compare_files)
 app.add_typer(train_app)
 _debug = False

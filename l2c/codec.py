@@ -32,6 +32,7 @@ from l2c.adapt.modulators import condition_maps
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
 from l2c.bitstream import ADAPT, ALPHA, EXIF, ICC, Bitstream, Header, Limits, read_bitstream, write_bitstream
 from l2c.errors import BackendError, BitstreamError, LimitError, ModelMismatchError, RateError, UnsupportedError
+from l2c.metrics import mixed_distortion
 from l2c.metrics import msssim as msssim_of
 from l2c.metrics import psnr as psnr_of
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
@@ -63,6 +64,7 @@ _MOST_ADAPTED_TILE = 2048  # gradients need some kilobytes a pixel of the tiles 
 _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where adaptation follows
 _WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
+_TRIES = (1.0, 1.5, 0.5)  # times the mean saving, where several qualities are tried
 _TRIMMED = 1.01  # files up to this many times the target are trimmed, larger ones steered
 
 
@@ -75,7 +77,7 @@ class EncodeOptions(TypedDict, total=False):
     msssim: float | None
     quality: float | None
     metric: str
-    effort: int
+    effort: int | Effort
     b: int | None
     tile: int
     metadata: bool
@@ -224,7 +226,7 @@ class Codec:
             quality: 0..100 instead of a target; more is better and larger. Without any of these: 50.
             metric: "psnr", "msssim" or "mixed" (default): what the bits are spent on.
             effort: 0 (default, no adaptation) to 9: how much work goes into adapting the latents and the decoder to
-                the picture. Decoding takes the same time at every level.
+                the picture; or a mixture of your own, an `l2c.Effort`. Decoding takes the same time at every level.
             b: quantisation bits 1..8 (default: the model's).
             tile: side of a tile in pixels: 512, 1024, ...; with effort at most 2048.
             metadata: keep ICC profile and EXIF (default True). Alpha is always kept.
@@ -253,7 +255,7 @@ class Codec:
         msssim: float | None = None,
         quality: float | None = None,
         metric: str = "mixed",
-        effort: int = 0,
+        effort: int | Effort = 0,
         b: int | None = None,
         tile: int = DEFAULT_TILE,
         metadata: bool = True,
@@ -282,7 +284,7 @@ class Codec:
             METRICS[metric],
             bits,
             tile,
-            EFFORTS[effort],
+            effort if isinstance(effort, Effort) else EFFORTS[effort],
             {"load": time.perf_counter() - start, "encoder": 0.0, "adapt": 0.0, "entropy": 0.0},
             float("inf") if max_seconds is None else start + max_seconds,
             progress if progress is not None else _silent,
@@ -329,12 +331,13 @@ class Codec:
         """Encode every picture at the best quality whose file fits its size; all open pictures share each pass.
 
         With adaptation the quality is searched for a file that is larger by what the adaptation saves on average, and
-        the rest of the difference is made up in the latents, without E. A picture that this does not bring to its
-        size is adapted once more at a quality chosen by what its adaptation saved, and in the end coded without.
+        the rest of the difference is made up in the latents, without E. Several tries start at different qualities, and
+        the least distortion counts. A picture that this does not bring to its size is adapted once more at a quality
+        chosen by what its adaptation saved, and in the end coded without.
         """
         searches = [
             QualitySearch(
-                size / (1.0 - batch.effort.saving),
+                size / (1.0 - self._saving(batch, p, size)),
                 p.height * p.width,
                 self.model.rate_curve,
                 _ADAPTED_TOLERANCE if batch.effort.adapts else TOLERANCE,
@@ -358,6 +361,11 @@ class Codec:
                     if adapted is None or (plain and len(adapted.data) < _WORTH_ADAPTING * len(plain.data)):
                         results[i] = plain
         return [self._rated(batch.pictures[i], sizes[i], searches[i], result) for i, result in enumerate(results)]
+
+    @staticmethod
+    def _saving(batch: _Batch, picture: images.Picture, size: float) -> float:
+        """Share by which the unadapted file of a picture should exceed `size`."""
+        return batch.effort.saving(batch.mu, 8.0 * size / (picture.height * picture.width))
 
     def _find(self, batch: _Batch, searches: list[QualitySearch]) -> dict[int, tuple[int, tuple[bytes, str]]]:
         """Run the searches of all pictures; returns the level and file of each one's best, where one was encoded."""
@@ -389,10 +397,21 @@ class Codec:
     ) -> None:
         """Adapt all pictures and bring them to their sizes; fills in `results` where that works."""
         levels = [0 if search.best is None else search.best for search in searches]
-        firsts = [0] * len(levels)
-        aims = [_aim(size) / search.sizes[level] for size, search, level in zip(sizes, searches, levels)]
-        for i, adapted in self._adapt(batch, levels, aims):
-            results[i], firsts[i] = self._fit(batch, i, adapted, levels[i], sizes[i])
+        firsts = self._try(batch, sizes, searches, levels, results, 0)
+        for k in range(1, batch.effort.tries if batch.effort.iterations else 1):
+            if time.perf_counter() > batch.deadline:
+                return
+            factor = _TRIES[k % len(_TRIES)] if k < len(_TRIES) else 1.0 + 0.2 * k
+            others = [
+                replace(search, target_bytes=size / (1.0 - factor * self._saving(batch, picture, size)))
+                for search, size, picture in zip(searches, sizes, batch.pictures)
+            ]
+            self._find(batch, others)
+            tried: list[Encoded | None] = [None] * len(sizes)
+            more = [0 if search.best is None else search.best for search in others]
+            self._try(batch, sizes, searches, more, tried, k)
+            for i, (old, new) in enumerate(zip(results, tried)):
+                results[i] = self._better(batch, i, levels[i], old, new, sizes[i])
         for i, (level, first) in enumerate(zip(levels, firsts)):
             if _near(results[i], sizes[i]) or time.perf_counter() > batch.deadline:
                 continue
@@ -405,6 +424,44 @@ class Codec:
                 for _, adapted in self._adapt(only, [other]):
                     second, _ = self._fit(only, 0, adapted, other, sizes[i])
                     results[i] = max((r for r in (results[i], second) if r), key=lambda r: len(r.data), default=None)
+
+    def _try(
+        self,
+        batch: _Batch,
+        sizes: list[float],
+        searches: list[QualitySearch],
+        levels: list[int],
+        results: list[Encoded | None],
+        number: int,
+    ) -> list[int]:
+        """Adapt all pictures at given qualities, aiming at their sizes; returns the sizes before corrections."""
+        count = batch.effort.tries
+        progress = batch.progress
+        batch = replace(batch, progress=lambda share, stage: progress((number + share) / count, stage))
+        aims = [_aim(size) / search.sizes[level] for size, search, level in zip(sizes, searches, levels)]
+        firsts = [0] * len(levels)
+        for i, adapted in self._adapt(batch, levels, aims):
+            results[i], firsts[i] = self._fit(batch, i, adapted, levels[i], sizes[i])
+        return firsts
+
+    def _better(
+        self, batch: _Batch, i: int, level: int, old: Encoded | None, new: Encoded | None, size: float
+    ) -> Encoded | None:
+        """Of two files for one size the one that is near it, or if both are, the one with less J at a quality."""
+        if not _near(new, size) or not _near(old, size):
+            return old if _near(old, size) else new if _near(new, size) else old or new
+        assert old is not None and new is not None
+        objectives = []
+        for result in (old, new):
+            (pixels,) = self.decode_batch([result.data])
+            cost = 0.0
+            for top, left, bottom, right in tile_boxes(pixels.shape[0], pixels.shape[1], batch.tile, 1):
+                pair = (part[top:bottom, left:right] for part in (batch.pictures[i].rgb, pixels))
+                x, x_hat = (torch.from_numpy(a.astype(np.float32)).permute(2, 0, 1)[None] / 255.0 for a in pair)
+                distortion = mixed_distortion(x, x_hat, torch.tensor([batch.mu / MAX_MU]))[2]
+                cost += float(distortion) * (bottom - top) * (right - left)
+            objectives.append(self.model.config.lmbda(level / MAX_QUALITY) * cost + 8.0 * len(result.data))
+        return old if objectives[0] <= objectives[1] else new
 
     def _rated(self, picture: images.Picture, size: float, search: QualitySearch, result: Encoded | None) -> Encoded:
         """The result with what the search for its rate has to say. Raises RateError where there is none."""
@@ -1005,9 +1062,17 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _check_options(
-    goals: dict[str, Any], metric: str, effort: int, bits: int, most_bits: int, tile: int, max_seconds: float | None
+    goals: dict[str, Any],
+    metric: str,
+    effort: int | Effort,
+    bits: int,
+    most_bits: int,
+    tile: int,
+    max_seconds: float | None,
 ) -> None:
-    whole: dict[str, Any] = {"effort": effort, "b": bits, "tile": tile}
+    whole: dict[str, Any] = {"b": bits, "tile": tile}
+    if not isinstance(effort, Effort):
+        whole["effort"] = effort
     given = {name: value for name, value in (goals | {"max_seconds": max_seconds}).items() if value is not None}
     for name, value in (given | whole).items():
         if isinstance(value, bool) or not isinstance(value, Integral if name in whole or name == "max_bytes" else Real):
@@ -1029,13 +1094,14 @@ def _check_options(
         raise UnsupportedError(f"quality is {given['quality']}: it must be 0..100")
     if not isinstance(metric, str) or metric not in METRICS:
         raise UnsupportedError(f"metric is {metric!r}: it must be one of {', '.join(METRICS)}")
-    if not 0 <= effort <= MAX_EFFORT:
+    if not isinstance(effort, Effort) and not 0 <= effort <= MAX_EFFORT:
         raise UnsupportedError(f"effort is {effort}: it must be 0..{MAX_EFFORT}")
     if not 1 <= bits <= most_bits:
         raise UnsupportedError(f"b is {bits}: it must be 1..{most_bits} with this model")
     if tile < 512 or tile > 1 << 24 or tile & (tile - 1):
         raise UnsupportedError(f"tile is {tile}: it must be 512, 1024, 2048, ... up to {1 << 24}")
-    if effort and tile > _MOST_ADAPTED_TILE:
+    adapts = effort.adapts if isinstance(effort, Effort) else effort > 0
+    if adapts and tile > _MOST_ADAPTED_TILE:
         raise UnsupportedError(f"tile is {tile}: with effort it must be at most {_MOST_ADAPTED_TILE}")
 
 

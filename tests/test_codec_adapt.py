@@ -19,6 +19,7 @@ from l2c.adapt.section import NO_SET, PatchChanges
 from l2c.bitstream import ADAPT, read_bitstream, write_bitstream
 from l2c.config import ModelConfig
 from l2c.errors import BitstreamError, RateError
+from l2c.evaluate.measures import measure
 from l2c.models import save_model
 from l2c.networks import Transform, num_biases
 from l2c.probability import ProbabilityModel
@@ -155,10 +156,63 @@ def test_inside_other_modes(codec: l2c.Codec, photo: np.ndarray) -> None:
 def test_levels_are_in_order() -> None:
     assert EFFORTS[0].iterations == 0
     for low, high in itertools.pairwise(EFFORTS):
-        assert high.iterations > low.iterations
+        assert high.iterations * high.tries > low.iterations * low.tries
         assert high.sets >= low.sets
         assert high.steps >= low.steps
-        assert high.saving >= low.saving
+        for mu in (0, 4, 8):
+            for bpp in (0.001, 0.3, 5.0):
+                assert high.saving(mu, bpp) < 0.15 and (
+                    high.iterations == low.iterations or high.saving(mu, bpp) > low.saving(mu, bpp)
+                )
+
+
+@pytest.mark.parametrize(
+    "numbers", [{"iterations": -1}, {"iterations": 1.5}, {"sets": 256}, {"steps": True}, {"tries": 0}, {"tries": 99}]
+)
+def test_impossible_efforts(numbers: dict[str, int]) -> None:
+    with pytest.raises(l2c.UnsupportedError, match="of an effort is"):
+        l2c.Effort(**numbers)
+
+
+def test_own_mixture_of_tools(codec: l2c.Codec, photo: np.ndarray) -> None:
+    assert codec.encode(photo, quality=50, effort=l2c.Effort()) == codec.encode(photo, quality=50)
+    mixture = codec.encode_detailed(photo, quality=50, effort=l2c.Effort(3))
+    assert mixture.adaptation["iterations"] == 3
+    level = next(k for k, effort in enumerate(EFFORTS) if effort == l2c.Effort(4))
+    assert codec.encode(photo, quality=50, effort=l2c.Effort(4)) == codec.encode(photo, quality=50, effort=level)
+    with pytest.raises(l2c.UnsupportedError, match="with effort it must be at most"):
+        codec.encode(photo, tile=4096, effort=l2c.Effort(steps=1))
+
+
+@pytest.mark.parametrize("metric", ["psnr", "msssim"])
+def test_tries_start_at_other_qualities_and_keep_the_best(
+    codec: l2c.Codec, photo: np.ndarray, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from l2c import codec as codec_module
+
+    levels: list[int] = []
+    adapt = codec_module.adapt
+
+    def noting(transform: object, p: object, sets: object, subjects: list, *rest: object) -> object:  # type: ignore
+        levels.extend(subject.header[0] for subject in subjects)
+        return adapt(transform, p, sets, subjects, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(codec_module, "adapt", noting)
+    told: list[float] = []
+    best = codec.encode_detailed(
+        photo, bpp=0.5, metric=metric, effort=l2c.Effort(2, tries=3), progress=lambda share, stage: told.append(share)
+    )
+    assert best.target_reached and 0.49 <= best.bpp <= 0.5
+    assert len(levels) == 3 and levels[2] < levels[0] < levels[1]
+    assert told == sorted(told) and told[-1] == 1.0
+    files = [codec.encode_detailed(photo, bpp=0.5, metric=metric, effort=l2c.Effort(2, tries=n)) for n in (1, 2)]
+
+    def figure(result: l2c.Encoded) -> float:
+        name = "psnr-rgb" if metric == "psnr" else "ms-ssim-rgb"
+        return measure(photo, codec.decode(result.data), (name,))[name] / result.bpp**1e-3
+
+    assert figure(best) >= max(map(figure, files)) - 1e-3 * figure(best)
+    assert 10 * best.quality in levels
 
 
 @pytest.fixture(scope="module")
@@ -311,9 +365,7 @@ def test_what_was_saved_too_much_is_spent_again(
     adapted = []
     adapt = codec_module.adapt
     monkeypatch.setattr(codec_module, "adapt", lambda *a: adapted.append(1) or adapt(*a))
-    levels = list(EFFORTS)
-    levels[3] = dataclasses.replace(EFFORTS[3], saving=0.02)
-    monkeypatch.setattr(codec_module, "EFFORTS", tuple(levels))
+    monkeypatch.setattr(l2c.Effort, "saving", lambda self, mu, bpp: 0.02)
     result = codec.encode_detailed(photo, bpp=0.6, metric="psnr", effort=3)
     assert result.target_reached and 0.98 <= result.bpp / 0.6 <= 1.0
     assert len(adapted) == 1 and result.corrections >= 1

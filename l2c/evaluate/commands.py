@@ -1,4 +1,4 @@
-"""`l2c eval` and `l2c compare`. Heavy modules load inside the commands, so that `--help` answers at once."""
+"""`l2c eval`, `l2c tables`, `l2c compare`. Heavy modules load inside the commands, so that `--help` answers at once."""
 
 from __future__ import annotations
 
@@ -24,6 +24,17 @@ def _numbers(text: str, kind: type[_Number], what: str) -> list[_Number]:
 
 def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _tell(what: str) -> None:
+    """The piece of work that begins, on a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
+
+
+def _clear() -> None:
+    if sys.stderr.isatty():
+        print("\r\x1b[K", end="", file=sys.stderr)
 
 
 def evaluate_folder(
@@ -73,22 +84,59 @@ def evaluate_folder(
         peers=_names(peers),
         figures=tuple(_names(figures)),
     )
-    terminal = sys.stderr.isatty()
-
-    def tell(what: str) -> None:
-        if terminal:
-            print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
-
     codec = Codec(model or DEFAULT_MODEL, device)
-    outcome = evaluate(codec, plan, out, tell, peers_only=peers_only)
-    if terminal:
-        print("\r\x1b[K", end="", file=sys.stderr)
+    outcome = evaluate(codec, plan, out, _tell, peers_only=peers_only)
+    _clear()
     for what, why in outcome.failures:
         print(f"warning: {what}: {why}", file=sys.stderr)
     text = report(outcome, out, plan, anchor, published, _names(curves))
     print(text, end="")
     print(f"\n{outcome.measured} files measured now, {outcome.known} known from before; record in {out}")
     return _FAILED if outcome.failures else 0
+
+
+def papers_tables(
+    sources: Annotated[list[Path], typer.Argument(metavar="PICTURES...", help="Folders or picture files.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="RECORD", help="Folder of the record.")],
+    parts: Annotated[str, typer.Option(help="Which: I, II, III (L2C), fig4, fig5 (OML).")] = "I,III,fig4,fig5",
+    rates: Annotated[str, typer.Option(help="Target rates in bits per pixel.")] = "0.06,0.12,0.25,0.5,0.75,1,1.5,2",
+    examples: Annotated[int, typer.Option(min=1, help="Pictures shown in Table I and measured for fig5.")] = 4,
+    effort: Annotated[int, typer.Option(min=0, max=9, help="Effort level of Table I.")] = 4,
+    metric: Annotated[str, typer.Option(help="What the files of Table I are optimised for.")] = "mixed",
+    meta: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Table II: checkpoint of the training stage meta.")
+    ] = None,
+    control: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Table II: the same with --set meta.order=0.")
+    ] = None,
+    every: Annotated[int, typer.Option(min=1, help="Take every so many-th picture.")] = 1,
+    device: Annotated[str, typer.Option(help="Where our networks run: cpu, cuda, ...")] = "cpu",
+    model: Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")] = None,
+) -> int:
+    """The tables of L2C and figures 4 and 5 of OML on your own pictures: the papers' numbers beside ours.
+
+    RECORD gets tables.md, the figures and a line for each file; it may be that of `l2c eval`, whose files then count. A
+    stopped run goes on where it was.
+    """
+    from l2c.codec import Codec
+    from l2c.evaluate.tables import Tables, write_tables
+    from l2c.models import DEFAULT_MODEL
+    from l2c.train.data import list_pictures
+
+    tables = Tables(
+        Codec(model or DEFAULT_MODEL, device),
+        list_pictures(*sources)[::every],
+        out,
+        _numbers(rates, float, "--rates"),
+        examples,
+        effort,
+        metric,
+        _tell,
+    )
+    text = write_tables(tables, _names(parts), meta, control)
+    _clear()
+    print(text, end="")
+    return 0
 
 
 def compare_files(

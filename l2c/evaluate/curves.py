@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,12 +59,14 @@ def _rising(rates: list[float], values: list[float]) -> tuple[list[float], list[
 
 
 def rate_table(curves: Sequence[Curve], anchor: Curve, figures: Sequence[str]) -> str:
-    """Markdown: BD-rate of every curve against the anchor, and mean seconds."""
+    """Markdown: BD-rate of every curve against the anchor, mean seconds, and how many files meet their rate."""
     lines = [
         f"BD-rate against {anchor.title}" + (" (published)" if anchor.published else "") + ", percent:",
         "",
-        "| codec | " + " | ".join(_LABELS[name].split(" (")[0] for name in figures) + " | encode s | decode s |",
-        "|---" * (3 + len(figures)) + "|",
+        "| codec | "
+        + " | ".join(_LABELS[name].split(" (")[0] for name in figures)
+        + " | encode s | decode s | in 0.98..1.00 of the rate |",
+        "|---" * (4 + len(figures)) + "|",
     ]
     for curve in curves:
         cells = []
@@ -74,6 +77,8 @@ def rate_table(curves: Sequence[Curve], anchor: Curve, figures: Sequence[str]) -
         for name in ("encode_seconds", "decode_seconds"):
             column = curve.values.get(name)
             cells.append(f"{np.mean(column):.3g}" if column else "-")
+        window = curve.values.get("in_window")
+        cells.append(f"{100 * np.mean(window):.0f} %" if window else "-")
         title = curve.title + (" (published)" if curve.published else "")
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -96,8 +101,8 @@ def _cell(figure: str, value: float) -> str:
     return f"{value:.4f}" if figure.startswith("ms-ssim") else f"{value:.2f}"
 
 
-def plot(curves: Sequence[Curve], figure: str, path: Path) -> None:
-    """Rate-distortion curves of one figure; published ones dashed.
+def axes_of(path: Path, width: float = 8.0, height: float = 5.5) -> tuple[Any, Callable[[], None]]:
+    """Axes of a new plot, and what writes it to the path once it is drawn.
 
     Raises:
         BackendError: matplotlib is not installed.
@@ -106,8 +111,21 @@ def plot(curves: Sequence[Curve], figure: str, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise BackendError("plots need matplotlib: pip install 'l2c[eval]'") from None
-    drawing = Figure(figsize=(8, 5.5))
-    axes = drawing.add_subplot()
+    drawing = Figure(figsize=(width, height))
+
+    def write() -> None:
+        drawing.savefig(path, dpi=130, bbox_inches="tight")
+
+    return drawing.add_subplot(), write
+
+
+def plot(curves: Sequence[Curve], figure: str, path: Path) -> None:
+    """Rate-distortion curves of one figure; published ones dashed.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
+    axes, write = axes_of(path)
     for curve in curves:
         if figure in curve.values:
             rates, values = points(curve, figure)
@@ -128,4 +146,38 @@ def plot(curves: Sequence[Curve], figure: str, path: Path) -> None:
     axes.set_ylabel(_LABELS[figure])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    drawing.savefig(path, dpi=130, bbox_inches="tight")
+    write()
+
+
+def plot_time(curves: Sequence[Curve], anchor: Curve, figure: str, path: Path) -> None:
+    """BD-rate of one figure against the mean seconds of encoding, of what was measured; the efforts of our codec for
+    one metric are joined and numbered.
+
+    Raises:
+        BackendError: matplotlib or `bjontegaard` is not installed.
+    """
+    axes, write = axes_of(path)
+    ladders: dict[str, list[tuple[float, float]]] = {}
+    for curve in curves:
+        seconds = curve.values.get("encode_seconds")
+        if curve.published or not seconds or figure not in curve.values:
+            continue
+        place = float(np.mean(seconds)), 0.0 if curve is anchor else bd_rate(anchor, curve, figure)
+        if np.isnan(place[1]):
+            continue
+        family, _, effort = curve.title.partition(", effort ")
+        label = effort or curve.title
+        if effort:
+            ladders.setdefault(family, []).append(place)
+        else:
+            axes.plot(*place, "s", color="0.4", markersize=4)
+        axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    for family, places in ladders.items():
+        axes.plot(*zip(*sorted(places)), "o-", linewidth=2.2, markersize=4, label=f"{family}, by effort")
+    axes.set_xscale("log")
+    axes.set_xlabel("seconds to encode a picture")
+    axes.set_ylabel(f"BD-rate against {anchor.title}, % ({_LABELS[figure].split(' (')[0]})")
+    axes.grid(alpha=0.3)
+    if ladders:
+        axes.legend(fontsize=8)
+    write()

@@ -8,6 +8,7 @@ themselves. The video coders (HEVC, AV1, VVC intra) get full-range BT.709 planes
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from l2c.evaluate import ffmpeg
 from l2c.evaluate.measures import UInt8Array, from_planes, package_version, to_planes
 
 _VIDEO_BITS = 10
+_CLOSE = 0.005  # share of a target that a file may leave unused
 # Names what the planes are without converting them, which ffmpeg's options of the same names would do.
 _TAGS = "setparams=range=pc:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 
@@ -67,26 +69,39 @@ class RateSearch:
     _files: dict[int, Coded] = field(default_factory=dict)
 
     def at(self, bpp: float) -> Coded:
-        """The largest file of at most `bpp` bits per pixel, or the smallest that the codec can make.
+        """The largest file of at most `bpp` bits per pixel, or one at most 0.5 % below; or the smallest that there is.
 
         The size is taken to grow with the quality setting; where it does not, the result still fits.
         """
         most = bpp * self.pixels.shape[0] * self.pixels.shape[1] / 8.0
-        low, high = self.peer.low, self.peer.high
-        best = None
-        for quality, coded in self._files.items():  # what is known narrows the search
-            if len(coded.data) <= most:
-                low = max(low, quality + 1)
-                best = coded if best is None or quality > best.quality else best
-            else:
-                high = min(high, quality - 1)
-        while low <= high:
-            coded = self._encode((low + high) // 2)
-            if len(coded.data) <= most:
-                best, low = coded, coded.quality + 1
-            else:
-                high = coded.quality - 1
-        return best if best is not None else self._encode(self.peer.low)
+        below: Coded | None = None  # the best that fits, and the least that does not
+        above: Coded | None = None
+        for coded in self._files.values():  # what is known narrows the search
+            if len(coded.data) > most:
+                above = coded if above is None or coded.quality < above.quality else above
+        for coded in self._files.values():
+            if len(coded.data) <= most and (above is None or coded.quality < above.quality):
+                below = coded if below is None or coded.quality > below.quality else below
+        halve = False
+        while True:
+            low = self.peer.low if below is None else below.quality + 1
+            high = self.peer.high if above is None else above.quality - 1
+            if low > high or (below is not None and len(below.data) >= (1.0 - _CLOSE) * most):
+                break
+            coded = self._encode((low + high) // 2 if halve else self._guess(below, above, most, low, high))
+            fits = len(coded.data) <= most
+            below, above = (coded, above) if fits else (below, coded)
+            left = high - coded.quality if fits else coded.quality - low
+            halve = not halve and left > (high - low) // 2  # a guess that helped little is followed by a halving
+        return below if below is not None else self._encode(self.peer.low)
+
+    def _guess(self, below: Coded | None, above: Coded | None, most: float, low: int, high: int) -> int:
+        """Where the size would be reached if its logarithm were linear in the quality between two known files."""
+        if below is None or above is None:
+            return (low + high) // 2
+        a, b = math.log(len(below.data)), math.log(len(above.data))
+        share = (math.log((1.0 - 0.5 * _CLOSE) * most) - a) / max(b - a, 1e-9)
+        return min(max(below.quality + round(share * (above.quality - below.quality)), low), high)
 
     def _encode(self, quality: int) -> Coded:
         if quality not in self._files:
@@ -261,7 +276,7 @@ _AOM = _Video(
     "libaom-av1", "obu", "yuv444p10le", 63, 1,
     lambda q: ["-usage", "allintra", "-cpu-used", "3", "-crf", q, "-b:v", "0"],
 )  # fmt: skip
-_VVENC = _Video("libvvenc", "vvc", "yuv420p10le", 63, 1, lambda q: ["-preset", "medium", "-qp", q, "-period", "1"])
+_VVENC = _Video("libvvenc", "vvc", "yuv420p10le", 63, 1, lambda q: ["-preset", "fast", "-qp", q, "-period", "1"])
 
 PEERS = {
     "jpeg": Peer("JPEG", 1, 100, _jpeg, _open, _pillow("jpg", "4:2:0, progressive, optimised")),

@@ -72,8 +72,8 @@ class Curve:
 
     Attributes:
         codec: key. title: for people. description: settings and versions.
-        values: per figure and for bpp, encode_seconds and decode_seconds, one value for each target. Figures are as
-            measured, MS-SSIM not in dB.
+        values: per figure and for bpp, encode_seconds, decode_seconds and in_window (share of the files that have 0.98
+            to 1.00 of their target), one value for each target. Figures are as measured, MS-SSIM not in dB.
         targets: bpp asked for.
         published: figures from a publication, not measured here.
     """
@@ -113,6 +113,10 @@ def mean_curves(rows: Iterable[Row], titles: dict[str, tuple[str, str]]) -> list
                 if all(name in row for row in part):
                     values.setdefault(name, []).append(float(np.mean([row[name] for row in part])))
         if targets:
+            values["in_window"] = [
+                float(np.mean([0.98 <= row["bpp"] / target <= 1.0 for row in mine if row["target"] == target]))
+                for target in targets
+            ]
             complete = {name: column for name, column in values.items() if len(column) == len(targets)}
             curves.append(Curve(codec, title, description, complete, targets))
     return curves

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from l2c import __version__
 from l2c.adapt.effort import MAX_EFFORT
 from l2c.codec import Codec
 from l2c.errors import RateError, UnsupportedError
-from l2c.evaluate.curves import plot, quality_table, rate_table
+from l2c.evaluate.curves import plot, plot_time, quality_table, rate_table
 from l2c.evaluate.measures import DEFAULT_FIGURES, FIGURES, UInt8Array, measure
 from l2c.evaluate.peers import PEERS, RateSearch, choose
 from l2c.evaluate.records import Curve, Row, RowFile, load_published, mean_curves, to_compressai, to_csv
@@ -24,7 +25,7 @@ from l2c.images import load_picture, write_atomically
 DEFAULT_RATES = (0.06, 0.12, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # the eight of the JPEG AI challenge
 
 
-_METRICS = {"psnr": "PSNR", "msssim": "MS-SSIM", "mixed": "both"}
+METRICS = {"psnr": "PSNR", "msssim": "MS-SSIM", "mixed": "both"}
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Plan:
         if not self.rates or not all(0.0 < rate <= 64.0 for rate in self.rates):
             raise UnsupportedError(f"rates are {list(self.rates)}: each must be more than 0 and at most 64 bpp")
         for metric in self.metrics:
-            if metric not in _METRICS:
-                raise UnsupportedError(f"there is no metric {metric!r}: choose from {', '.join(_METRICS)}")
+            if metric not in METRICS:
+                raise UnsupportedError(f"there is no metric {metric!r}: choose from {', '.join(METRICS)}")
         unknown = [name for name in self.figures if name not in FIGURES]
         if unknown or not self.figures:
             raise UnsupportedError(f"figures are {list(self.figures)}: choose from {', '.join(FIGURES)}")
@@ -64,9 +65,11 @@ class Plan:
 
 @dataclass
 class Outcome:
-    """Attributes: curves of all codecs; rows measured now and found in the record; (what, why) of every failure."""
+    """Attributes: curves of all codecs; the rows behind them, how many of them were measured now and how many the
+    record had; (what, why) of every failure."""
 
     curves: list[Curve]
+    rows: list[Row] = field(default_factory=list)
     measured: int = 0
     known: int = 0
     failures: list[tuple[str, str]] = field(default_factory=list)
@@ -89,8 +92,8 @@ def evaluate(
     peers = choose(list(plan.peers))
     folder.mkdir(parents=True, exist_ok=True)
     record = RowFile(folder / "rows.jsonl")
-    own = {} if peers_only else {_own_name(m, e): (m, e) for e in plan.efforts for m in plan.metrics}
-    versions = {name: f"model {codec.model.model_id.hex()}, torch {torch.__version__}" for name in own}
+    own = {} if peers_only else {own_name(m, e): (m, e) for e in plan.efforts for m in plan.metrics}
+    versions = dict.fromkeys(own, own_version(codec))
     versions |= {name: peer.describe() for name, peer in peers.items()}
     known = {(row["picture"], row["codec"], row["target"]): row for row in record.rows if _fresh(row, versions, plan)}
     outcome = Outcome([])
@@ -116,9 +119,9 @@ def evaluate(
             outcome.measured += 1
     wanted = {path.stem for path in plan.pictures}
     rows = [row for key, row in known.items() if key[0] in wanted and key[2] in {float(rate) for rate in plan.rates}]
-    titles = {name: (_own_title(m, e), versions[name]) for name, (m, e) in own.items()}
+    titles = {name: (own_title(m, e), versions[name]) for name, (m, e) in own.items()}
     titles |= {name: (peer.title, versions[name]) for name, peer in peers.items()}
-    outcome.curves = mean_curves(rows, titles)
+    outcome.rows, outcome.curves = rows, mean_curves(rows, titles)
     _write_tables(folder, outcome.curves, plan, codec)
     return outcome
 
@@ -128,12 +131,19 @@ def _fresh(row: Row, versions: dict[str, str], plan: Plan) -> bool:
     return row.get("version") == versions.get(row["codec"]) and all(name in row for name in plan.figures)
 
 
-def _own_name(metric: str, effort: int) -> str:
+def own_version(codec: Codec) -> str:
+    """What rows of ours depend on."""
+    return f"l2c {__version__}, model {codec.model.model_id.hex()}, torch {torch.__version__}"
+
+
+def own_name(metric: str, effort: int) -> str:
+    """Key of our codec in records."""
     return f"l2c-{metric}" + (f"-effort{effort}" if effort else "")
 
 
-def _own_title(metric: str, effort: int) -> str:
-    return f"L2C for {_METRICS[metric]}, effort {effort}"
+def own_title(metric: str, effort: int) -> str:
+    """The same for people."""
+    return f"L2C for {METRICS[metric]}, effort {effort}"
 
 
 def _ours(codec: Codec, pixels: UInt8Array, rate: float, metric: str, effort: int) -> dict[str, Any]:
@@ -145,7 +155,8 @@ def _ours(codec: Codec, pixels: UInt8Array, rate: float, metric: str, effort: in
     return {
         "bpp": encoded.bpp, "bytes": len(encoded.data), "quality": encoded.quality,
         "within": len(encoded.data) * 8.0 <= rate * pixels.shape[0] * pixels.shape[1],
-        "target_reached": encoded.target_reached, "adaptation": encoded.adaptation, "device": str(codec.device),
+        "target_reached": encoded.target_reached, "probes": encoded.probes, "corrections": encoded.corrections,
+        "adaptation": encoded.adaptation, "device": str(codec.device),
         "encode_seconds": middle - start, "decode_seconds": end - middle, "decoded": decoded,
     }  # fmt: skip
 
@@ -182,7 +193,8 @@ def _write_tables(folder: Path, curves: list[Curve], plan: Plan, codec: Codec) -
 def report(
     outcome: Outcome, folder: Path, plan: Plan, anchor: str | None, published: Path | None, names: Sequence[str]
 ) -> str:
-    """The tables as Markdown (also `report.md`) and a plot of each figure, with published curves beside them.
+    """The tables as Markdown (also `report.md`) and plots of each figure: against the rate, with published curves, and
+    BD-rate against time.
 
     Args:
         anchor: codec that BD-rates are against, measured or published; None: the first peer, or the first codec.
@@ -207,4 +219,6 @@ def report(
     for figure in plan.figures:
         if any(figure in curve.values for curve in curves):
             plot(curves, figure, folder / f"{figure}.png")
+            if figure in by_name[anchor].values:
+                plot_time(curves, by_name[anchor], figure, folder / f"time-{figure}.png")
     return text

@@ -1,0 +1,159 @@
+"""Writes docs/RESULTS.md from a record of `l2c eval` on Kodak.
+
+    l2c eval KODAK -o docs/results --efforts 0,4
+    python bench/published.py KODAK --out docs/results/agreement.json
+    python bench/results.py docs/results --out docs/RESULTS.md
+
+Nothing is measured here: the same record gives the same page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from l2c.evaluate.curves import plot, plot_time, rate_table
+from l2c.evaluate.measures import DEFAULT_FIGURES
+from l2c.evaluate.peers import PEERS
+from l2c.evaluate.records import Curve, RowFile, load_published, mean_curves
+from l2c.evaluate.run import METRICS, own_name, own_title
+
+PUBLISHED = Path(__file__).parent / "published" / "kodak.json"
+SHOWN = ("vtm", "compressai-mbt2018_mse_cuda", "compressai-mbt2018_ms-ssim_cuda")
+EFFORTS = range(10)
+LABELS = {"ms-ssim-y": "MS-SSIM of Y", "psnr-rgb": "PSNR over RGB, dB", "vmaf": "VMAF (4:4:4)"}
+
+
+def curves_of(rows: list[dict[str, Any]]) -> list[Curve]:
+    """Everything in the record, ours first."""
+    versions = {row["codec"]: row["version"] for row in rows}
+    titles = {own_name(m, e): own_title(m, e) for m in METRICS for e in EFFORTS}
+    titles |= {name: peer.title for name, peer in PEERS.items()}
+    return mean_curves(rows, {name: (title, versions[name]) for name, title in titles.items() if name in versions})
+
+
+def at_rates(curves: list[Curve], figure: str) -> list[str]:
+    """Markdown: codecs as columns, target rates as rows."""
+    targets = sorted({target for curve in curves for target in curve.targets})
+    lines = ["| bpp | " + " | ".join(curve.title for curve in curves) + " |", "|---" * (1 + len(curves)) + "|"]
+    for target in targets:
+        cells = []
+        for curve in curves:
+            if target not in curve.targets:
+                cells.append("-")
+                continue
+            k = curve.targets.index(target)
+            value, bpp = curve.values[figure][k], curve.values["bpp"][k]
+            cell = f"{value:.4f}" if figure.startswith("ms-ssim") else f"{value:.2f}"
+            cells.append(cell if abs(bpp / target - 1.0) <= 0.05 else f"{cell} ({bpp:.3f})")
+        lines.append(f"| {target:g} | {' | '.join(cells)} |")
+    return lines
+
+
+def agreement(record: dict[str, list[dict[str, float]]]) -> list[str]:
+    """Largest differences between measured and published points."""
+    lines = ["| codec | points | rate | PSNR | MS-SSIM |", "|---|---|---|---|---|"]
+    for codec, points in record.items():
+        rate = max(abs(p["bpp"] / p["published-bpp"] - 1.0) for p in points)
+        db, similarity = (
+            max(abs(p[name] - p[f"published-{name}"]) for p in points) for name in ("psnr-rgb", "ms-ssim-rgb")
+        )
+        lines.append(f"| {codec} | {len(points)} | {100 * rate:.2f} % | {db:.3f} dB | {similarity:.5f} |")
+    return lines
+
+
+def rate_control(rows: list[dict[str, Any]]) -> list[str]:
+    """How our files meet their rates."""
+    lines = [
+        "| codec | in 0.98..1.00 of the rate | of the others: flagged | probes, median | corrections, median (most) |",
+        "|---|---|---|---|---|",
+    ]
+    titles = {own_name(m, e): own_title(m, e) for m in METRICS for e in EFFORTS}
+    for name, title in titles.items():
+        mine = [row for row in rows if row["codec"] == name]
+        if not mine:
+            continue
+        outside = [row for row in mine if not 0.98 <= row["bpp"] / row["target"] <= 1.0]
+        flagged = sum(not row["target_reached"] for row in outside)
+        corrections = [row["corrections"] for row in mine]
+        lines.append(
+            f"| {title} | {len(mine) - len(outside)} of {len(mine)} | {flagged} of {len(outside)} "
+            f"| {statistics.median(row['probes'] for row in mine):g} "
+            f"| {statistics.median(corrections):g} ({max(corrections)}) |"
+        )
+    return lines
+
+
+def page(folder: Path) -> str:
+    """The whole page; writes its plots into the folder."""
+    run = json.loads((folder / "run.json").read_text())
+    rows = RowFile(folder / "rows.jsonl").rows
+    curves = curves_of(rows)
+    by_name = {curve.codec: curve for curve in curves}
+    pictures = len({row["picture"] for row in rows})
+    anchor = by_name["vvc"]
+    figures = list(DEFAULT_FIGURES)
+    published = load_published(PUBLISHED, SHOWN)
+    lines = [
+        "# Results",
+        "",
+        "Written by `bench/results.py` from `docs/results`, a record of `l2c eval`; how to make it anew stands at the "
+        "head of the script.",
+        "",
+        f"Kodak, {pictures} pictures; measured by {run['written']} on {run['machine']}; model `{run['model']}`, id "
+        f"`{run['model_id']}`, torch {run['torch']}. Real files, decoded again; every peer at the largest file that "
+        "its own quality setting gives within the target. Seconds are means over pictures and rates, each process on "
+        "one core, the files of one picture once each.",
+        "",
+        "## BD-rates",
+        "",
+        rate_table([*curves, *published], anchor, figures),
+        "Published curves are means at equal settings of their codecs, not at equal rates.",
+        "",
+        *(f"![{LABELS.get(name, name)} against the rate](results/{name}.png)\n" for name in ("ms-ssim-y", "psnr-rgb")),
+        "![BD-rate against time](results/time-ms-ssim-y.png)",
+        "",
+        "## At equal rates",
+        "",
+        "In brackets the rate, where it is more than 5 % off: a peer's smallest file may be larger, and its settings "
+        "coarse.",
+    ]
+    own = {key: [c for c in curves if c.codec.startswith(f"l2c-{key}")] for key in METRICS}
+    peers = [curve for curve in curves if curve.codec in PEERS]
+    for figure, ours in (("ms-ssim-y", own["msssim"]), ("psnr-rgb", own["psnr"]), ("vmaf", own["psnr"])):
+        lines += ["", f"### {LABELS[figure]}", "", *at_rates([*ours, *peers], figure)]
+    lines += ["", "## Rates met by our files", "", *rate_control(rows)]
+    if (folder / "agreement.json").exists():
+        lines += [
+            "",
+            "## Do measured and published curves agree?",
+            "",
+            "Pillow's JPEG and WebP at the settings of CompressAI's published curves (`bench/published.py`, qualities "
+            "5 to 95), largest differences of the means:",
+            "",
+            *agreement(json.loads((folder / "agreement.json").read_text())),
+            "",
+            "Above, both run with their best settings (progressive and optimised JPEG, WebP's slowest method).",
+        ]
+    lines += ["", "## Settings", ""]
+    lines += [f"- {curve.title}: {curve.description}" for curve in curves]
+    for figure in figures:
+        plot([*curves, *published], figure, folder / f"{figure}.png")
+        plot_time(curves, anchor, figure, folder / f"time-{figure}.png")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    args.out.write_text(page(args.record))
+
+
+if __name__ == "__main__":
+    main()
