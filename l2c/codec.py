@@ -153,9 +153,10 @@ class _Batch:
     deadline: float
     progress: Callable[[float, str], None]
 
-    def only(self, i: int) -> _Batch:
-        """The same for one of the pictures alone."""
-        return replace(self, pictures=[self.pictures[i]], sections=[self.sections[i]])
+    def only(self, *members: int) -> _Batch:
+        """The same for one of the pictures alone, or for some of them."""
+        pictures, sections = [self.pictures[i] for i in members], [self.sections[i] for i in members]
+        return replace(self, pictures=pictures, sections=sections)
 
 
 class Codec:
@@ -397,21 +398,28 @@ class Codec:
     ) -> None:
         """Adapt all pictures and bring them to their sizes; fills in `results` where that works."""
         levels = [0 if search.best is None else search.best for search in searches]
-        firsts = self._try(batch, sizes, searches, levels, results, 0)
-        for k in range(1, batch.effort.tries if batch.effort.iterations else 1):
+        tries = batch.effort.tries if batch.effort.iterations else 1
+        firsts = self._try(batch, sizes, searches, levels, results, (0, tries))
+        done = [{level} for level in levels]
+        for k in range(1, tries):
             if time.perf_counter() > batch.deadline:
                 return
-            factor = _TRIES[k % len(_TRIES)] if k < len(_TRIES) else 1.0 + 0.2 * k
+            factor = _TRIES[k] if k < len(_TRIES) else 1.0 + 0.2 * k
             others = [
                 replace(search, target_bytes=size / (1.0 - factor * self._saving(batch, picture, size)))
                 for search, size, picture in zip(searches, sizes, batch.pictures)
             ]
             self._find(batch, others)
-            tried: list[Encoded | None] = [None] * len(sizes)
             more = [0 if search.best is None else search.best for search in others]
-            self._try(batch, sizes, searches, more, tried, k)
-            for i, (old, new) in enumerate(zip(results, tried)):
-                results[i] = self._better(batch, i, levels[i], old, new, sizes[i])
+            members = [i for i, level in enumerate(more) if level not in done[i]]
+            if not members:
+                continue
+            tried: list[Encoded | None] = [None] * len(members)
+            targets, known = [sizes[i] for i in members], [searches[i] for i in members]
+            self._try(batch.only(*members), targets, known, [more[i] for i in members], tried, (k, tries))
+            for i, new in zip(members, tried):
+                results[i] = self._better(batch, i, levels[i], results[i], new, sizes[i])
+                done[i].add(more[i])
         for i, (level, first) in enumerate(zip(levels, firsts)):
             if _near(results[i], sizes[i]) or time.perf_counter() > batch.deadline:
                 continue
@@ -432,11 +440,13 @@ class Codec:
         searches: list[QualitySearch],
         levels: list[int],
         results: list[Encoded | None],
-        number: int,
+        turn: tuple[int, int],
     ) -> list[int]:
-        """Adapt all pictures at given qualities, aiming at their sizes; returns the sizes before corrections."""
-        count = batch.effort.tries
-        progress = batch.progress
+        """Adapt all pictures at given qualities, aiming at their sizes; returns the sizes before corrections.
+
+        `turn`: number of this try, and of how many.
+        """
+        (number, count), progress = turn, batch.progress
         batch = replace(batch, progress=lambda share, stage: progress((number + share) / count, stage))
         aims = [_aim(size) / search.sizes[level] for size, search, level in zip(sizes, searches, levels)]
         firsts = [0] * len(levels)
