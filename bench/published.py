@@ -33,7 +33,7 @@ def mean_point(pictures: list[Image.Image], codec: str, quality: int) -> dict[st
         buffer = io.BytesIO()
         picture.save(buffer, codec.upper(), quality=quality)
         decoded = np.asarray(Image.open(buffer).convert("RGB"))
-        bpp = 8.0 * buffer.tell() / (picture.width * picture.height)
+        bpp = 8.0 * len(buffer.getvalue()) / (picture.width * picture.height)
         rows.append({"bpp": bpp} | measure(np.asarray(picture), decoded, FIGURES))
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
@@ -47,6 +47,7 @@ def main() -> None:
     pictures = [Image.open(path).convert("RGB") for path in list_pictures(args.folder)]
     record = {}
     for codec, curve in zip(("jpeg", "webp"), load_published(PUBLISHED, ("jpeg", "webp"))):
+        assert len(curve.targets) == len(QUALITIES)
         points = []
         for k, quality in enumerate(QUALITIES):
             ours = mean_point(pictures, codec, quality)

@@ -181,7 +181,12 @@ def encode(
         float | None, typer.Option(min=0, max=100, help="Quality instead of a target.  [default: 50]")
     ] = None,
     metric: Annotated[Metric, typer.Option(help="What the bits are spent on.")] = Metric.mixed,
-    effort: Annotated[int, typer.Option(min=0, max=9, help="Work spent on adapting to the picture.")] = 0,
+    effort: Annotated[
+        int,
+        typer.Option(
+            min=0, max=9, help="Work spent on adapting to the picture; 8 and 9 try several qualities for a rate."
+        ),
+    ] = 0,
     max_seconds: Annotated[float | None, typer.Option(help="End the adaptation after this time.")] = None,
     device: DeviceOption = "cpu",
     model: ModelOption = None,

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from l2c import images, integer, networks
 from l2c.adapt.bias_sets import set_maps
-from l2c.adapt.effort import EFFORTS, MAX_EFFORT, Effort
+from l2c.adapt.effort import EFFORTS, MAX_EFFORT, MAX_TRIES, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
 from l2c.adapt.modulators import condition_maps
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
@@ -64,7 +64,7 @@ _MOST_ADAPTED_TILE = 2048  # gradients need some kilobytes a pixel of the tiles 
 _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where adaptation follows
 _WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
-_TRIES = (1.0, 1.5, 0.5)  # times the mean saving, where several qualities are tried
+_TRIES = (1.0, 1.5, 0.5, 1.25, 0.75)[:MAX_TRIES]  # times the mean saving, where several qualities are tried
 _TRIMMED = 1.01  # files up to this many times the target are trimmed, larger ones steered
 
 
@@ -227,7 +227,8 @@ class Codec:
             quality: 0..100 instead of a target; more is better and larger. Without any of these: 50.
             metric: "psnr", "msssim" or "mixed" (default): what the bits are spent on.
             effort: 0 (default, no adaptation) to 9: how much work goes into adapting the latents and the decoder to
-                the picture; or a mixture of your own, an `l2c.Effort`. Decoding takes the same time at every level.
+                the picture; or a mixture of your own, an `l2c.Effort`. Levels 8 and 9 do it at two and three qualities
+                where a rate is asked for. Decoding takes the same time at every level.
             b: quantisation bits 1..8 (default: the model's).
             tile: side of a tile in pixels: 512, 1024, ...; with effort at most 2048.
             metadata: keep ICC profile and EXIF (default True). Alpha is always kept.
@@ -288,7 +289,7 @@ class Codec:
             effort if isinstance(effort, Effort) else EFFORTS[effort],
             {"load": time.perf_counter() - start, "encoder": 0.0, "adapt": 0.0, "entropy": 0.0},
             float("inf") if max_seconds is None else start + max_seconds,
-            progress if progress is not None else _silent,
+            _rising(progress) if progress is not None else _silent,
         )
         if bpp is not None or max_bytes is not None:
             rate = min(float(bpp), 1e12) if bpp is not None else 0.0  # more than any file has, its square is finite
@@ -356,7 +357,7 @@ class Codec:
             # The pictures that are not there yet, without adaptation; what was probed already is known.
             for i, size in enumerate(sizes):
                 if not _near(results[i], size):
-                    search = replace(searches[i], target_bytes=size, tolerance=TOLERANCE)
+                    search = searches[i].towards(size, TOLERANCE)
                     (plain,) = self._at_size(batch.only(i), [search])
                     adapted = results[i]
                     if adapted is None or (plain and len(adapted.data) < _WORTH_ADAPTING * len(plain.data)):
@@ -404,15 +405,16 @@ class Codec:
         for k in range(1, tries):
             if time.perf_counter() > batch.deadline:
                 return
-            factor = _TRIES[k] if k < len(_TRIES) else 1.0 + 0.2 * k
+            factor = _TRIES[k]
             others = [
-                replace(search, target_bytes=size / (1.0 - factor * self._saving(batch, picture, size)))
+                search.towards(size / (1.0 - factor * self._saving(batch, picture, size)), _ADAPTED_TOLERANCE)
                 for search, size, picture in zip(searches, sizes, batch.pictures)
             ]
             self._find(batch, others)
             more = [0 if search.best is None else search.best for search in others]
             members = [i for i, level in enumerate(more) if level not in done[i]]
             if not members:
+                batch.progress((k + 1) / tries, "adapted")
                 continue
             tried: list[Encoded | None] = [None] * len(members)
             targets, known = [sizes[i] for i in members], [searches[i] for i in members]
@@ -425,7 +427,7 @@ class Codec:
                 continue
             only = batch.only(i)
             target = _aim(sizes[i]) * searches[i].sizes[level] / first
-            again = replace(searches[i], target_bytes=target, tolerance=TOLERANCE)
+            again = searches[i].towards(target, TOLERANCE)
             self._find(only, [again])
             other = 0 if again.best is None else again.best
             if other != level:
@@ -1117,6 +1119,18 @@ def _check_options(
 
 def _silent(share: float, stage: str) -> None:
     """Progress that nobody asked for."""
+
+
+def _rising(progress: Callable[[float, str], None]) -> Callable[[float, str], None]:
+    """The same progress, never falling: what is adapted once more was not in the plan."""
+    most = 0.0
+
+    def tell(share: float, stage: str) -> None:
+        nonlocal most
+        most = max(most, share)
+        progress(most, stage)
+
+    return tell
 
 
 def _aim(size: float) -> float:

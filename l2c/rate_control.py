@@ -30,6 +30,7 @@ class QualitySearch:
         pixels: of the picture, to read the curve.
         curve: (quality, mean bpp) points, rising in both.
         tolerance: share of the target that may stay unused.
+        most: sizes that it may know before it makes do with what it has.
     """
 
     target_bytes: float
@@ -37,6 +38,7 @@ class QualitySearch:
     curve: Sequence[tuple[float, float]]
     tolerance: float = TOLERANCE
     sizes: dict[int, int] = field(default_factory=dict)
+    most: int = MAX_PROBES
 
     @property
     def best(self) -> int | None:
@@ -56,15 +58,20 @@ class QualitySearch:
             or (high is not None and high - low <= 1)
         ):
             return None
-        if high == 0 or (low is not None and len(self.sizes) >= MAX_PROBES):
+        if high == 0 or (low is not None and len(self.sizes) >= self.most):
             return None
         guess = self._guess(low, high)
         # Stay inside the bracket; without a lower end keep going down, to the very lowest quality if need be.
         lower = 0 if low is None else low + 1
         upper = MAX_QUALITY if high is None else high - 1
-        if low is None and len(self.sizes) >= MAX_PROBES - 2:
+        if low is None and len(self.sizes) >= self.most - 2:
             return 0
         return min(max(guess, lower), upper)
+
+    def towards(self, target_bytes: float, tolerance: float) -> QualitySearch:
+        """A search for another target with what this one knows; what either learns, both know."""
+        most = len(self.sizes) + MAX_PROBES
+        return QualitySearch(target_bytes, self.pixels, self.curve, tolerance, self.sizes, most)
 
     def report(self, quality: int, size_bytes: int) -> None:
         """Tell the size of the file at a quality."""

@@ -167,7 +167,7 @@ def test_levels_are_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers", [{"iterations": -1}, {"iterations": 1.5}, {"sets": 256}, {"steps": True}, {"tries": 0}, {"tries": 99}]
+    "numbers", [{"iterations": -1}, {"iterations": 1.5}, {"sets": 256}, {"steps": True}, {"tries": 0}, {"tries": 6}]
 )
 def test_impossible_efforts(numbers: dict[str, int]) -> None:
     with pytest.raises(l2c.UnsupportedError, match="of an effort is"):
@@ -211,11 +211,13 @@ def test_tries_start_at_other_qualities_and_keep_the_best(
         name = "psnr-rgb" if metric == "psnr" else "ms-ssim-rgb"
         return measure(photo, codec.decode(result.data), (name,))[name] / result.bpp**1e-3
 
+    told.clear()
+    flat = np.full((64, 64, 3), 90, np.uint8)  # has no other quality to try
+    codec.encode(flat, bpp=0.5, effort=l2c.Effort(1, tries=3), progress=lambda share, stage: told.append(share))
+    assert told == sorted(told) and told[-1] == 1.0
     levels.clear()
-    both = codec.encode_batch_detailed(
-        [photo, np.full((64, 64, 3), 90, np.uint8)], bpp=0.5, effort=l2c.Effort(2, tries=2)
-    )
-    assert both[0].target_reached and not both[1].target_reached  # a flat picture has no other quality to try
+    both = codec.encode_batch_detailed([photo, flat], bpp=0.5, effort=l2c.Effort(2, tries=2))
+    assert both[0].target_reached and not both[1].target_reached
     assert len(levels) == 3
     assert figure(best) >= max(map(figure, files)) - 1e-3 * figure(best)
 
@@ -359,6 +361,29 @@ def test_what_the_codec_would_refuse_is_not_written(photo: np.ndarray) -> None:
     codec = l2c.Codec(limits=Limits(max_tiles=1))
     with pytest.raises(LimitError, match="max_tiles"):
         codec.encode(np.concatenate([photo] * 3, axis=1), tile=512)
+
+
+def test_the_better_of_two_files_for_one_size(codec: l2c.Codec, photo: np.ndarray) -> None:
+    """Near the size counts first, then J; the order in which they come never."""
+    from l2c.adapt.effort import EFFORTS
+    from l2c.codec import _Batch
+    from l2c.images import load_picture
+
+    good = codec.encode_detailed(photo, bpp=0.5, metric="psnr", effort=2)
+    other = codec.encode_detailed(photo, bpp=0.5, metric="psnr", effort=l2c.Effort(2, tries=2))
+    bad = codec.encode_detailed(photo[::-1].copy(), bpp=0.5, metric="psnr")  # another picture, of the same size
+    far = codec.encode_detailed(photo, bpp=0.4, metric="psnr")
+    size = len(good.data) * 1.01
+    assert min(len(bad.data), len(good.data), len(other.data)) > 0.98 * size > len(far.data)
+    batch = _Batch([load_picture(photo)], [{}], 0, 8, 1024, EFFORTS[2], {}, float("inf"), print)
+
+    def better(old: l2c.Encoded | None, new: l2c.Encoded | None) -> l2c.Encoded | None:
+        return codec._better(batch, 0, 500, old, new, size)
+
+    assert better(good, bad) is good and better(bad, good) is good
+    assert better(far, bad) is bad and better(bad, far) is bad
+    assert better(None, far) is far and better(far, None) is far and better(None, None) is None
+    assert better(good, None) is good and better(None, good) is good
 
 
 def test_what_was_saved_too_much_is_spent_again(

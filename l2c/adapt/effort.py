@@ -8,6 +8,9 @@ import numpy as np
 
 from l2c.errors import UnsupportedError
 
+MAX_TRIES = 5
+REVISION = 1  # of what an adaptation finds with given numbers; records of measurements name it
+
 
 @dataclass(frozen=True)
 class Effort:
@@ -28,7 +31,12 @@ class Effort:
     tries: int = 1
 
     def __post_init__(self) -> None:
-        for name, low, high in (("iterations", 0, 10_000), ("sets", 0, 255), ("steps", 0, 10_000), ("tries", 1, 16)):
+        for name, low, high in (
+            ("iterations", 0, 10_000),
+            ("sets", 0, 255),
+            ("steps", 0, 10_000),
+            ("tries", 1, MAX_TRIES),
+        ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise UnsupportedError(f"{name} of an effort is {value!r}: it must be a whole number {low}..{high}")
@@ -42,7 +50,8 @@ class Effort:
         """Share of the rate by which the unadapted file should exceed a target `bpp` where the search for it begins.
 
         Args:
-            mu: metric mix in eighths.
+            mu: metric mix in eighths, 0 (PSNR) to 8 (MS-SSIM).
+            bpp: positive; beyond the ends of the table as at the end.
         """
         share = self.iterations / (self.iterations + 1.0) * 7.0 / 6.0
         msssim, psnr = (np.interp(np.log2(bpp), np.log2(_RATES), column) for column in (_MSSSIM, _PSNR))
@@ -64,6 +73,6 @@ EFFORTS = (
     Effort(12, 1),
     Effort(16, 2, 3),
     Effort(16, 2, 3, tries=2),
-    Effort(16, 4, 6, tries=3),
+    Effort(20, 4, 6, tries=3),
 )
 MAX_EFFORT = len(EFFORTS) - 1

@@ -65,7 +65,8 @@ def evaluate_folder(
     """Measure our codec and others on your own pictures at equal rates: real files, decoded again.
 
     RECORD gets rows.jsonl (a line for each file), results/CODEC.json (mean curves in CompressAI's layout), results.csv,
-    report.md with BD-rates, and a plot of each figure. A stopped run goes on where it was.
+    report.md with BD-rates, and plots of each figure against the rate and of BD-rates against time. A stopped run goes
+    on where it was.
 
     \b
     Peers:   jpeg, mozjpeg, jpeg2000, webp, avif, jxl, hevc (x265), av1 (libaom), vvc (vvenc, 4:2:0); all intra
@@ -102,7 +103,7 @@ def papers_tables(
     rates: Annotated[str, typer.Option(help="Target rates in bits per pixel.")] = "0.06,0.12,0.25,0.5,0.75,1,1.5,2",
     examples: Annotated[int, typer.Option(min=1, help="Pictures shown in Table I and measured for fig5.")] = 4,
     effort: Annotated[int, typer.Option(min=0, max=9, help="Effort level of Table I.")] = 4,
-    metric: Annotated[str, typer.Option(help="What the files of Table I are optimised for.")] = "mixed",
+    metric: Annotated[str, typer.Option(help="What Tables I and II are optimised for: psnr, msssim, mixed.")] = "mixed",
     meta: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Table II: checkpoint of the training stage meta.")
     ] = None,
@@ -115,8 +116,8 @@ def papers_tables(
 ) -> int:
     """The tables of L2C and figures 4 and 5 of OML on your own pictures: the papers' numbers beside ours.
 
-    RECORD gets tables.md, the figures and a line for each file; it may be that of `l2c eval`, whose files then count. A
-    stopped run goes on where it was.
+    RECORD gets tables.md, the figures and a line for each file; a stopped run goes on where it was. It may be that of
+    `l2c eval`: files of the same metric and effort then count in Table I. Table II needs --meta and --control.
     """
     from l2c.codec import Codec
     from l2c.evaluate.tables import Tables, write_tables
@@ -136,7 +137,7 @@ def papers_tables(
     text = write_tables(tables, _names(parts), meta, control)
     _clear()
     print(text, end="")
-    return 0
+    return _FAILED if tables.failures else 0
 
 
 def compare_files(

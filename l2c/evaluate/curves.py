@@ -59,7 +59,8 @@ def _rising(rates: list[float], values: list[float]) -> tuple[list[float], list[
 
 
 def rate_table(curves: Sequence[Curve], anchor: Curve, figures: Sequence[str]) -> str:
-    """Markdown: BD-rate of every curve against the anchor, mean seconds, and how many files meet their rate."""
+    """Markdown: BD-rate of every curve against the anchor, mean seconds, and how many files meet their rate (at the
+    targets that all pictures have)."""
     lines = [
         f"BD-rate against {anchor.title}" + (" (published)" if anchor.published else "") + ", percent:",
         "",

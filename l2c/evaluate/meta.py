@@ -14,10 +14,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from l2c.errors import UnsupportedError
 from l2c.probability import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import PAPER_ALPHA, LossConfig
 from l2c.train.losses import Conditions, Networks, analyse, latent_loss
+
+
+def check_checkpoints(meta: Path, control: Path) -> None:
+    """Raises UnsupportedError: they are not both of the stage meta; TrainingError: they cannot be read."""
+    for path in (meta, control):
+        stage = Checkpoint.load(path).stage
+        if stage != "meta":
+            raise UnsupportedError(f"{path} is a checkpoint of the stage {stage or 'none'}, not of meta")
 
 
 def objective(nets: Networks, x: Tensor, y: Tensor, cond: Conditions) -> Tensor:

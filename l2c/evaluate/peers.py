@@ -1,4 +1,5 @@
-"""Other codecs at equal rates: each searches its own quality setting for the largest file that a target allows.
+"""Other codecs at equal rates: each searches its own quality setting for the largest file that a target allows (or one
+at most 0.5 % below it).
 
 All of them are given the same 8-bit RGB pixels, and decoded to 8-bit RGB. The still-picture formats convert colours
 themselves. The video coders (HEVC, AV1, VVC intra) get full-range BT.709 planes from `measures.to_planes` at 10 bits,

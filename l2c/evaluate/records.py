@@ -6,7 +6,8 @@ A folder holds
   last whole line.
 - `results/CODEC.json`: mean curves in the layout of CompressAI's `results/`, which its plot tools read;
 - `results.csv`: the same means, one line for each codec and target;
-- `run.json`: machine, versions and settings.
+- `run.json`: machine, versions and settings;
+- `report.md`, `FIGURE.png` and `time-FIGURE.png`: what `run.report` makes of it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from l2c import __version__
-from l2c.adapt.effort import MAX_EFFORT
+from l2c.adapt.effort import EFFORTS, MAX_EFFORT, REVISION, Effort
 from l2c.codec import Codec
 from l2c.errors import RateError, UnsupportedError
 from l2c.evaluate.curves import plot, plot_time, quality_table, rate_table
@@ -57,6 +57,8 @@ class Plan:
             raise UnsupportedError(f"figures are {list(self.figures)}: choose from {', '.join(FIGURES)}")
         if not all(0 <= effort <= MAX_EFFORT for effort in self.efforts):
             raise UnsupportedError(f"efforts are {list(self.efforts)}: each must be 0..{MAX_EFFORT}")
+        if len(set(map(float, self.rates))) < len(self.rates):
+            raise UnsupportedError(f"rates are {list(self.rates)}: one of them stands there twice")
         names = [path.stem for path in self.pictures]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
@@ -76,7 +78,13 @@ class Outcome:
 
 
 def evaluate(
-    codec: Codec, plan: Plan, folder: Path, tell: Callable[[str], None] = lambda what: None, *, peers_only: bool = False
+    codec: Codec,
+    plan: Plan,
+    folder: Path,
+    tell: Callable[[str], None] = lambda what: None,
+    *,
+    peers_only: bool = False,
+    write: bool = True,
 ) -> Outcome:
     """Measure what the record in `folder` does not hold yet, then write its tables; see `records`.
 
@@ -86,6 +94,7 @@ def evaluate(
         codec: ours. plan: what to measure. folder: of the record, made if need be.
         tell: called with the name of each piece of work before it begins.
         peers_only: leave our codec out.
+        write: the tables of the record, too, not only its rows.
     Raises:
         UnsupportedError, BackendError: an impossible plan, or a peer asked for by name is not at hand.
     """
@@ -93,7 +102,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     record = RowFile(folder / "rows.jsonl")
     own = {} if peers_only else {own_name(m, e): (m, e) for e in plan.efforts for m in plan.metrics}
-    versions = dict.fromkeys(own, own_version(codec))
+    versions = {name: own_version(codec, effort) for name, (_, effort) in own.items()}
     versions |= {name: peer.describe() for name, peer in peers.items()}
     known = {(row["picture"], row["codec"], row["target"]): row for row in record.rows if _fresh(row, versions, plan)}
     outcome = Outcome([])
@@ -122,7 +131,8 @@ def evaluate(
     titles = {name: (own_title(m, e), versions[name]) for name, (m, e) in own.items()}
     titles |= {name: (peer.title, versions[name]) for name, peer in peers.items()}
     outcome.rows, outcome.curves = rows, mean_curves(rows, titles)
-    _write_tables(folder, outcome.curves, plan, codec)
+    if write:
+        _write_tables(folder, outcome.curves, plan, codec)
     return outcome
 
 
@@ -131,9 +141,11 @@ def _fresh(row: Row, versions: dict[str, str], plan: Plan) -> bool:
     return row.get("version") == versions.get(row["codec"]) and all(name in row for name in plan.figures)
 
 
-def own_version(codec: Codec) -> str:
+def own_version(codec: Codec, effort: int | Effort = 0) -> str:
     """What rows of ours depend on."""
-    return f"l2c {__version__}, model {codec.model.model_id.hex()}, torch {torch.__version__}"
+    mixture = effort if isinstance(effort, Effort) else EFFORTS[effort]
+    version = f"l2c {__version__}, model {codec.model.model_id.hex()}, torch {torch.__version__}"
+    return f"{version}, {mixture}, revision {REVISION}" if mixture.adapts else version
 
 
 def own_name(metric: str, effort: int) -> str:

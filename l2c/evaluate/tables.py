@@ -1,16 +1,16 @@
 """The tables of L2C (I, II, III) and the figures 4 and 5 of OML, on any pictures: the papers' numbers beside ours.
 
-Every number of ours is of a real file, decoded again, except Table II, which compares checkpoints in training. What is
-measured goes to `tables.jsonl` (see `records.RowFile`) and, for Table I, to `rows.jsonl` of `run.evaluate`: a stopped
-run goes on, and a record of `l2c eval` is used as far as it goes.
+Every number of ours is of a real file, decoded again, except Table II, which compares checkpoints in training and is
+measured anew each time. The others go to `tables.jsonl` (see `records.RowFile`) and, for Table I, to `rows.jsonl` of
+`run.evaluate`: a stopped run goes on, and rows of `l2c eval` for the same metric and effort are used.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from l2c.adapt.effort import Effort
-from l2c.codec import Codec
+from l2c.codec import METRICS, Codec
 from l2c.errors import RateError, UnsupportedError
 from l2c.evaluate.curves import axes_of
 from l2c.evaluate.measures import UInt8Array, in_db, measure
 from l2c.evaluate.records import Row, RowFile
 from l2c.evaluate.run import DEFAULT_RATES, Plan, evaluate, own_name, own_version
 from l2c.images import load_picture, write_atomically
+from l2c.networks import num_modulators
 
 PARTS = ("I", "II", "III", "fig4", "fig5")
 
@@ -71,7 +72,7 @@ class Tables:
         codec: ours. pictures: files. folder: of the record.
         rates: bpp of Table I, of the bias sets and of Figure 4. examples: pictures shown in Table I, measured for
             Figure 5.
-        effort, metric: of Table I.
+        effort: of Table I. metric: of Tables I and II.
         tell: called with the name of each piece of work before it begins.
     """
 
@@ -88,28 +89,26 @@ class Tables:
     def __post_init__(self) -> None:
         if self.examples < 1:
             raise UnsupportedError(f"examples are {self.examples}: there must be one at least")
-        self.plan = Plan(
-            self.pictures, self.rates, (self.metric,), (self.effort,), ("none",), ("ms-ssim-rgb", "ms-ssim-y", "vmaf")
-        )
+        figures = ("ms-ssim-rgb", "ms-ssim-y", "vmaf")
+        everything = Plan(self.pictures, self.rates, (self.metric,), (self.effort,), ("none",), figures)
+        self.plan = replace(everything, pictures=self._some(self.examples))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._record = RowFile(self.folder / "tables.jsonl")
-        version = own_version(self.codec)
         self._known = {
-            (row["picture"], row["codec"], row["target"]): row
-            for row in self._record.rows
-            if row.get("version") == version
+            (row["picture"], row["codec"], row["target"], row.get("version")): row for row in self._record.rows
         }
-        self._version = version
+        self.failures: list[tuple[str, str]] = []
 
     # --- L2C Table I ----------------------------------------------------------------------------------------------
 
     def table_one(self) -> str:
         """bpp, MS-SSIM of Y and VMAF of some pictures at every rate."""
-        outcome = evaluate(self.codec, self.plan, self.folder, self.tell)
+        outcome = evaluate(self.codec, self.plan, self.folder, self.tell, write=False)
+        self.failures += outcome.failures
         name = own_name(self.metric, self.effort)
         lines = ["| ID | BPP | MSY | VMAF |", "|---|---|---|---|"]
         rows = {(row["picture"], row["target"]): row for row in outcome.rows if row["codec"] == name}
-        for path in self._some(self.examples):
+        for path in self.plan.pictures:
             for rate in sorted(self.rates, reverse=True):
                 row = rows.get((path.stem, float(rate)))
                 if row is not None:
@@ -137,6 +136,14 @@ class Tables:
 
     # --- L2C Table II ---------------------------------------------------------------------------------------------
 
+    def check_two(self, meta: Path, control: Path, size: int = 256) -> None:
+        """Raises UnsupportedError or TrainingError: what `table_two` is given does not suit it."""
+        from l2c.evaluate.meta import check_checkpoints
+
+        check_checkpoints(meta, control)
+        for path in self.pictures:
+            _centre(self._picture(path), size)
+
     def table_two(self, meta: Path, control: Path, qualities: Sequence[int] = (30, 50, 70), size: int = 256) -> str:
         """How much more a meta-trained model gains from overfitting than one fine-tuned without it.
 
@@ -146,11 +153,13 @@ class Tables:
         """
         from l2c.evaluate.meta import mean_drops
 
+        mu = METRICS[self.metric]
         lines = [
             "## L2C, Table II",
             "",
             f"Mean loss drop of {len(self.pictures)} pictures' centres ({size}x{size}), qualities "
-            f"{', '.join(map(str, qualities))}, mu {self.codec_mu}, the best learning rate for each. Ours: rescaled.",
+            f"{', '.join(map(str, qualities))}, mu {mu}, the best learning rate for each (rescaled to our latents; a "
+            "checkpoint that learnt its rates is tried with them, too, at the number of iterations that they are for).",
             "",
             "| Num. iters | LRS | drop, meta (bpp) | drop, control | Δ mean loss drop, ours | paper |",
             "|---|---|---|---|---|---|",
@@ -158,56 +167,49 @@ class Tables:
         crops = [_centre(self._picture(path), size) for path in self.pictures]
         for iterations, (alphas, paper) in PAPER_II.items():
             self.tell(f"Table II, {iterations} iterations")
-            drops = mean_drops((meta, control), crops, qualities, self.codec_mu, iterations, alphas)
+            drops = mean_drops((meta, control), crops, qualities, mu, iterations, alphas)
+            change = f"{100 * (drops[0] / drops[1] - 1):+.2f} %" if drops[1] > 0 else "-"
             lines.append(
-                f"| {iterations} | {{{', '.join(map(str, alphas))}}} | {drops[0]:.5f} | {drops[1]:.5f} "
-                f"| {100 * (drops[0] / drops[1] - 1):+.2f} % | +{paper:.2f} % |"
+                f"| {iterations} | {{{', '.join(map(str, alphas))}}} | {drops[0]:.5f} | {drops[1]:.5f} | {change} "
+                f"| +{paper:.2f} % |"
             )
         return "\n".join(lines)
-
-    @property
-    def codec_mu(self) -> int:
-        """Metric mix in eighths of `metric`."""
-        from l2c.codec import METRICS
-
-        return METRICS[self.metric]
 
     # --- L2C Table III and bias sets --------------------------------------------------------------------------------
 
     def table_three(self) -> str:
         """Rate and MS-SSIM before and after overfitting latents at one quality, and what bias sets gain."""
         lines = [
-            "| Target BPP | BPP₁ | BPP₂ | MS-SSIM₁ | MS-SSIM₂ | paper: BPP₁ | BPP₂ | MS-SSIM₁ | MS-SSIM₂ |",
-            "|---" * 9 + "|",
+            "| Target BPP | pictures | BPP₁ | BPP₂ | MS-SSIM₁ | MS-SSIM₂ | paper: BPP₁ | BPP₂ | MS-SSIM₁ | MS-SSIM₂ |",
+            "|---" * 10 + "|",
         ]
         for target, *paper in PAPER_III:
-            pairs = [self._pair(path, target, "msssim", OVERFITTING, "overfitting") for path in self.pictures]
-            found = [pair for pair in pairs if pair is not None]
-            if not found:
-                continue
-            first, second = ({key: _mean(p[k], key) for key in ("bpp", "ms-ssim-rgb")} for k, p in _sides(found))
-            lines.append(
-                f"| {target:g} ± 15 % | {first['bpp']:.3f} | {second['bpp']:.3f} | {first['ms-ssim-rgb']:.4f} "
-                f"| {second['ms-ssim-rgb']:.4f} | {paper[0]:.3f} | {paper[1]:.3f} | {paper[2]:.4f} | {paper[3]:.4f} |"
-            )
-        gains = []
-        for path in self.pictures:
-            for rate in self.rates:
-                pair = self._pair(path, rate, "msssim", SETS, "sets")
-                if pair is not None:
-                    gains.append(pair[1]["ms-ssim-rgb"] - pair[0]["ms-ssim-rgb"])
-        sets = f"{statistics.mean(gains):+.4f}" if gains else "none"
+            pairs = self._pairs(self.pictures, target, "msssim", OVERFITTING)
+            cells = ["-"] * 4
+            if pairs:
+                rates = [f"{_mean(pairs, k, 'bpp'):.3f}" for k in range(2)]
+                cells = rates + [f"{_mean(pairs, k, 'ms-ssim-rgb'):.4f}" for k in range(2)]
+            cells += [f"{paper[0]:.3f}", f"{paper[1]:.3f}", f"{paper[2]:.4f}", f"{paper[3]:.4f}"]
+            lines.append(f"| {target:g} ± 15 % | {len(pairs)} | {' | '.join(cells)} |")
+        sets = "this model has none"
+        if self.codec.model.bias_sets is not None:
+            pairs = [pair for rate in self.rates for pair in self._pairs(self.pictures, rate, "msssim", SETS)]
+            if pairs:
+                gain = statistics.mean(after["ms-ssim-rgb"] - before["ms-ssim-rgb"] for before, after in pairs)
+                sets = f"{gain:+.4f} ours, for {_more_bytes(pairs):+.2f} % more bytes (files: {len(pairs)})"
+            else:
+                sets = "no picture reaches these rates"
         return "\n".join(
             [
                 "## L2C, Table III",
                 "",
-                f"**Ours**: means of {len(self.pictures)} pictures, each at one quality whose file without adaptation "
-                f"meets the target, before and after {OVERFITTING.iterations} iterations; the paper's rows are one "
+                "**Ours**: means of the pictures that reach the target, each at one quality whose file without "
+                f"adaptation meets it, before and after {OVERFITTING.iterations} iterations; the paper's rows are one "
                 "picture each. BPP of whole files.",
                 "",
                 *lines,
                 "",
-                f"Content-specific biases alone, mean MS-SSIM gain over pictures and rates: {sets} ours, "
+                f"Content-specific biases alone, mean MS-SSIM gain over pictures and rates: {sets}; "
                 f"{PAPER_BIAS_GAIN:+.4f} paper.",
             ]
         )
@@ -216,32 +218,29 @@ class Tables:
 
     def figure_four(self, steps: int = 20) -> str:
         """What adapted conditions gain at every rate, for PSNR and for MS-SSIM in dB; also `fig4.png`."""
-        curves: dict[str, tuple[list[float], list[float], list[float]]] = {}
-        for metric in ("psnr", "msssim"):
-            rates, gains, shares = [], [], []
-            for rate in sorted(self.rates):
-                pairs = [self._pair(p, rate, metric, Effort(steps=steps), f"steps{steps}") for p in self.pictures]
-                found = [pair for pair in pairs if pair is not None]
-                if found:
-                    each = [_gain(metric, *pair) for pair in found]
-                    rates.append(_mean([pair[1] for pair in found], "bpp"))
-                    gains.append(statistics.mean(gain for gain, _ in each))
-                    shares.append(statistics.mean(share for _, share in each))
-            curves[metric] = rates, gains, shares
-        lines = ["| metric | bpp | gain, dB | gain, % |", "|---|---|---|---|"]
-        for metric, (rates, gains, shares) in curves.items():
-            lines += [f"| {_LABEL[metric]} | {r:.3f} | {g:+.4f} | {s:+.3f} |" for r, g, s in zip(rates, gains, shares)]
         axes, write = axes_of(self.folder / "fig4.png", 6.0, 4.0)
-        for metric, (rates, gains, _) in curves.items():
+        lines = ["| metric | bpp | pictures | gain, dB | gain, % | more bytes, % |", "|---|---|---|---|---|---|"]
+        for metric in ("psnr", "msssim"):
+            rates, gains = [], []
+            for rate in sorted(self.rates):
+                pairs = self._pairs(self.pictures, rate, metric, Effort(steps=steps))
+                if pairs:
+                    gain, share = _gain(metric, pairs)
+                    rates.append(_mean(pairs, 1, "bpp"))
+                    gains.append(gain)
+                    lines.append(
+                        f"| {_LABEL[metric]} | {rates[-1]:.3f} | {len(pairs)} | {gain:+.4f} | {share:+.3f} "
+                        f"| {_more_bytes(pairs):+.2f} |"
+                    )
             axes.plot(rates, gains, "o-", label=f"{_LABEL[metric]}, {steps} steps (ours)")
         _finish(axes, write, "bits per pixel", "gain, dB")
         return "\n".join(
             [
                 "## OML, Figure 4",
                 "",
-                f"Conditions adapted with {steps} steps, latents as they were, {len(self.pictures)} pictures. MS-SSIM "
-                "as -10 log10(1 - m). Where they do not pay for their bytes the file stays as it was. Paper (curves "
-                "only, other base models): gains at every rate, more at low ones, more for PSNR than for MS-SSIM.",
+                f"Conditions adapted with {steps} steps, latents as they were. MS-SSIM as -10 log10(1 - m). Where they "
+                "do not pay for their bytes the file stays as it was. Paper (curves only, other base models): gains "
+                "at every rate, more at low ones, more for PSNR than for MS-SSIM." + self._no_modulators(),
                 "",
                 *lines,
                 "",
@@ -251,27 +250,24 @@ class Tables:
 
     def figure_five(self, rate: float = 0.25) -> str:
         """What more steps gain and cost; also `fig5.png`."""
-        lines = ["| metric | steps | time, % of encoding | gain, dB | gain, % |", "|---|---|---|---|---|"]
-        curves: dict[str, tuple[list[float], list[float]]] = {}
+        axes, write = axes_of(self.folder / "fig5.png", 6.0, 4.0)
+        lines = [
+            "| metric | steps | pictures | time, % of encoding | gain, dB | gain, % | more bytes, % |",
+            "|---|---|---|---|---|---|---|",
+        ]
         for metric in ("psnr", "msssim"):
             times, shares = [], []
             for steps in STEPS:
-                pairs = [
-                    self._pair(path, rate, metric, Effort(steps=steps), f"steps{steps}")
-                    for path in self._some(self.examples)
-                ]
-                found = [pair for pair in pairs if pair is not None]
-                if not found:
+                pairs = self._pairs(self._some(self.examples), rate, metric, Effort(steps=steps))
+                if not pairs:
                     continue
-                each = [_gain(metric, *pair) for pair in found]
-                more = statistics.median(100 * (b["encode_seconds"] / a["encode_seconds"] - 1) for a, b in found)
-                gain, share = (statistics.mean(column) for column in zip(*each))
-                times.append(more)
+                gain, share = _gain(metric, pairs)
+                times.append(statistics.median(100 * (b["encode_seconds"] / a["encode_seconds"] - 1) for a, b in pairs))
                 shares.append(share)
-                lines.append(f"| {_LABEL[metric]} | {steps} | {more:+.0f} | {gain:+.4f} | {share:+.3f} |")
-            curves[metric] = times, shares
-        axes, write = axes_of(self.folder / "fig5.png", 6.0, 4.0)
-        for metric, (times, shares) in curves.items():
+                lines.append(
+                    f"| {_LABEL[metric]} | {steps} | {len(pairs)} | {times[-1]:+.0f} | {gain:+.4f} | {share:+.3f} "
+                    f"| {_more_bytes(pairs):+.2f} |"
+                )
             axes.plot(times, shares, "o-", label=f"{_LABEL[metric]} (ours)")
         axes.set_xscale("symlog")
         _finish(axes, write, "more encoding time, %", "gain, %")
@@ -279,16 +275,18 @@ class Tables:
             [
                 "## OML, Figure 5",
                 "",
-                f"Conditions adapted at {rate:g} bpp, {min(self.examples, len(self.pictures))} pictures; time over "
-                "that of an encode at one quality without adaptation, which for our codec is one pass of E and of the "
-                "integer P. Paper: 5 steps, about 1 % more time, PSNR +1.5 to +5 %; 99 steps, about 20 %, "
-                "+2 to +8.8 %.",
+                f"Conditions adapted at {rate:g} bpp; time over that of an encode at one quality without adaptation, "
+                "which for our codec is one pass of E and of the integer P. Paper: 5 steps, about 1 % more time, PSNR "
+                "+1.5 to +5 %; 99 steps, about 20 %, +2 to +8.8 %." + self._no_modulators(),
                 "",
                 *lines,
                 "",
                 "![gain against time](fig5.png)",
             ]
         )
+
+    def _no_modulators(self) -> str:
+        return "" if num_modulators(self.codec.transform) else " This model has no modulators."
 
     # --- measuring --------------------------------------------------------------------------------------------------
 
@@ -302,55 +300,56 @@ class Tables:
             self._pixels = {path: load_picture(path).rgb}
         return self._pixels[path]
 
-    def _pair(self, path: Path, rate: float, metric: str, effort: Effort, name: str) -> tuple[Row, Row] | None:
-        """Files of one quality without adaptation and with it; None where the picture cannot reach the rate."""
-        plain = self._row(path, rate, metric, f"tables-{metric}-plain", None, None)
-        if plain is None:
-            return None
-        adapted = self._row(path, rate, metric, f"tables-{metric}-{name}", effort, plain["quality"])
-        assert adapted is not None
-        return plain, adapted
+    def _pairs(self, paths: Sequence[Path], rate: float, metric: str, effort: Effort) -> list[tuple[Row, Row]]:
+        """Files of one quality without adaptation and with it, of the pictures that come to the rate."""
+        pairs = []
+        for path in paths:
+            plain = self._row(path, rate, metric, Effort(), None)
+            if plain["target_reached"]:
+                pairs.append((plain, self._row(path, rate, metric, effort, plain["quality"])))
+        return pairs
 
-    def _row(
-        self, path: Path, rate: float, metric: str, name: str, effort: Effort | None, quality: float | None
-    ) -> Row | None:
-        key = path.stem, name, float(rate)
+    def _row(self, path: Path, rate: float, metric: str, effort: Effort, quality: float | None) -> Row:
+        """One file; without a quality that of the rate, which is a row without figures where there is none."""
+        threads = f"{self.codec.device}, {torch.get_num_threads()} threads"
+        version = f"{own_version(self.codec, effort)}, {threads}"
+        key = path.stem, f"tables-{metric}" + (f"-{effort}" if effort.adapts else ""), float(rate), version
         if key in self._known:
             return self._known[key]
-        self.tell(" ".join(map(str, key)))
+        self.tell(f"{path.stem} {metric} {rate:g} {effort}")
+        row: Row = dict(zip(("picture", "codec", "target", "version"), key)) | {"bpp": 0.0, "target_reached": True}
         pixels = self._picture(path)
         if quality is None:
             try:
-                quality = self.codec.encode_detailed(pixels, bpp=rate, metric=metric).quality
+                searched = self.codec.encode_detailed(pixels, bpp=rate, metric=metric)
+                quality, row["target_reached"] = searched.quality, searched.target_reached
             except RateError:
-                return None
-        start = time.perf_counter()
-        encoded = self.codec.encode_detailed(pixels, quality=quality, metric=metric, effort=effort or 0)
-        seconds = time.perf_counter() - start
-        row: dict[str, Any] = {
-            "picture": path.stem, "codec": name, "target": float(rate), "version": self._version, "bpp": encoded.bpp,
-            "quality": quality, "encode_seconds": seconds, "adaptation": encoded.adaptation,
-        }  # fmt: skip
-        row |= measure(pixels, self.codec.decode(encoded.data), ("psnr-rgb", "ms-ssim-rgb"))
+                row["target_reached"] = False
+        if quality is not None:
+            start = time.perf_counter()
+            encoded = self.codec.encode_detailed(pixels, quality=quality, metric=metric, effort=effort)
+            row["encode_seconds"] = time.perf_counter() - start
+            row |= {"bpp": encoded.bpp, "quality": quality, "adaptation": encoded.adaptation}
+            row |= measure(pixels, self.codec.decode(encoded.data), ("psnr-rgb", "ms-ssim-rgb"))
         self._record.add(row)
         self._known[key] = row
         return row
 
 
-def _sides(pairs: list[tuple[Row, Row]]) -> Iterator[tuple[int, list[list[Row]]]]:
-    columns = [list(column) for column in zip(*pairs)]
-    yield from ((k, columns) for k in range(2))
+def _mean(pairs: list[tuple[Row, Row]], side: int, key: str) -> float:
+    return statistics.mean(pair[side][key] for pair in pairs)
 
 
-def _mean(rows: Sequence[Row], key: str) -> float:
-    return statistics.mean(row[key] for row in rows)
+def _more_bytes(pairs: list[tuple[Row, Row]]) -> float:
+    """Percent."""
+    return statistics.mean(100.0 * (after["bpp"] / before["bpp"] - 1.0) for before, after in pairs)
 
 
-def _gain(metric: str, before: Row, after: Row) -> tuple[float, float]:
-    """dB and percent of dB."""
+def _gain(metric: str, pairs: list[tuple[Row, Row]]) -> tuple[float, float]:
+    """Means in dB and in percent of the dB before."""
     name = _FIGURE[metric]
-    a, b = in_db(name, before[name]), in_db(name, after[name])
-    return b - a, 100.0 * (b / a - 1.0)
+    values = [(in_db(name, before[name]), in_db(name, after[name])) for before, after in pairs]
+    return statistics.mean(b - a for a, b in values), statistics.mean(100.0 * (b / a - 1.0) for a, b in values)
 
 
 def _centre(pixels: UInt8Array, size: int) -> torch.Tensor:
@@ -371,35 +370,33 @@ def _finish(axes: Any, write: Callable[[], None], x: str, y: str) -> None:
 
 
 def write_tables(tables: Tables, parts: Sequence[str], meta: Path | None = None, control: Path | None = None) -> str:
-    """The parts asked for as one page, Markdown; also `tables.md` in the folder.
+    """The parts asked for as one page, Markdown; also `tables.md` in the folder, which grows part by part.
 
     Raises:
-        UnsupportedError: an unknown part, or Table II without its checkpoints.
+        UnsupportedError: an unknown part, Table II without its checkpoints or these without it.
+        TrainingError: a file that is no checkpoint. BackendError: matplotlib is not installed.
     """
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         raise UnsupportedError(f"parts are {list(parts)}: choose from {', '.join(PARTS)}")
-    if "II" in parts and (meta is None or control is None):
-        raise UnsupportedError("Table II compares two checkpoints: name them with --meta and --control")
+    if ("II" in parts) != (meta is not None and control is not None):
+        raise UnsupportedError("Table II compares two checkpoints: give --parts II, --meta and --control together")
+    work: dict[str, Callable[[], str]] = {
+        "I": tables.table_one, "III": tables.table_three, "fig4": tables.figure_four, "fig5": tables.figure_five,
+    }  # fmt: skip
+    if meta is not None and control is not None:
+        checkpoints = meta, control
+        tables.check_two(*checkpoints)
+        work["II"] = lambda: tables.table_two(*checkpoints)
+    if {"fig4", "fig5"} & set(parts):
+        axes_of(tables.folder / "fig4.png")  # whether matplotlib is there
     model = tables.codec.model
-    texts = [
+    text = (
         f"# Tables of the papers, on {len(tables.pictures)} pictures\n\nModel `{model.name}`, id "
-        f"`{model.model_id.hex()}`; written {time.strftime('%Y-%m-%d')} by `l2c tables`."
-    ]
+        f"`{model.model_id.hex()}`; written {time.strftime('%Y-%m-%d')} by `l2c tables`.\n"
+    )
     for part in PARTS:
-        if part not in parts:
-            continue
-        if part == "I":
-            texts.append(tables.table_one())
-        elif part == "II":
-            assert meta is not None and control is not None
-            texts.append(tables.table_two(meta, control))
-        elif part == "III":
-            texts.append(tables.table_three())
-        elif part == "fig4":
-            texts.append(tables.figure_four())
-        else:
-            texts.append(tables.figure_five())
-    text = "\n\n".join(texts) + "\n"
-    write_atomically(tables.folder / "tables.md", text.encode())
+        if part in parts:
+            text += "\n" + work[part]() + "\n"
+            write_atomically(tables.folder / "tables.md", text.encode())
     return text
