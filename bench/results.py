@@ -22,7 +22,10 @@ from l2c.evaluate.records import Curve, RowFile, load_published, mean_curves
 from l2c.evaluate.run import METRICS, own_name, own_title
 
 PUBLISHED = Path(__file__).parent / "published" / "kodak.json"
-SHOWN = ("vtm", "compressai-mbt2018_mse_cuda", "compressai-mbt2018_ms-ssim_cuda")
+SHOWN = (
+    "jpeg", "webp", "bpg_444_x265_ycbcr", "av1", "vtm", "compressai-mbt2018_mse_cuda",
+    "compressai-mbt2018_ms-ssim_cuda", "compressai-cheng2020-attn_ms-ssim_cuda",
+)  # fmt: skip
 EFFORTS = range(10)
 LABELS = {"ms-ssim-y": "MS-SSIM of Y", "psnr-rgb": "PSNR over RGB, dB", "vmaf": "VMAF (4:4:4)"}
 
@@ -106,9 +109,9 @@ def page(folder: Path) -> str:
     curves = curves_of(rows)
     by_name = {curve.codec: curve for curve in curves}
     pictures = len({row["picture"] for row in rows})
-    anchor = next((by_name[name] for name in ("vvc", "webp", "jpeg") if name in by_name), curves[0])
-    figures = list(DEFAULT_FIGURES)
     published = load_published(PUBLISHED, SHOWN)
+    anchors = [by_name[name] for name in ("vvc", "jpeg") if name in by_name] or published[:2]
+    figures = list(DEFAULT_FIGURES)
     lines = [
         "# Results",
         "",
@@ -122,10 +125,11 @@ def page(folder: Path) -> str:
         "",
         "## BD-rates",
         "",
-        rate_table([*curves, *published], anchor, figures),
-        "Published curves are means at equal settings of their codecs, not at equal rates.",
+        *(rate_table([*curves, *published], anchor, figures) for anchor in anchors),
+        "Published curves are means at equal settings of their codecs, not at equal rates. A codec of the record appears "
+        "here once it has coded all pictures.",
         "",
-        *(f"![{LABELS.get(name, name)} against the rate](results/{name}.png)\n" for name in ("ms-ssim-y", "psnr-rgb")),
+        *(f"![{name} against the rate](results/{name}.png)\n" for name in ("ms-ssim-rgb", "psnr-rgb")),
         "![BD-rate against time](results/time-ms-ssim-y.png)",
         "",
         "## At equal rates",
@@ -135,7 +139,8 @@ def page(folder: Path) -> str:
     ]
     own = {key: [c for c in curves if c.codec.startswith(f"l2c-{key}")] for key in METRICS}
     peers = [curve for curve in curves if curve.codec in PEERS]
-    for figure, ours in (("ms-ssim-y", own["msssim"]), ("psnr-rgb", own["psnr"]), ("vmaf", own["psnr"])):
+    both = [curve for key in ("msssim", "psnr") for curve in own[key]]
+    for figure, ours in (("ms-ssim-y", own["msssim"]), ("psnr-rgb", own["psnr"]), ("vmaf", both)):
         lines += ["", f"### {LABELS[figure]}", "", *at_rates([*ours, *peers], figure)]
     lines += ["", "## Rates met by our files", "", *rate_control(rows)]
     if (folder / "agreement.json").exists():
@@ -154,7 +159,8 @@ def page(folder: Path) -> str:
     lines += [f"- {curve.title}: {curve.description}" for curve in curves]
     for figure in figures:
         plot([*curves, *published], figure, folder / f"{figure}.png")
-        plot_time(curves, anchor, figure, folder / f"time-{figure}.png")
+        measured = by_name.get("webp", curves[0])
+        plot_time(curves, measured, figure, folder / f"time-{figure}.png")
     return "\n".join(lines) + "\n"
 
 

@@ -22,6 +22,9 @@ _LABELS = {
 }
 
 
+_COLOURS = [*(f"C{k}" for k in range(10)), "0.1", "0.5", "0.75", "navy", "darkgreen", "maroon", "goldenrod", "teal"]
+
+
 def points(curve: Curve, figure: str) -> tuple[list[float], list[float]]:
     """Rates and values as they are compared (`measures.in_db`), rates rising; of equal rates the first."""
     rates: list[float] = []
@@ -127,9 +130,13 @@ def plot(curves: Sequence[Curve], figure: str, path: Path) -> None:
         BackendError: matplotlib is not installed.
     """
     axes, write = axes_of(path)
-    for curve in curves:
+    measured = [rate for curve in curves if not curve.published for rate in curve.values["bpp"]]
+    most = 1.05 * max(measured, default=float("inf"))
+    shown: list[float] = []
+    for k, curve in enumerate(curves):
         if figure in curve.values:
             rates, values = points(curve, figure)
+            shown += [value for rate, value in zip(rates, values) if rate <= most]
             own = curve.codec.startswith("l2c")
             axes.plot(
                 rates,
@@ -139,10 +146,13 @@ def plot(curves: Sequence[Curve], figure: str, path: Path) -> None:
                 linewidth=2.2 if own else 1.0,
                 markersize=3.5,
                 zorder=3 if own else 2,
+                color=_COLOURS[k % len(_COLOURS)],
             )
-    measured = [rate for curve in curves if not curve.published for rate in curve.values["bpp"]]
     if measured:
-        axes.set_xlim(0.0, 1.05 * max(measured))
+        axes.set_xlim(0.0, most)
+    if shown and max(shown) > min(shown):
+        margin = 0.05 * (max(shown) - min(shown))
+        axes.set_ylim(min(shown) - margin, max(shown) + margin)
     axes.set_xlabel("bits per pixel")
     axes.set_ylabel(_LABELS[figure])
     axes.grid(alpha=0.3)

@@ -183,6 +183,6 @@ def load_published(path: Path, codecs: Iterable[str]) -> list[Curve]:
             column = entry.get(theirs)
             if column and None not in column:
                 values[ours] = [float(column[i]) for i in order]
-        title = str(entry.get("description") or codec)
+        title = codec if codec.startswith("compressai-") else str(entry.get("description") or codec)
         curves.append(Curve(codec, title, str(entry.get("source", "")), values, values["bpp"], True))
     return curves

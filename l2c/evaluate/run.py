@@ -189,7 +189,7 @@ def _peers(search: RateSearch, rate: float) -> dict[str, Any]:
 def _write_tables(folder: Path, curves: list[Curve], plan: Plan, codec: Codec) -> None:
     facts = {
         "written": time.strftime("%Y-%m-%d"), "pictures": [path.stem for path in plan.pictures],
-        "rates": list(plan.rates), "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "rates": list(plan.rates), "machine": f"{platform.machine()}, threads: {torch.get_num_threads()}",
         "device": str(codec.device), "torch": torch.__version__, "model": codec.model.name,
         "model_id": codec.model.model_id.hex(), "codecs": {curve.codec: curve.description for curve in curves},
     }  # fmt: skip
