@@ -126,8 +126,8 @@ def page(folder: Path) -> str:
         "## BD-rates",
         "",
         *(rate_table([*curves, *published], anchor, figures) for anchor in anchors),
-        "Published curves are means at equal settings of their codecs, not at equal rates. A codec of the record appears "
-        "here once it has coded all pictures.",
+        "Published curves are means at equal settings of their codecs, not at equal rates. A codec of the record "
+        "appears here once it has coded all pictures.",
         "",
         *(f"![{name} against the rate](results/{name}.png)\n" for name in ("ms-ssim-rgb", "psnr-rgb")),
         "![BD-rate against time](results/time-ms-ssim-y.png)",
