@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 
@@ -15,14 +16,19 @@ from pytorch_msssim import ms_ssim
 
 import l2c
 from l2c import cli
+from l2c.config import ModelConfig
 from l2c.errors import BackendError, UnsupportedError
 from l2c.evaluate import ffmpeg, measures, peers, records, run
 from l2c.evaluate import tables as tables_module
 from l2c.evaluate.curves import bd_rate, plot_time, points
+from l2c.evaluate.meta import mean_drops
 from l2c.evaluate.peers import PEERS, Peer, RateSearch
 from l2c.evaluate.records import Curve, RowFile, from_compressai, load_published, mean_curves, to_compressai, to_csv
 from l2c.evaluate.run import Plan, evaluate
 from l2c.evaluate.tables import Tables
+from l2c.train.checkpoint import Checkpoint
+from l2c.train.config import PAPER_ALPHA
+from l2c.train.losses import Networks
 
 NAMES = ("astronaut", "chelsea", "coffee", "rocket", "immunohistochemistry")
 
@@ -448,6 +454,28 @@ class TestTables:
         ]  # fmt: skip
         assert all(int(row[2]) == 1 and float(row[3]) > 0 for row in rows)  # it takes time
         assert Image.open(tmp_path / "fig5.png").width > 300
+
+    def test_two_checkpoints(
+        self, folder: Path, tmp_path: Path, tiny_config: ModelConfig, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Table II: the same networks gain the same; rates that a checkpoint learnt are tried, too."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            state = Networks(tiny_config).state_dict()
+        paths = [tmp_path / name for name in ("meta.pt", "control.pt", "other.pt")]
+        for path, stage in zip(paths, ("meta", "meta", "pretrain")):
+            Checkpoint(tiny_config, state, state, stage).save(path)
+        crops = [torch.from_numpy(photo(name, 96, 96)).permute(2, 0, 1).float() / 255.0 for name in NAMES[:2]]
+        drops = mean_drops(paths[:2], crops, (20, 60), 4, 3, (0.01, 0.05))
+        assert drops[0] == drops[1] and np.isfinite(drops[0])
+        worse = mean_drops(paths[:1], crops, (20, 60), 4, 3, (0.05,))[0]
+        assert drops[0] >= worse  # the best of both rates
+        learnt = {"0": torch.full((3, 1, 1, 1), math.log(0.01 * PAPER_ALPHA))}
+        Checkpoint(tiny_config, state, state, "meta", objective=learnt).save(paths[0])
+        assert mean_drops(paths[:1], crops, (20, 60), 4, 3, (0.05,))[0] == pytest.approx(drops[0], rel=1e-3)
+        arguments = ["tables", str(folder), "-o", str(tmp_path / "r"), "--parts", "II", "--control", str(paths[2])]
+        assert cli.main([*arguments, "--meta", str(paths[0])]) == 1
+        assert "of the stage pretrain, not of meta" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("more", "message"),

@@ -100,3 +100,16 @@ def test_a_figure_out_of_reach() -> None:
     while (quality := search.next_quality) is not None:
         search.report(quality, 20 + quality / 100, 100 + quality)
     assert search.best == 0
+
+
+def test_a_search_towards_another_target_has_probes_of_its_own() -> None:
+    def size_of(q: int) -> int:
+        return int(2_000 * math.exp(5.0 * (q / 1000) ** 0.4 + 0.02 * math.sin(q)))
+
+    first = QualitySearch(30_000, 400_000, [(0, 0.05), (500, 0.5), (1000, 4.0)])
+    run(first, size_of)
+    for target in (90_000, 60_000, 120_000, 40_000):
+        other = first.towards(target, 0.01)
+        run(other, size_of)
+        assert other.best is not None and 0.97 * target <= other.sizes[other.best] <= target
+    assert len(first.sizes) > MAX_PROBES and first.sizes is other.sizes
