@@ -480,7 +480,8 @@ class TestTables:
     @pytest.mark.parametrize(
         ("more", "message"),
         [(["--parts", "IV"], "choose from I, II"), (["--parts", "II"], "--meta and --control"),
-         (["--meta", "a.pt", "--control", "b.pt"], "give --parts II"),
+         (["--meta", "a.pt", "--control", "b.pt"], "give --parts II"), (["--meta", "a.pt"], "give --parts II"),
+         (["--parts", "II", "--control", "a.pt"], "give --parts II"),
          (["--parts", "II", "--meta", "a.pt", "--control", "b.pt"], "a.pt"), (["--examples", "0"], "--examples"),
          (["--metric", "ssim"], "no metric 'ssim'"), (["--rates", "0"], "more than 0")],
     )  # fmt: skip

@@ -379,7 +379,7 @@ def write_tables(tables: Tables, parts: Sequence[str], meta: Path | None = None,
     unknown = [part for part in parts if part not in PARTS]
     if unknown or not parts:
         raise UnsupportedError(f"parts are {list(parts)}: choose from {', '.join(PARTS)}")
-    if ("II" in parts) != (meta is not None and control is not None):
+    if not ("II" in parts) == (meta is not None) == (control is not None):
         raise UnsupportedError("Table II compares two checkpoints: give --parts II, --meta and --control together")
     work: dict[str, Callable[[], str]] = {
         "I": tables.table_one, "III": tables.table_three, "fig4": tables.figure_four, "fig5": tables.figure_five,
