@@ -227,8 +227,8 @@ class Codec:
             quality: 0..100 instead of a target; more is better and larger. Without any of these: 50.
             metric: "psnr", "msssim" or "mixed" (default): what the bits are spent on.
             effort: 0 (default, no adaptation) to 9: how much work goes into adapting the latents and the decoder to
-                the picture; or a mixture of your own, an `l2c.Effort`. Levels 8 and 9 do it at two and three qualities
-                where a rate is asked for. Decoding takes the same time at every level.
+                the picture; or a mixture of your own, an `l2c.Effort`. Level 9 does its work at three
+                qualities where a rate is asked for. Decoding stays one pass at every level.
             b: quantisation bits 1..8 (default: the model's).
             tile: side of a tile in pixels: 512, 1024, ...; with effort at most 2048.
             metadata: keep ICC profile and EXIF (default True). Alpha is always kept.

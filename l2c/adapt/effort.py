@@ -71,8 +71,8 @@ EFFORTS = (
     Effort(6),
     Effort(9),
     Effort(12, 1),
+    Effort(16, 1),
     Effort(16, 2, 3),
-    Effort(16, 2, 3, tries=2),
     Effort(20, 4, 6, tries=3),
 )
 MAX_EFFORT = len(EFFORTS) - 1
