@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-from l2c.evaluate.curves import plot, plot_time, rate_table
+from l2c.evaluate.curves import bd_rate, plot, plot_time, rate_table
 from l2c.evaluate.measures import DEFAULT_FIGURES
 from l2c.evaluate.peers import PEERS
 from l2c.evaluate.records import Curve, RowFile, load_published, mean_curves
 from l2c.evaluate.run import METRICS, own_name, own_title
+from l2c.metrics import MSSSIM_LMBDA_RATIO
 
 PUBLISHED = Path(__file__).parent / "published" / "kodak.json"
 SHOWN = (
@@ -80,11 +82,39 @@ def agreement(record: dict[str, list[dict[str, float]]]) -> list[str]:
     return lines
 
 
+def against(ours: list[Curve], others: list[Curve]) -> list[str]:
+    """BD-rate of each of our curves in the figure that it was made for: lines are what it is against."""
+    figure = {curve.codec: "psnr-rgb" if "psnr" in curve.codec else "ms-ssim-rgb" for curve in ours}
+    lines = ["| against | " + " | ".join(c.title for c in ours) + " |", "|---" * (1 + len(ours)) + "|"]
+    for other in others:
+        cells = []
+        for curve in ours:
+            name = figure[curve.codec]
+            value = bd_rate(other, curve, name) if name in other.values and other is not curve else float("nan")
+            cells.append("-" if math.isnan(value) else f"{value:+.1f} %")
+        lines.append(f"| {other.title}{' (published)' if other.published else ''} | {' | '.join(cells)} |")
+    return lines
+
+
+def overfitting(rows: list[dict[str, Any]], codec: str) -> list[str]:
+    """Means before and after the search, at one quality (L2C Table III): bits by the float P, before trimming."""
+    lines = ["| target bpp | bpp before | MS-SSIM before | bpp after | MS-SSIM after |", "|---|---|---|---|---|"]
+    for target in (2.0, 1.0, 0.75, 0.25, 1.5):
+        mine = [row["adaptation"] for row in rows if row["codec"] == codec and row["target"] == target]
+        cells = []
+        for side in ("before", "after"):
+            bpp, distortion = (statistics.mean(a[f"{name}_{side}"] for a in mine) for name in ("bpp", "distortion"))
+            cells += [f"{bpp:.3f}", f"{1.0 - distortion / MSSSIM_LMBDA_RATIO:.5f}"]
+        lines.append(f"| {target:g} | {' | '.join(cells)} |")
+    return lines
+
+
 def rate_control(rows: list[dict[str, Any]]) -> list[str]:
     """How our files meet their rates."""
     lines = [
-        "| codec | in 0.98..1.00 of the rate | of the others: flagged | probes, median | corrections, median (most) |",
-        "|---|---|---|---|---|",
+        "| codec | in 0.98..1.00 of the rate | of the others: flagged | network passes, median "
+        "| corrections, median (most) | encode s, median | decode s, median |",
+        "|---|---|---|---|---|---|---|",
     ]
     titles = {own_name(m, e): own_title(m, e) for m in METRICS for e in EFFORTS}
     for name, title in titles.items():
@@ -96,8 +126,10 @@ def rate_control(rows: list[dict[str, Any]]) -> list[str]:
         corrections = [row["corrections"] for row in mine]
         lines.append(
             f"| {title} | {len(mine) - len(outside)} of {len(mine)} | {flagged} of {len(outside)} "
-            f"| {statistics.median(row['probes'] for row in mine):g} "
-            f"| {statistics.median(corrections):g} ({max(corrections)}) |"
+            f"| {statistics.median(row['probes'] + row['adaptation'].get('passes', 0) for row in mine):g} "
+            f"| {statistics.median(corrections):g} ({max(corrections)}) "
+            f"| {statistics.median(row['encode_seconds'] for row in mine):.2f} "
+            f"| {statistics.median(row['decode_seconds'] for row in mine):.3f} |"
         )
     return lines
 
@@ -112,6 +144,7 @@ def page(folder: Path) -> str:
     published = load_published(PUBLISHED, SHOWN)
     anchors = [by_name[name] for name in ("vvc", "jpeg") if name in by_name] or published[:2]
     figures = list(DEFAULT_FIGURES)
+    ours = [curve for curve in curves if curve.codec.startswith(("l2c-psnr", "l2c-msssim"))]
     lines = [
         "# Results",
         "",
@@ -124,6 +157,10 @@ def page(folder: Path) -> str:
         "pictures and rates.",
         "",
         "## BD-rates",
+        "",
+        "Each of ours in the figure that it was made for, RGB:",
+        "",
+        *against(ours, [*curves, *published]),
         "",
         *(rate_table([*curves, *published], anchor, figures) for anchor in anchors),
         "Published curves are means at equal settings of their codecs, not at equal rates. A codec of the record "
@@ -140,9 +177,11 @@ def page(folder: Path) -> str:
     own = {key: [c for c in curves if c.codec.startswith(f"l2c-{key}")] for key in METRICS}
     peers = [curve for curve in curves if curve.codec in PEERS]
     both = [curve for key in ("msssim", "psnr") for curve in own[key]]
-    for figure, ours in (("ms-ssim-y", own["msssim"]), ("psnr-rgb", own["psnr"]), ("vmaf", both)):
-        lines += ["", f"### {LABELS[figure]}", "", *at_rates([*ours, *peers], figure)]
+    for figure, mine in (("ms-ssim-y", own["msssim"]), ("psnr-rgb", own["psnr"]), ("vmaf", both)):
+        lines += ["", f"### {LABELS[figure]}", "", *at_rates([*mine, *peers], figure)]
     lines += ["", "## Rates met by our files", "", *rate_control(rows)]
+    if "l2c-msssim-effort4" in by_name:
+        lines += ["", "## Before and after the search", "", *overfitting(rows, "l2c-msssim-effort4")]
     if (folder / "agreement.json").exists():
         lines += [
             "",
