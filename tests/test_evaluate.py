@@ -496,18 +496,18 @@ def test_time_plot_has_every_measured_codec(tmp_path: Path) -> None:
     def curve(codec: str, title: str, seconds: float, factor: float, published: bool = False) -> Curve:
         rates = [0.1, 0.25, 0.5, 1.0]
         values = {"bpp": [factor * r for r in rates], "psnr-rgb": [30.0, 33.1, 35.9, 39.0]}
-        values |= {} if published else {"encode_seconds": [seconds] * 4}
+        values["encode_seconds"] = [seconds] * 4
         return Curve(codec, title, "", values, rates, published)
 
     anchor = curve("jpeg", "JPEG", 0.01, 1.0)
-    curves = [anchor, curve("l2c-psnr", "L2C for PSNR, effort 0", 0.5, 0.6), curve("vtm", "VTM", 0.0, 0.4, True)]
+    curves = [anchor, curve("l2c-psnr", "L2C for PSNR, effort 0", 0.5, 0.6), curve("vtm", "VTM", 90.0, 0.4, True)]
     plot_time(curves, anchor, "psnr-rgb", tmp_path / "a.png")
     fewer = (tmp_path / "a.png").read_bytes()
     plot_time([*curves, curve("l2c-psnr-effort4", "L2C for PSNR, effort 4", 4.0, 0.55)], anchor, "psnr-rgb",
               tmp_path / "b.png")  # fmt: skip
     assert (tmp_path / "b.png").read_bytes() != fewer
     plot_time(curves[:2], anchor, "psnr-rgb", tmp_path / "c.png")
-    assert (tmp_path / "c.png").read_bytes() == fewer  # published curves have no time
+    assert (tmp_path / "c.png").read_bytes() == fewer  # a published time is another machine's
 
 
 def test_default_rates_are_the_command_s() -> None:
