@@ -33,6 +33,41 @@ def extension() -> Any:
     return module
 
 
+@functools.lru_cache(maxsize=1)
+def _load_triton() -> tuple[bool, str]:
+    """(whether Triton interprets its kernels on the CPU, ""), or (False, why it does not load); remembered."""
+    try:
+        triton = importlib.import_module("triton")
+        compiled = importlib.import_module("triton.runtime").JITFunction
+    except ImportError as error:
+        return False, f"Triton does not load ({error}); install it with `pip install 'l2c[gpu]'`"
+    # TRITON_INTERPRET is read when Triton is imported: its own library then consists of interpreted functions.
+    return not isinstance(triton.language.cdiv, compiled), ""
+
+
+@functools.lru_cache(maxsize=16)
+def triton_reason(device: torch.device) -> str:
+    """Why Triton kernels do not run on tensors of this device; the empty string where they do. Remembered.
+
+    They run on NVIDIA GPUs from Ampere on. Where TRITON_INTERPRET=1 was set before Triton was imported they run on
+    tensors of any device, slowly and on the CPU, which is how they are tested without a GPU.
+    """
+    interprets, reason = _load_triton()
+    if reason or interprets:
+        return reason
+    if device.type != "cuda":
+        return (
+            f"Triton kernels run on a CUDA device, not on {device.type!r}, unless TRITON_INTERPRET=1 is set before "
+            "Triton is imported"
+        )
+    if torch.version.cuda is None or not torch.cuda.is_available():
+        return "this PyTorch finds no NVIDIA GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"Triton kernels need compute capability 8.0 (Ampere), this GPU has {major}.{minor}"
+    return ""
+
+
 def range_encoder() -> Any:
     """A new interleaved rANS encoder, see csrc/rans.h."""
     return extension().RangeEncoder()
