@@ -338,6 +338,22 @@ PYBIND11_MODULE(_C, m) {
         "C(edges[j]) of symbol j, uint32 [n], 0..2^20; edges int32 [n] in 0..2^bits. For tests. Raises ValueError.");
 
     m.def(
+        "xxh64",
+        [](const py::buffer& data) {
+            const py::buffer_info info = data.request();
+            if (info.ndim != 1 || info.itemsize != 1 || info.strides[0] != 1) {
+                throw std::invalid_argument("data must be contiguous bytes");
+            }
+            Xxh64 hash;
+            {
+                const py::gil_scoped_release release;
+                hash.update(info.ptr, static_cast<size_t>(info.size));
+            }
+            return hash.digest();
+        },
+        py::arg("data"), "XXH64, seed 0, of contiguous bytes. Raises ValueError.");
+
+    m.def(
         "sigma_table",
         [] {
             auto out = new_array<uint32_t>(65536);

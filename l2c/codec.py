@@ -943,7 +943,7 @@ class Codec:
                 places.append((number, box))
         for (number, (top, left, bottom, right)), job, symbols in zip(places, jobs, self._code(jobs, backend)):
             assert isinstance(job.coder, integer.SymbolReader)
-            job.coder.decoder.finish()
+            job.coder.finish()
             canvases[number][:, top:bottom, left:right] = symbols
         return canvases
 
@@ -1200,8 +1200,7 @@ def _present(pixels: Any, stream: Bitstream, as_: Output, mode: str) -> Any:
 
 def _finish(job: integer.Job) -> bytes:
     assert isinstance(job.coder, integer.SymbolWriter)
-    payload: bytes = job.coder.encoder.finish()
-    return payload
+    return job.coder.finish()
 
 
 def _crc_holds(stream: Bitstream, symbols: UInt8Array | BitstreamError) -> bool:

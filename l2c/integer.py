@@ -5,6 +5,7 @@ implementation gives the same ones:
 
 - "reference": int64 arithmetic, written for reading (`l2c.reference`);
 - "torch": float32-carried integers in PyTorch convolutions, any device, pictures batched;
+- "triton": the kernels of `kernels/` on a GPU, with the coder (`l2c.device_coder`), tiles batched;
 - "cpu": the C++ kernels of `csrc/int_conv*`, one picture at a time, several in parallel.
 
 Formats
@@ -27,7 +28,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,11 +56,15 @@ from l2c.probability import (
     weight_step,
 )
 
+if TYPE_CHECKING:
+    from l2c.device_coder import DeviceCoder
+
 SUM_LIMIT = 1 << 24
 _EXACT_LOCK = threading.RLock()
 _CACHE_LOCK = threading.Lock()
 _FIRST_LAYER_CACHE = 64  # (header, scale) pairs kept packed, about 0.4 MB each
 _BATCH_POSITIONS = 1 << 17  # latent positions that share a pass of the torch engine: some hundreds of MB
+_DEVICE_POSITIONS = 1 << 20  # and of the kernels, which keep up to 2 kB a position
 _LOG2_INV_SCALE_TOP = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -122,10 +127,11 @@ class Symbols(Protocol):
 
 
 class SymbolWriter:
-    """Pushes known symbols into a `RangeEncoder` (csrc/rans.h)."""
+    """Pushes known symbols into a `RangeEncoder` (csrc/rans.h), or holds the stream that a device coder made."""
 
     def __init__(self, b: int) -> None:
         self.encoder = ops.range_encoder()
+        self.payload: bytes | None = None
         self.b = b
 
     def mixture(self, weights: Any, means: Any, inv_scales: Any, latents: Any) -> UInt8Array:
@@ -138,19 +144,30 @@ class SymbolWriter:
         self.encoder.push_raw(symbols.astype(np.uint32), self.b)
         return symbols
 
+    def finish(self) -> bytes:
+        """The stream of all symbols, once they are coded."""
+        return self.payload if self.payload is not None else self.encoder.finish()
+
 
 class SymbolReader:
-    """Pops symbols from a `RangeDecoder`; all its errors are `BitstreamError`."""
+    """Pops symbols from a `RangeDecoder`; all its errors are `BitstreamError`. A device coder takes the payload."""
 
     def __init__(self, payload: bytes | memoryview, b: int) -> None:
         self.decoder = ops.range_decoder(payload)
+        self.payload = payload
         self.b = b
+        self.finished = False
 
     def mixture(self, weights: Any, means: Any, inv_scales: Any, latents: Any) -> UInt8Array:
         return self.decoder.pop_mixture(weights, means, inv_scales, self.b)
 
     def uniform(self, count: int, latents: Any) -> UInt8Array:
         return self.decoder.pop_raw(count, self.b).astype(np.uint8)
+
+    def finish(self) -> None:
+        """Raises BitstreamError unless the stream ended where and as it should. Once all symbols are read."""
+        if not self.finished:
+            self.decoder.finish()
 
 
 @dataclass
@@ -210,10 +227,11 @@ class IntegerModel:
         self._packed: dict[int, tuple[Any, Any, Any]] = {}
         self._first: dict[tuple[tuple[int, int, int], int], list[Any]] = {}
         self._torch: dict[tuple[int, torch.device], list[tuple[Tensor, Tensor, Tensor]]] = {}
+        self._device_coders: dict[torch.device, DeviceCoder] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: everything but the packed forms, which are made again when they are needed."""
-        return {**self.__dict__, "_packed": {}, "_first": {}, "_torch": {}}
+        return {**self.__dict__, "_packed": {}, "_first": {}, "_torch": {}, "_device_coders": {}}
 
     def packed(self, index: int) -> tuple[Any, Any, Any]:
         """C++ forms of w2, w3 and w4 of a step, made once."""
@@ -297,8 +315,8 @@ class IntegerModel:
 
         Args:
             jobs: pictures, of any sizes.
-            backend: "auto" (cpu where the extension loads, else torch), "cpu", "torch" or "reference".
-            device: where the torch backend computes.
+            backend: "auto" (see `ops.choose_integer_backend`), "cpu", "triton", "torch" or "reference".
+            device: where the torch and triton backends compute.
             threads: pictures at a time (several jobs) or threads per convolution (one job), cpu backend.
         Returns:
             symbols uint8 [c, height, width] per job.
@@ -323,13 +341,40 @@ class IntegerModel:
         if name == "cpu":
             return self._code(jobs, CpuEngine(self, jobs, threads)) if jobs else []
         results = []
-        for part in _batches(jobs, _BATCH_POSITIONS if name == "torch" else 0):
-            if name == "torch":
+        for part in _batches(jobs, {"torch": _BATCH_POSITIONS, "triton": _DEVICE_POSITIONS}.get(name, 0)):
+            if name == "triton":
+                results += [symbols.cpu().numpy() for symbols in self.code_on_device(part, device)]
+            elif name == "torch":
                 with exact_float32():
                     results += self._code(part, TorchEngine(self, part, device or torch.device("cpu")))
             else:
                 results += self._code(part, ReferenceEngine(self, part))
         return results
+
+    def device_coder(self, device: torch.device | None) -> DeviceCoder:
+        """The coder of a device, made on first use. Raises BackendError where its kernels cannot run."""
+        from l2c.device_coder import DeviceCoder
+
+        place = device if device is not None else torch.device("cpu")
+        if place not in self._device_coders:
+            self._device_coders[place] = DeviceCoder(self, place)
+        return self._device_coders[place]
+
+    def code_on_device(self, jobs: Sequence[Job], device: torch.device | None) -> list[Tensor]:
+        """`code` for one batch of jobs that use channels, all by the kernels: symbols uint8 [c, h, w] on the device."""
+        coder = self.device_coder(device)
+        with torch.no_grad():
+            if all(isinstance(job.coder, SymbolReader) for job in jobs):
+                symbols = coder.decode(jobs, [job.coder.payload for job in jobs])  # type: ignore[attr-defined]
+                for job in jobs:
+                    job.coder.finished = True  # type: ignore[attr-defined]
+                return symbols
+            if all(isinstance(job.coder, SymbolWriter) for job in jobs):
+                for job, payload in zip(jobs, coder.encode(jobs)):
+                    job.coder.payload = payload  # type: ignore[attr-defined]
+            else:
+                coder.record(jobs)
+        return [torch.as_tensor(job.symbols) for job in jobs]
 
     def _code(self, jobs: Sequence[Job], engine: Engine) -> list[UInt8Array]:
         num_scales, groups = self.config.num_scales, self.config.channel_groups
@@ -521,18 +566,22 @@ class CpuEngine:
         target[:, :, model.values + position * len(model.config.channel_groups) + group] = 128 + AVAILABLE
 
     def prior(self, index: int) -> Int16Array:
-        return _prior_reference(self.model, self.job)
+        return _prior_of(self.model, self.job)
 
 
-def _prior_reference(model: IntegerModel, job: Job) -> Int16Array:
-    """The prior of one picture in int64: it is tiny, so every engine takes it from here."""
+def prior_reference(model: IntegerModel, header: tuple[int, int, int]) -> Int16Array:
+    """The prior under a header in int64, int16 [3 K c]: it is tiny, so every backend takes it from here."""
     from l2c import reference
 
     assert model.prior is not None
-    planes = np.array(constant_planes(*job.header, model.config.num_scales, model.config.num_scales))
+    planes = np.array(constant_planes(*header, model.config.num_scales, model.config.num_scales))
     h = reference.integer_conv(planes[:, None, None], model.prior[0]).clip(0, 255)
-    raw = reference.integer_conv(h, model.head(model.prior[1], model.c, job.used)).clip(-32768, 32767)
-    return raw.astype(np.int16).reshape(3, model.config.num_mixtures, job.used)
+    return reference.integer_conv(h, model.prior[1]).clip(-32768, 32767).astype(np.int16).reshape(-1)
+
+
+def _prior_of(model: IntegerModel, job: Job) -> Int16Array:
+    """The prior of one picture: int16 [3, K, used]."""
+    return prior_reference(model, job.header).reshape(3, model.config.num_mixtures, model.c)[:, :, : job.used]
 
 
 class _PlanarEngine:
@@ -578,7 +627,7 @@ class _PlanarEngine:
 
     def prior(self, index: int) -> Int16Array:
         """See `Engine.prior`."""
-        return _prior_reference(self.model, self.jobs[index])
+        return _prior_of(self.model, self.jobs[index])
 
 
 class TorchEngine(_PlanarEngine):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import types
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import numpy.typing as npt
 import torch
 
 from l2c import reference
-from l2c.errors import BackendError
+from l2c.errors import BackendError, BitstreamError
 
-INTEGER_BACKENDS = ("auto", "cpu", "torch", "reference")
+INTEGER_BACKENDS = ("auto", "cpu", "triton", "torch", "reference")
 
 
 @functools.lru_cache(maxsize=1)
@@ -68,6 +69,55 @@ def triton_reason(device: torch.device) -> str:
     return ""
 
 
+def xxh64(data: npt.NDArray[np.uint8]) -> int:
+    """XXH64, seed 0, of contiguous bytes uint8 [n]."""
+    return extension().xxh64(data)
+
+
+def parse_stream(payload: bytes | memoryview) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.uint16]]:
+    """A stream of csrc/rans.h taken apart: lanes, their states int64 [lanes], words uint16 [n].
+
+    Raises:
+        BitstreamError: its head is not valid, or it ends within a state or a word.
+    """
+    data = np.frombuffer(payload, dtype=np.uint8)
+    if not len(data):
+        raise BitstreamError("range coder: the stream is empty")
+    if data[0] > 6:
+        raise BitstreamError("range coder: the lane count is illegal")
+    lanes = 1 << int(data[0])
+    head = 1 + 6 * lanes
+    if len(data) < head:
+        raise BitstreamError("range coder: the stream ends within its lane states")
+    if (len(data) - head) % 2:
+        raise BitstreamError("range coder: the stream ends within a word")
+    states = np.zeros((lanes, 8), dtype=np.uint8)
+    states[:, :6] = data[1:head].reshape(lanes, 6)
+    values = states.view("<i8").reshape(lanes).astype(np.int64)
+    if values.min() < 1 << 32:
+        raise BitstreamError("range coder: a lane state is illegal")
+    return lanes, values, np.frombuffer(data[head:].tobytes(), dtype="<u2").astype(np.uint16)
+
+
+def write_stream(lanes: int, states: npt.NDArray[np.int64], words: npt.NDArray[Any]) -> bytes:
+    """The other way: lanes, their states int64 [lanes] and words (16 bits each, in stream order) -> a stream."""
+    head = states.astype("<i8").view(np.uint8).reshape(lanes, 8)[:, :6]
+    return bytes([lanes.bit_length() - 1]) + head.tobytes() + words.astype("<i2").tobytes()
+
+
+@functools.lru_cache(maxsize=1)
+def integer_kernels() -> Any:
+    """The launchers of all kernels that `l2c.device_coder` uses, by name. Raises BackendError without Triton."""
+    reason = _load_triton()[1]
+    if reason:
+        raise BackendError(reason)
+    names = ("int_conv", "mixture", "context", "rans")
+    modules = [importlib.import_module(f"l2c.kernels.{name}") for name in names]
+    return types.SimpleNamespace(
+        **{name: value for module in modules for name, value in vars(module).items() if name.endswith("_fwd")}
+    )
+
+
 def range_encoder() -> Any:
     """A new interleaved rANS encoder, see csrc/rans.h."""
     return extension().RangeEncoder()
@@ -79,7 +129,9 @@ def range_decoder(payload: bytes | memoryview) -> Any:
 
 
 def choose_integer_backend(backend: str, device: torch.device | None) -> str:
-    """Resolve "auto" for P's integer steps: "torch" on a GPU, "cpu" where the extension loads, else "torch".
+    """Resolve "auto" for P's integer steps.
+
+    On a GPU "triton" where its kernels run, else "torch"; on the CPU "cpu" where the extension loads, else "torch".
 
     Raises:
         BackendError: an unknown name, or a backend asked for by name that cannot run.
@@ -88,10 +140,15 @@ def choose_integer_backend(backend: str, device: torch.device | None) -> str:
         raise BackendError(f"no integer backend is called {backend!r}; there are {', '.join(INTEGER_BACKENDS)}")
     if backend == "cpu":
         extension()
+    if backend == "triton":
+        reason = triton_reason(device if device is not None else torch.device("cpu"))
+        if reason:
+            raise BackendError(reason)
+        extension()  # streams' checksums
     if backend != "auto":
         return backend
     if device is not None and device.type != "cpu":
-        return "torch"
+        return "triton" if not triton_reason(device) and _load_extension()[0] is not None else "torch"
     return "cpu" if _load_extension()[0] is not None else "torch"
 
 
@@ -113,6 +170,80 @@ def int_conv(weight: npt.NDArray[np.int8], bias: npt.NDArray[np.int32], multipli
     )
 
 
+def integer_conv(
+    x: npt.NDArray[np.uint8],
+    weight: npt.NDArray[np.int8],
+    bias: npt.NDArray[np.int32],
+    multiplier: npt.NDArray[np.float32],
+    *,
+    residual: npt.NDArray[np.uint8] | None = None,
+    head: bool = False,
+    backend: str = "auto",
+    device: torch.device | None = None,
+) -> npt.NDArray[Any]:
+    """One layer of P over one picture; csrc/int_conv.h has the definition, `reference.integer_conv` spells it out.
+
+    Args:
+        x: uint8 [h, w, I].
+        weight: int8 [O, I, k, k], k = 1 or 3; sum|w| * 255 + |bias| < 2^24 in every output channel.
+        bias: int32 [O]. multiplier: float32 [O].
+        residual: uint8 [h, w, O], added before the clamp to 0..255, or None.
+        head: the output is int16, clamped to its range, without a residual.
+        backend: "auto" (C++ where it loads), "cpu", "triton" or "reference".
+        device: where Triton computes.
+    Returns:
+        uint8 [h, w, O], or int16 with `head`.
+    Raises:
+        BackendError: the backend cannot run here. ValueError: shapes or types that do not fit.
+    """
+    name = _plain_backend(backend, device)
+    if head and residual is not None:
+        raise ValueError("a head has no residual")
+    if name == "cpu":
+        return int_conv(weight, bias, multiplier).run(x, residual=residual, out="i16" if head else "u8")
+    if x.ndim != 3 or weight.ndim != 4 or x.shape[2] != weight.shape[1]:
+        raise ValueError(f"x is {list(x.shape)}, weight {list(weight.shape)}: the input channels differ")
+    if name == "reference":
+        layer = types.SimpleNamespace(weight=weight, bias=bias, multiplier=multiplier)
+        total = reference.integer_conv(x.transpose(2, 0, 1), layer).transpose(1, 2, 0)  # type: ignore[arg-type]
+        if head:
+            return total.clip(-32768, 32767).astype(np.int16)
+        return (total + (0 if residual is None else residual.astype(np.int64))).clip(0, 255).astype(np.uint8)
+    from l2c.device_coder import pack_layer
+
+    place = device if device is not None else torch.device("cpu")
+    packed = pack_layer(weight, bias, multiplier, slice(None), place)
+    height, width = x.shape[:2]
+    outputs = weight.shape[0]
+
+    def activations(values: npt.NDArray[np.uint8], channels: int) -> torch.Tensor:
+        padded = np.full((1, height, width, channels), -128, dtype=np.int8)
+        padded[0, :, :, : values.shape[2]] = values.astype(np.int16) - 128
+        return torch.from_numpy(padded).to(place)
+
+    out = torch.zeros((1, height, width, outputs), dtype=torch.int16 if head else torch.int8, device=place)
+    integer_kernels().int_conv_fwd(
+        activations(x, packed.weight.shape[2]),
+        packed.weight,
+        packed.bias,
+        packed.multiplier,
+        torch.tensor([[height, width]], dtype=torch.int32, device=place),
+        out,
+        None if residual is None else activations(residual, outputs),
+    )
+    result = out[0].cpu().numpy()
+    return result if head else (result.astype(np.int16) + 128).astype(np.uint8)
+
+
+def _plain_backend(backend: str, device: torch.device | None) -> str:
+    """Which backend an operator on arrays of the host runs: "cpu", "triton" or "reference"."""
+    if backend not in ("auto", "cpu", "triton", "reference"):
+        raise BackendError(f"no backend is called {backend!r}; there are auto, cpu, triton and reference")
+    if backend == "auto":
+        return "cpu" if _load_extension()[0] is not None else "reference"
+    return choose_integer_backend(backend, device)
+
+
 def mixture_params(
     raw: npt.NDArray[np.int16],
     num_mixtures: int,
@@ -120,6 +251,7 @@ def mixture_params(
     exp_table: npt.NDArray[np.uint16],
     inv_table: npt.NDArray[np.uint16],
     backend: str = "auto",
+    device: torch.device | None = None,
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int16], npt.NDArray[np.uint16]]:
     """Head output -> mixture parameters as the coder takes them; see `reference.mixture_params` for the definition.
 
@@ -127,10 +259,167 @@ def mixture_params(
         raw: int16 [cells, 3 K g].
         num_mixtures, channels: K, g.
         exp_table, inv_table: uint16 [256].
-        backend: "auto" (C++ where it loads), "cpu" or "reference".
+        backend, device: see `integer_conv`.
     Returns:
         weights uint16, means int16, inverse scales uint16, each [K, cells * g].
     """
-    if backend == "reference" or (backend == "auto" and _load_extension()[0] is None):
+    name = _plain_backend(backend, device)
+    if name == "reference":
         return reference.mixture_params(raw, num_mixtures, channels, exp_table, inv_table)
-    return extension().mixture_params(raw, num_mixtures, channels, exp_table, inv_table)
+    if name == "cpu":
+        return extension().mixture_params(raw, num_mixtures, channels, exp_table, inv_table)
+    place = device if device is not None else torch.device("cpu")
+    cells = raw.shape[0]
+    results = [torch.zeros((num_mixtures, 1, cells * channels), dtype=torch.int16, device=place) for _ in range(3)]
+    integer_kernels().mixture_params_fwd(
+        torch.from_numpy(raw).to(place)[None, None],
+        channels,
+        _uint16_tensor(exp_table, place),
+        _uint16_tensor(inv_table, place),
+        torch.tensor([[1, cells]], dtype=torch.int32, device=place),
+        torch.tensor([channels], dtype=torch.int32, device=place),
+        *results,
+    )
+    weights, means, inv_scales = (part[:, 0].cpu().numpy() for part in results)
+    return weights.view(np.uint16), means, inv_scales.view(np.uint16)
+
+
+def _uint16_tensor(values: npt.NDArray[Any], device: torch.device) -> torch.Tensor:
+    """16-bit values as the int16 tensor of equal bits that kernels take."""
+    return torch.from_numpy(np.ascontiguousarray(values).view(np.int16)).to(device)
+
+
+def rans_encode(
+    symbols: npt.NDArray[np.uint8],
+    weights: npt.NDArray[np.uint16],
+    means: npt.NDArray[np.int16],
+    inv_scales: npt.NDArray[np.uint16],
+    bits: int,
+    lanes: int,
+    *,
+    backend: str = "auto",
+    device: torch.device | None = None,
+) -> bytes:
+    """Symbols under their mixtures -> one stream of csrc/rans.h.
+
+    Args:
+        symbols: uint8 [n], below 2^bits.
+        weights, means, inv_scales: [K, n], see csrc/mixture_cdf.h; sums of weights and ranges are the caller's duty
+            except on the "cpu" backend, which checks them.
+        bits: 1..8. lanes: 1, 2, 4, ... 64.
+        backend, device: see `integer_conv`.
+    Returns:
+        the stream, byte for byte the same from every backend.
+    """
+    name = _plain_backend(backend, device)
+    if name == "cpu":
+        encoder = range_encoder()
+        encoder.push_mixture(symbols, weights, means, inv_scales, bits)
+        return encoder.finish(lanes)
+    if lanes not in (1, 2, 4, 8, 16, 32, 64) or not 1 <= bits <= 8:
+        raise ValueError(f"lanes is {lanes}, bits {bits}: lanes must be a power of two <= 64, bits 1..8")
+    if name == "reference":
+        checksum = reference.xxh64(symbols.tobytes()) & 0xFFFFFFFF
+        intervals = []
+        for j, symbol in enumerate(symbols.tolist()):
+            mixture = weights[:, j].tolist(), means[:, j].tolist(), inv_scales[:, j].tolist()
+            low, high = (reference.mixture_cdf(symbol + i, *mixture, bits) for i in (0, 1))
+            intervals.append((low, high - low))
+        ends, taken = reference.rans_encode(intervals, lanes, checksum)
+        return write_stream(lanes, np.array(ends, dtype=np.int64), np.array(taken, dtype=np.uint16).view(np.int16))
+    kernels, place = integer_kernels(), device if device is not None else torch.device("cpu")
+    n = len(symbols)
+
+    def one(value: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.tensor([value], dtype=dtype, device=place)
+
+    parameters = [_uint16_tensor(part, place)[:, None] for part in (weights, means, inv_scales)]
+    start, freq = (torch.empty((1, n), dtype=torch.int32, device=place) for _ in range(2))
+    kernels.mixture_intervals_fwd(
+        torch.from_numpy(symbols).to(place)[None], one(n), one(bits), *parameters, start, freq, one(0, torch.int64)
+    )
+    states = torch.full((1, 64), 1 << 32, dtype=torch.int64, device=place)
+    states[0, 0] += xxh64(symbols) & 0xFFFFFFFF
+    words, begin = torch.empty((1, 2 * n), dtype=torch.int16, device=place), one(0, torch.int64)
+    kernels.rans_encode_fwd(start, freq, one(n, torch.int64), one(lanes), states, words, begin, one(0), lanes)
+    return write_stream(lanes, states[0, :lanes].cpu().numpy(), words[0, int(begin) :].cpu().numpy())
+
+
+def rans_decode(
+    payload: bytes,
+    weights: npt.NDArray[np.uint16],
+    means: npt.NDArray[np.int16],
+    inv_scales: npt.NDArray[np.uint16],
+    bits: int,
+    *,
+    backend: str = "auto",
+    device: torch.device | None = None,
+) -> npt.NDArray[np.uint8]:
+    """The way back; arguments as in `rans_encode`. Returns uint8 [n].
+
+    Raises:
+        BitstreamError: the stream is not one of n such symbols.
+    """
+    name = _plain_backend(backend, device)
+    if name == "cpu":
+        decoder = range_decoder(payload)
+        symbols = decoder.pop_mixture(weights, means, inv_scales, bits)
+        decoder.finish()
+        return symbols
+    lanes, states, words = parse_stream(payload)
+    n = weights.shape[1]
+    if name == "reference":
+        cdfs = []
+        for j in range(n):
+            mixture = weights[:, j].tolist(), means[:, j].tolist(), inv_scales[:, j].tolist()
+            cdfs.append([reference.mixture_cdf(i, *mixture, bits) for i in range((1 << bits) + 1)])
+        try:
+            values, ends, left = reference.rans_decode(states.tolist(), words.tolist(), lanes, cdfs)
+        except IndexError:
+            raise BitstreamError("range coder: the stream ends too early") from None
+        symbols = np.array(values, dtype=np.uint8)
+        check_stream_end(0, len(left), np.array(ends, dtype=np.int64), symbols)
+        return symbols
+    kernels, place = integer_kernels(), device if device is not None else torch.device("cpu")
+
+    def one(value: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.tensor([value], dtype=dtype, device=place)
+
+    parameters = [_uint16_tensor(part, place)[:, None] for part in (weights, means, inv_scales)]
+    window = torch.empty((1, n, 16), dtype=torch.int32, device=place)
+    first = torch.empty((1, n), dtype=torch.int16, device=place)
+    kernels.mixture_window_fwd(one(n), one(bits), *parameters, window, first)
+    state = torch.full((1, 64), 1 << 32, dtype=torch.int64, device=place)
+    state[0, :lanes] = torch.from_numpy(states).to(place)
+    next_word, status = one(0, torch.int64), one(0)
+    out = torch.empty((1, n), dtype=torch.uint8, device=place)
+    kernels.rans_decode_fwd(
+        _uint16_tensor(words, place), next_word, one(len(words), torch.int64), state, one(0, torch.int64), one(lanes),
+        status, one(n), one(bits), *parameters, window, first, out, lanes,
+    )  # fmt: skip
+    symbols = out[0].cpu().numpy()
+    check_stream_end(int(status), len(words) - int(next_word), state[0, :lanes].cpu().numpy(), symbols)
+    return symbols
+
+
+def check_stream_end(
+    status: int, words_left: int, states: npt.NDArray[np.int64], hashed: npt.NDArray[np.uint8]
+) -> None:
+    """What `RangeDecoder.finish` checks once all symbols are decoded.
+
+    Args:
+        status: of the decoder, see csrc/mixture_cdf.h.
+        words_left: words that nobody took.
+        states: int64 [lanes], at the end.
+        hashed: the bytes of all symbols as csrc/rans.h hashes them.
+    Raises:
+        BitstreamError: the stream ends too early or too late, or is damaged.
+    """
+    if status:
+        raise BitstreamError("range coder: the stream ends too early")
+    if words_left:
+        raise BitstreamError("range coder: bytes are left after the last symbol")
+    expected = np.full(len(states), 1 << 32, dtype=np.int64)
+    expected[0] += xxh64(hashed) & 0xFFFFFFFF
+    if not np.array_equal(states, expected):
+        raise BitstreamError("range coder: the end state is wrong, the stream is damaged")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def requantise(total: Int64Array, multiplier: npt.NDArray[np.float32]) -> Int64A
     leading bits (ties to even), as IEEE 754 rounds, and then to a whole number (ties to even).
     """
     mantissa, exponent = np.frexp(multiplier.astype(np.float64))
-    m = np.ldexp(mantissa, 24).astype(np.int64)[:, None, None]
+    m = np.abs(np.ldexp(mantissa, 24).astype(np.int64))[:, None, None]
     e = (exponent - 24).astype(np.int64)[:, None, None]
     product = np.abs(total) * m
     length = np.zeros_like(product)
@@ -38,7 +39,7 @@ def requantise(total: Int64Array, multiplier: npt.NDArray[np.float32]) -> Int64A
     kept = _round_shift(product, drop)
     shift = -(e + drop)  # the value is kept * 2^-shift
     whole = np.where(shift >= 0, _round_shift(kept, np.clip(shift, 0, 62)), kept << np.clip(-shift, 0, 30))
-    return np.sign(total) * whole
+    return np.sign(total) * np.sign(multiplier).astype(np.int64)[:, None, None] * whole
 
 
 def _round_shift(value: Int64Array, shift: Int64Array) -> Int64Array:
@@ -75,8 +76,8 @@ def integer_step(u: Int64Array, q: Int64Array, step: IntegerStep) -> tuple[Int64
 
 
 # Per 1024 steps of z (half a unit of the logistic's argument): value, slope and curvature of its upper tail.
-_TAIL_A = (32764, 24740, 17622, 11952, 7809, 4969, 3106, 1920, 1178, 719, 438, 266, 161, 98, 59, 36, 21, 13, 8, 5, 3, 2)
-_TAIL_B = (
+TAIL_A = (32764, 24740, 17622, 11952, 7809, 4969, 3106, 1920, 1178, 719, 438, 266, 161, 98, 59, 36, 21, 13, 8, 5, 3, 2)
+TAIL_B = (
     33080,
     31014,
     25804,
@@ -100,16 +101,16 @@ _TAIL_B = (
     8,
     8,
 )
-_TAIL_C = (3868, 10140, 12504, 11636, 9192, 6564, 4392, 2856, 1808, 1100, 704, 356, 208, 140, 80, 60)
+TAIL_C = (3868, 10140, 12504, 11636, 9192, 6564, 4392, 2856, 1808, 1100, 704, 356, 208, 140, 80, 60)
 
 
 def sigma(z: int) -> int:
     """65536 times the logistic function of z / 2^11 for an int16 z, in 1..65535; see csrc/mixture_cdf.h."""
     u = z if z >= 0 else -1 - z
     s, f = u // 1024, 16 * (u % 1024)
-    a = _TAIL_A[s] if s < len(_TAIL_A) else 1
-    b = _TAIL_B[s] if s < len(_TAIL_B) else 0
-    c = _TAIL_C[s] if s < len(_TAIL_C) else 0
+    a = TAIL_A[s] if s < len(TAIL_A) else 1
+    b = TAIL_B[s] if s < len(TAIL_B) else 0
+    c = TAIL_C[s] if s < len(TAIL_C) else 0
     tail = a - ((f * (b - ((f * c) >> 16))) >> 16)
     return 65536 - tail if z >= 0 else tail
 
@@ -131,6 +132,84 @@ def mixture_cdf(i: int, weights: list[int], means: list[int], inv_scales: list[i
         z = min(max((d * v) >> 5, -32768), 32767)
         total += (w * sigma(z)) >> 16
     return (total << 4) + i * step
+
+
+_PRIMES = (0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x85EBCA77C2B2AE63, 0x27D4EB2F165667C5)
+_MASK = (1 << 64) - 1
+
+
+def xxh64(data: bytes) -> int:
+    """XXH64 with seed 0 (github.com/Cyan4973/xxHash, doc/xxhash_spec.md)."""
+    p1, p2, p3, p4, p5 = _PRIMES
+
+    def rotate(x: int, n: int) -> int:
+        return (x << n | x >> (64 - n)) & _MASK
+
+    def mix(acc: int, word: int) -> int:
+        return rotate((acc + word * p2) & _MASK, 31) * p1 & _MASK
+
+    acc = [(p1 + p2) & _MASK, p2, 0, -p1 & _MASK]
+    at = 0
+    while len(data) - at >= 32:
+        for i in range(4):
+            acc[i] = mix(acc[i], int.from_bytes(data[at + 8 * i : at + 8 * i + 8], "little"))
+        at += 32
+    h = p5
+    if len(data) >= 32:
+        h = sum(rotate(a, n) for a, n in zip(acc, (1, 7, 12, 18))) & _MASK
+        for a in acc:
+            h = ((h ^ mix(0, a)) * p1 + p4) & _MASK
+    h = (h + len(data)) & _MASK
+    for size, n, first, second, third in ((8, 27, None, p1, p4), (4, 23, p1, p2, p3), (1, 11, p5, p1, 0)):
+        while len(data) - at >= size:
+            word = int.from_bytes(data[at : at + size], "little")
+            h = (rotate(h ^ (mix(0, word) if first is None else word * first & _MASK), n) * second + third) & _MASK
+            at += size
+    h = (h ^ h >> 33) * p2 & _MASK
+    h = (h ^ h >> 29) * p3 & _MASK
+    return h ^ h >> 32
+
+
+def rans_encode(intervals: list[tuple[int, int]], lanes: int, checksum: int) -> tuple[list[int], list[int]]:
+    """Interleaved rANS of csrc/rans.h: (start, freq) of each symbol -> (states of the lanes, words of the stream).
+
+    Args:
+        intervals: [start, start + freq) of [0, 2^20), freq >= 1.
+        lanes: 1..64, a power of two.
+        checksum: of the symbols, 32 bits; lane 0 starts that far above 2^32.
+    """
+    states = [1 << 32] * lanes
+    states[0] += checksum
+    words: list[int] = []
+    for j in reversed(range(len(intervals))):
+        start, freq = intervals[j]
+        x = states[j % lanes]
+        while x >= freq << 28:
+            words.append(x & 65535)
+            x >>= 16
+        states[j % lanes] = (x // freq << 20) + x % freq + start
+    return states, words[::-1]
+
+
+def rans_decode(
+    states: list[int], words: list[int], lanes: int, cdfs: list[list[int]]
+) -> tuple[list[int], list[int], list[int]]:
+    """The way back: `cdfs` holds C(0..2^b) of each symbol -> (symbols, states at the end, words that are left).
+
+    Raises IndexError where the words run out.
+    """
+    states, words = list(states), list(words)
+    symbols = []
+    for j, cdf in enumerate(cdfs):
+        x = states[j % lanes]
+        slot = x % (1 << 20)
+        i = bisect.bisect_right(cdf, slot) - 1
+        symbols.append(i)
+        x = (cdf[i + 1] - cdf[i]) * (x >> 20) + slot - cdf[i]
+        while x < 1 << 32:
+            x = x << 16 | words.pop(0)
+        states[j % lanes] = x
+    return symbols, states, words
 
 
 def mixture_params(

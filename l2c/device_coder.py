@@ -1,0 +1,543 @@
+"""P and the coder on a GPU: from payloads to symbols and back without the host between groups.
+
+The same graph and the same streams as `l2c.integer`; here a padded batch of tiles runs through the kernels of
+`l2c.kernels`, every launch into buffers that a geometry (the sizes of its tiles) keeps. What differs between two
+batches of one geometry (qualities, used channels, streams) is data, so on a GPU the whole sequence, some 130 launches,
+is recorded once as a CUDA graph and replayed: no host round trip between scales or groups.
+
+Runs on the CPU, too, under Triton's interpreter; that is for tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from l2c import ops
+from l2c.errors import BackendError
+from l2c.probability import AVAILABLE, CODING_ORDER, POSITIONS, constant_planes
+
+if TYPE_CHECKING:
+    from l2c.integer import IntegerLayer, IntegerModel, Job
+
+_GEOMETRIES = 8  # kept with their buffers and graphs
+_CHANNEL_BLOCK = 64  # channels are padded to whole blocks of the matrix products
+_MAX_LANES = 64
+_STATE_LOW = 1 << 32
+_WINDOW = 16
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@dataclass(frozen=True)
+class PackedLayer:
+    """A layer as `kernels.int_conv` reads it: weight int8 [k, k, I', O'], bias int32 [O], multiplier float32 [O].
+
+    `bias` holds the 128 sum w that activations stored as int8 lack.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    multiplier: Tensor
+
+
+def pack_layer(
+    weight: npt.NDArray[np.int8],
+    bias: npt.NDArray[Any],
+    multiplier: npt.NDArray[np.float32],
+    unsigned: slice,
+    device: torch.device,
+) -> PackedLayer:
+    """int8 [O, I, k, k] -> a packed layer; `unsigned` are the input channels that are stored with 128 subtracted."""
+    outputs, inputs, kernel = weight.shape[:3]
+    packed = np.zeros(
+        (kernel, kernel, _round_up(inputs, _CHANNEL_BLOCK), _round_up(outputs, _CHANNEL_BLOCK)), dtype=np.int8
+    )
+    packed[:, :, :inputs, :outputs] = weight.transpose(2, 3, 1, 0)
+    offset = 128 * weight[:, unsigned].astype(np.int64).sum(axis=(1, 2, 3))
+    return PackedLayer(
+        torch.from_numpy(packed).to(device),
+        torch.from_numpy((bias + offset).astype(np.int32)).to(device),
+        torch.from_numpy(multiplier).to(device),
+    )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """One coded group of a geometry.
+
+    Attributes:
+        scale, position, group, index: of the group; position -1 is the last scale, which has no cells.
+        start, size: its channels.
+        sizes: int32 [N, 2], rows and columns of the positions that are coded.
+        capacity: S, symbols that a stream can have here, coded or not.
+        shape: rows and columns that the batch has here.
+        step, offset: where the positions lie in the canvas.
+    """
+
+    scale: int
+    position: int
+    group: int
+    index: int
+    start: int
+    size: int
+    sizes: npt.NDArray[np.int32]
+    capacity: int
+    shape: tuple[int, int]
+    step: int
+    offset: tuple[int, int]
+
+
+class Geometry:
+    """Buffers and launch order for tiles of given sizes."""
+
+    def __init__(self, coder: DeviceCoder, sizes: Sequence[tuple[int, int]]) -> None:
+        from l2c.integer import scale_sizes
+
+        model, device = coder.model, coder.device
+        p = model.config
+        self.coder, self.sizes, self.count = coder, tuple(sizes), len(sizes)
+        N, scales = self.count, p.num_scales
+        per_scale = np.array([scale_sizes(h, w, scales) for h, w in sizes], dtype=np.int32)  # [N, M + 1, 2]
+        largest = per_scale.max(axis=0)
+        self.groups = self._plan(per_scale, largest)
+        self.total = sum(group.capacity for group in self.groups)
+        most = max(group.capacity for group in self.groups)
+        K, head = p.num_mixtures, 3 * p.num_mixtures * max(p.channel_groups)
+
+        def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        self.canvas = empty((N, model.c, *largest[0]), torch.uint8)
+        self.extents = torch.from_numpy(np.ascontiguousarray(per_scale.transpose(1, 0, 2))).to(device)
+        self.part_sizes = [torch.from_numpy(group.sizes).to(device) for group in self.groups]
+        self.buffers = [empty((N, *largest[i + 1], coder.channels), torch.int8) for i in range(scales)]
+        self.h1, self.h2 = (empty((N, *largest[1], coder.width), torch.int8) for _ in range(2))
+        # Channels that no layer writes meet weights of zero.
+        self.h1.zero_(), self.h2.zero_()
+        self.raw = empty((N, *largest[1], head), torch.int16)
+        self.weights, self.means, self.inv_scales = (empty((K * N * most,), torch.int16) for _ in range(3))
+        self.window = empty((0,), torch.int32)
+        self.first = empty((0,), torch.int16)
+        self.coded = empty((self.total * N,), torch.uint8)
+        # What differs between batches of this geometry.
+        self.bits = empty((N,), torch.int32)
+        self.used = empty((len(p.channel_groups) + 1, N), torch.int32)
+        self.counts = empty((len(self.groups), N), torch.int32)
+        self.prior = empty((N, 3 * K * model.c), torch.int16)
+        self.first_bias = empty((scales, len(model.steps), N, p.width), torch.int32)
+        self.lanes = empty((N,), torch.int32)
+        self.status = empty((N,), torch.int32)
+        self.states = empty((N, _MAX_LANES), torch.int64)
+        self.position, self.next_word, self.end = (empty((N,), torch.int64) for _ in range(3))
+        self.words = empty((0,), torch.int16)
+        self.start = self.freq = empty((N, 0), torch.int32)
+        self.appended = empty((len(self.groups), N), torch.int64)
+        self.graphs: dict[tuple[Any, ...], Any] = {}
+
+    def _plan(self, per_scale: npt.NDArray[np.int32], largest: npt.NDArray[np.int32]) -> list[_Group]:
+        p, c = self.coder.model.config, self.coder.model.c
+        M = p.num_scales
+        rows, columns = map(int, largest[M])
+        last = np.ascontiguousarray(per_scale[:, M])
+        plan = [_Group(M, -1, 0, 0, 0, c, last, rows * columns * c, (rows, columns), 1 << M, (0, 0))]
+        for scale in range(M - 1, -1, -1):
+            index = 0
+            rows, columns = map(int, largest[scale + 1])
+            for position in CODING_ORDER:
+                dy, dx = POSITIONS[position]
+                sizes = np.ascontiguousarray((per_scale[:, scale] - np.array([dy, dx], np.int32) + 1) // 2)
+                for group, size in enumerate(p.channel_groups):
+                    start = sum(p.channel_groups[:group])
+                    plan.append(
+                        _Group(
+                            scale, position, group, index, start, size, sizes, rows * columns * size, (rows, columns),
+                            2 << scale, (dy << scale, dx << scale),
+                        )
+                    )  # fmt: skip
+                    index += 1
+        return plan
+
+    def load(self, jobs: Sequence[Job]) -> None:
+        """Copy what these jobs need to the device: everything that is no picture and no stream."""
+        model = self.coder.model
+        p = model.config
+        used = np.array(
+            [[model.group_used(g, job.used) for job in jobs] for g in range(len(p.channel_groups))]
+            + [[job.used for job in jobs]],
+            dtype=np.int32,
+        )
+        counts = np.stack(
+            [group.sizes.prod(axis=1) * used[-1 if group.position < 0 else group.group] for group in self.groups]
+        ).astype(np.int32)
+        self.host_counts = counts.astype(np.int64)
+        self.bits.copy_(torch.tensor([job.header[2] for job in jobs], dtype=torch.int32))
+        self.used.copy_(torch.from_numpy(used))
+        self.counts.copy_(torch.from_numpy(counts))
+        self.appended.copy_(torch.from_numpy(np.cumsum(self.host_counts, axis=0) - self.host_counts))
+        bias = np.stack([self.coder.first_biases(job.header) for job in jobs], axis=2)
+        self.first_bias.copy_(torch.from_numpy(bias))
+        if model.prior is not None:
+            self.prior.copy_(torch.from_numpy(np.stack([self.coder.prior(job.header) for job in jobs])))
+        self.status.zero_()
+
+    def coded_of(self, number: int) -> Tensor:
+        """uint8 [N, S], the symbols of group `number` in coding order."""
+        group = self.groups[number]
+        begin = sum(part.capacity for part in self.groups[:number]) * self.count
+        return self.coded[begin : begin + group.capacity * self.count].view(self.count, group.capacity)
+
+    def parameters(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights, means and inverse scales int16 [K, N, S] of the group that is at hand; K = 0 for a uniform prior."""
+        group, N = self.groups[number], self.count
+        model = self.coder.model
+        K = 0 if group.position < 0 and model.prior is None else model.config.num_mixtures
+        size = K * N * group.capacity
+        w, m, v = (
+            part[:size].view(K, N, group.capacity) if K else part[:0].view(0, N, group.capacity)
+            for part in (self.weights, self.means, self.inv_scales)
+        )
+        return w, m, v
+
+    def run(self, code: Callable[[int], None]) -> None:
+        """All scales and groups: `code(number)` codes group `number`, whose parameters are at hand then."""
+        kernels, model, coder = self.coder.kernels, self.coder.model, self.coder
+        groups = len(model.config.channel_groups)
+        before: Tensor | None = None
+        for number, group in enumerate(self.groups):
+            used = self.used[groups if group.position < 0 else group.group]
+            buffer: Tensor | None = None
+            if group.position >= 0:
+                buffer = self.buffers[group.scale]
+                if group.index == 0:
+                    kernels.start_scale_fwd(
+                        self.canvas, self.extents[group.scale], self.bits, coder.compand, before, buffer,
+                        group.scale, groups, model.config.width, AVAILABLE,
+                    )  # fmt: skip
+                    before = buffer
+                self._step(group, buffer)
+            if group.position >= 0 or model.prior is not None:
+                raw = (
+                    self.raw_of(group)
+                    if group.position >= 0
+                    else self.prior[:, None, None, :].expand(-1, *group.shape, -1)
+                )
+                kernels.mixture_params_fwd(
+                    raw, group.size, coder.exp, coder.inv_scale, self.part_sizes[number], used,
+                    *self.parameters(number),
+                )  # fmt: skip
+            code(number)
+            kernels.fill_fwd(
+                self.coded_of(number), self.part_sizes[number], used, self.bits, coder.compand, self.canvas, buffer,
+                group.start, group.size, group.step, group.offset,
+                group.position * model.c + group.start, model.values + group.position * groups + group.group,
+                AVAILABLE,
+            )  # fmt: skip
+
+    def raw_of(self, group: _Group) -> Tensor:
+        """int16 [N, R, C, 3 K g], the head's output of a group, in the memory that all groups share."""
+        channels = 3 * self.coder.model.config.num_mixtures * group.size
+        cells = self.count * math.prod(group.shape)
+        return self.raw.view(-1)[: cells * channels].view(self.count, *group.shape, channels)
+
+    def _step(self, group: _Group, buffer: Tensor) -> None:
+        conv, coder = self.coder.kernels.int_conv_fwd, self.coder
+        w1, w2, w3, w4 = coder.steps[group.index]
+        cells = self.extents[group.scale + 1]
+        size = self.count * math.prod(group.shape) * coder.width
+        h1, h2 = (part.view(-1)[:size].view(self.count, *group.shape, coder.width) for part in (self.h1, self.h2))
+        q = buffer[..., coder.model.maps :]
+        conv(buffer, w1.weight, self.first_bias[group.scale, group.index], w1.multiplier, cells, h1)
+        conv(h1, w2.weight, w2.bias, w2.multiplier, cells, h2)
+        conv(h2, w3.weight, w3.bias, w3.multiplier, cells, q, residual=h1)
+        conv(q, w4.weight, w4.bias, w4.multiplier, cells, self.raw_of(group))
+
+    # --- what `run` is called with ---------------------------------------------------------------------------------
+
+    def decode_group(self, number: int, most_lanes: int) -> None:
+        """Decode group `number` of all streams."""
+        kernels = self.coder.kernels
+        w, m, v = self.parameters(number)
+        N, capacity = self.count, self.groups[number].capacity
+        window = self.window[: N * capacity * _WINDOW].view(N, capacity, _WINDOW)
+        first = self.first[: N * capacity].view(N, capacity)
+        count = self.counts[number]
+        if w.shape[0]:
+            kernels.mixture_window_fwd(count, self.bits, w, m, v, window, first)
+        kernels.rans_decode_fwd(
+            self.words, self.next_word, self.end, self.states, self.position, self.lanes, self.status, count,
+            self.bits, w, m, v, window, first, self.coded_of(number), most_lanes,
+        )  # fmt: skip
+
+    def gather_group(self, number: int) -> None:
+        """Put the known symbols of group `number` in coding order."""
+        group = self.groups[number]
+        used = self.used[len(self.coder.model.config.channel_groups) if group.position < 0 else group.group]
+        self.coder.kernels.gather_fwd(
+            self.canvas, self.part_sizes[number], used, self.coded_of(number), group.start, group.step, group.offset
+        )
+
+    def encode_group(self, number: int) -> None:
+        """Append the intervals of group `number` to those of all streams."""
+        self.gather_group(number)
+        self.coder.kernels.mixture_intervals_fwd(
+            self.coded_of(number), self.counts[number], self.bits, *self.parameters(number), self.start, self.freq,
+            self.appended[number],
+        )  # fmt: skip
+
+    def replay(self, key: tuple[Any, ...], launch: Callable[[], None]) -> None:
+        """Run `launch`; on a GPU the second time as a CUDA graph that is recorded then, and from there on."""
+        if self.coder.device.type != "cuda":
+            launch()
+        elif key not in self.graphs:
+            launch()  # compiles every kernel, which a recording cannot
+            self.graphs[key] = None
+        else:
+            if self.graphs[key] is None:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    launch()
+                self.graphs[key] = graph
+            self.graphs[key].replay()
+
+
+class DeviceCoder:
+    """Codes batches of tiles on one device.
+
+    Args:
+        model: P in integers.
+        device: a CUDA device, or the CPU under Triton's interpreter.
+    Raises:
+        BackendError: the kernels cannot run there.
+    """
+
+    def __init__(self, model: IntegerModel, device: torch.device) -> None:
+        reason = ops.triton_reason(device)
+        if reason:
+            raise BackendError(reason)
+        self.kernels = ops.integer_kernels()
+        self.model, self.device = model, device
+        p = model.config
+        self.channels = _round_up(model.maps + p.width, _CHANNEL_BLOCK)
+        self.width = _round_up(p.width, _CHANNEL_BLOCK)
+        self.compand = torch.from_numpy(model.tables.compand).to(device)
+        self.exp = torch.from_numpy(model.tables.exp.view(np.int16)).to(device)
+        self.inv_scale = torch.from_numpy(model.tables.inv_scale.view(np.int16)).to(device)
+        self.steps = [tuple(self._packed(step)) for step in model.steps]
+        self._geometries: OrderedDict[tuple[tuple[int, int], ...], Geometry] = OrderedDict()
+        self._biases: dict[tuple[int, int, int], npt.NDArray[np.int32]] = {}
+
+    def _packed(self, step: Any) -> list[PackedLayer]:
+        model = self.model
+        maps, planes = model.maps, model.planes
+        w1: IntegerLayer = step.w1
+        kept = np.concatenate((w1.weight[:, :maps], w1.weight[:, maps + planes :]), axis=1)
+        first = pack_layer(kept, w1.bias, w1.multiplier, slice(maps, None), self.device)
+        rest = [
+            pack_layer(layer.weight, layer.bias, layer.multiplier, slice(None), self.device)
+            for layer in (step.w2, step.w3, step.w4)
+        ]
+        return [first, *rest]
+
+    def first_biases(self, header: tuple[int, int, int]) -> npt.NDArray[np.int32]:
+        """w1's bias int32 [M, steps, width] of each scale and step under a header: its planes are constant."""
+        if header not in self._biases:
+            model = self.model
+            maps, planes, M = model.maps, model.planes, model.config.num_scales
+            constant = np.array([constant_planes(*header, scale, M) for scale in range(M)], dtype=np.int64)
+            rows = []
+            for step in model.steps:
+                weight = step.w1.weight[:, :, 0, 0].astype(np.int64)
+                offset = 128 * weight[:, maps + planes :].sum(axis=1)
+                rows.append(step.w1.bias + offset + constant @ weight[:, maps : maps + planes].T)
+            if len(self._biases) >= 1024:  # headers of other pictures: a few kilobytes each
+                self._biases.clear()
+            self._biases[header] = np.stack(rows, axis=1).astype(np.int32)
+        return self._biases[header]
+
+    def prior(self, header: tuple[int, int, int]) -> npt.NDArray[np.int16]:
+        """The head's output int16 [3 K c] of the last scale."""
+        from l2c.integer import prior_reference
+
+        return prior_reference(self.model, header)
+
+    def geometry(self, jobs: Sequence[Job]) -> Geometry:
+        """The buffers for these jobs' sizes, made on first use; the least recently used ones are dropped."""
+        sizes = tuple((job.height, job.width) for job in jobs)
+        if sizes in self._geometries:
+            self._geometries.move_to_end(sizes)
+        else:
+            while len(self._geometries) >= _GEOMETRIES:
+                self._geometries.popitem(last=False)
+            self._geometries[sizes] = Geometry(self, sizes)
+        return self._geometries[sizes]
+
+    # --- decoding -------------------------------------------------------------------------------------------------
+
+    def decode(self, jobs: Sequence[Job], payloads: Sequence[bytes | memoryview]) -> list[Tensor]:
+        """Decode one stream for each job.
+
+        Returns:
+            uint8 [c, height, width] on the device for each job, a copy of its own.
+        Raises:
+            BitstreamError: a stream is not what the headers promise.
+        """
+        geometry = self.geometry(jobs)
+        geometry.load(jobs)
+        most_lanes = self._load_streams(geometry, payloads)
+        self._reserve_windows(geometry)
+
+        def launch() -> None:
+            geometry.run(lambda number: geometry.decode_group(number, most_lanes))
+
+        geometry.replay(("decode", most_lanes, geometry.words.data_ptr()), launch)
+        symbols = [geometry.canvas[i, :, : job.height, : job.width].clone() for i, job in enumerate(jobs)]
+        self._check_ends(geometry)
+        return symbols
+
+    def _reserve_windows(self, geometry: Geometry) -> None:
+        size = geometry.count * max(group.capacity for group in geometry.groups)
+        if geometry.first.numel() < size:
+            geometry.first = torch.empty(size, dtype=torch.int16, device=self.device)
+            geometry.window = torch.empty(size * _WINDOW, dtype=torch.int32, device=self.device)
+
+    def _load_streams(self, geometry: Geometry, payloads: Sequence[bytes | memoryview]) -> int:
+        """Parse the streams' heads, copy states and words to the device. Returns the most lanes that a stream has."""
+        lanes, states, words = [], np.full((len(payloads), _MAX_LANES), _STATE_LOW, dtype=np.int64), []
+        for i, payload in enumerate(payloads):
+            count, states_i, words_i = ops.parse_stream(payload)
+            lanes.append(count)
+            states[i, :count] = states_i
+            words.append(words_i)
+        ends = np.cumsum([len(part) for part in words])
+        total = int(ends[-1])
+        if geometry.words.numel() < total:
+            # A power of two: graphs that read the old buffer are of no use, so it should seldom be replaced.
+            geometry.words = torch.empty(1 << max(12, (total - 1).bit_length()), dtype=torch.int16, device=self.device)
+            geometry.graphs.clear()
+        geometry.words[:total].copy_(torch.from_numpy(np.concatenate(words).view(np.int16)))
+        geometry.states.copy_(torch.from_numpy(states))
+        geometry.lanes.copy_(torch.tensor(lanes, dtype=torch.int32))
+        geometry.end.copy_(torch.from_numpy(ends))
+        geometry.next_word.copy_(torch.from_numpy(ends - np.array([len(part) for part in words])))
+        geometry.position.zero_()
+        return max(lanes)
+
+    def _check_ends(self, geometry: Geometry) -> None:
+        """Raises BitstreamError where a stream did not end as `ops.check_stream_end` says."""
+        states = geometry.states.cpu().numpy()
+        left = (geometry.end - geometry.next_word).cpu().numpy()
+        status, lanes = geometry.status.cpu().numpy(), geometry.lanes.cpu().numpy()
+        for i, hashed in enumerate(self._hashed(geometry)):
+            ops.check_stream_end(int(status[i]), int(left[i]), states[i, : lanes[i]], hashed)
+
+    def _hashed(self, geometry: Geometry) -> list[npt.NDArray[np.uint8]]:
+        """The bytes of each stream's symbols, as csrc/rans.h hashes them."""
+        coded = geometry.coded.cpu().numpy()
+        results = []
+        for i in range(geometry.count):
+            parts, begin = [], 0
+            for number, group in enumerate(geometry.groups):
+                at = begin + i * group.capacity
+                symbols = coded[at : at + geometry.host_counts[number, i]]
+                if group.position < 0 and self.model.prior is None:
+                    symbols = symbols.astype("<u4").view(np.uint8)  # equally likely symbols are hashed as 32-bit values
+                parts.append(symbols)
+                begin += group.capacity * geometry.count
+            results.append(np.concatenate(parts))
+        return results
+
+    # --- encoding -------------------------------------------------------------------------------------------------
+
+    def encode(self, jobs: Sequence[Job]) -> list[bytes]:
+        """Encode the known symbols of each job: the streams that `RangeEncoder` writes, byte for byte."""
+        geometry = self._load_known(jobs)
+        N, total = geometry.count, geometry.total
+        if geometry.start.shape[1] < total:
+            geometry.start, geometry.freq = (
+                torch.empty((N, total), dtype=torch.int32, device=self.device) for _ in range(2)
+            )
+        geometry.replay(("encode",), lambda: geometry.run(geometry.encode_group))
+        counts = torch.from_numpy(geometry.host_counts.sum(axis=0)).to(self.device)
+        lanes = [choose_lanes(bits) for bits in estimate_bits(geometry.freq, counts).tolist()]
+        states = np.full((N, _MAX_LANES), _STATE_LOW, dtype=np.int64)
+        states[:, 0] += np.array([ops.xxh64(part) & 0xFFFFFFFF for part in self._hashed(geometry)], dtype=np.int64)
+        state_tensor = torch.from_numpy(states).to(self.device)
+        lane_tensor = torch.tensor(lanes, dtype=torch.int32, device=self.device)
+        words = torch.empty((N, 2 * total), dtype=torch.int16, device=self.device)  # no symbol takes more than two
+        begin = torch.empty(N, dtype=torch.int64, device=self.device)
+        geometry.status.zero_()
+        self.kernels.rans_encode_fwd(
+            geometry.start, geometry.freq, counts, lane_tensor, state_tensor, words, begin, geometry.status, max(lanes)
+        )
+        firsts = begin.tolist()
+        flat = torch.cat([words[i, first:] for i, first in enumerate(firsts)]).cpu().numpy()
+        ends = np.cumsum([words.shape[1] - first for first in firsts])
+        final = state_tensor.cpu().numpy()
+        return [
+            ops.write_stream(lanes[i], final[i, : lanes[i]], part) for i, part in enumerate(np.split(flat, ends[:-1]))
+        ]
+
+    def record(self, jobs: Sequence[Job]) -> None:
+        """Run P over known symbols and hand every group's parameters to the jobs' own coders, on the host."""
+        geometry = self._load_known(jobs)
+
+        def code(number: int) -> None:
+            geometry.gather_group(number)
+            w, m, v = (part.cpu().numpy() for part in geometry.parameters(number))
+            coded = geometry.coded_of(number).cpu().numpy()
+            for i, job in enumerate(jobs):
+                count = int(geometry.host_counts[number, i])
+                if not count:
+                    continue
+                symbols = coded[i, :count]
+                if not w.shape[0]:
+                    job.coder.uniform(count, symbols)
+                    continue
+                mine = (np.ascontiguousarray(part[:, i, :count]) for part in (w, m, v))
+                weights, means, inv_scales = mine
+                job.coder.mixture(weights.view(np.uint16), means, inv_scales.view(np.uint16), symbols)
+
+        geometry.run(code)
+
+    def _load_known(self, jobs: Sequence[Job]) -> Geometry:
+        geometry = self.geometry(jobs)
+        geometry.load(jobs)
+        for i, job in enumerate(jobs):
+            assert job.symbols is not None
+            geometry.canvas[i, :, : job.height, : job.width].copy_(torch.as_tensor(job.symbols))
+        return geometry
+
+
+def estimate_bits(freq: Tensor, counts: Tensor) -> Tensor:
+    """What the coder expects of each stream in 1/256 bit, in integers: RangeEncoder.estimate_bits of csrc/rans.h.
+
+    Args:
+        freq: int32 [N, T], frequencies of symbols out of 2^20, each exact as a float32.
+        counts: int64 [N], symbols that each stream has.
+    Returns:
+        int64 [N].
+    """
+    pattern = freq.to(torch.float32).view(torch.int32)
+    m = (pattern >> 15) & 255
+    log2 = (pattern >> 15) - (127 << 8) + ((m * (256 - m) * 88) >> 16)
+    known = torch.arange(freq.shape[1], device=freq.device)[None, :] < counts[:, None]
+    return torch.where(known, (20 << 8) - log2, 0).sum(dim=1, dtype=torch.int64)
+
+
+def choose_lanes(bits: int) -> int:
+    """The lanes of a stream of so many 1/256 bits: RangeEncoder.choose_lanes of csrc/rans.h."""
+    lanes = 1
+    while lanes < _MAX_LANES and 48 * 2 * lanes * 1000 * 256 // 3 <= bits:
+        lanes *= 2
+    return lanes

@@ -1,0 +1,244 @@
+"""The integer kernels against the plain forms and the C++ coder: equality of every integer and every byte.
+
+Without a GPU they run under Triton's interpreter (conftest.py), which takes milliseconds a symbol: sizes are small.
+"""
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from l2c import integer, ops, reference
+from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.device_coder import choose_lanes, estimate_bits
+from l2c.errors import BackendError, BitstreamError
+from l2c.probability import ProbabilityModel
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+REASON = ops.triton_reason(DEVICE)
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+Array = NDArray[np.generic]
+
+
+def random_layer(rng: np.random.Generator, o: int, i: int, k: int) -> tuple[Array, Array, Array]:
+    """Weights over the whole int8 range, sums below 2^24, outputs over and beyond 0..255."""
+    weight = rng.integers(-127, 128, (o, i, k, k)).astype(np.int8)
+    bias = rng.integers(-20000, 20000, o).astype(np.int32)
+    multiplier = (rng.choice([50, 150, 400], o) / (128 * 74 * np.sqrt(i * k * k))).astype(np.float32)
+    multiplier[::5] *= -1
+    return weight, bias, multiplier
+
+
+def random_mixtures(rng: np.random.Generator, k: int, n: int, extreme: bool = False) -> tuple[Array, Array, Array]:
+    """Weights [K, n] that sum to 65520, means, inverse scales from wide to narrow."""
+    cuts = np.sort(rng.integers(0, 65521, (k - 1, n)), axis=0)
+    edges = np.concatenate((np.zeros((1, n), int), cuts, np.full((1, n), 65520)))
+    means = rng.integers(-32768, 32768, (k, n)) if extreme else rng.normal(0, 600, (k, n)).round()
+    inv = np.exp2(rng.uniform(0, 15, (k, n)) if extreme else rng.uniform(4, 11, (k, n)))
+    return (
+        np.diff(edges, axis=0).astype(np.uint16),
+        means.clip(-32768, 32767).astype(np.int16),
+        inv.clip(1, 32767).astype(np.uint16),
+    )
+
+
+def draw(rng: np.random.Generator, mixtures: tuple[Array, Array, Array], bits: int) -> NDArray[np.uint8]:
+    """Symbols near the means, with some far away."""
+    n = mixtures[0].shape[1]
+    level = mixtures[1][0].astype(float) / 128 / (1 << (8 - bits)) + (1 << (bits - 1)) + rng.normal(0, 2, n)
+    level = np.where(rng.random(n) < 0.1, rng.integers(0, 1 << bits, n), level)
+    return level.round().clip(0, (1 << bits) - 1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("height", "width", "i", "o"), [(1, 1, 3, 1), (5, 7, 63, 65), (9, 13, 130, 30)])
+def test_integer_conv(height: int, width: int, i: int, o: int, kernel: int) -> None:
+    rng = np.random.default_rng(height)
+    layer = random_layer(rng, o, i, kernel)
+    x = rng.integers(0, 256, (height, width, i)).astype(np.uint8)
+    residual = rng.integers(0, 256, (height, width, o)).astype(np.uint8)
+    for added, head in ((None, False), (residual, False), (None, True)):
+        expected = ops.integer_conv(x, *layer, residual=added, head=head, backend="reference")
+        got = ops.integer_conv(x, *layer, residual=added, head=head, backend="triton", device=DEVICE)
+        assert got.dtype == expected.dtype
+        assert np.array_equal(got, expected)
+        assert np.array_equal(ops.integer_conv(x, *layer, residual=added, head=head, backend="cpu"), expected)
+
+
+def test_rounding_of_products() -> None:
+    """Ties, tiny and huge products, both signs: sums of one 1x1 weight spell every case out."""
+    x = np.arange(256, dtype=np.uint8).reshape(1, 256, 1)
+    weight = np.array([127, 1, 1, 1, 1, -1, 127, 127, 1], np.int8).reshape(-1, 1, 1, 1)
+    multiplier = np.array([0.5, 0.5, 0.25, 1 / 3, 1e-30, 2.5, 2.0**14, 3e30, 0.002], np.float32)
+    bias = np.array([0, 0, 1, -7, 5, 3, 0, 1, -128], np.int32)
+    for head in (False, True):
+        expected = ops.integer_conv(x, weight, bias, multiplier, head=head, backend="cpu")
+        got = ops.integer_conv(x, weight, bias, multiplier, head=head, backend="triton", device=DEVICE)
+        assert np.array_equal(got, expected)
+
+
+@pytest.mark.parametrize("num_mixtures", [1, 3, 5])
+def test_mixture_params(num_mixtures: int) -> None:
+    rng = np.random.default_rng(num_mixtures)
+    tables = integer.make_tables()
+    raw = rng.integers(-300, 300, (63, 3 * num_mixtures * 5)).astype(np.int16)
+    raw[0] = 7  # ties of all components
+    raw[1, ::2], raw[1, 1::2] = 32767, -32768
+    arguments = raw, num_mixtures, 5, tables.exp, tables.inv_scale
+    expected = ops.mixture_params(*arguments, "reference")
+    for got in (ops.mixture_params(*arguments, "triton", DEVICE), ops.mixture_params(*arguments, "cpu")):
+        for a, b in zip(got, expected):
+            assert a.dtype == b.dtype
+            assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_streams_of_all_backends(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    lanes, k, n = (64, 1, 2, 4, 8, 16, 32, 64)[bits - 1], bits, 67 if bits in (1, 8) else 40
+    mixtures = random_mixtures(rng, k, n, extreme=bits == 3)
+    symbols = draw(rng, mixtures, bits)
+    streams = [ops.rans_encode(symbols, *mixtures, bits, lanes, backend=name) for name in ("cpu", "reference")]
+    streams.append(ops.rans_encode(symbols, *mixtures, bits, lanes, backend="triton", device=DEVICE))
+    assert streams[0] == streams[1] == streams[2]
+    for name in ("cpu", "reference", "triton"):
+        got = ops.rans_decode(streams[0], *mixtures, bits, backend=name, device=DEVICE if name == "triton" else None)
+        assert np.array_equal(got, symbols), name
+
+
+def test_windows_hold_the_cdf() -> None:
+    """Every edge of a window is C there, inside and past the last level."""
+    rng = np.random.default_rng(5)
+    for bits in (2, 5, 8):
+        n = 33
+        mixtures = random_mixtures(rng, 2, n, extreme=True)
+        parameters = [torch.from_numpy(part.view(np.int16)).to(DEVICE)[:, None] for part in mixtures]
+        count, b = (torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (n, bits))
+        window = torch.full((1, n, 16), -1, dtype=torch.int32, device=DEVICE)
+        first = torch.full((1, n), -1, dtype=torch.int16, device=DEVICE)
+        ops.integer_kernels().mixture_window_fwd(count, b, *parameters, window, first)
+        starts = first[0].tolist()
+        assert 0 <= min(starts) <= max(starts) <= max(0, (1 << bits) - 15)
+        for j, start in enumerate(starts):
+            lists = [part[:, j].tolist() for part in mixtures]
+            edges = [reference.mixture_cdf(min(start + e, 1 << bits), *lists, bits) for e in range(16)]
+            assert window[0, j].tolist() == edges
+
+
+def test_damaged_streams_are_refused() -> None:
+    rng = np.random.default_rng(1)
+    mixtures = random_mixtures(rng, 2, 30)
+    symbols = draw(rng, mixtures, 8)
+    stream = ops.rans_encode(symbols, *mixtures, 8, 4, backend="cpu")
+    flipped = bytearray(stream)
+    flipped[-3] ^= 16
+    for damaged in (stream[:-2], stream + b"\0\0", bytes(flipped), stream[:20], b"", b"\7", b"\2" + bytes(24)):
+        with pytest.raises(BitstreamError, match="range coder"):
+            ops.rans_decode(bytes(damaged), *mixtures, 8, backend="triton", device=DEVICE)
+
+
+def test_xxh64() -> None:
+    rng = np.random.default_rng(2)
+    for n in (0, 1, 3, 4, 7, 8, 31, 32, 33, 63, 64, 100, 1000):
+        data = rng.integers(0, 256, n).astype(np.uint8)
+        assert ops.xxh64(data) == reference.xxh64(data.tobytes())
+    assert reference.xxh64(b"") == 0xEF46DB3751D8E999  # of the specification
+
+
+def test_lanes_are_those_of_the_cpu_coder() -> None:
+    rng = np.random.default_rng(3)
+    for n in (1, 400, 9000, 70000):
+        mixtures = random_mixtures(rng, 2, n)
+        symbols = draw(rng, mixtures, 8)
+        encoder = ops.range_encoder()
+        encoder.push_mixture(symbols, *mixtures, 8)
+        low, high = (
+            ops.extension().mixture_cdf(symbols.astype(np.int32) + e, *mixtures, 8).astype(np.int32) for e in (0, 1)
+        )
+        freq = torch.from_numpy(high - low)[None]
+        padded = torch.cat((freq, torch.ones(1, 5, dtype=torch.int32)), dim=1)
+        (bits,) = estimate_bits(padded, torch.tensor([n])).tolist()
+        assert 1 << encoder.finish()[0] == choose_lanes(bits)
+
+
+def tiny_model(prior: str) -> tuple[ModelConfig, integer.IntegerModel]:
+    """P with random weights, small enough for the interpreter; widths that are no multiples of anything."""
+    torch.manual_seed(4)
+    config = ModelConfig(
+        name="tiny",
+        transform=TransformConfig(family="block", s=8, c=5, width=16, fine_width=0),
+        probability=ProbabilityConfig(num_scales=2, channel_groups=(2, 3), num_mixtures=2, width=18, prior=prior),
+    )
+    model = ProbabilityModel(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return config, integer.from_float(model, config)
+
+
+def make_jobs(rng: np.random.Generator, c: int, coder: type[integer.SymbolWriter]) -> list[integer.Job]:
+    """Tiles of different sizes, qualities, bits and used channels; one of them a single latent."""
+    jobs = []
+    for height, width, header, used in ((7, 5, (500, 3, 8), c), (4, 3, (100, 0, 5), 3), (1, 1, (930, 8, 8), 1)):
+        b = header[2]
+        symbols = np.full((c, height, width), 1 << (b - 1), dtype=np.uint8)
+        symbols[:used] = rng.normal(1 << (b - 1), 2, (used, height, width)).round().clip(0, (1 << b) - 1)
+        jobs.append(integer.Job(height, width, header, used, coder(b), symbols))
+    return jobs
+
+
+@pytest.mark.parametrize("prior", ["learned", "uniform"])
+def test_tiles_between_backends(prior: str) -> None:
+    """Streams and symbols of whole tiles, batched with padding on the device, are those of the CPU, both ways."""
+    _, model = tiny_model(prior)
+    streams = {}
+    for backend in ("cpu", "triton"):
+        jobs = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)
+        model.code(jobs, backend, DEVICE)
+        streams[backend] = [job.coder.finish() for job in jobs]  # type: ignore[attr-defined]
+    assert streams["cpu"] == streams["triton"]
+    known = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)
+    for backend in ("cpu", "triton"):
+        jobs = [
+            integer.Job(job.height, job.width, job.header, job.used, integer.SymbolReader(stream, job.header[2]))
+            for job, stream in zip(known, streams["triton"])
+        ]
+        for got, job in zip(model.code(jobs, backend, DEVICE), known):
+            assert np.array_equal(got, job.symbols), backend
+    # The same geometry again: its buffers hold the values of the last batch.
+    again = [
+        integer.Job(job.height, job.width, job.header, job.used, integer.SymbolReader(stream, job.header[2]))
+        for job, stream in zip(known, streams["cpu"])
+    ]
+    for got, job in zip(model.code(again, "triton", DEVICE), known):
+        assert np.array_equal(got, job.symbols)
+
+
+def test_known_answer_of_a_model() -> None:
+    _, model = tiny_model("learned")
+    assert model.known_answer("triton", DEVICE) == model.known_answer("reference")
+
+
+def test_damaged_tile_is_refused() -> None:
+    _, model = tiny_model("learned")
+    jobs = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)[1:]
+    model.code(jobs, "cpu")
+    payloads = [job.coder.finish() for job in jobs]  # type: ignore[attr-defined]
+    payloads[0] = payloads[0][:-2] if len(payloads[0]) > 9 else payloads[0] + b"\0\0"
+    readers = [
+        integer.Job(job.height, job.width, job.header, job.used, integer.SymbolReader(stream, job.header[2]))
+        for job, stream in zip(jobs, payloads)
+    ]
+    with pytest.raises(BitstreamError, match="range coder"):
+        model.code(readers, "triton", DEVICE)
+
+
+def test_backends_by_name() -> None:
+    x = np.zeros((2, 2, 1), np.uint8)
+    layer = np.ones((1, 1, 1, 1), np.int8), np.zeros(1, np.int32), np.ones(1, np.float32)
+    with pytest.raises(BackendError, match="no backend is called"):
+        ops.integer_conv(x, *layer, backend="cuda")
+    with pytest.raises(ValueError, match="no residual"):
+        ops.integer_conv(x, *layer, residual=x, head=True)
+    with pytest.raises(ValueError, match="input channels"):
+        ops.integer_conv(np.zeros((2, 2, 3), np.uint8), *layer, backend="reference")
