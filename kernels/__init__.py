@@ -5,6 +5,7 @@ Read me first
   before triton is imported), which is how they are tested where there is no GPU.
 - Integers that decide a probability are computed in integers, or in the one float32 product of the contract
   (DESIGN 3.1), whose bits are read as integers so that no compiler can fuse anything after it.
+- `do_not_specialize`: sizes that differ from picture to picture are not worth a compilation each.
 - Unsigned 16-bit values (weights, inverse scales, words of a stream) lie in int16 tensors: PyTorch's uint16 has
   hardly any operators. Kernels mask with 65535.
 """

@@ -22,7 +22,19 @@ def _latent(symbol, bits):
     return (symbol - (1 << (bits - 1))) << (8 - bits)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "num_cells",
+        "R",
+        "C",
+        "coarse_rows",
+        "coarse_columns",
+        "canvas_n_stride",
+        "canvas_c_stride",
+        "canvas_row_stride",
+        "scale",
+    ]
+)
 def _start_scale_fwd_kernel(
     canvas_ptr,  # uint8 [N, c, H, W]
     extent_ptr,  # int32 [N, 2]: rows and columns of each picture's latents at this scale
@@ -150,7 +162,18 @@ def _coded_place(j, sizes_ptr, used_ptr, n):
     return mask, cell // columns, cell % columns, j % channels
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "S",
+        "canvas_n_stride",
+        "canvas_c_stride",
+        "canvas_row_stride",
+        "start",
+        "row_step",
+        "row_offset",
+        "column_offset",
+    ]
+)
 def _gather_fwd_kernel(
     canvas_ptr,  # uint8 [N, c, H, W]
     sizes_ptr,  # int32 [N, 2]
@@ -210,7 +233,23 @@ def gather_fwd(
     )
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "S",
+        "canvas_n_stride",
+        "canvas_c_stride",
+        "canvas_row_stride",
+        "start",
+        "row_step",
+        "row_offset",
+        "column_offset",
+        "R",
+        "C",
+        "size",
+        "value_at",
+        "flag_at",
+    ]
+)
 def _fill_fwd_kernel(
     coded_ptr,  # uint8 [N, S]
     sizes_ptr,  # int32 [N, 2]

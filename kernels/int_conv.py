@@ -35,7 +35,7 @@ def round_product(total, multiplier):
     return tl.where(pattern < 0, -rounded, rounded)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_cells", "R", "C", "bias_stride", "cout"])
 def _int_conv_fwd_kernel(
     x_ptr,  # int8 [N, R, C, x_stride]
     weight_ptr,  # int8 [KERNEL^2, CIN, cout_padded]

@@ -63,7 +63,7 @@ def mixture_cdf(i, at, mask, bits, weights_ptr, means_ptr, inv_scales_ptr, tail_
     return tl.where(i <= 0, 0, tl.where(i >= (1 << bits), ONE, inner))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_stride", "row_stride", "cell_stride", "g", "S", "k_stride"])
 def _mixture_params_fwd_kernel(
     raw_ptr,  # int16 [N, R, C, cell_stride]
     exp_ptr,  # int16 (uint16 bits) [256]
@@ -172,7 +172,7 @@ def mixture_params_fwd(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "out_stride", "k_stride"])
 def _mixture_intervals_fwd_kernel(
     symbols_ptr,  # uint8 [N, S]
     count_ptr,  # int32 [N]
@@ -247,7 +247,7 @@ def mixture_intervals_fwd(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "k_stride"])
 def _mixture_window_fwd_kernel(
     count_ptr,  # int32 [N]
     bits_ptr,  # int32 [N]

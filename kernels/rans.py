@@ -22,7 +22,7 @@ TRUNCATED = tl.constexpr(4)  # csrc/mixture_cdf.h
 OVERFLOW = tl.constexpr(5)  # the buffer of an encoder is too small
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["S", "k_stride"])
 def _rans_decode_fwd_kernel(
     words_ptr,  # int16 (uint16 bits), the words of all streams
     next_ptr,  # int64 [N]: the next word of each stream
@@ -169,7 +169,7 @@ def rans_decode_fwd(
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride", "capacity"])
 def _rans_encode_fwd_kernel(
     start_ptr,  # int32 [N, T]
     freq_ptr,  # int32 [N, T]
