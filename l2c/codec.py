@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import math
 import threading
 import time
@@ -65,6 +66,7 @@ _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where a
 _WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
 _TRIES = (1.0, 1.5, 0.5, 1.25, 0.75)[:MAX_TRIES]  # times the mean saving, where several qualities are tried
+_FALLBACKS = {"cpu": ("torch", "reference"), "torch": ("cpu", "reference"), "triton": ("torch", "cpu", "reference")}
 _TRIMMED = 1.01  # files up to this many times the target are trimmed, larger ones steered
 
 
@@ -165,7 +167,8 @@ class Codec:
     Args:
         model: name of a shipped model or path of a model file.
         device: "cpu", "cuda", "cuda:1", ...
-        backend: how P's integers are computed: "auto", "cpu", "torch" or "reference". All give the same files.
+        backend: how P's integers are computed: "auto", "cpu", "triton", "torch" or "reference"; see
+            `ops.choose_integer_backend`. All give the same files.
         threads: threads of P and the coder; None: as many as torch uses.
         limits: what a file may ask for when decoding.
         strict: a file of another model raises ModelMismatchError; otherwise the model is looked for by its id.
@@ -200,13 +203,17 @@ class Codec:
             with torch.inference_mode(False):
                 self.transform = copy.deepcopy(self.transform).to(self.device)
         # A wrong integer ruins a picture, so every device proves itself once (DESIGN 3.5).
-        try:
-            integer.check_backend(self.model.integer, self.model.known_answer, self.backend, self.device)
-        except BackendError as error:
-            if self.backend == "reference":
-                raise
-            warnings.warn(f"{error}; using the exact slow path", images.L2CWarning, stacklevel=2)
-            self.backend = "reference"
+        chain = [self.backend] + ["torch"] * (self.backend == "triton") + ["reference"] * (self.backend != "reference")
+        for name, following in itertools.zip_longest(chain, chain[1:]):
+            try:
+                integer.check_backend(self.model.integer, self.model.known_answer, name, self.device)
+                self.backend = name
+                break
+            except BackendError as error:
+                if following is None:
+                    raise
+                instead = "PyTorch" if following == "torch" else "the exact slow path"
+                warnings.warn(f"{error}; using {instead}", images.L2CWarning, stacklevel=2)
 
     # --- encoding -----------------------------------------------------------------------------------------------
 
@@ -795,7 +802,9 @@ class Codec:
         for codec, members in self._by_model(streams):
             chosen = [streams[i] for i in members]
             changes = [codec._changes(stream) for stream in chosen]
-            pixels = codec._synthesise(chosen, codec.read_latents(chosen), changes, keep_on_device=as_ == "torch")
+            pixels = codec._decode_queued(chosen, changes, keep_on_device=as_ == "torch")
+            if pixels is None:
+                pixels = codec._synthesise(chosen, codec.read_latents(chosen), changes, keep_on_device=as_ == "torch")
             for i, stream, picture in zip(members, chosen, pixels):
                 results[i] = _present(picture, stream, as_, mode)
         return results
@@ -862,6 +871,36 @@ class Codec:
             )
         return self._others[wanted]
 
+    def _decode_queued(
+        self, streams: Sequence[Bitstream], changes: Sequence[PatchChanges], *, keep_on_device: bool
+    ) -> list[Any] | None:
+        """Pixels as `_synthesise` gives them, latents and all on the device; the host checks while D runs there.
+
+        None: not on this backend, or a check failed; `read_latents` then finds out what is wrong.
+        """
+        if self.backend != "triton":
+            return None
+        for stream in streams:
+            self._check_latent_limits(stream.header.width, stream.header.height, stream.header.tile_size)
+        jobs, places = self._reading_jobs(streams)
+        try:
+            tiles, check = self.model.integer.decode_on_device(jobs, self.device)
+            symbols = [
+                torch.empty(_latent_shape(stream.header, self.model), dtype=torch.uint8, device=self.device)
+                for stream in streams
+            ]
+            for (number, (top, left, bottom, right)), part in zip(places, tiles):
+                symbols[number][:, top:bottom, left:right] = part
+            pixels = self._synthesise(streams, symbols, changes, keep_on_device=True)
+            check()
+        except BitstreamError:
+            return None
+        if not all(_crc_holds(stream, part.cpu().numpy()) for stream, part in zip(streams, symbols)):
+            return None
+        if keep_on_device:
+            return pixels
+        return [np.ascontiguousarray(part.permute(1, 2, 0).cpu().numpy()) for part in pixels]
+
     def read_latents(self, streams: Sequence[Bitstream]) -> list[UInt8Array]:
         """Entropy-decode files of this codec's model, all tiles together: symbols uint8 [c, h, w] each.
 
@@ -892,7 +931,7 @@ class Codec:
         Where two independent implementations agree on the failure, the file is at fault and the slow path is left
         out: it takes 200 times as long, which a file of 60 bytes could otherwise ask for.
         """
-        others = {"cpu": ("torch", "reference"), "torch": ("cpu", "reference")}.get(self.backend, ())
+        others = _FALLBACKS.get(self.backend, ())
         for backend in others:
             again: UInt8Array | BitstreamError
             try:
@@ -925,14 +964,24 @@ class Codec:
                 )
 
     def _read(self, streams: Sequence[Bitstream], backend: str) -> list[UInt8Array]:
+        canvases = [np.empty(_latent_shape(stream.header, self.model), dtype=np.uint8) for stream in streams]
+        jobs, places = self._reading_jobs(streams)
+        for (number, (top, left, bottom, right)), job, symbols in zip(places, jobs, self._code(jobs, backend)):
+            assert isinstance(job.coder, integer.SymbolReader)
+            job.coder.finish()
+            canvases[number][:, top:bottom, left:right] = symbols
+        return canvases
+
+    def _reading_jobs(
+        self, streams: Sequence[Bitstream]
+    ) -> tuple[list[integer.Job], list[tuple[int, tuple[int, int, int, int]]]]:
+        """A job for every tile, and where it belongs: (number of the stream, box in latents)."""
         s, c = self.transform.s, self.model.config.transform.c
         jobs, places = [], []
-        canvases = []
         for number, stream in enumerate(streams):
             header = stream.header
             if header.latent_bits > self.model.config.bits:
                 raise BitstreamError(f"b is {header.latent_bits}, the model has at most {self.model.config.bits} bits")
-            canvases.append(np.empty((c, -(-header.height // s), -(-header.width // s)), dtype=np.uint8))
             conditions = (header.quality, header.metric_mix, header.latent_bits)
             boxes = tile_boxes(header.height, header.width, header.tile_size, s)
             for box, tile, payload in zip(boxes, stream.tiles, stream.payloads):
@@ -941,11 +990,7 @@ class Codec:
                 reader = integer.SymbolReader(payload, header.latent_bits)
                 jobs.append(integer.Job(box[2] - box[0], box[3] - box[1], conditions, tile.channels, reader))
                 places.append((number, box))
-        for (number, (top, left, bottom, right)), job, symbols in zip(places, jobs, self._code(jobs, backend)):
-            assert isinstance(job.coder, integer.SymbolReader)
-            job.coder.finish()
-            canvases[number][:, top:bottom, left:right] = symbols
-        return canvases
+        return jobs, places
 
     def _changes(self, stream: Bitstream) -> PatchChanges:
         """What a file's ADAPT section says. Raises BitstreamError: it does not fit the picture or the model."""
@@ -976,12 +1021,15 @@ class Codec:
     def _synthesise(
         self,
         streams: Sequence[Bitstream],
-        symbols: Sequence[UInt8Array],
+        symbols: Sequence[UInt8Array] | Sequence[Tensor],
         changes: Sequence[PatchChanges],
         *,
         keep_on_device: bool,
     ) -> list[Any]:
-        """D: symbols -> uint8 [H, W, 3] arrays, or uint8 [3, H, W] tensors on the device. Equal sizes share a pass."""
+        """D: symbols (here or on the device) -> uint8 [H, W, 3] arrays, or uint8 [3, H, W] tensors on the device.
+
+        Pictures of equal sizes share a pass.
+        """
         results: dict[int, Any] = {}
         for members in _same_shape([(st.header.height, st.header.width) for st in streams]):
             first = streams[members[0]].header
@@ -1004,7 +1052,7 @@ class Codec:
 
     def _decode_chunk(
         self,
-        symbols: list[UInt8Array],
+        symbols: list[UInt8Array | Tensor],
         headers: list[Header],
         cond: Tensor,
         changes: list[PatchChanges],
@@ -1019,9 +1067,7 @@ class Codec:
         lower, r = min(h, -(-bottom // s) + halo), min(w, -(-right // s) + halo)
         y_hat = torch.stack(
             [
-                networks.dequantise(
-                    torch.from_numpy(np.ascontiguousarray(part[:, t:lower, l:r])).to(self.device), header.latent_bits
-                )
+                networks.dequantise(torch.as_tensor(part[:, t:lower, l:r]).to(self.device), header.latent_bits)
                 for part, header in zip(symbols, headers)
             ]
         ).contiguous(memory_format=torch.channels_last)
@@ -1201,6 +1247,12 @@ def _present(pixels: Any, stream: Bitstream, as_: Output, mode: str) -> Any:
 def _finish(job: integer.Job) -> bytes:
     assert isinstance(job.coder, integer.SymbolWriter)
     return job.coder.finish()
+
+
+def _latent_shape(header: Header, model: Model) -> tuple[int, int, int]:
+    """c, and rows and columns of a picture's latents."""
+    s = model.config.transform.s
+    return model.config.transform.c, -(-header.height // s), -(-header.width // s)
 
 
 def _crc_holds(stream: Bitstream, symbols: UInt8Array | BitstreamError) -> bool:

@@ -10,9 +10,11 @@ Runs on the CPU, too, under Triton's interpreter; that is for tests.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -262,6 +264,19 @@ class Geometry:
         conv(h2, w3.weight, w3.bias, w3.multiplier, cells, q, residual=h1)
         conv(q, w4.weight, w4.bias, w4.multiplier, cells, self.raw_of(group))
 
+    def hashed(self, coded: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
+        """The bytes of each stream's symbols as csrc/rans.h hashes them, from `coded` and `host_counts`."""
+        for i in range(self.count):
+            parts, begin = [], 0
+            for number, group in enumerate(self.groups):
+                at = begin + i * group.capacity
+                symbols = coded[at : at + counts[number, i]]
+                if group.position < 0 and self.coder.model.prior is None:
+                    symbols = symbols.astype("<u4").view(np.uint8)  # equally likely symbols are hashed as 32-bit values
+                parts.append(symbols)
+                begin += group.capacity * self.count
+            yield np.concatenate(parts)
+
     # --- what `run` is called with ---------------------------------------------------------------------------------
 
     def decode_group(self, number: int, most_lanes: int) -> None:
@@ -335,6 +350,7 @@ class DeviceCoder:
         self.inv_scale = torch.from_numpy(model.tables.inv_scale.view(np.int16)).to(device)
         self.steps = [tuple(self._packed(step)) for step in model.steps]
         self._geometries: OrderedDict[tuple[tuple[int, int], ...], Geometry] = OrderedDict()
+        self._lock = threading.Lock()
         self._biases: dict[tuple[int, int, int], npt.NDArray[np.int32]] = {}
 
     def _packed(self, step: Any) -> list[PackedLayer]:
@@ -384,26 +400,46 @@ class DeviceCoder:
 
     # --- decoding -------------------------------------------------------------------------------------------------
 
-    def decode(self, jobs: Sequence[Job], payloads: Sequence[bytes | memoryview]) -> list[Tensor]:
+    def decode(
+        self, jobs: Sequence[Job], payloads: Sequence[bytes | memoryview]
+    ) -> tuple[list[Tensor], Callable[[], None]]:
         """Decode one stream for each job.
 
         Returns:
-            uint8 [c, height, width] on the device for each job, a copy of its own.
+            symbols: uint8 [c, height, width] on the device for each job.
+            check: waits for the device and raises BitstreamError where a stream is not what the headers promise. Work
+                on the symbols can be queued before, so that the host checks while the device goes on; nothing that
+                was made of them may be handed out before.
         Raises:
-            BitstreamError: a stream is not what the headers promise.
+            BitstreamError: the head of a stream is not valid.
         """
-        geometry = self.geometry(jobs)
-        geometry.load(jobs)
-        most_lanes = self._load_streams(geometry, payloads)
-        self._reserve_windows(geometry)
+        with self._alone():
+            geometry = self.geometry(jobs)
+            geometry.load(jobs)
+            most_lanes = self._load_streams(geometry, payloads)
+            self._reserve_windows(geometry)
 
-        def launch() -> None:
-            geometry.run(lambda number: geometry.decode_group(number, most_lanes))
+            def launch() -> None:
+                geometry.run(lambda number: geometry.decode_group(number, most_lanes))
 
-        geometry.replay(("decode", most_lanes, geometry.words.data_ptr()), launch)
-        symbols = [geometry.canvas[i, :, : job.height, : job.width].clone() for i, job in enumerate(jobs)]
-        self._check_ends(geometry)
-        return symbols
+            geometry.replay(("decode", most_lanes), launch)
+            # Copies: another call may use the geometry before these are read.
+            symbols = [geometry.canvas[i, :, : job.height, : job.width].clone() for i, job in enumerate(jobs)]
+            ends = geometry.status.clone(), geometry.end - geometry.next_word, geometry.states.clone()
+            coded, counts, lanes = geometry.coded.clone(), geometry.host_counts, geometry.lanes.clone()
+
+        def check() -> None:
+            status, left, states = (part.cpu().numpy() for part in ends)
+            for i, hashed in enumerate(geometry.hashed(coded.cpu().numpy(), counts)):
+                ops.check_stream_end(int(status[i]), int(left[i]), states[i, : int(lanes[i])], hashed)
+
+        return symbols, check
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One thread at a time queues work. Tensors made in inference mode could not be filled by later calls."""
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            yield
 
     def _reserve_windows(self, geometry: Geometry) -> None:
         size = geometry.count * max(group.capacity for group in geometry.groups)
@@ -433,34 +469,14 @@ class DeviceCoder:
         geometry.position.zero_()
         return max(lanes)
 
-    def _check_ends(self, geometry: Geometry) -> None:
-        """Raises BitstreamError where a stream did not end as `ops.check_stream_end` says."""
-        states = geometry.states.cpu().numpy()
-        left = (geometry.end - geometry.next_word).cpu().numpy()
-        status, lanes = geometry.status.cpu().numpy(), geometry.lanes.cpu().numpy()
-        for i, hashed in enumerate(self._hashed(geometry)):
-            ops.check_stream_end(int(status[i]), int(left[i]), states[i, : lanes[i]], hashed)
-
-    def _hashed(self, geometry: Geometry) -> list[npt.NDArray[np.uint8]]:
-        """The bytes of each stream's symbols, as csrc/rans.h hashes them."""
-        coded = geometry.coded.cpu().numpy()
-        results = []
-        for i in range(geometry.count):
-            parts, begin = [], 0
-            for number, group in enumerate(geometry.groups):
-                at = begin + i * group.capacity
-                symbols = coded[at : at + geometry.host_counts[number, i]]
-                if group.position < 0 and self.model.prior is None:
-                    symbols = symbols.astype("<u4").view(np.uint8)  # equally likely symbols are hashed as 32-bit values
-                parts.append(symbols)
-                begin += group.capacity * geometry.count
-            results.append(np.concatenate(parts))
-        return results
-
     # --- encoding -------------------------------------------------------------------------------------------------
 
     def encode(self, jobs: Sequence[Job]) -> list[bytes]:
         """Encode the known symbols of each job: the streams that `RangeEncoder` writes, byte for byte."""
+        with self._alone():
+            return self._encode(jobs)
+
+    def _encode(self, jobs: Sequence[Job]) -> list[bytes]:
         geometry = self._load_known(jobs)
         N, total = geometry.count, geometry.total
         if geometry.start.shape[1] < total:
@@ -471,7 +487,9 @@ class DeviceCoder:
         counts = torch.from_numpy(geometry.host_counts.sum(axis=0)).to(self.device)
         lanes = [choose_lanes(bits) for bits in estimate_bits(geometry.freq, counts).tolist()]
         states = np.full((N, _MAX_LANES), _STATE_LOW, dtype=np.int64)
-        states[:, 0] += np.array([ops.xxh64(part) & 0xFFFFFFFF for part in self._hashed(geometry)], dtype=np.int64)
+        states[:, 0] += [
+            ops.xxh64(part) & 0xFFFFFFFF for part in geometry.hashed(geometry.coded.cpu().numpy(), geometry.host_counts)
+        ]
         state_tensor = torch.from_numpy(states).to(self.device)
         lane_tensor = torch.tensor(lanes, dtype=torch.int32, device=self.device)
         words = torch.empty((N, 2 * total), dtype=torch.int16, device=self.device)  # no symbol takes more than two
@@ -490,6 +508,10 @@ class DeviceCoder:
 
     def record(self, jobs: Sequence[Job]) -> None:
         """Run P over known symbols and hand every group's parameters to the jobs' own coders, on the host."""
+        with self._alone():
+            self._record(jobs)
+
+    def _record(self, jobs: Sequence[Job]) -> None:
         geometry = self._load_known(jobs)
 
         def code(number: int) -> None:

@@ -3,20 +3,28 @@
 Without a GPU they run under Triton's interpreter (conftest.py), which takes milliseconds a symbol: sizes are small.
 """
 
+import shutil
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
+import l2c
 from l2c import integer, ops, reference
+from l2c.bitstream import read_bitstream, write_bitstream
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
-from l2c.device_coder import choose_lanes, estimate_bits
+from l2c.device_coder import DeviceCoder, choose_lanes, estimate_bits
 from l2c.errors import BackendError, BitstreamError
+from l2c.images import L2CWarning
 from l2c.probability import ProbabilityModel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REASON = ops.triton_reason(DEVICE)
 pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+GOLDEN = Path(__file__).parent / "golden"
 Array = NDArray[np.generic]
 
 
@@ -179,7 +187,7 @@ def tiny_model(prior: str) -> tuple[ModelConfig, integer.IntegerModel]:
 def make_jobs(rng: np.random.Generator, c: int, coder: type[integer.SymbolWriter]) -> list[integer.Job]:
     """Tiles of different sizes, qualities, bits and used channels; one of them a single latent."""
     jobs = []
-    for height, width, header, used in ((7, 5, (500, 3, 8), c), (4, 3, (100, 0, 5), 3), (1, 1, (930, 8, 8), 1)):
+    for height, width, header, used in ((5, 4, (500, 3, 8), c), (4, 3, (100, 0, 5), 3), (1, 1, (930, 8, 8), 1)):
         b = header[2]
         symbols = np.full((c, height, width), 1 << (b - 1), dtype=np.uint8)
         symbols[:used] = rng.normal(1 << (b - 1), 2, (used, height, width)).round().clip(0, (1 << b) - 1)
@@ -242,3 +250,49 @@ def test_backends_by_name() -> None:
         ops.integer_conv(x, *layer, residual=x, head=True)
     with pytest.raises(ValueError, match="input channels"):
         ops.integer_conv(np.zeros((2, 2, 3), np.uint8), *layer, backend="reference")
+
+
+def test_codec_on_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of both backends are equal; pixels come from symbols that never left the device, and are checked."""
+    path = tmp_path / "golden.safetensors"
+    shutil.copy(GOLDEN / "golden.safetensors", path)
+    plain, fast = l2c.Codec(str(path), backend="cpu"), l2c.Codec(str(path), DEVICE, backend="triton")
+    assert fast.backend == "triton"
+    rng = np.random.default_rng(7)
+    pixels = [rng.integers(90, 130, size).astype(np.uint8) for size in ((9, 7, 3), (4, 8, 3))]
+    files = [codec.encode_batch(pixels, quality=10) for codec in (plain, fast)]
+    if DEVICE.type == "cpu":  # E's floats can differ between devices
+        assert files[0] == files[1]
+    called = []
+    queued = fast._decode_queued
+
+    def spy(*args: Any, **options: Any) -> Any:
+        called.append(queued(*args, **options))
+        return called[-1]
+
+    monkeypatch.setattr(fast, "_decode_queued", spy)
+    pictures = fast.decode_batch(files[0])
+    assert called[0] is not None
+    for got, expected in zip(pictures, plain.decode_batch(files[0])):
+        assert int(np.abs(got.astype(int) - expected).max()) <= (1 if DEVICE.type == "cuda" else 0)
+    assert [fast.verify(file) for file in files[0]] == [plain.verify(file) for file in files[0]]
+
+    # A stream that is altered behind correct CRCs: the queued pixels are thrown away, and the error names the cause.
+    stream = read_bitstream(files[0][0])
+    payload = bytearray(stream.payloads[0])
+    payload[-1] ^= 1
+    damaged = write_bitstream(stream.header, [bytes(payload)], [stream.tiles[0].channels])
+    with pytest.raises(BitstreamError, match="latents"):
+        fast.decode(damaged)
+    assert called[-1] is None
+
+
+def test_kernels_that_fail_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = tiny_model("learned")
+    answer = model.known_answer("reference")
+    monkeypatch.setattr(DeviceCoder, "record", lambda self, jobs: 1 / 0)
+    with pytest.raises(BackendError, match="ZeroDivisionError"):
+        integer.check_backend(model, answer, "triton", DEVICE)
+    with pytest.warns(L2CWarning, match="using PyTorch"):
+        codec = l2c.Codec(str(GOLDEN / "golden.safetensors"), DEVICE, backend="triton")
+    assert codec.backend == "torch"
