@@ -22,7 +22,10 @@ _LABELS = {
 }
 
 
-_COLOURS = [*(f"C{k}" for k in range(10)), "0.1", "0.5", "0.75", "navy", "darkgreen", "maroon", "goldenrod", "teal"]
+_COLOURS = [
+    *(f"C{k}" for k in range(10) if k != 7),
+    *("0.1", "navy", "goldenrod", "maroon", "darkgreen", "teal", "violet", "0.5", "0.75"),
+]
 
 
 def points(curve: Curve, figure: str) -> tuple[list[float], list[float]]:
@@ -156,7 +159,8 @@ def plot(curves: Sequence[Curve], figure: str, path: Path) -> None:
     axes.set_xlabel("bits per pixel")
     axes.set_ylabel(_LABELS[figure])
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    beside = len(axes.get_lines()) > 8  # a long legend would cover the curves
+    axes.legend(fontsize=8, **({"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if beside else {}))
     write()
 
 
