@@ -751,7 +751,7 @@ def exact_float32() -> Iterator[None]:
         if torch.cuda.is_available():
             stack.enter_context(torch.autocast("cuda", enabled=False))
         stack.enter_context(torch.backends.nnpack.flags(enabled=False))
-        stack.enter_context(_ieee_products())
+        stack.enter_context(ieee_float32())
         for get, set_ in switches:
             stack.callback(set_, get())
             set_(False)
@@ -759,23 +759,33 @@ def exact_float32() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _ieee_products() -> Iterator[None]:
-    """Plain float32 in matrix products, whichever of PyTorch's two interfaces the caller has used before."""
-    modules = [getattr(torch.backends.mkldnn, "matmul", None), torch.backends.cuda.matmul]
+def ieee_float32() -> Iterator[None]:
+    """Plain float32 in matrix products and convolutions, whichever of PyTorch's two interfaces the caller has used.
+
+    The settings are PyTorch's global ones, so one thread at a time is inside.
+    """
+    modules = [
+        getattr(torch.backends.mkldnn, "matmul", None),
+        torch.backends.cuda.matmul,
+        getattr(torch.backends.cudnn, "conv", None),
+    ]
     places: list[Any] = [module for module in modules if hasattr(module, "fp32_precision")]
-    saved = [place.fp32_precision for place in places]
-    legacy = None if places else torch.get_float32_matmul_precision()
-    try:
-        for place in places:
-            place.fp32_precision = "ieee"
-        if legacy is not None:
-            torch.set_float32_matmul_precision("highest")
-        yield
-    finally:
-        for place, value in zip(places, saved):
-            place.fp32_precision = value
-        if legacy is not None:
-            torch.set_float32_matmul_precision(legacy)
+    with _EXACT_LOCK:
+        saved = [place.fp32_precision for place in places]
+        legacy = None if places else (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+        try:
+            for place in places:
+                place.fp32_precision = "ieee"
+            if legacy is not None:
+                torch.set_float32_matmul_precision("highest")
+                torch.backends.cudnn.allow_tf32 = False
+            yield
+        finally:
+            for place, value in zip(places, saved):
+                place.fp32_precision = value
+            if legacy is not None:
+                torch.set_float32_matmul_precision(legacy[0])
+                torch.backends.cudnn.allow_tf32 = legacy[1]
 
 
 def from_float(model: ProbabilityModel, config: ModelConfig) -> IntegerModel:

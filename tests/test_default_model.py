@@ -72,3 +72,18 @@ def test_payload_is_close_to_the_ideal_length(codec) -> None:
     ideal = writer.encoder.ideal_bits / 8
     payload = writer.encoder.finish()
     assert ideal <= len(payload) <= 1.005 * ideal + 6 * (1 << payload[0])
+
+
+@pytest.mark.parametrize("quality", [10, 90])
+def test_bfloat16_moves_pixels_by_a_level_and_no_latents(codec, quality: float) -> None:
+    low = l2c.Codec(precision="bfloat16")
+    data = codec.encode(skimage.data.coffee(), quality=quality)
+    pixels, other = (c.decode(data).astype(int) for c in (codec, low))
+    assert 0 < np.abs(pixels - other).mean() < 0.1
+    assert np.abs(pixels - other).max() <= 1
+    assert low.verify(data) == codec.verify(data)
+    own = low.encode_detailed(skimage.data.coffee(), quality=quality)
+    assert codec.verify(own.data) == own.latents_sha256  # what bfloat16 encoded is a file like any other
+    assert len(own.data) == pytest.approx(len(data), rel=0.02)
+    with pytest.raises(l2c.UnsupportedError, match="precision is 'float16'"):
+        l2c.Codec(precision="float16")
