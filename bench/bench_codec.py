@@ -1,113 +1,219 @@
-"""Where the time goes: decode and encode of one picture by stage, beside the machine's own convolution peak.
+"""A whole encode and decode and their stages, beside the PyTorch form, the machine's peaks and other codecs.
 
-    python bench/bench_codec.py [--picture FILE] [--bpp 0.5] [--model l2c-default]
+    make bench ARGS="-k codec"
 
-D is compared with the fastest of some plain 3x3 float32 convolutions timed in the same run, so the share says how
-much of the reachable speed the network uses whatever machine this is. Every timed decode is checked.
+Every result is compared with what the plain path gives. Peers run through Pillow on the same picture, at the file size
+nearest to ours.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import statistics
-import time
+import io
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-import torch.nn.functional as F
+from conftest import DEVICES, THREADS
 from PIL import Image
 
 import l2c
 from l2c import integer, networks
 from l2c.bitstream import read_bitstream
 
-
-def median_seconds(call: Callable[[], Any], repeats: int = 15) -> float:
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+BPP = 0.5
 
 
-@torch.inference_mode()
-def convolution_peak() -> float:
-    """Highest float32 multiply-accumulates per second of plain channels-last 3x3 convolutions (best of shapes)."""
-    best = 0.0
-    for channels, side in ((128, 96), (192, 64), (192, 96), (256, 64)):
-        x = torch.randn(1, channels, side, side).contiguous(memory_format=torch.channels_last)
-        w = torch.randn(channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
-        seconds = median_seconds(lambda x=x, w=w: F.conv2d(x, w, padding=1), 9)
-        best = max(best, channels * channels * 9 * side * side / seconds)
-    return best
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request: Any) -> str:
+    return request.param
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--picture", type=Path)
-    parser.add_argument("--bpp", type=float, default=0.5)
-    parser.add_argument("--model", default="l2c-default")
-    args = parser.parse_args()
-    if args.picture:
-        pixels = np.asarray(Image.open(args.picture).convert("RGB"))
-    else:
-        from skimage import data
+@pytest.fixture(scope="module")
+def on_device(device: str, codec: l2c.Codec) -> l2c.Codec:
+    return codec if device == "cpu" else l2c.Codec(device=device)
 
-        pixels = np.asarray(Image.fromarray(data.coffee()).resize((768, 512), Image.Resampling.LANCZOS))
-    codec = l2c.Codec(args.model)
-    megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
-    encoded = codec.encode_detailed(pixels, bpp=args.bpp, metric="mixed")
-    stream = read_bitstream(encoded.data)
-    level = stream.header.quality
+
+@pytest.fixture(scope="module")
+def file(codec: l2c.Codec, picture: Any) -> bytes:
+    return codec.encode(picture, bpp=BPP)
+
+
+@pytest.fixture(scope="module")
+def large_file(codec: l2c.Codec, large_picture: Any) -> bytes:
+    return codec.encode(large_picture, bpp=BPP)
+
+
+def facts(picture: Any, part: str, device: str = "cpu", **more: Any) -> dict[str, Any]:
+    return {"part": part, "megapixels": picture.shape[0] * picture.shape[1] / 1e6, "device": device, **more}
+
+
+@pytest.mark.parametrize("backend", ["cpu", "torch", "triton"])
+def test_codec_entropy_decoding(
+    timed: Callable[..., Any],
+    picture: Any,
+    file: bytes,
+    codec: l2c.Codec,
+    on_device: l2c.Codec,
+    device: str,
+    backend: str,
+) -> None:
+    """All scales and groups of P, and the coder."""
+    if (backend == "triton") != (device == "cuda") and backend != "torch":
+        pytest.skip("of the other device")
+    stream = read_bitstream(file)
+    (symbols,) = timed(
+        lambda: on_device._read([stream], backend),
+        rounds=15 if backend != "torch" else 5,
+        symbols=codec.read_latents([stream])[0].size,
+        **facts(picture, f"entropy decoding, {backend}", device),
+    )
+    np.testing.assert_array_equal(symbols, codec.read_latents([stream])[0])
+
+
+def test_codec_probability(timed: Callable[..., Any], picture: Any, file: bytes, codec: l2c.Codec) -> None:
+    """P alone with its mixture parameters: the coder is replaced by one that knows the symbols and does nothing."""
+
+    class Known:
+        def mixture(self, weights: Any, means: Any, inv_scales: Any, latents: Any) -> Any:
+            return latents
+
+    stream = read_bitstream(file)
     symbols = codec.read_latents([stream])[0]
-    picture = codec.decode(encoded.data)
-    assert codec.verify(encoded.data) == encoded.latents_sha256
-
-    cond = codec._condition(level, stream.header.metric_mix)
-    y_hat = networks.dequantise(torch.from_numpy(symbols)[None], 8).contiguous(memory_format=torch.channels_last)
-    x = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255.0
-    x = networks.pad_to_multiple(x, codec.transform.s).contiguous(memory_format=torch.channels_last)
-    with torch.inference_mode():
-        decoder = median_seconds(lambda: codec.transform.decoder(y_hat, cond))
-        encoder = median_seconds(lambda: codec.transform.encoder(x, cond))
-        d_kmac = networks.kmac_per_pixel(
-            lambda: codec.transform.decoder(y_hat, cond), pixels.shape[0] * pixels.shape[1]
-        )
-        e_kmac = networks.kmac_per_pixel(lambda: codec.transform.encoder(x, cond), pixels.shape[0] * pixels.shape[1])
-    entropy_decode = median_seconds(lambda: codec.read_latents([stream]))
-    recorder_jobs = lambda: [  # noqa: E731
-        integer.Job(*symbols.shape[1:], (level, stream.header.metric_mix, 8), stream.tiles[0].channels,
-                    integer._Recorder(), symbols)
-    ]  # fmt: skip
-    probability = median_seconds(lambda: codec.model.integer.code(recorder_jobs(), "cpu", threads=2))
-    entropy_torch = median_seconds(lambda: codec._read([stream], "torch"), 3)
-    whole_decode = median_seconds(lambda: codec.decode(encoded.data))
-    whole_encode = median_seconds(lambda: codec.encode(pixels, quality=level / 10))
-    assert np.array_equal(codec.decode(encoded.data), picture)
-    peak = convolution_peak()
-
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{pixels.shape[1]}x{pixels.shape[0]}, {encoded.bpp:.3f} bpp, medians of 15")
-    print(f"convolution peak of this run: {peak / 1e9:.0f} GMAC/s")
-    rate = d_kmac * 1e9 * megapixels / decoder
-    print("| stage | ms | ms per megapixel | note |\n|---|---|---|---|")
-    for name, seconds, note in (
-        ("D", decoder, f"{d_kmac:.1f} kMAC/pixel, {rate / 1e9:.0f} GMAC/s, {100 * rate / peak:.0f} % of the peak"),
-        ("entropy decoding (P and coder)", entropy_decode, f"{entropy_decode / decoder:.2f} of D's time"),
-        ("  of it P with parameters (coder replaced)", probability, ""),
-        ("  the same in the PyTorch form", entropy_torch, f"{entropy_torch / entropy_decode:.1f} times as long"),
-        ("whole decode", whole_decode, f"{megapixels / whole_decode:.2f} megapixels/s"),
-        ("E", encoder, f"{e_kmac:.1f} kMAC/pixel"),
-        ("whole encode at a given quality", whole_encode, f"{megapixels / whole_encode:.2f} megapixels/s"),
-    ):
-        print(f"| {name} | {1e3 * seconds:.1f} | {1e3 * seconds / megapixels:.1f} | {note} |")
+    header = (stream.header.quality, stream.header.metric_mix, stream.header.latent_bits)
+    job = lambda: integer.Job(*symbols.shape[1:], header, stream.tiles[0].channels, Known(), symbols)  # type: ignore[arg-type] # noqa: E731
+    (got,) = timed(
+        lambda: codec.model.integer.code([job()], "cpu", threads=THREADS),
+        macs=probability_macs(codec.model.integer, *symbols.shape[1:]),
+        **facts(picture, "P with its parameters"),
+    )
+    np.testing.assert_array_equal(got, symbols)
 
 
-if __name__ == "__main__":
-    main()
+def probability_macs(model: integer.IntegerModel, height: int, width: int) -> int:
+    """Multiply-accumulates of all steps of P over one tile."""
+    cells = [rows * columns for rows, columns in integer.scale_sizes(height, width, model.config.num_scales)[1:]]
+    step = sum(
+        layer.weight.size - (layer is part.w1) * model.planes * layer.weight.shape[0]  # planes lie in the bias
+        for part in model.steps
+        for layer in (part.w1, part.w2, part.w3, part.w4)
+    )
+    return step * sum(cells)
+
+
+@pytest.mark.parametrize("precision", l2c.codec.PRECISIONS)
+@pytest.mark.parametrize("network", ["D", "E"])
+@torch.inference_mode()
+def test_codec_network(
+    timed: Callable[..., Any],
+    picture: Any,
+    file: bytes,
+    on_device: l2c.Codec,
+    device: str,
+    network: str,
+    precision: str,
+) -> None:
+    stream = read_bitstream(file)
+    symbols = torch.from_numpy(on_device.read_latents([stream])[0])[None].to(device)
+    cond = on_device._condition(stream.header.quality, stream.header.metric_mix)
+    y_hat = networks.dequantise(symbols, 8).contiguous(memory_format=torch.channels_last)
+    x = torch.from_numpy(picture).to(device).permute(2, 0, 1)[None].float() / 255.0
+    x = x.contiguous(memory_format=torch.channels_last)
+    transform = on_device.transform
+    plain = lambda: transform.decoder(y_hat, cond) if network == "D" else transform.encoder(x, cond)[0]  # noqa: E731
+
+    def call() -> torch.Tensor:
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            return plain()
+
+    pixels = picture.shape[0] * picture.shape[1]
+    out = timed(
+        call,
+        macs=networks.kmac_per_pixel(plain, pixels) * 1000 * pixels,
+        precision=precision,
+        **facts(picture, f"{network}, {precision}", device),
+    )
+    expected = plain()
+    assert float((out - expected).abs().mean()) < 0.02 * float(expected.abs().mean())
+
+
+@pytest.mark.parametrize("precision", l2c.codec.PRECISIONS)
+@pytest.mark.parametrize("size", ["768x512", "2000x1128"])
+def test_codec_decode(
+    timed: Callable[..., Any], request: Any, codec: l2c.Codec, device: str, size: str, precision: str
+) -> None:
+    name = "large_" if size == "2000x1128" else ""
+    picture, data = request.getfixturevalue(f"{name}picture"), request.getfixturevalue(f"{name}file")
+    chosen = l2c.Codec(device=device, precision=precision, threads=None if device == "cuda" else THREADS)
+    as_ = "torch" if device == "cuda" else "numpy"
+    out = timed(
+        lambda: chosen.decode(data, as_=as_),
+        rounds=30 if device == "cuda" else 9,
+        **facts(picture, f"decode {size}, {precision}", device),
+    )
+    pixels = out.permute(1, 2, 0).cpu().numpy() if as_ == "torch" else out
+    difference = np.abs(pixels.astype(int) - codec.decode(data)).max()
+    assert difference <= (0 if precision == "float32" and device == "cpu" else 1)
+
+
+@pytest.mark.parametrize("count", [8, *([64] if "cuda" in DEVICES else [])])
+def test_codec_decode_batch(
+    timed: Callable[..., Any],
+    picture: Any,
+    file: bytes,
+    codec: l2c.Codec,
+    on_device: l2c.Codec,
+    device: str,
+    count: int,
+) -> None:
+    as_ = "torch" if device == "cuda" else "numpy"
+    out = timed(
+        lambda: on_device.decode_batch([file] * count, as_=as_),
+        rounds=15 if device == "cuda" else 3,
+        pictures=count,
+        **{
+            **facts(picture, f"decode a batch of {count}, 768x512", device),
+            "megapixels": count * picture[..., 0].size / 1e6,
+        },
+    )
+    last = out[-1].permute(1, 2, 0).cpu().numpy() if as_ == "torch" else out[-1]
+    assert np.abs(last.astype(int) - codec.decode(file)).max() <= (1 if device == "cuda" else 0)
+
+
+@pytest.mark.parametrize("effort", [0, 2, 4, 6, 9])
+def test_codec_encode(
+    timed: Callable[..., Any], picture: Any, codec: l2c.Codec, on_device: l2c.Codec, device: str, effort: int
+) -> None:
+    """To a target rate."""
+    data = timed(
+        lambda: on_device.encode(picture, bpp=BPP, effort=effort),
+        rounds={0: 5, 2: 2}.get(effort, 1) if device == "cpu" else 5,
+        effort=effort,
+        **facts(picture, f"encode, effort {effort}", device),
+    )
+    assert 0.98 * BPP <= 8 * len(data) / picture[..., 0].size <= BPP
+    assert codec.decode(data).shape == picture.shape
+
+
+@pytest.mark.parametrize("what", ["encode", "decode"])
+@pytest.mark.parametrize("name", ["JPEG", "WEBP", "AVIF"])
+def test_codec_peers(timed: Callable[..., Any], picture: Any, file: bytes, name: str, what: str) -> None:
+    image = Image.fromarray(picture)
+
+    def encode(quality: int) -> bytes:
+        buffer = io.BytesIO()
+        image.save(buffer, name, quality=quality)
+        return buffer.getvalue()
+
+    low, high = 1, 95
+    while low < high:  # the least quality whose file is as large as ours
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(encode(middle)) >= len(file) else (middle + 1, high)
+    data = encode(low)
+    if what == "encode":
+        out = timed(lambda: encode(low), **facts(picture, f"{name} encode", size_bytes=len(data)))
+        assert out == data
+    else:
+        out = timed(lambda: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")), **facts(picture, f"{name} decode"))
+        assert out.shape == picture.shape

@@ -13,11 +13,8 @@ the coder chooses for so short a stream.
 
 from __future__ import annotations
 
-import os
-
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: torchac must not use more threads than we do
-
 import argparse
+import os
 import platform
 import statistics
 import time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 import types
 from typing import Any
 
@@ -132,10 +133,13 @@ def choose_integer_backend(backend: str, device: torch.device | None) -> str:
     """Resolve "auto" for P's integer steps.
 
     On a GPU "triton" where its kernels run, else "torch"; on the CPU "cpu" where the extension loads, else "torch".
+    The environment variable L2C_BACKEND names another choice for "auto".
 
     Raises:
         BackendError: an unknown name, or a backend asked for by name that cannot run.
     """
+    if backend == "auto":
+        backend = os.environ.get("L2C_BACKEND") or "auto"
     if backend not in INTEGER_BACKENDS:
         raise BackendError(f"no integer backend is called {backend!r}; there are {', '.join(INTEGER_BACKENDS)}")
     if backend == "cpu":

@@ -2,8 +2,12 @@
 
 import dataclasses
 import io
+import os
 import pickle
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -399,3 +403,28 @@ def test_pickle_and_global_defaults(codec, drawn_picture) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
+
+
+def test_no_fast_backend_is_needed() -> None:
+    """The golden files and the shipped weights with plain PyTorch for P and the scalar coder."""
+    tests = Path(__file__).parent
+    chosen = [str(tests / "test_golden.py"), f"{tests / 'test_default_model.py'}::test_quality_is_monotone"]
+    environment = {**os.environ, "L2C_BACKEND": "torch", "L2C_CPU": "scalar"}
+    check = (
+        "import sys, pytest, torch, l2c; from l2c import ops; "
+        "assert ops.choose_integer_backend('auto', torch.device('cpu')) == 'torch'; "
+        "assert ops.extension().cpu() == 'scalar'; sys.exit(pytest.main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check, "-q", *chosen], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_backend_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("L2C_BACKEND", "reference")
+    assert ops.choose_integer_backend("auto", None) == "reference"
+    assert ops.choose_integer_backend("torch", None) == "torch"
+    monkeypatch.setenv("L2C_BACKEND", "fast")
+    with pytest.raises(BackendError, match="'fast'"):
+        ops.choose_integer_backend("auto", None)

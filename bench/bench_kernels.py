@@ -1,0 +1,191 @@
+"""Integer operators by backend, each against the plain or PyTorch form of the same run, results compared.
+
+    make bench ARGS="-k kernels"
+
+P's layers have the sizes of the finest scale of a 768x512 picture. Kernels are timed on buffers that lie on the device
+already, as the codec uses them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bench_rans import picture_stream
+from conftest import DEVICES
+
+from l2c import integer, ops, reference
+from l2c.device_coder import pack_layer
+
+ROWS, COLUMNS = 32, 48
+LAYERS = {"w1": (504, 112, 1), "w2": (112, 112, 3), "w4": (112, 648, 1)}  # inputs, outputs, kernel
+
+
+def available(device: str) -> list[str]:
+    return ["cpu", "torch"] if device == "cpu" else ["triton", "torch"]
+
+
+def layer_of(name: str) -> tuple[Any, Any, Any, Any]:
+    """Activations uint8 [rows, columns, I], weight, bias and multiplier of a layer."""
+    inputs, outputs, kernel = LAYERS[name]
+    rng = np.random.default_rng(0)
+    weight = rng.integers(-40, 41, (outputs, inputs, kernel, kernel)).astype(np.int8)
+    bias = rng.integers(-2000, 2000, outputs).astype(np.int32)
+    multiplier = np.full(outputs, 1 / (60 * 24 * np.sqrt(inputs * kernel**2)), np.float32)
+    return rng.integers(0, 256, (ROWS, COLUMNS, inputs)).astype(np.uint8), weight, bias, multiplier
+
+
+@pytest.mark.parametrize(
+    ("device", "backend"), [(device, backend) for device in DEVICES for backend in available(device)]
+)
+@pytest.mark.parametrize("layer", LAYERS)
+def test_kernels_conv(timed: Callable[..., Any], layer: str, device: str, backend: str) -> None:
+    x, weight, bias, multiplier = layer_of(layer)
+    inputs, outputs, kernel = LAYERS[layer]
+    plain = SimpleNamespace(weight=weight, bias=bias, multiplier=multiplier)
+    expected = reference.integer_conv(x.transpose(2, 0, 1), plain).clip(0, 255)  # type: ignore[arg-type]
+    facts = {
+        "part": f"layer {layer}",
+        "macs": ROWS * COLUMNS * inputs * outputs * kernel**2,
+        "bytes": x.size + weight.size + ROWS * COLUMNS * outputs,
+        "backend": backend,
+        "device": device,
+    }
+    if backend == "cpu":
+        conv = ops.int_conv(weight, bias, multiplier)
+        got = timed(lambda: conv.run(x, threads=2), **facts).transpose(2, 0, 1)
+    elif backend == "torch":
+        image = torch.from_numpy(x).to(device, torch.float32).permute(2, 0, 1)[None]
+        parts = (
+            torch.from_numpy(weight).to(device, torch.float32),
+            torch.from_numpy(bias).to(device, torch.float32).view(1, -1, 1, 1),
+            torch.from_numpy(multiplier).to(device).view(1, -1, 1, 1),
+        )
+        with integer.exact_float32():
+            out = timed(lambda: integer.TorchEngine._conv(image, parts).clamp(0, 255), **facts)
+        got = out[0].cpu().numpy()
+    else:
+        place = torch.device(device)
+        packed = pack_layer(weight, bias, multiplier, slice(None), place)
+        padded = np.full((1, ROWS, COLUMNS, packed.weight.shape[2]), -128, np.int8)
+        padded[0, ..., :inputs] = x.astype(np.int16) - 128
+        image = torch.from_numpy(padded).to(place)
+        out = torch.empty((1, ROWS, COLUMNS, outputs), dtype=torch.int8, device=place)
+        sizes = torch.tensor([[ROWS, COLUMNS]], dtype=torch.int32, device=place)
+        kernels = ops.integer_kernels()
+        timed(lambda: kernels.int_conv_fwd(image, packed.weight, packed.bias, packed.multiplier, sizes, out), **facts)
+        got = out[0].cpu().numpy().astype(np.int16).transpose(2, 0, 1) + 128
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_kernels_params(timed: Callable[..., Any], backend: str) -> None:
+    tables = integer.make_tables()
+    raw = np.random.default_rng(0).integers(-200, 200, (ROWS * COLUMNS, 648)).astype(np.int16)
+    arguments = raw, 3, 72, tables.exp, tables.inv_scale
+    got = timed(
+        lambda: ops.mixture_params(*arguments, backend),
+        part="mixture parameters",
+        symbols=raw.shape[0] * 72,
+        bytes=2 * raw.nbytes,
+        backend=backend,
+    )
+    for a, b in zip(got, reference.mixture_params(*arguments)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="no GPU")
+@pytest.mark.parametrize("streams", [1, 256])
+@pytest.mark.parametrize("what", ["params", "intervals", "window", "decode", "encode"])
+def test_kernels_coder_gpu(
+    timed: Callable[..., Any], picture: Any, tmp_path_factory: Any, what: str, streams: int
+) -> None:
+    """One stream, where latency counts, and as many as keep a GPU busy."""
+    from PIL import Image
+
+    path = tmp_path_factory.mktemp("picture") / "picture.png"
+    Image.fromarray(picture).save(path)
+    stream, lanes = picture_stream(path, 0.5, "l2c-default")
+    n, K = len(stream.symbols), len(stream.weights)
+    kernels, place = ops.integer_kernels(), torch.device("cuda")
+
+    def many(values: Any, dtype: torch.dtype) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=place).expand(streams, *np.shape(values)[1:]).contiguous()
+
+    def parameters(values: Any) -> torch.Tensor:
+        return torch.from_numpy(values.view(np.int16)).to(place)[:, None].expand(K, streams, n).contiguous()
+
+    mixtures = [parameters(part) for part in (stream.weights, stream.means, stream.inv_scales)]
+    count, bits = many([n], torch.int32), many([8], torch.int32)
+    symbols = torch.from_numpy(stream.symbols).to(place).expand(streams, n).contiguous()
+    facts = {"part": f"GPU {what}", "symbols": n * streams, "device": "cuda", "streams": streams, "lanes": lanes}
+    if what == "params":
+        raw = torch.randint(-200, 200, (streams, 1, n // 72, 648), dtype=torch.int16, device=place)
+        tables = integer.make_tables()
+        exp, inv = (torch.from_numpy(t.view(np.int16)).to(place) for t in (tables.exp, tables.inv_scale))
+        sizes = torch.tensor([[1, n // 72]] * streams, dtype=torch.int32, device=place)
+        used = many([72], torch.int32)
+        timed(
+            lambda: kernels.mixture_params_fwd(raw, 72, exp, inv, sizes, used, *mixtures),
+            bytes=streams * n * 6 * K * 2,
+            **facts,
+        )
+        expected = reference.mixture_params(raw[0, 0].cpu().numpy(), 3, 72, tables.exp, tables.inv_scale)
+        np.testing.assert_array_equal(mixtures[1][:, 0, : n // 72 * 72].cpu().numpy(), expected[1])
+        return
+    start, freq = (torch.empty((streams, n), dtype=torch.int32, device=place) for _ in range(2))
+    zero = many([0], torch.int64)
+    intervals = lambda: kernels.mixture_intervals_fwd(symbols, count, bits, *mixtures, start, freq, zero)  # noqa: E731
+    payload = ops.rans_encode(stream.symbols, *stream.args, lanes, backend="cpu")
+    _, states, words = ops.parse_stream(payload)
+    if what == "intervals":
+        timed(intervals, bytes=streams * n * (6 * K + 9), **facts)
+        low = ops.extension().mixture_cdf(stream.symbols.astype(np.int32), *stream.args)
+        np.testing.assert_array_equal(start[-1].cpu().numpy(), low)
+    elif what == "encode":
+        intervals()
+        begin, status = many([0], torch.int64), many([0], torch.int32)
+        out = torch.empty((streams, 2 * n), dtype=torch.int16, device=place)
+        state = torch.full((streams, 64), 1 << 32, dtype=torch.int64, device=place)
+        state[:, 0] += ops.xxh64(stream.symbols) & 0xFFFFFFFF
+        opening = state.clone()
+
+        def encode() -> None:
+            state.copy_(opening)
+            kernels.rans_encode_fwd(
+                start, freq, many([n], torch.int64), many([lanes], torch.int32), state, out, begin, status, lanes
+            )
+
+        timed(encode, bytes=streams * n * 8, **facts)
+        mine = ops.write_stream(lanes, state[-1, :lanes].cpu().numpy(), out[-1, int(begin[-1]) :].cpu().numpy())
+        assert mine == payload
+    else:
+        window = torch.empty((streams, n, 16), dtype=torch.int32, device=place)
+        first = torch.empty((streams, n), dtype=torch.int16, device=place)
+        make = lambda: kernels.mixture_window_fwd(count, bits, *mixtures, window, first)  # noqa: E731
+        if what == "window":
+            timed(make, bytes=streams * n * (6 * K + 66), **facts)
+            assert int(window[-1].min()) >= 0
+            return
+        make()
+        flat = torch.from_numpy(np.tile(words, streams).view(np.int16)).to(place)
+        places = torch.arange(streams, device=place) * len(words)
+        state = torch.full((streams, 64), 1 << 32, dtype=torch.int64, device=place)
+        out = torch.empty((streams, n), dtype=torch.uint8, device=place)
+        opening = state.clone()
+        opening[:, :lanes] = torch.from_numpy(states).to(place)
+        status = many([0], torch.int32)
+
+        def decode() -> None:
+            state.copy_(opening)
+            kernels.rans_decode_fwd(
+                flat, places.clone(), places + len(words), state, many([0], torch.int64), many([lanes], torch.int32),
+                status, count, bits, *mixtures, window, first, out, lanes,
+            )  # fmt: skip
+
+        timed(decode, bytes=streams * n * 67, **facts)
+        np.testing.assert_array_equal(out[-1].cpu().numpy(), stream.symbols)

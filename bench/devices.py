@@ -1,0 +1,53 @@
+"""Files encoded on one device and decoded on another: not one latent may differ, pixels by one level.
+
+    python bench/devices.py FOLDER [--device cuda] [--qualities 25 50 75]
+
+Every picture of the folder at every quality, encoded on the CPU and decoded on the device, and the other way round.
+Exits with 1 where a latent differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import l2c
+from l2c.bitstream import read_bitstream
+from l2c.train.data import list_pictures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--qualities", type=float, nargs="+", default=[25.0, 50.0, 75.0])
+    args = parser.parse_args()
+    codecs = {"cpu": l2c.Codec(), args.device: l2c.Codec(device=args.device)}
+    print({device: codec.backend for device, codec in codecs.items()}, torch.__version__)
+    start, files, wrong, most, moved = time.perf_counter(), 0, 0, 0, 0.0
+    pictures = [np.asarray(Image.open(path).convert("RGB")) for path in list_pictures(args.folder)]
+    for quality in args.qualities:
+        for source, target in (("cpu", args.device), (args.device, "cpu")):
+            data = codecs[source].encode_batch(pictures, quality=quality)
+            streams = [read_bitstream(part) for part in data]
+            ours, theirs = (codecs[device].read_latents(streams) for device in (source, target))
+            wrong += sum(not np.array_equal(a, b) for a, b in zip(ours, theirs))
+            for a, b in zip(codecs[source].decode_batch(data), codecs[target].decode_batch(data)):
+                difference = np.abs(a.astype(int) - b)
+                most, moved = max(most, int(difference.max())), max(moved, float((difference > 0).mean()))
+            files += len(data)
+    print(
+        f"{files} files, {wrong} with differing latents; pixels differ by at most {most} levels, "
+        f"at most {100 * moved:.2f} % of a picture; {time.perf_counter() - start:.0f} s"
+    )
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
