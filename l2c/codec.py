@@ -895,13 +895,15 @@ class Codec:
     ) -> list[Any] | None:
         """Pixels as `_synthesise` gives them, latents and all on the device; the host checks while D runs there.
 
-        None: not on this backend, or a check failed; `read_latents` then finds out what is wrong.
+        None: another backend, a tile too large, or a check that failed: `read_latents` finds out what is wrong.
         """
         if self.backend != "triton":
             return None
         for stream in streams:
             self._check_latent_limits(stream.header.width, stream.header.height, stream.header.tile_size)
         jobs, places = self._reading_jobs(streams)
+        if not self.model.integer.fits_device(jobs):
+            return None
         try:
             tiles, check = self.model.integer.decode_on_device(jobs, self.device)
             symbols = [

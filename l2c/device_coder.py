@@ -30,7 +30,8 @@ from l2c.probability import AVAILABLE, CODING_ORDER, POSITIONS, constant_planes
 if TYPE_CHECKING:
     from l2c.integer import IntegerLayer, IntegerModel, Job
 
-_GEOMETRIES = 8  # kept with their buffers and graphs
+MOST_POSITIONS = 1 << 19  # latent positions of a batch: about 3 kB each on the device
+_KEPT_POSITIONS = 2 * MOST_POSITIONS  # of all geometries that are kept, with their buffers and graphs
 _CHANNEL_BLOCK = 64  # channels are padded to whole blocks of the matrix products
 _MAX_LANES = 64
 _STATE_LOW = 1 << 32
@@ -39,6 +40,11 @@ _WINDOW = 16
 
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
+
+
+def padded_positions(sizes: Sequence[tuple[int, int]]) -> int:
+    """Latent positions of a batch of tiles, each padded to the largest height and width."""
+    return len(sizes) * max(height for height, _ in sizes) * max(width for _, width in sizes)
 
 
 @dataclass(frozen=True)
@@ -311,7 +317,10 @@ class Geometry:
         )  # fmt: skip
 
     def replay(self, key: tuple[Any, ...], launch: Callable[[], None]) -> None:
-        """Run `launch`; on a GPU the second time as a CUDA graph that is recorded then, and from there on."""
+        """Run `launch`; on a GPU the second time as a CUDA graph that is recorded then, and from there on.
+
+        A launch that cannot be recorded stays as it is: the graph saves time and nothing else.
+        """
         if self.coder.device.type != "cuda":
             launch()
         elif key not in self.graphs:
@@ -320,10 +329,13 @@ class Geometry:
         else:
             if self.graphs[key] is None:
                 graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    launch()
-                self.graphs[key] = graph
-            self.graphs[key].replay()
+                try:
+                    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                        launch()
+                    self.graphs[key] = graph.replay
+                except RuntimeError:
+                    self.graphs[key] = launch
+            self.graphs[key]()
 
 
 class DeviceCoder:
@@ -393,7 +405,8 @@ class DeviceCoder:
         if sizes in self._geometries:
             self._geometries.move_to_end(sizes)
         else:
-            while len(self._geometries) >= _GEOMETRIES:
+            left = _KEPT_POSITIONS - padded_positions(sizes)
+            while self._geometries and sum(map(padded_positions, self._geometries)) > left:
                 self._geometries.popitem(last=False)
             self._geometries[sizes] = Geometry(self, sizes)
         return self._geometries[sizes]

@@ -64,7 +64,6 @@ _EXACT_LOCK = threading.RLock()
 _CACHE_LOCK = threading.Lock()
 _FIRST_LAYER_CACHE = 64  # (header, scale) pairs kept packed, about 0.4 MB each
 _BATCH_POSITIONS = 1 << 17  # latent positions that share a pass of the torch engine: some hundreds of MB
-_DEVICE_POSITIONS = 1 << 20  # and of the kernels, which keep up to 2 kB a position
 _LOG2_INV_SCALE_TOP = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -324,6 +323,8 @@ class IntegerModel:
             BackendError: the backend cannot run here. BitstreamError: a reader's stream is not valid.
         """
         name = ops.choose_integer_backend(backend, device)
+        if name == "triton" and not self.fits_device(jobs):
+            name = "cpu"
         # Where no channel is used, nothing is coded: P need not run to find that out.
         results = iter(self._code_used([job for job in jobs if job.used], name, device, threads))
         return [
@@ -351,6 +352,13 @@ class IntegerModel:
                 results += self._code(part, ReferenceEngine(self, part))
         return results
 
+    @staticmethod
+    def fits_device(jobs: Sequence[Job]) -> bool:
+        """Whether no tile is so large that its buffers would fill a GPU; the CPU codes such tiles."""
+        from l2c.device_coder import MOST_POSITIONS
+
+        return all(job.height * job.width <= MOST_POSITIONS for job in jobs)
+
     def device_coder(self, device: torch.device | None) -> DeviceCoder:
         """The coder of a device, made on first use. Raises BackendError where its kernels cannot run."""
         from l2c.device_coder import DeviceCoder
@@ -366,10 +374,12 @@ class IntegerModel:
         The second result waits for the device and raises BitstreamError where a stream is not valid; see
         `DeviceCoder.decode`.
         """
+        from l2c.device_coder import MOST_POSITIONS
+
         coder = self.device_coder(device)
         parts = [
             coder.decode(part, [job.coder.payload for job in part])  # type: ignore[attr-defined]
-            for part in _batches([job for job in jobs if job.used], _DEVICE_POSITIONS)
+            for part in _batches([job for job in jobs if job.used], MOST_POSITIONS)
         ]
         decoded = iter([symbols for part, _ in parts for symbols in part])
         results = [
@@ -391,12 +401,14 @@ class IntegerModel:
 
     def _code_on_device(self, jobs: Sequence[Job], device: torch.device | None) -> list[UInt8Array]:
         """`code` by the kernels."""
+        from l2c.device_coder import MOST_POSITIONS
+
         place = device if device is not None else torch.device("cpu")
         if jobs and all(isinstance(job.coder, SymbolReader) for job in jobs):
             symbols, check = self.decode_on_device(jobs, place)
             check()
             return [part.cpu().numpy() for part in symbols]
-        for part in _batches(jobs, _DEVICE_POSITIONS):
+        for part in _batches(jobs, MOST_POSITIONS):
             if all(isinstance(job.coder, SymbolWriter) for job in part):
                 for job, payload in zip(part, self.device_coder(device).encode(part)):
                     job.coder.payload = payload  # type: ignore[attr-defined]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import l2c
-from l2c import integer, ops, reference
+from l2c import device_coder, integer, ops, reference
 from l2c.bitstream import read_bitstream, write_bitstream
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.device_coder import DeviceCoder, choose_lanes, estimate_bits
@@ -296,3 +296,30 @@ def test_kernels_that_fail_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.warns(L2CWarning, match="using PyTorch"):
         codec = l2c.Codec(str(GOLDEN / "golden.safetensors"), DEVICE, backend="triton")
     assert codec.backend == "torch"
+
+
+def test_large_tiles_are_left_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tile whose buffers would fill a GPU is coded by the C++ engine, with the same stream."""
+    _, model = tiny_model("learned")
+    jobs = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)
+    model.code(jobs, "cpu")
+    streams = [job.coder.finish() for job in jobs]  # type: ignore[attr-defined]
+    monkeypatch.setattr(device_coder, "MOST_POSITIONS", 10)
+    monkeypatch.setattr(DeviceCoder, "encode", lambda self, jobs: 1 / 0)
+    again = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)
+    model.code(again, "triton", DEVICE)
+    assert [job.coder.finish() for job in again] == streams  # type: ignore[attr-defined]
+
+
+def test_geometries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = tiny_model("learned")
+    coder = DeviceCoder(model, DEVICE)
+    monkeypatch.setattr(device_coder, "_KEPT_POSITIONS", 50)
+
+    def jobs(*sizes: tuple[int, int]) -> list[integer.Job]:
+        return [integer.Job(h, w, (500, 0, 8), 5, integer.SymbolWriter(8)) for h, w in sizes]
+
+    first = coder.geometry(jobs((4, 4)))
+    assert coder.geometry(jobs((4, 4))) is first
+    coder.geometry(jobs((2, 8), (4, 2)))  # 64 positions with padding: more than may be kept beside it
+    assert coder.geometry(jobs((4, 4))) is not first
