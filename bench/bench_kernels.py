@@ -20,6 +20,7 @@ from conftest import DEVICES
 
 from l2c import integer, ops, reference
 from l2c.device_coder import pack_layer
+from l2c.errors import BackendError
 
 ROWS, COLUMNS = 32, 48
 LAYERS = {"w1": (504, 112, 1), "w2": (112, 112, 3), "w4": (112, 648, 1)}  # inputs, outputs, kernel
@@ -76,7 +77,7 @@ def test_kernels_conv(timed: Callable[..., Any], layer: str, device: str, backen
         image = torch.from_numpy(padded).to(place)
         out = torch.empty((1, ROWS, COLUMNS, outputs), dtype=torch.int8, device=place)
         sizes = torch.tensor([[ROWS, COLUMNS]], dtype=torch.int32, device=place)
-        kernels = ops.integer_kernels()
+        kernels = ops.integer_kernels(place)
         timed(lambda: kernels.int_conv_fwd(image, packed.weight, packed.bias, packed.multiplier, sizes, out), **facts)
         got = out[0].cpu().numpy().astype(np.int16).transpose(2, 0, 1) + 128
     np.testing.assert_array_equal(got, expected)
@@ -99,10 +100,11 @@ def test_kernels_params(timed: Callable[..., Any], backend: str) -> None:
 
 
 @pytest.mark.skipif("cuda" not in DEVICES, reason="no GPU")
+@pytest.mark.parametrize("coder", ["triton", "cuda"])
 @pytest.mark.parametrize("streams", [1, 256])
 @pytest.mark.parametrize("what", ["params", "intervals", "window", "decode", "encode"])
 def test_kernels_coder_gpu(
-    timed: Callable[..., Any], picture: Any, tmp_path_factory: Any, what: str, streams: int
+    timed: Callable[..., Any], picture: Any, tmp_path_factory: Any, what: str, streams: int, coder: str
 ) -> None:
     """One stream, where latency counts, and as many as keep a GPU busy."""
     from PIL import Image
@@ -111,7 +113,11 @@ def test_kernels_coder_gpu(
     Image.fromarray(picture).save(path)
     stream, lanes = picture_stream(path, 0.5, "l2c-default")
     n, K = len(stream.symbols), len(stream.weights)
-    kernels, place = ops.integer_kernels(), torch.device("cuda")
+    place = torch.device("cuda")
+    try:
+        kernels = ops.integer_kernels(place, coder)
+    except BackendError as error:
+        pytest.skip(str(error))
 
     def many(values: Any, dtype: torch.dtype) -> torch.Tensor:
         return torch.tensor(values, dtype=dtype, device=place).expand(streams, *np.shape(values)[1:]).contiguous()
@@ -122,7 +128,13 @@ def test_kernels_coder_gpu(
     mixtures = [parameters(part) for part in (stream.weights, stream.means, stream.inv_scales)]
     count, bits = many([n], torch.int32), many([8], torch.int32)
     symbols = torch.from_numpy(stream.symbols).to(place).expand(streams, n).contiguous()
-    facts = {"part": f"GPU {what}", "symbols": n * streams, "device": "cuda", "streams": streams, "lanes": lanes}
+    facts = {
+        "part": f"GPU {what}, {coder}",
+        "symbols": n * streams,
+        "device": "cuda",
+        "streams": streams,
+        "lanes": lanes,
+    }
     if what == "params":
         raw = torch.randint(-200, 200, (streams, 1, n // 72, 648), dtype=torch.int16, device=place)
         tables = integer.make_tables()
@@ -138,8 +150,8 @@ def test_kernels_coder_gpu(
         np.testing.assert_array_equal(mixtures[1][:, 0, : n // 72 * 72].cpu().numpy(), expected[1])
         return
     start, freq = (torch.empty((streams, n), dtype=torch.int32, device=place) for _ in range(2))
-    zero = many([0], torch.int64)
-    intervals = lambda: kernels.mixture_intervals_fwd(symbols, count, bits, *mixtures, start, freq, zero)  # noqa: E731
+    zero, status = many([0], torch.int64), many([0], torch.int32)
+    intervals = lambda: kernels.mixture_intervals_fwd(symbols, count, bits, *mixtures, start, freq, zero, status)  # noqa: E731
     payload = ops.rans_encode(stream.symbols, *stream.args, lanes, backend="cpu")
     _, states, words = ops.parse_stream(payload)
     if what == "intervals":
@@ -148,7 +160,7 @@ def test_kernels_coder_gpu(
         np.testing.assert_array_equal(start[-1].cpu().numpy(), low)
     elif what == "encode":
         intervals()
-        begin, status = many([0], torch.int64), many([0], torch.int32)
+        begin = many([0], torch.int64)
         out = torch.empty((streams, 2 * n), dtype=torch.int16, device=place)
         state = torch.full((streams, 64), 1 << 32, dtype=torch.int64, device=place)
         state[:, 0] += ops.xxh64(stream.symbols) & 0xFFFFFFFF
@@ -178,7 +190,6 @@ def test_kernels_coder_gpu(
         out = torch.empty((streams, n), dtype=torch.uint8, device=place)
         opening = state.clone()
         opening[:, :lanes] = torch.from_numpy(states).to(place)
-        status = many([0], torch.int32)
 
         def decode() -> None:
             state.copy_(opening)

@@ -21,6 +21,7 @@ from l2c.kernels import block_size
 WEIGHT_SUM = tl.constexpr(65520)
 ONE = tl.constexpr(1 << 20)
 WINDOW = tl.constexpr(16)  # edges of a window
+BAD_SYMBOL = tl.constexpr(1)  # csrc/mixture_cdf.h
 
 
 @functools.lru_cache(maxsize=8)
@@ -184,6 +185,7 @@ def _mixture_intervals_fwd_kernel(
     start_ptr,  # int32 [N, out_stride]
     freq_ptr,
     offset_ptr,  # int64 [N]: where the group's first symbol goes
+    status_ptr,  # int32 [N]
     S,
     out_stride,
     k_stride,
@@ -195,6 +197,8 @@ def _mixture_intervals_fwd_kernel(
     mask = j < tl.load(count_ptr + n)
     bits = tl.load(bits_ptr + n)
     symbol = tl.load(symbols_ptr + n * S + j, mask=mask, other=0).to(tl.int32)
+    if tl.max(symbol >> bits, axis=0) > 0:
+        tl.store(status_ptr + n, BAD_SYMBOL)
     if K == 0:  # every symbol is equally likely
         low = symbol << (20 - bits)
         high = (symbol + 1) << (20 - bits)
@@ -217,6 +221,7 @@ def mixture_intervals_fwd(
     start: Tensor,
     freq: Tensor,
     offset: Tensor,
+    status: Tensor,
 ) -> None:
     """[C(i), C(i + 1)) of known symbols, appended to each stream's intervals.
 
@@ -224,6 +229,7 @@ def mixture_intervals_fwd(
         symbols: uint8 [N, S]; count, bits: int32 [N].
         weights, means, inv_scales: int16 [K, N, S]; K = 0: symbols are equally likely.
         start, freq: int32 [N, T]; offset: int64 [N], where the first symbol's interval goes.
+        status: int32 [N], gets 1 where a symbol is not below 2^bits; the intervals have no meaning then.
     """
     K, N, S = weights.shape
     block = block_size(weights.device, 256)
@@ -238,6 +244,7 @@ def mixture_intervals_fwd(
         start,
         freq,
         offset,
+        status,
         S,
         start.stride(0),
         weights.stride(0),

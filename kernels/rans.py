@@ -19,7 +19,7 @@ from l2c.kernels.mixture import WINDOW, mixture_cdf, tail_table
 LOW = tl.constexpr(1 << 32)
 SLOT = tl.constexpr((1 << 20) - 1)
 TRUNCATED = tl.constexpr(4)  # csrc/mixture_cdf.h
-OVERFLOW = tl.constexpr(5)  # the buffer of an encoder is too small
+NO_ROOM = tl.constexpr(6)  # csrc/cuda/rans.h
 
 
 @triton.jit(do_not_specialize=["S", "k_stride"])
@@ -214,7 +214,7 @@ def _rans_encode_fwd_kernel(
     tl.store(states_ptr + n * 64 + lane, x, mask=lane < lanes)
     tl.store(begin_ptr + n, begin)
     if tl.max(failed, axis=0) > 0:
-        tl.store(status_ptr + n, OVERFLOW)
+        tl.store(status_ptr + n, NO_ROOM)
 
 
 def rans_encode_fwd(
@@ -236,7 +236,7 @@ def rans_encode_fwd(
         states: int64 [N, 64], the start values of csrc/rans.h; get those that open the stream.
         words: int16 [N, capacity]; begin: int64 [N], gets the first word that was written: a stream's words are
             words[begin:].
-        status: int32 [N], gets 5 where the words do not fit.
+        status: int32 [N], gets 6 where the words do not fit.
     """
     _rans_encode_fwd_kernel[(start.shape[0],)](
         start,

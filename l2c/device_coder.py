@@ -313,7 +313,7 @@ class Geometry:
         self.gather_group(number)
         self.coder.kernels.mixture_intervals_fwd(
             self.coded_of(number), self.counts[number], self.bits, *self.parameters(number), self.start, self.freq,
-            self.appended[number],
+            self.appended[number], self.status,
         )  # fmt: skip
 
     def replay(self, key: tuple[Any, ...], launch: Callable[[], None]) -> None:
@@ -352,7 +352,7 @@ class DeviceCoder:
         reason = ops.triton_reason(device)
         if reason:
             raise BackendError(reason)
-        self.kernels = ops.integer_kernels()
+        self.kernels = ops.integer_kernels(device)
         self.model, self.device = model, device
         p = model.config
         self.channels = _round_up(model.maps + p.width, _CHANNEL_BLOCK)

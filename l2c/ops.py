@@ -36,6 +36,23 @@ def extension() -> Any:
 
 
 @functools.lru_cache(maxsize=1)
+def _load_cuda_extension() -> tuple[Any, str]:
+    """(module, "") or (None, why it does not load); the outcome is remembered."""
+    try:
+        return importlib.import_module("l2c._cuda"), ""
+    except ImportError as error:
+        return None, f"the extension l2c._cuda does not load ({error}); build it with `L2C_CUDA=1 pip install -e .`"
+
+
+def cuda_extension() -> Any:
+    """The CUDA extension, see csrc/cuda/rans.h. Raises BackendError with the reason where it does not load."""
+    module, reason = _load_cuda_extension()
+    if module is None:
+        raise BackendError(reason)
+    return module
+
+
+@functools.lru_cache(maxsize=1)
 def _load_triton() -> tuple[bool, str]:
     """(whether Triton interprets its kernels on the CPU, ""), or (False, why it does not load); remembered."""
     try:
@@ -106,13 +123,23 @@ def write_stream(lanes: int, states: npt.NDArray[np.int64], words: npt.NDArray[A
     return bytes([lanes.bit_length() - 1]) + head.tobytes() + words.astype("<i2").tobytes()
 
 
-@functools.lru_cache(maxsize=1)
-def integer_kernels() -> Any:
-    """The launchers of all kernels that `l2c.device_coder` uses, by name. Raises BackendError without Triton."""
+@functools.lru_cache(maxsize=8)
+def integer_kernels(device: torch.device, coder: str = "auto") -> Any:
+    """The launchers of all kernels that `l2c.device_coder` uses, by name.
+
+    Args:
+        device: where they will run.
+        coder: "triton", "cuda" (csrc/cuda, where L2C_CUDA=1 built it), or "auto": CUDA C++ on a GPU where it is there.
+    Raises:
+        BackendError: Triton is not here, or the CUDA extension was asked for and does not load.
+    """
     reason = _load_triton()[1]
     if reason:
         raise BackendError(reason)
-    names = ("int_conv", "mixture", "context", "rans")
+    names = ["int_conv", "mixture", "context", "rans"]
+    if coder == "cuda" or (coder == "auto" and device.type == "cuda" and _load_cuda_extension()[0] is not None):
+        cuda_extension()
+        names.append("rans_cuda")  # the later ones count
     modules = [importlib.import_module(f"l2c.kernels.{name}") for name in names]
     return types.SimpleNamespace(
         **{name: value for module in modules for name, value in vars(module).items() if name.endswith("_fwd")}
@@ -226,7 +253,7 @@ def integer_conv(
         return torch.from_numpy(padded).to(place)
 
     out = torch.zeros((1, height, width, outputs), dtype=torch.int16 if head else torch.int8, device=place)
-    integer_kernels().int_conv_fwd(
+    integer_kernels(place).int_conv_fwd(
         activations(x, packed.weight.shape[2]),
         packed.weight,
         packed.bias,
@@ -275,7 +302,7 @@ def mixture_params(
     place = device if device is not None else torch.device("cpu")
     cells = raw.shape[0]
     results = [torch.zeros((num_mixtures, 1, cells * channels), dtype=torch.int16, device=place) for _ in range(3)]
-    integer_kernels().mixture_params_fwd(
+    integer_kernels(place).mixture_params_fwd(
         torch.from_numpy(raw).to(place)[None, None],
         channels,
         _uint16_tensor(exp_table, place),
@@ -331,7 +358,8 @@ def rans_encode(
             intervals.append((low, high - low))
         ends, taken = reference.rans_encode(intervals, lanes, checksum)
         return write_stream(lanes, np.array(ends, dtype=np.int64), np.array(taken, dtype=np.uint16).view(np.int16))
-    kernels, place = integer_kernels(), device if device is not None else torch.device("cpu")
+    place = device if device is not None else torch.device("cpu")
+    kernels = integer_kernels(place)
     n = len(symbols)
 
     def one(value: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -339,13 +367,17 @@ def rans_encode(
 
     parameters = [_uint16_tensor(part, place)[:, None] for part in (weights, means, inv_scales)]
     start, freq = (torch.empty((1, n), dtype=torch.int32, device=place) for _ in range(2))
+    status = one(0)
     kernels.mixture_intervals_fwd(
-        torch.from_numpy(symbols).to(place)[None], one(n), one(bits), *parameters, start, freq, one(0, torch.int64)
-    )
+        torch.from_numpy(symbols).to(place)[None], one(n), one(bits), *parameters, start, freq, one(0, torch.int64),
+        status,
+    )  # fmt: skip
+    if int(status):
+        raise ValueError("a symbol is not below 2^bits")
     states = torch.full((1, 64), 1 << 32, dtype=torch.int64, device=place)
     states[0, 0] += xxh64(symbols) & 0xFFFFFFFF
     words, begin = torch.empty((1, 2 * n), dtype=torch.int16, device=place), one(0, torch.int64)
-    kernels.rans_encode_fwd(start, freq, one(n, torch.int64), one(lanes), states, words, begin, one(0), lanes)
+    kernels.rans_encode_fwd(start, freq, one(n, torch.int64), one(lanes), states, words, begin, status, lanes)
     return write_stream(lanes, states[0, :lanes].cpu().numpy(), words[0, int(begin) :].cpu().numpy())
 
 
@@ -384,7 +416,8 @@ def rans_decode(
         symbols = np.array(values, dtype=np.uint8)
         check_stream_end(0, len(left), np.array(ends, dtype=np.int64), symbols)
         return symbols
-    kernels, place = integer_kernels(), device if device is not None else torch.device("cpu")
+    place = device if device is not None else torch.device("cpu")
+    kernels = integer_kernels(place)
 
     def one(value: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.tensor([value], dtype=dtype, device=place)

@@ -124,7 +124,7 @@ def test_windows_hold_the_cdf() -> None:
         count, b = (torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (n, bits))
         window = torch.full((1, n, 16), -1, dtype=torch.int32, device=DEVICE)
         first = torch.full((1, n), -1, dtype=torch.int16, device=DEVICE)
-        ops.integer_kernels().mixture_window_fwd(count, b, *parameters, window, first)
+        ops.integer_kernels(DEVICE).mixture_window_fwd(count, b, *parameters, window, first)
         starts = first[0].tolist()
         assert 0 <= min(starts) <= max(starts) <= max(0, (1 << bits) - 15)
         for j, start in enumerate(starts):
@@ -241,11 +241,20 @@ def test_damaged_tile_is_refused() -> None:
         model.code(readers, "triton", DEVICE)
 
 
+def test_symbols_out_of_range_are_refused() -> None:
+    mixtures = random_mixtures(np.random.default_rng(8), 2, 5)
+    with pytest.raises(ValueError, match="not below"):
+        ops.rans_encode(np.array([1, 2, 9, 3, 4], np.uint8), *mixtures, 3, 2, backend="triton", device=DEVICE)
+
+
 def test_backends_by_name() -> None:
     x = np.zeros((2, 2, 1), np.uint8)
     layer = np.ones((1, 1, 1, 1), np.int8), np.zeros(1, np.int32), np.ones(1, np.float32)
     with pytest.raises(BackendError, match="no backend is called"):
         ops.integer_conv(x, *layer, backend="cuda")
+    if ops._load_cuda_extension()[0] is None:
+        with pytest.raises(BackendError, match="L2C_CUDA=1"):
+            ops.integer_kernels(DEVICE, "cuda")
     with pytest.raises(ValueError, match="no residual"):
         ops.integer_conv(x, *layer, residual=x, head=True)
     with pytest.raises(ValueError, match="input channels"):
