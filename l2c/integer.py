@@ -44,8 +44,6 @@ from l2c.probability import (
     CODING_ORDER,
     COMPAND,
     INPUT_SCALE,
-    INV_SCALE_MAX,
-    INV_SCALE_OCTAVE,
     LOGIT_UNIT,
     MEAN_UNIT,
     POSITIONS,
@@ -54,6 +52,7 @@ from l2c.probability import (
     num_planes,
     weight_step,
 )
+from l2c.reference import INV_SCALE_MAX, INV_SCALE_OCTAVE
 
 SUM_LIMIT = 1 << 24
 _EXACT_LOCK = threading.RLock()

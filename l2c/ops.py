@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from l2c import reference
 from l2c.errors import BackendError
 
 INTEGER_BACKENDS = ("auto", "cpu", "torch", "reference")
+FLOAT_BACKENDS = ("auto", "triton", "reference")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @functools.lru_cache(maxsize=1)
@@ -65,6 +68,14 @@ def triton_reason(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"Triton kernels need compute capability 8.0 (Ampere), this GPU has {major}.{minor}"
+    from l2c.kernels.common import probe
+
+    try:
+        probe(device)
+    except (
+        Exception
+    ) as error:  # Triton compiles with the machine's C compiler and Python's headers, which may be missing
+        return f"Triton cannot compile for {device} ({type(error).__name__}: {error})"
     return ""
 
 
@@ -134,3 +145,92 @@ def mixture_params(
     if backend == "reference" or (backend == "auto" and _load_extension()[0] is None):
         return reference.mixture_params(raw, num_mixtures, channels, exp_table, inv_table)
     return extension().mixture_params(raw, num_mixtures, channels, exp_table, inv_table)
+
+
+def choose_float_backend(backend: str, x: Tensor) -> str:
+    """Resolve "auto" for the operators on float tensors like x: "triton" on GPUs that run it, else "reference".
+
+    Inside `torch.compile` "auto" is "reference" as well, for the compiler fuses the plain form itself.
+
+    Raises:
+        BackendError: an unknown name, or "triton" asked for by name where it cannot run.
+    """
+    if backend not in FLOAT_BACKENDS:
+        raise BackendError(f"no float backend is called {backend!r}; there are {', '.join(FLOAT_BACKENDS)}")
+    if backend == "reference" or (backend == "auto" and (x.device.type != "cuda" or torch.compiler.is_compiling())):
+        return "reference"
+    reason = triton_reason(x.device)
+    if not reason and x.dtype == torch.float64:
+        reason = "Triton kernels compute in float32"
+    if not reason and x[:1].numel() >= 1 << 31:
+        reason = "Triton kernels take less than 2^31 elements of each picture"
+    if backend == "auto":
+        return "reference" if reason or _load_triton()[0] else "triton"  # an interpreter is for tests alone
+    if reason:
+        raise BackendError(reason)
+    return "triton"
+
+
+def mixture_bits(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor, *, backend: str = "auto") -> Tensor:
+    """Bits of each latent under its mixture of logistics; see `reference.mixture_likelihood` for the definition.
+
+    Args:
+        x: float [N, g, h, w], latents.
+        params: float [N, 3 K g, h, w], or [N or 1, 3 K g, h or 1, w or 1]: logits in nats, means in latents, log2
+            inverse scales per latent, each [K][g].
+        num_mixtures: K.
+        b: int64 [N] or [1] on x's device, bits 1..8.
+        backend: "auto", "triton" or "reference".
+    Returns:
+        float32 [N, g, h, w], 0..20; differentiable in x and params, twice if need be. bfloat16 and float16 are computed
+        with in float32; either may have any strides.
+    Raises:
+        ValueError: shapes or dtypes that are not these.
+        BackendError: see `choose_float_backend`.
+    """
+    _check_mixture(x, params, num_mixtures, b)
+    if choose_float_backend(backend, x) == "reference":
+        return reference.mixture_bits(x.float(), params.float(), num_mixtures, b)
+    from l2c.kernels.mixture_bits import MixtureBits
+
+    return MixtureBits.apply(x, _fill(params, x), num_mixtures, b.expand(len(x)))
+
+
+def neighbour_bits(
+    x: Tensor, params: Tensor, num_mixtures: int, b: Tensor, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mixture_bits`, and how they change where the latent rises or falls by one level: `reference.neighbour_bits`.
+
+    Arguments and errors as in `mixture_bits`.
+
+    Returns:
+        bits at x, change at x + S, change at x - S: float32 [N, g, h, w]. The bits are differentiable like those of
+        `mixture_bits`, the changes are not; these are infinite outside the range of levels.
+    """
+    _check_mixture(x, params, num_mixtures, b)
+    if choose_float_backend(backend, x) == "reference":
+        here, rise, fall = reference.neighbour_bits(x.float(), params.float(), num_mixtures, b)
+        return here, rise.detach(), fall.detach()
+    from l2c.kernels.mixture_bits import NeighbourBits
+
+    return NeighbourBits.apply(x, _fill(params, x), num_mixtures, b.expand(len(x)))
+
+
+def _check_mixture(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> None:
+    if x.dim() != 4 or params.dim() != 4 or params.shape[1] != 3 * num_mixtures * x.shape[1]:
+        raise ValueError(f"latents {tuple(x.shape)} and {num_mixtures} mixtures do not fit {tuple(params.shape)}")
+    if any(ours not in (1, its) for ours, its in zip(_places(params), _places(x))):
+        raise ValueError(f"parameters {tuple(params.shape)} do not spread over latents {tuple(x.shape)}")
+    if x.dtype not in _FLOATS or params.dtype not in _FLOATS:
+        raise ValueError(f"latents and parameters are float32 or shorter, not {x.dtype} and {params.dtype}")
+    if b.dim() != 1 or len(b) not in (1, len(x)) or b.is_floating_point():
+        raise ValueError(f"b is one integer for each of {len(x)} pictures, not {b.dtype} {tuple(b.shape)}")
+
+
+def _places(t: Tensor) -> tuple[int, int, int]:
+    return t.shape[0], t.shape[2], t.shape[3]
+
+
+def _fill(t: Tensor, x: Tensor) -> Tensor:
+    """t seen at every place of x, its channels its own."""
+    return t.expand(len(x), -1, *x.shape[2:])

@@ -2,7 +2,7 @@
 
 The paper follows the straight-through gradient of Eq. 8 for ten steps. We use the same gradient differently, because
 latents are integers: a latent can only rise or fall by one level, and what that changes is known well. Its own bits
-change by what the mixture says at the neighbouring level (exact, `probability.neighbour_bits`); the distortion changes
+change by what the mixture says at the neighbouring level (exact, `ops.neighbour_bits`); the distortion changes
 by the gradient through D times the move plus half the curvature; the bits of the latents that are coded after it
 change by the gradient through P's context. So every iteration
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from l2c import ops
 from l2c.metrics import DistortionTo
 from l2c.networks import Adaptation, Transform, dequantise, quantise
-from l2c.probability import ProbabilityModel, neighbour_bits
+from l2c.probability import ProbabilityModel
 from l2c.rate_control import Steering
 
 _SHARE = 0.3  # of the moves that promise a gain, how many an iteration makes
@@ -391,11 +391,11 @@ class LatentSearch:
             with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=self.autocast):
                 for group in self.probability.groups(leaf, z, regions.header):
                     target, params = group.target.float(), group.params
-                    own, up, down = neighbour_bits(target, params, self.probability.config.num_mixtures, b)
+                    own, up, down = ops.neighbour_bits(target, params, self.probability.config.num_mixtures, b)
                     bits = bits + (own * group.inside).flatten(1).sum(dim=1)
                     for canvas, value in ((rise, up), (fall, down)):
                         part = canvas[(slice(None), *group.place)]
-                        part.copy_(value.detach()[:, :, : part.shape[2], : part.shape[3]])
+                        part.copy_(value[:, :, : part.shape[2], : part.shape[3]])
             (bits_slope,) = torch.autograd.grad(bits.sum(), leaf)
         rise.masked_fill_(z >= 128.0 - 1.25 * level, float("inf"))  # a uniform prior names no change at all
         fall.masked_fill_(z <= -128.0 + 0.25 * level, float("inf"))
