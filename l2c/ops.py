@@ -13,6 +13,7 @@ from torch import Tensor
 
 from l2c import reference
 from l2c.errors import BackendError
+from l2c.reference import Grid
 
 INTEGER_BACKENDS = ("auto", "cpu", "torch", "reference")
 FLOAT_BACKENDS = ("auto", "triton", "reference")
@@ -234,3 +235,55 @@ def _places(t: Tensor) -> tuple[int, int, int]:
 def _fill(t: Tensor, x: Tensor) -> Tensor:
     """t seen at every place of x, its channels its own."""
     return t.expand(len(x), -1, *x.shape[2:])
+
+
+def patch_epilogue(
+    x: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    slope: float = 1.0,
+    bias_grid: Grid | None = None,
+    scale_grid: Grid | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """What follows a convolution of D, (residual + LeakyReLU(x + bias[patch])) * scale[patch], in one pass.
+
+    Args:
+        x: float [N, C, h, w].
+        bias, scale: float [N or 1, C, rows, columns] of the patches of `bias_grid`, `scale_grid`, or, without a grid,
+            [N or 1, C, 1, 1]; or None.
+        residual: like x, or None.
+        slope: of the LeakyReLU, 1 for none; see `reference.patch_epilogue`, the definition.
+        backend: "auto", "triton" or "reference".
+    Returns:
+        like x, x itself where nothing is to be done; differentiable in all four tensors, twice if need be. Equal
+        inputs give equal gradients with "triton": their sums over patches have a fixed order.
+    Raises:
+        ValueError: shapes or dtypes that are not these.
+        BackendError: see `choose_float_backend`.
+    """
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(f"features are float [N, C, h, w], not {x.dtype} {tuple(x.shape)}")
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise ValueError(
+            f"the residual is {residual.dtype} {tuple(residual.shape)}, not like {x.dtype} {tuple(x.shape)}"
+        )
+    for name, table, grid in (("bias", bias, bias_grid), ("scale", scale, scale_grid)):
+        if table is None:
+            continue
+        if table.dim() != 4 or table.shape[0] not in (1, len(x)) or table.shape[1] != x.shape[1]:
+            raise ValueError(f"{name} of shape {tuple(table.shape)} does not fit features {tuple(x.shape)}")
+        if grid is None and table.shape[2:] != (1, 1):
+            raise ValueError(
+                f"{name} of {table.shape[2]}x{table.shape[3]} patches needs a grid that says where they lie"
+            )
+    if choose_float_backend(backend, x) == "reference":
+        return reference.patch_epilogue(x, bias, scale, residual, slope, bias_grid, scale_grid)
+    if bias is None and scale is None and residual is None and slope == 1.0:
+        return x
+    from l2c.kernels.patch_epilogue import PatchEpilogue
+
+    whole = [None if t is None else t.expand(len(x), -1, -1, -1) for t in (bias, scale)]
+    return PatchEpilogue.apply(x, *whole, residual, slope, bias_grid, scale_grid)

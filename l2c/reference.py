@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -247,3 +249,67 @@ def neighbour_bits(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> t
     rise = (above - here).masked_fill(x >= 128.0 - 1.25 * step, infinite)
     fall = (below - here).masked_fill(x <= -128.0 + 0.25 * step, infinite)
     return here, rise, fall
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where patches lie on a layer, or on the latents that D sees.
+
+    Attributes:
+        side: of a patch, in positions.
+        top, left: row and column of the layer's first position, counted from the first patch. What lies outside the
+            patches has the values of the nearest one.
+    """
+
+    side: int
+    top: int = 0
+    left: int = 0
+
+    def finer(self, fineness: int) -> Grid:
+        """The same patches on a layer with so many positions per position, each way."""
+        return Grid(self.side * fineness, self.top * fineness, self.left * fineness)
+
+
+def spread(values: Tensor, grid: Grid, height: int, width: int) -> Tensor:
+    """Values [N, C, rows, columns] of patches -> [N, C, height, width] of the positions of a layer."""
+    axes = []
+    for start, length, most in ((grid.top, height, values.shape[2]), (grid.left, width, values.shape[3])):
+        position = torch.arange(length, device=values.device) + start
+        axes.append((position // grid.side).clamp(0, most - 1))
+    return values.index_select(2, axes[0]).index_select(3, axes[1])
+
+
+def patch_epilogue(
+    x: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    slope: float = 1.0,
+    bias_grid: Grid | None = None,
+    scale_grid: Grid | None = None,
+) -> Tensor:
+    """What follows a convolution of D, with changes by patch (DESIGN 2).
+
+        out = (residual + LeakyReLU(x + bias[patch])) * scale[patch]
+
+    Args:
+        x: float [N, C, h, w].
+        bias, scale: float [N, C, rows, columns], of the patches of `bias_grid`, `scale_grid`; without a grid
+            [N, C, 1, 1], of whole pictures. They are rounded to x's dtype. None: 0 and 1.
+        residual: like x, or None: 0.
+        slope: of the LeakyReLU where its argument is negative: 1 is none, 0 a ReLU.
+    Returns:
+        like x; x itself where nothing is to be done.
+    """
+    height, width = x.shape[2:]
+    if bias is not None:
+        bias = bias.to(x.dtype)
+        x = x + (bias if bias_grid is None else spread(bias, bias_grid, height, width))
+    if slope != 1.0:
+        x = F.leaky_relu(x, slope) if slope else F.relu(x)
+    if residual is not None:
+        x = residual + x
+    if scale is not None:
+        scale = scale.to(x.dtype)
+        x = x * (scale if scale_grid is None else spread(scale, scale_grid, height, width))
+    return x

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from l2c.config import ModelConfig, TransformConfig
-from l2c.networks.adaptation import Adaptation, Grid, num_biases
+from l2c.networks.adaptation import Adaptation, num_biases
 from l2c.networks.block import BlockDecoder, BlockEncoder
 from l2c.networks.modulators import condition
 from l2c.networks.paper import PaperDecoder, PaperEncoder
+from l2c.reference import Grid
 
 __all__ = [
     "Adaptation",
