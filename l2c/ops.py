@@ -287,3 +287,84 @@ def patch_epilogue(
 
     whole = [None if t is None else t.expand(len(x), -1, -1, -1) for t in (bias, scale)]
     return PatchEpilogue.apply(x, *whole, residual, slope, bias_grid, scale_grid)
+
+
+def quantise(y: Tensor, b: int | Tensor, tau: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """Q (L2C III), after the mask of L2C Eq. 2 where tau is given; see `reference.quantise` for the definition.
+
+    Args:
+        y: float [...], latents in quantiser steps of b = 8, finite; [N, c, h, w] with tau or where b is a tensor.
+        b: bits, 1..8, or those of each picture, int64 [N] on y's device.
+        tau: float32 [N, 1, h, w] in [0, 1], of which the first round(c tau) channels are kept; or None.
+        backend: "auto", "triton" or "reference"; all give the same integers.
+    Returns:
+        uint8, same shape.
+    Raises:
+        ValueError: shapes or dtypes that are not these.
+        BackendError: see `choose_float_backend`.
+    """
+    _check_levels(y, b, tau)
+    if choose_float_backend(backend, y) == "reference":
+        return reference.quantise(y, b, tau)
+    from l2c.kernels.quantise import quantise_fwd
+
+    return quantise_fwd(_as_pictures(y), _bits_of(y, b), tau, dequantise=False).view(y.shape)
+
+
+def to_levels(y: Tensor, b: int | Tensor, tau: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """The latents that the decoder gets: `quantise`, whose arguments and errors it has, and `dequantise` in one pass.
+
+    Returns:
+        float32, same shape, multiples of S = 2^(8-b) in [-128, 127]; without a gradient.
+    """
+    _check_levels(y, b, tau)
+    if choose_float_backend(backend, y) == "reference":
+        return reference.to_levels(y, b, tau)
+    from l2c.kernels.quantise import quantise_fwd
+
+    return quantise_fwd(_as_pictures(y), _bits_of(y, b), tau, dequantise=True).view(y.shape)
+
+
+def dequantise(symbols: Tensor, b: int | Tensor, *, backend: str = "auto") -> Tensor:
+    """Q^-1: symbols uint8 [...] -> latents float32, multiples of S = 2^(8-b) in [-128, 127].
+
+    Args:
+        symbols: uint8 [...]; [N, c, h, w] where b is a tensor.
+        b: bits, 1..8, or those of each picture, int64 [N] on the symbols' device.
+        backend: "auto", "triton" or "reference".
+    Raises:
+        ValueError: shapes or dtypes that are not these.
+        BackendError: see `choose_float_backend`.
+    """
+    _check_levels(symbols, b, None, (torch.uint8,))
+    if choose_float_backend(backend, symbols) == "reference":
+        return reference.dequantise(symbols, b)
+    from l2c.kernels.quantise import dequantise_fwd
+
+    return dequantise_fwd(_as_pictures(symbols), _bits_of(symbols, b)).view(symbols.shape)
+
+
+def _check_levels(y: Tensor, b: int | Tensor, tau: Tensor | None, dtypes: tuple[torch.dtype, ...] = _FLOATS) -> None:
+    if y.dtype not in dtypes:
+        raise ValueError(f"{y.dtype} is none of {', '.join(map(str, dtypes))}")
+    if y.dim() > 4:
+        raise ValueError(f"latents have four dimensions at most, not {y.dim()}")
+    if not isinstance(b, Tensor):
+        if not 1 <= b <= 8:
+            raise ValueError(f"b is 1..8 bits, not {b}")
+    elif y.dim() != 4 or b.shape != y.shape[:1] or b.is_floating_point():
+        raise ValueError(f"b is one integer for each picture of {tuple(y.shape)}, not {b.dtype} {tuple(b.shape)}")
+    if tau is not None and (y.dim() != 4 or tau.shape != (len(y), 1, *y.shape[2:]) or tau.dtype != torch.float32):
+        raise ValueError(f"tau is {tau.dtype} {tuple(tau.shape)}, not one float32 for each place of {tuple(y.shape)}")
+
+
+def _as_pictures(t: Tensor) -> Tensor:
+    """[...] of up to four dimensions -> [N, C, h, w]."""
+    return t[(None,) * (4 - t.dim())]
+
+
+def _bits_of(t: Tensor, b: int | Tensor) -> Tensor:
+    """b as int64 [N] on t's device, where t is seen `_as_pictures`."""
+    if isinstance(b, Tensor):
+        return b
+    return torch.full((1,), b, device=t.device).expand(len(t) if t.dim() == 4 else 1)

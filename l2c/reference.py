@@ -313,3 +313,42 @@ def patch_epilogue(
         scale = scale.to(x.dtype)
         x = x * (scale if scale_grid is None else spread(scale, scale_grid, height, width))
     return x
+
+
+def quantise(y: Tensor, b: int | Tensor, tau: Tensor | None = None) -> Tensor:
+    """Q (L2C III), after the mask of L2C Eq. 2: latents -> symbols.
+
+    Step S = 2^(8-b); symbol i in 0..2^b-1 stands for (i - 2^(b-1)) * S, so a masked latent (0) is exactly a level. At
+    each position the first n = round(c tau) channels are kept.
+
+    Args:
+        y: float32 [...], in quantiser steps of b = 8, finite; [N, c, h, w] with `tau` or where b is a tensor.
+        b: bits, 1..8, or those of each picture, int64 [N].
+        tau: float32 [N, 1, h, w] in [0, 1], or None: all channels are kept.
+    Returns:
+        uint8, same shape. Ties go to even (in n as well), values outside the range to its ends.
+    """
+    if tau is not None:
+        c = y.shape[1]
+        channel = torch.arange(c, device=y.device)[None, :, None, None]
+        y = y.where(channel < (c * tau).round(), 0.0)
+    half, step = _half_and_step(b, y.device)
+    return ((y / step).round() + half).clamp_min(0.0).minimum(2.0 * half - 1.0).to(torch.uint8)
+
+
+def dequantise(symbols: Tensor, b: int | Tensor) -> Tensor:
+    """Q^-1: symbols uint8 [...] -> latents float32, multiples of S = 2^(8-b) in [-128, 127]; b as in `quantise`."""
+    half, step = _half_and_step(b, symbols.device)
+    return (symbols.float() - half) * step
+
+
+def to_levels(y: Tensor, b: int | Tensor, tau: Tensor | None = None) -> Tensor:
+    """`quantise`, then `dequantise`: the latents that the decoder gets, float32, without a gradient."""
+    return dequantise(quantise(y, b, tau), b)
+
+
+def _half_and_step(b: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """2^(b-1) and S = 2^(8-b), float32 [], or [N, 1, 1, 1] where b is int64 [N]."""
+    bits = b[:, None, None, None] if isinstance(b, Tensor) else torch.full((), b, device=device)
+    one = torch.ones_like(bits)
+    return (one << (bits - 1)).float(), (one << (8 - bits)).float()

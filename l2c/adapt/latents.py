@@ -30,7 +30,7 @@ from torch import Tensor
 
 from l2c import ops
 from l2c.metrics import DistortionTo
-from l2c.networks import Adaptation, Transform, dequantise, quantise
+from l2c.networks import Adaptation, Transform, quantise, to_levels
 from l2c.probability import ProbabilityModel
 from l2c.rate_control import Steering
 
@@ -178,7 +178,7 @@ class LatentSearch:
         b = regions.header[:, 2].to(device)
         self._b = b
         self._level = torch.exp2(8.0 - b.float())[:, None, None, None]
-        self.z = torch.stack([dequantise(quantise(y, bits), bits) for y, bits in zip(regions.y, b.tolist())])
+        self.z = to_levels(regions.y, b).contiguous()
         self.beta = regions.x.new_ones(len(regions))
         self._aims = {i: aim for i, aim in enumerate(aims) if aim is not None}
         self._steerings: dict[int, Steering] = {}
@@ -215,7 +215,7 @@ class LatentSearch:
 
     def symbols(self) -> Tensor:
         """The best latents as the coder takes them: uint8 [N, c, h, w]."""
-        return torch.stack([quantise(z, bits) for z, bits in zip(self.z, self._b.tolist())]).contiguous()
+        return quantise(self.z, self._b)
 
     def run(self, iterations: int, go_on: Callable[[], bool] = lambda: True) -> None:
         """Search on; the last iterations steer for the aims.
