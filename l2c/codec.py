@@ -744,18 +744,18 @@ class Codec:
                 x = networks.pad_to_multiple(x, s).contiguous(memory_format=torch.channels_last)
                 with self._float_mode():
                     y, tau = self.transform.encoder(x, cond)
-                    mask = None if tau is None else networks.importance_mask(tau, c)
-                    y = y if mask is None else y * mask
-                    z = networks.quantise(y, bits)
+                    z = networks.quantise(y, bits, tau)
                 rows, columns = -(-(bottom - top) // s), -(-(right - left) // s)
                 y0, x0 = (top - t) // s, (left - l) // s
                 to = (..., slice(top // s, top // s + rows), slice(left // s, left // s + columns))
                 part = (..., slice(y0, y0 + rows), slice(x0, x0 + columns))
                 canvas[to] = z[part].cpu().numpy()
+                if keep and tau is not None:
+                    mask = networks.importance_mask(tau, c)
+                    y = y * mask
+                    masks[to] = (mask[part] > 0).cpu().numpy()
                 if keep:
                     before[to] = y[part].cpu().numpy()
-                    if mask is not None:
-                        masks[to] = (mask[part] > 0).cpu().numpy()
             masked = self.transform.encoder.importance is not None
             results |= {i: canvas[k] for k, i in enumerate(members)}
             if keep:
@@ -1086,12 +1086,9 @@ class Codec:
         h, w = symbols[0].shape[1:]
         t, l = max(0, top // s - halo), max(0, left // s - halo)
         lower, r = min(h, -(-bottom // s) + halo), min(w, -(-right // s) + halo)
-        y_hat = torch.stack(
-            [
-                networks.dequantise(torch.as_tensor(part[:, t:lower, l:r]).to(self.device), header.latent_bits)
-                for part, header in zip(symbols, headers)
-            ]
-        ).contiguous(memory_format=torch.channels_last)
+        stacked = torch.stack([torch.as_tensor(part[:, t:lower, l:r]) for part in symbols]).to(self.device)
+        b = torch.tensor([header.latent_bits for header in headers], device=self.device)
+        y_hat = networks.dequantise(stacked.contiguous(memory_format=torch.channels_last), b)
         with self._float_mode():
             x_hat = self.transform.decoder(y_hat, cond, self._adaptation(headers, cond, changes, (t, l, lower, r)))
         x_hat = x_hat[:, :, top - t * s : bottom - t * s, left - l * s : right - l * s]

@@ -45,8 +45,6 @@ from l2c.probability import (
     CODING_ORDER,
     COMPAND,
     INPUT_SCALE,
-    INV_SCALE_MAX,
-    INV_SCALE_OCTAVE,
     LOGIT_UNIT,
     MEAN_UNIT,
     POSITIONS,
@@ -55,6 +53,7 @@ from l2c.probability import (
     num_planes,
     weight_step,
 )
+from l2c.reference import INV_SCALE_MAX, INV_SCALE_OCTAVE
 
 if TYPE_CHECKING:
     from l2c.device_coder import DeviceCoder

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from l2c import reference
 from l2c.errors import BackendError, BitstreamError
+from l2c.reference import Grid
 
 INTEGER_BACKENDS = ("auto", "cpu", "triton", "torch", "reference")
+FLOAT_BACKENDS = ("auto", "triton", "reference")
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @functools.lru_cache(maxsize=1)
@@ -84,6 +88,14 @@ def triton_reason(device: torch.device) -> str:
     major, minor = torch.cuda.get_device_capability(device)
     if major < 8:
         return f"Triton kernels need compute capability 8.0 (Ampere), this GPU has {major}.{minor}"
+    from l2c.kernels.common import probe
+
+    try:
+        probe(device)
+    except (
+        Exception
+    ) as error:  # Triton compiles with the machine's C compiler and Python's headers, which may be missing
+        return f"Triton cannot compile for {device} ({type(error).__name__}: {error})"
     return ""
 
 
@@ -460,3 +472,225 @@ def check_stream_end(
     expected[0] += xxh64(hashed) & 0xFFFFFFFF
     if not np.array_equal(states, expected):
         raise BitstreamError("range coder: the end state is wrong, the stream is damaged")
+
+
+def choose_float_backend(backend: str, x: Tensor) -> str:
+    """Resolve "auto" for the operators on float tensors like x: "triton" on GPUs that run it, else "reference".
+
+    Inside `torch.compile` "auto" is "reference" as well, for the compiler fuses the plain form itself.
+
+    Raises:
+        BackendError: an unknown name, or "triton" asked for by name where it cannot run.
+    """
+    if backend not in FLOAT_BACKENDS:
+        raise BackendError(f"no float backend is called {backend!r}; there are {', '.join(FLOAT_BACKENDS)}")
+    if backend == "reference" or (backend == "auto" and (x.device.type != "cuda" or torch.compiler.is_compiling())):
+        return "reference"
+    reason = triton_reason(x.device)
+    if not reason and x.dtype == torch.float64:
+        reason = "Triton kernels compute in float32"
+    if not reason and x[:1].numel() >= 1 << 31:
+        reason = "Triton kernels take less than 2^31 elements of each picture"
+    if backend == "auto":
+        return "reference" if reason or _load_triton()[0] else "triton"  # an interpreter is for tests alone
+    if reason:
+        raise BackendError(reason)
+    return "triton"
+
+
+def mixture_bits(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor, *, backend: str = "auto") -> Tensor:
+    """Bits of each latent under its mixture of logistics; see `reference.mixture_likelihood` for the definition.
+
+    Args:
+        x: float [N, g, h, w], latents.
+        params: float [N, 3 K g, h, w], or [N or 1, 3 K g, h or 1, w or 1]: logits in nats, means in latents, log2
+            inverse scales per latent, each [K][g].
+        num_mixtures: K.
+        b: int64 [N] or [1] on x's device, bits 1..8.
+        backend: "auto", "triton" or "reference".
+    Returns:
+        float32 [N, g, h, w], 0..20; differentiable in x and params, twice if need be. bfloat16 and float16 are computed
+        with in float32; either may have any strides.
+    Raises:
+        ValueError: shapes or dtypes that are not these.
+        BackendError: see `choose_float_backend`.
+    """
+    _check_mixture(x, params, num_mixtures, b)
+    if choose_float_backend(backend, x) == "reference":
+        return reference.mixture_bits(x.float(), params.float(), num_mixtures, b)
+    from l2c.kernels.mixture_bits import MixtureBits
+
+    return MixtureBits.apply(x, _fill(params, x), num_mixtures, b.expand(len(x)))
+
+
+def neighbour_bits(
+    x: Tensor, params: Tensor, num_mixtures: int, b: Tensor, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mixture_bits`, and how they change where the latent rises or falls by one level: `reference.neighbour_bits`.
+
+    Arguments and errors as in `mixture_bits`.
+
+    Returns:
+        bits at x, change at x + S, change at x - S: float32 [N, g, h, w]. The bits are differentiable like those of
+        `mixture_bits`, the changes are not; these are infinite outside the range of levels.
+    """
+    _check_mixture(x, params, num_mixtures, b)
+    if choose_float_backend(backend, x) == "reference":
+        here, rise, fall = reference.neighbour_bits(x.float(), params.float(), num_mixtures, b)
+        return here, rise.detach(), fall.detach()
+    from l2c.kernels.mixture_bits import NeighbourBits
+
+    return NeighbourBits.apply(x, _fill(params, x), num_mixtures, b.expand(len(x)))
+
+
+def _check_mixture(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> None:
+    if x.dim() != 4 or params.dim() != 4 or params.shape[1] != 3 * num_mixtures * x.shape[1]:
+        raise ValueError(f"latents {tuple(x.shape)} and {num_mixtures} mixtures do not fit {tuple(params.shape)}")
+    if any(ours not in (1, its) for ours, its in zip(_places(params), _places(x))):
+        raise ValueError(f"parameters {tuple(params.shape)} do not spread over latents {tuple(x.shape)}")
+    if x.dtype not in _FLOATS or params.dtype not in _FLOATS:
+        raise ValueError(f"latents and parameters are float32 or shorter, not {x.dtype} and {params.dtype}")
+    if b.dim() != 1 or len(b) not in (1, len(x)) or b.is_floating_point():
+        raise ValueError(f"b is one integer for each of {len(x)} pictures, not {b.dtype} {tuple(b.shape)}")
+
+
+def _places(t: Tensor) -> tuple[int, int, int]:
+    return t.shape[0], t.shape[2], t.shape[3]
+
+
+def _fill(t: Tensor, x: Tensor) -> Tensor:
+    """t seen at every place of x, its channels its own."""
+    return t.expand(len(x), -1, *x.shape[2:])
+
+
+def patch_epilogue(
+    x: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    *,
+    slope: float = 1.0,
+    bias_grid: Grid | None = None,
+    scale_grid: Grid | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """What follows a convolution of D, (residual + LeakyReLU(x + bias[patch])) * scale[patch], in one pass.
+
+    Args:
+        x: float [N, C, h, w].
+        bias, scale: float [N or 1, C, rows, columns] of the patches of `bias_grid`, `scale_grid`, or, without a grid,
+            [N or 1, C, 1, 1]; or None.
+        residual: like x, or None.
+        slope: of the LeakyReLU, 1 for none; see `reference.patch_epilogue`, the definition.
+        backend: "auto", "triton" or "reference".
+    Returns:
+        like x, x itself where nothing is to be done; differentiable in all four tensors, twice if need be. Equal
+        inputs give equal gradients with "triton": their sums over patches have a fixed order.
+    Raises:
+        ValueError: shapes or dtypes that are not these.
+        BackendError: see `choose_float_backend`.
+    """
+    if x.dim() != 4 or not x.is_floating_point():
+        raise ValueError(f"features are float [N, C, h, w], not {x.dtype} {tuple(x.shape)}")
+    if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        raise ValueError(
+            f"the residual is {residual.dtype} {tuple(residual.shape)}, not like {x.dtype} {tuple(x.shape)}"
+        )
+    for name, table, grid in (("bias", bias, bias_grid), ("scale", scale, scale_grid)):
+        if table is None:
+            continue
+        if table.dim() != 4 or table.shape[0] not in (1, len(x)) or table.shape[1] != x.shape[1]:
+            raise ValueError(f"{name} of shape {tuple(table.shape)} does not fit features {tuple(x.shape)}")
+        if grid is None and table.shape[2:] != (1, 1):
+            raise ValueError(
+                f"{name} of {table.shape[2]}x{table.shape[3]} patches needs a grid that says where they lie"
+            )
+    if choose_float_backend(backend, x) == "reference":
+        return reference.patch_epilogue(x, bias, scale, residual, slope, bias_grid, scale_grid)
+    if bias is None and scale is None and residual is None and slope == 1.0:
+        return x
+    from l2c.kernels.patch_epilogue import PatchEpilogue
+
+    whole = [None if t is None else t.expand(len(x), -1, -1, -1) for t in (bias, scale)]
+    return PatchEpilogue.apply(x, *whole, residual, slope, bias_grid, scale_grid)
+
+
+def quantise(y: Tensor, b: int | Tensor, tau: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """Q (L2C III), after the mask of L2C Eq. 2 where tau is given; see `reference.quantise` for the definition.
+
+    Args:
+        y: float [...], latents in quantiser steps of b = 8, finite; [N, c, h, w] with tau or where b is a tensor.
+        b: bits, 1..8, or those of each picture, int64 [N] on y's device.
+        tau: float32 [N, 1, h, w] in [0, 1], of which the first round(c tau) channels are kept; or None.
+        backend: "auto", "triton" or "reference"; all give the same integers.
+    Returns:
+        uint8, same shape.
+    Raises:
+        ValueError: shapes or dtypes that are not these.
+        BackendError: see `choose_float_backend`.
+    """
+    _check_levels(y, b, tau)
+    if choose_float_backend(backend, y) == "reference":
+        return reference.quantise(y, b, tau)
+    from l2c.kernels.quantise import quantise_fwd
+
+    return quantise_fwd(_as_pictures(y), _bits_of(y, b), tau, dequantise=False).view(y.shape)
+
+
+def to_levels(y: Tensor, b: int | Tensor, tau: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """The latents that the decoder gets: `quantise`, whose arguments and errors it has, and `dequantise` in one pass.
+
+    Returns:
+        float32, same shape, multiples of S = 2^(8-b) in [-128, 127]; without a gradient.
+    """
+    _check_levels(y, b, tau)
+    if choose_float_backend(backend, y) == "reference":
+        return reference.to_levels(y, b, tau)
+    from l2c.kernels.quantise import quantise_fwd
+
+    return quantise_fwd(_as_pictures(y), _bits_of(y, b), tau, dequantise=True).view(y.shape)
+
+
+def dequantise(symbols: Tensor, b: int | Tensor, *, backend: str = "auto") -> Tensor:
+    """Q^-1: symbols uint8 [...] -> latents float32, multiples of S = 2^(8-b) in [-128, 127].
+
+    Args:
+        symbols: uint8 [...]; [N, c, h, w] where b is a tensor.
+        b: bits, 1..8, or those of each picture, int64 [N] on the symbols' device.
+        backend: "auto", "triton" or "reference".
+    Raises:
+        ValueError: shapes or dtypes that are not these.
+        BackendError: see `choose_float_backend`.
+    """
+    _check_levels(symbols, b, None, (torch.uint8,))
+    if choose_float_backend(backend, symbols) == "reference":
+        return reference.dequantise(symbols, b)
+    from l2c.kernels.quantise import dequantise_fwd
+
+    return dequantise_fwd(_as_pictures(symbols), _bits_of(symbols, b)).view(symbols.shape)
+
+
+def _check_levels(y: Tensor, b: int | Tensor, tau: Tensor | None, dtypes: tuple[torch.dtype, ...] = _FLOATS) -> None:
+    if y.dtype not in dtypes:
+        raise ValueError(f"{y.dtype} is none of {', '.join(map(str, dtypes))}")
+    if y.dim() > 4:
+        raise ValueError(f"latents have four dimensions at most, not {y.dim()}")
+    if not isinstance(b, Tensor):
+        if not 1 <= b <= 8:
+            raise ValueError(f"b is 1..8 bits, not {b}")
+    elif y.dim() != 4 or b.shape != y.shape[:1] or b.is_floating_point():
+        raise ValueError(f"b is one integer for each picture of {tuple(y.shape)}, not {b.dtype} {tuple(b.shape)}")
+    if tau is not None and (y.dim() != 4 or tau.shape != (len(y), 1, *y.shape[2:]) or tau.dtype != torch.float32):
+        raise ValueError(f"tau is {tau.dtype} {tuple(tau.shape)}, not one float32 for each place of {tuple(y.shape)}")
+
+
+def _as_pictures(t: Tensor) -> Tensor:
+    """[...] of up to four dimensions -> [N, C, h, w]."""
+    return t[(None,) * (4 - t.dim())]
+
+
+def _bits_of(t: Tensor, b: int | Tensor) -> Tensor:
+    """b as int64 [N] on t's device, where t is seen `_as_pictures`."""
+    if isinstance(b, Tensor):
+        return b
+    return torch.full((1,), b, device=t.device).expand(len(t) if t.dim() == 4 else 1)

@@ -19,7 +19,6 @@ Read me first
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from l2c import ops
 from l2c.config import ModelConfig
 
 # Cell position p -> (row, column) offset; the order in which the unknown ones are coded.
@@ -46,9 +46,6 @@ ACTIVATION_MAX = 255.0 / ACTIVATION_SCALE
 
 MEAN_UNIT = 1.0 / 128.0  # one integer step of a mean, in latents (Q6 half steps)
 LOGIT_UNIT = 1.0 / 16.0  # one integer step of a mixture logit
-INV_SCALE_OCTAVE = 19.6  # integer steps of the log inverse scale per octave
-INV_SCALE_MAX = 32767  # Q10 per half step, at index 255
-_LOG2_INV_SCALE_TOP = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)  # per latent, at index 255
 
 
 def constant_planes(quality: int, mu: int, b: int, scale: int, num_scales: int) -> list[int]:
@@ -293,8 +290,8 @@ class ProbabilityModel(nn.Module):
         b = header[:, 2].to(context.device)
         bits = torch.zeros(context.shape[0], device=context.device)
         for group in self.groups(context, target, header, inside):
-            likelihood = mixture_likelihood(group.target.float(), group.params, self.config.num_mixtures, b)
-            bits = bits - (likelihood.log2() * group.inside).flatten(1).sum(dim=1)
+            cost = ops.mixture_bits(group.target.float(), group.params, self.config.num_mixtures, b)
+            bits = bits + (cost * group.inside).flatten(1).sum(dim=1)
         if self.prior is None:
             last = torch.ones_like(context[:, :1]) if inside is None else inside
             for _ in range(self.config.num_scales):
@@ -308,70 +305,3 @@ def _start_head(head: nn.Conv2d, channels: int, num_mixtures: int) -> None:
         head.weight.mul_(0.1)
         assert head.bias is not None
         head.bias.copy_(initial_bias(channels, num_mixtures))
-
-
-def split_params(params: Tensor, num_mixtures: int) -> tuple[Tensor, Tensor, Tensor]:
-    """[N, 3 K g, h, w] -> logits, means, log2 inverse scales, each [N, K, g, h, w]."""
-    n, channels, h, w = params.shape
-    logits, means, log2_inv = params.view(n, 3, num_mixtures, channels // (3 * num_mixtures), h, w).unbind(dim=1)
-    return logits, means, log2_inv
-
-
-def mixture_likelihood(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> Tensor:
-    """Probability of each latent under its mixture of logistics (Salimans et al. 2017, as L2C III-B uses it).
-
-        P(x) = sum_k w_k [sigma((x + S/2 - mu_k) v_k) - sigma((x - S/2 - mu_k) v_k)],  S = 2^(8-b)
-
-    with the lowest level's lower edge at -infinity and the highest level's upper edge at +infinity, mixed with the
-    floor that the integer CDF has: each symbol gets S/2^20, the mixture (65536-16)/65536 of the rest.
-
-    Args:
-        x: float32 [N, g, h, w], latents.
-        params: float32 [N, 3 K g, h, w], see `Group`.
-        num_mixtures: K.
-        b: int64 [N], bits.
-    Returns:
-        float32 [N, g, h, w], in [S/2^20, 1].
-    """
-    logits, means, log2_inv = split_params(params, num_mixtures)
-    inv = torch.exp2(log2_inv.clamp(_LOG2_INV_SCALE_TOP - 255.0 / INV_SCALE_OCTAVE, _LOG2_INV_SCALE_TOP))
-    step = torch.exp2(8.0 - b.float())[:, None, None, None, None]
-    centred = x[:, None] - means
-    high, low = centred + 0.5 * step, centred - 0.5 * step
-    high = high.masked_fill((x >= 128.0 - 1.25 * step[:, 0])[:, None], 1e4)
-    low = low.masked_fill((x <= -128.0 + 0.25 * step[:, 0])[:, None], -1e4)
-    # Mirrored so that both arguments are on the falling side, where sigmoid differences keep their precision.
-    flip = centred > 0
-    mass = torch.sigmoid(torch.where(flip, -low, high) * inv) - torch.sigmoid(torch.where(flip, -high, low) * inv)
-    mixed = (torch.softmax(logits, dim=1) * mass).sum(dim=1)
-    return mixed * ((65536.0 - 16.0) / 65536.0) + (step[:, 0] / 2**20)
-
-
-def neighbour_bits(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Bits of each latent, and how they change where it rises or falls by one level: what moving it alone would cost.
-
-    Arguments as in `mixture_likelihood`, of which this is the negative logarithm at three levels, four sigmoids in all.
-
-    Returns:
-        bits at x, change at x + S, change at x - S: float32 [N, g, h, w]; infinite outside the range of levels.
-    """
-    logits, means, log2_inv = split_params(params, num_mixtures)
-    inv = torch.exp2(log2_inv.clamp(_LOG2_INV_SCALE_TOP - 255.0 / INV_SCALE_OCTAVE, _LOG2_INV_SCALE_TOP))
-    step = torch.exp2(8.0 - b.float())[:, None, None, None]
-    centred = x[:, None] - means
-    mirror = torch.where(centred > 0, -inv, inv)  # on the falling side sigmoid differences keep their precision
-    weights = torch.softmax(logits, dim=1)
-    sigmas = []
-    for k in (-3, -1, 1, 3):
-        edge = x + 0.5 * k * step  # the lowest level has no lower edge, the highest no upper one
-        shifted = (centred + (0.5 * k * step)[:, None]).masked_fill((edge >= 128.0 - step)[:, None], 1e4)
-        sigmas.append(torch.sigmoid(shifted.masked_fill((edge <= -128.0)[:, None], -1e4) * mirror))
-    bits = []
-    for low, high in itertools.pairwise(sigmas):
-        mixed = (weights * (high - low).abs()).sum(dim=1)
-        bits.append(-(mixed * ((65536.0 - 16.0) / 65536.0) + step / 2**20).log2())
-    below, here, above = bits
-    infinite = float("inf")
-    rise = (above - here).masked_fill(x >= 128.0 - 1.25 * step, infinite)
-    fall = (below - here).masked_fill(x <= -128.0 + 0.25 * step, infinite)
-    return here, rise, fall

@@ -1,12 +1,22 @@
-"""Every fast operator again, in plain Python and int64 numpy, written for reading. The tests compare with these."""
+"""Every fast operator again, written for reading. The tests compare with these.
+
+What decides a probability is plain Python and int64 numpy; what reaches pixels, gradients and rate estimates is plain
+PyTorch, which is also what runs where there is nothing faster.
+"""
 
 from __future__ import annotations
 
 import bisect
+import itertools
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 if TYPE_CHECKING:
     from l2c.integer import IntegerLayer, IntegerStep
@@ -14,6 +24,11 @@ if TYPE_CHECKING:
 Int64Array = npt.NDArray[np.int64]
 
 WEIGHT_SUM = 65536 - 16
+
+INV_SCALE_OCTAVE = 19.6  # integer steps of the log inverse scale per octave
+INV_SCALE_MAX = 32767  # Q10 per half step, at index 255
+LOG2_INV_SCALE_MOST = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)  # per latent, at index 255
+LOG2_INV_SCALE_LEAST = LOG2_INV_SCALE_MOST - 255.0 / INV_SCALE_OCTAVE
 
 
 def requantise(total: Int64Array, multiplier: npt.NDArray[np.float32]) -> Int64Array:
@@ -240,3 +255,179 @@ def mixture_params(
     weights[first_largest, np.arange(weights.shape[1])] += WEIGHT_SUM - weights.sum(axis=0)
     inv_scales = inv_table[index.clip(0, 255)]
     return weights.astype(np.uint16), means.astype(np.int16), inv_scales.astype(np.uint16)
+
+
+def split_params(params: Tensor, num_mixtures: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[N, 3 K g, h, w] -> logits, means, log2 inverse scales, each [N, K, g, h, w]."""
+    n, channels, h, w = params.shape
+    logits, means, log2_inv = params.view(n, 3, num_mixtures, channels // (3 * num_mixtures), h, w).unbind(dim=1)
+    return logits, means, log2_inv
+
+
+def mixture_likelihood(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> Tensor:
+    """Probability of each latent under its mixture of logistics (Salimans et al. 2017, as L2C III-B uses it).
+
+        P(x) = sum_k w_k [sigma((x + S/2 - mu_k) v_k) - sigma((x - S/2 - mu_k) v_k)],  S = 2^(8-b)
+
+    with the lowest level's lower edge at -infinity and the highest level's upper edge at +infinity, mixed with the
+    floor that the integer CDF has: each symbol gets S/2^20, the mixture (65536-16)/65536 of the rest.
+
+    Args:
+        x: float32 [N, g, h, w], latents.
+        params: float32 [N, 3 K g, h, w] or [N, 3 K g, 1, 1]: logits in nats, means in latents, log2 inverse scales per
+            latent (clamped to what the integer model can say), each [K][g].
+        num_mixtures: K.
+        b: int64 [N], bits.
+    Returns:
+        float32 [N, g, h, w], in [S/2^20, 1].
+    """
+    logits, means, log2_inv = split_params(params, num_mixtures)
+    inv = torch.exp2(log2_inv.clamp(LOG2_INV_SCALE_LEAST, LOG2_INV_SCALE_MOST))
+    step = torch.exp2(8.0 - b.float())[:, None, None, None, None]
+    centred = x[:, None] - means
+    high, low = centred + 0.5 * step, centred - 0.5 * step
+    high = high.masked_fill((x >= 128.0 - 1.25 * step[:, 0])[:, None], 1e4)
+    low = low.masked_fill((x <= -128.0 + 0.25 * step[:, 0])[:, None], -1e4)
+    # Mirrored so that both arguments are on the falling side, where sigmoid differences keep their precision.
+    flip = centred > 0
+    mass = torch.sigmoid(torch.where(flip, -low, high) * inv) - torch.sigmoid(torch.where(flip, -high, low) * inv)
+    mixed = (torch.softmax(logits, dim=1) * mass).sum(dim=1)
+    return mixed * ((65536.0 - 16.0) / 65536.0) + (step[:, 0] / 2**20)
+
+
+def mixture_bits(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> Tensor:
+    """-log2 of `mixture_likelihood`, whose arguments it takes: what each latent costs in bits, float32 [N, g, h, w]."""
+    return -mixture_likelihood(x, params, num_mixtures, b).log2()
+
+
+def neighbour_bits(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bits of each latent, and how they change where it rises or falls by one level: what moving it alone would cost.
+
+    Arguments as in `mixture_likelihood`, of which this is the negative logarithm at three levels, four sigmoids in all.
+
+    Returns:
+        bits at x, change at x + S, change at x - S: float32 [N, g, h, w]; infinite outside the range of levels.
+    """
+    logits, means, log2_inv = split_params(params, num_mixtures)
+    inv = torch.exp2(log2_inv.clamp(LOG2_INV_SCALE_LEAST, LOG2_INV_SCALE_MOST))
+    step = torch.exp2(8.0 - b.float())[:, None, None, None]
+    centred = x[:, None] - means
+    mirror = torch.where(centred > 0, -inv, inv)  # on the falling side sigmoid differences keep their precision
+    weights = torch.softmax(logits, dim=1)
+    sigmas = []
+    for k in (-3, -1, 1, 3):
+        edge = x + 0.5 * k * step  # the lowest level has no lower edge, the highest no upper one
+        shifted = (centred + (0.5 * k * step)[:, None]).masked_fill((edge >= 128.0 - step)[:, None], 1e4)
+        sigmas.append(torch.sigmoid(shifted.masked_fill((edge <= -128.0)[:, None], -1e4) * mirror))
+    bits = []
+    for low, high in itertools.pairwise(sigmas):
+        mixed = (weights * (high - low).abs()).sum(dim=1)
+        bits.append(-(mixed * ((65536.0 - 16.0) / 65536.0) + step / 2**20).log2())
+    below, here, above = bits
+    infinite = float("inf")
+    rise = (above - here).masked_fill(x >= 128.0 - 1.25 * step, infinite)
+    fall = (below - here).masked_fill(x <= -128.0 + 0.25 * step, infinite)
+    return here, rise, fall
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where patches lie on a layer, or on the latents that D sees.
+
+    Attributes:
+        side: of a patch, in positions.
+        top, left: row and column of the layer's first position, counted from the first patch. What lies outside the
+            patches has the values of the nearest one.
+    """
+
+    side: int
+    top: int = 0
+    left: int = 0
+
+    def finer(self, fineness: int) -> Grid:
+        """The same patches on a layer with so many positions per position, each way."""
+        return Grid(self.side * fineness, self.top * fineness, self.left * fineness)
+
+
+def spread(values: Tensor, grid: Grid, height: int, width: int) -> Tensor:
+    """Values [N, C, rows, columns] of patches -> [N, C, height, width] of the positions of a layer."""
+    axes = []
+    for start, length, most in ((grid.top, height, values.shape[2]), (grid.left, width, values.shape[3])):
+        position = torch.arange(length, device=values.device) + start
+        axes.append((position // grid.side).clamp(0, most - 1))
+    return values.index_select(2, axes[0]).index_select(3, axes[1])
+
+
+def patch_epilogue(
+    x: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    slope: float = 1.0,
+    bias_grid: Grid | None = None,
+    scale_grid: Grid | None = None,
+) -> Tensor:
+    """What follows a convolution of D, with changes by patch (DESIGN 2).
+
+        out = (residual + LeakyReLU(x + bias[patch])) * scale[patch]
+
+    Args:
+        x: float [N, C, h, w].
+        bias, scale: float [N, C, rows, columns], of the patches of `bias_grid`, `scale_grid`; without a grid
+            [N, C, 1, 1], of whole pictures. They are rounded to x's dtype. None: 0 and 1.
+        residual: like x, or None: 0.
+        slope: of the LeakyReLU where its argument is negative: 1 is none, 0 a ReLU.
+    Returns:
+        like x; x itself where nothing is to be done.
+    """
+    height, width = x.shape[2:]
+    if bias is not None:
+        bias = bias.to(x.dtype)
+        x = x + (bias if bias_grid is None else spread(bias, bias_grid, height, width))
+    if slope != 1.0:
+        x = F.leaky_relu(x, slope) if slope else F.relu(x)
+    if residual is not None:
+        x = residual + x
+    if scale is not None:
+        scale = scale.to(x.dtype)
+        x = x * (scale if scale_grid is None else spread(scale, scale_grid, height, width))
+    return x
+
+
+def quantise(y: Tensor, b: int | Tensor, tau: Tensor | None = None) -> Tensor:
+    """Q (L2C III), after the mask of L2C Eq. 2: latents -> symbols.
+
+    Step S = 2^(8-b); symbol i in 0..2^b-1 stands for (i - 2^(b-1)) * S, so a masked latent (0) is exactly a level. At
+    each position the first n = round(c tau) channels are kept.
+
+    Args:
+        y: float32 [...], in quantiser steps of b = 8, finite; [N, c, h, w] with `tau` or where b is a tensor.
+        b: bits, 1..8, or those of each picture, int64 [N].
+        tau: float32 [N, 1, h, w] in [0, 1], or None: all channels are kept.
+    Returns:
+        uint8, same shape. Ties go to even (in n as well), values outside the range to its ends.
+    """
+    if tau is not None:
+        c = y.shape[1]
+        channel = torch.arange(c, device=y.device)[None, :, None, None]
+        y = y.where(channel < (c * tau).round(), 0.0)
+    half, step = _half_and_step(b, y.device)
+    return ((y / step).round() + half).clamp_min(0.0).minimum(2.0 * half - 1.0).to(torch.uint8)
+
+
+def dequantise(symbols: Tensor, b: int | Tensor) -> Tensor:
+    """Q^-1: symbols uint8 [...] -> latents float32, multiples of S = 2^(8-b) in [-128, 127]; b as in `quantise`."""
+    half, step = _half_and_step(b, symbols.device)
+    return (symbols.float() - half) * step
+
+
+def to_levels(y: Tensor, b: int | Tensor, tau: Tensor | None = None) -> Tensor:
+    """`quantise`, then `dequantise`: the latents that the decoder gets, float32, without a gradient."""
+    return dequantise(quantise(y, b, tau), b)
+
+
+def _half_and_step(b: int | Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """2^(b-1) and S = 2^(8-b), float32 [], or [N, 1, 1, 1] where b is int64 [N]."""
+    bits = b[:, None, None, None] if isinstance(b, Tensor) else torch.full((), b, device=device)
+    one = torch.ones_like(bits)
+    return (one << (bits - 1)).float(), (one << (8 - bits)).float()

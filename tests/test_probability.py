@@ -13,10 +13,9 @@ from l2c.probability import (
     ProbabilityModel,
     compand,
     constant_planes,
-    mixture_likelihood,
-    neighbour_bits,
     num_planes,
 )
+from l2c.reference import mixture_likelihood, neighbour_bits
 
 CONFIG = ModelConfig("p", TransformConfig("block", 8, 7, 8, 1, 1), ProbabilityConfig(3, (2, 5), 3, 12), bits=8)
 HEADER = torch.tensor([[300, 2, 8]])

@@ -21,7 +21,7 @@ from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.modulators import search_conditions
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges, grid_shape
 from l2c.bitstream import SECTION_OVERHEAD
-from l2c.networks import Adaptation, Grid, Transform, dequantise, num_modulators, quantise
+from l2c.networks import Adaptation, Grid, Transform, num_modulators, to_levels
 from l2c.probability import MAX_QUALITY, ProbabilityModel
 
 _BATCH_PIXELS = 1 << 20  # regions of one shape share a pass up to this many pixels
@@ -265,8 +265,8 @@ def regions_of(
         if subject.kept is not None:
             kept.append(subject.kept[:, box[0] : box[2], box[1] : box[3]])
         if surround is not None:
-            part, b = subject.y[:, surround[0] : surround[2], surround[1] : surround[3]], subject.header[2]
-            around.append(dequantise(quantise(part, b), b))
+            part = subject.y[:, surround[0] : surround[2], surround[1] : surround[3]]
+            around.append(to_levels(part, subject.header[2]))
     members = [subjects[number] for number, _ in batch]
     stacked = torch.stack(x).to(device).permute(0, 3, 1, 2).float() / 255.0
     return Regions(

@@ -2,7 +2,7 @@
 
 The paper follows the straight-through gradient of Eq. 8 for ten steps. We use the same gradient differently, because
 latents are integers: a latent can only rise or fall by one level, and what that changes is known well. Its own bits
-change by what the mixture says at the neighbouring level (exact, `probability.neighbour_bits`); the distortion changes
+change by what the mixture says at the neighbouring level (exact, `ops.neighbour_bits`); the distortion changes
 by the gradient through D times the move plus half the curvature; the bits of the latents that are coded after it
 change by the gradient through P's context. So every iteration
 
@@ -30,8 +30,8 @@ from torch import Tensor
 
 from l2c import ops
 from l2c.metrics import DistortionTo
-from l2c.networks import Adaptation, Transform, dequantise, quantise
-from l2c.probability import ProbabilityModel, neighbour_bits
+from l2c.networks import Adaptation, Transform, quantise, to_levels
+from l2c.probability import ProbabilityModel
 from l2c.rate_control import Steering
 
 _SHARE = 0.3  # of the moves that promise a gain, how many an iteration makes
@@ -178,7 +178,7 @@ class LatentSearch:
         b = regions.header[:, 2].to(device)
         self._b = b
         self._level = torch.exp2(8.0 - b.float())[:, None, None, None]
-        self.z = torch.stack([dequantise(quantise(y, bits), bits) for y, bits in zip(regions.y, b.tolist())])
+        self.z = to_levels(regions.y, b).contiguous()
         self.beta = regions.x.new_ones(len(regions))
         self._aims = {i: aim for i, aim in enumerate(aims) if aim is not None}
         self._steerings: dict[int, Steering] = {}
@@ -215,7 +215,7 @@ class LatentSearch:
 
     def symbols(self) -> Tensor:
         """The best latents as the coder takes them: uint8 [N, c, h, w]."""
-        return torch.stack([quantise(z, bits) for z, bits in zip(self.z, self._b.tolist())]).contiguous()
+        return quantise(self.z, self._b)
 
     def run(self, iterations: int, go_on: Callable[[], bool] = lambda: True) -> None:
         """Search on; the last iterations steer for the aims.
@@ -391,11 +391,11 @@ class LatentSearch:
             with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=self.autocast):
                 for group in self.probability.groups(leaf, z, regions.header):
                     target, params = group.target.float(), group.params
-                    own, up, down = neighbour_bits(target, params, self.probability.config.num_mixtures, b)
+                    own, up, down = ops.neighbour_bits(target, params, self.probability.config.num_mixtures, b)
                     bits = bits + (own * group.inside).flatten(1).sum(dim=1)
                     for canvas, value in ((rise, up), (fall, down)):
                         part = canvas[(slice(None), *group.place)]
-                        part.copy_(value.detach()[:, :, : part.shape[2], : part.shape[3]])
+                        part.copy_(value[:, :, : part.shape[2], : part.shape[3]])
             (bits_slope,) = torch.autograd.grad(bits.sum(), leaf)
         rise.masked_fill_(z >= 128.0 - 1.25 * level, float("inf"))  # a uniform prior names no change at all
         fall.masked_fill_(z <= -128.0 + 0.25 * level, float("inf"))

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from l2c import ops
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, CONDITION_UNIT, NO_SET, PatchChanges
 from l2c.bitstream import ADAPT, Bitstream, read_bitstream
 from l2c.codec import Codec, tile_boxes
@@ -24,7 +25,7 @@ from l2c.errors import UnsupportedError
 from l2c.evaluate.measures import FIGURES, UInt8Array, measure
 from l2c.images import load_picture
 from l2c.networks import dequantise
-from l2c.probability import MAX_MU, MAX_QUALITY, mixture_likelihood
+from l2c.probability import MAX_MU, MAX_QUALITY
 
 _BITS_PATCH = 64  # pixels a side over which bits are summed
 _LOSSLESS_PIXELS = 2_000_000  # larger pictures are stored in the page at WebP quality 95
@@ -161,8 +162,8 @@ def latent_maps(codec: Codec, stream: Bitstream) -> tuple[npt.NDArray[np.float64
         canvas = torch.zeros(part.shape[2:], dtype=torch.float64)
         for group in model.groups(part, part, integers):
             b = integers[:, 2].to(codec.device)
-            likelihood = mixture_likelihood(group.target.float(), group.params, model.config.num_mixtures, b)
-            cost = -likelihood.log2().sum(dim=1)[0].cpu().double()
+            cost = ops.mixture_bits(group.target.float(), group.params, model.config.num_mixtures, b)
+            cost = cost.sum(dim=1)[0].cpu().double()
             place = canvas[group.place[1], group.place[2]]
             place += cost[: place.shape[0], : place.shape[1]]
         if model.prior is None:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from l2c.config import ModelConfig, TransformConfig
-from l2c.networks.adaptation import Adaptation, Grid, num_biases
+from l2c.networks.adaptation import Adaptation, num_biases
 from l2c.networks.block import BlockDecoder, BlockEncoder
 from l2c.networks.modulators import condition
 from l2c.networks.paper import PaperDecoder, PaperEncoder
+from l2c.ops import dequantise, quantise, to_levels
+from l2c.reference import Grid
 
 __all__ = [
     "Adaptation",
@@ -30,6 +32,7 @@ __all__ = [
     "num_biases",
     "num_modulators",
     "quantise",
+    "to_levels",
     "used_channels",
 ]
 
@@ -93,26 +96,6 @@ def used_channels(symbols: Tensor, b: int) -> int:
     """Highest used channel count of one picture or tile: symbols uint8 [c, h, w]; 0 if all of it is level 0."""
     used = (symbols != (1 << (b - 1))).flatten(1).any(dim=1).nonzero()
     return int(used[-1]) + 1 if len(used) else 0
-
-
-def quantise(y: Tensor, b: int) -> Tensor:
-    """Q (L2C III): latents -> symbols.
-
-    Step S = 2^(8-b); symbol i in 0..2^b-1 stands for (i - 2^(b-1)) * S, so a masked latent (0) is exactly a level.
-
-    Args:
-        y: float [...], in quantiser steps of b = 8.
-        b: bits, 1..8.
-    Returns:
-        uint8, same shape. Ties go to even, values outside the range to its ends.
-    """
-    half = 1 << (b - 1)
-    return ((y / (1 << (8 - b))).round() + half).clamp_(0, 2 * half - 1).to(torch.uint8)
-
-
-def dequantise(symbols: Tensor, b: int) -> Tensor:
-    """Q^-1: symbols uint8 [...] -> latents float32 [...], multiples of S = 2^(8-b) in [-128, 127]."""
-    return (symbols.float() - (1 << (b - 1))) * (1 << (8 - b))
 
 
 def pad_to_multiple(x: Tensor, s: int) -> Tensor:

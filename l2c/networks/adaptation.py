@@ -8,37 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
+from l2c import ops
 from l2c.networks.modulators import Modulator
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where patches lie in what D sees.
-
-    Attributes:
-        side: of a patch, in latents.
-        top, left: row and column of what D sees first, counted in latents from the first patch. What lies outside the
-            patches has the values of the nearest one.
-    """
-
-    side: int
-    top: int = 0
-    left: int = 0
-
-    def spread(self, values: Tensor, shape: torch.Size, fineness: int) -> Tensor:
-        """Values [N, C, rows, columns] of patches -> [N, C, h, w] of the positions of a layer of this shape.
-
-        Args:
-            fineness: positions of the layer per latent, each way.
-        """
-        axes = []
-        for start, length, most in ((self.top, shape[2], values.shape[2]), (self.left, shape[3], values.shape[3])):
-            position = torch.arange(length, device=values.device) + start * fineness
-            axes.append((position // (self.side * fineness)).clamp(0, most - 1))
-        return values.index_select(2, axes[0]).index_select(3, axes[1])
+from l2c.reference import Grid
 
 
 @dataclass
@@ -50,7 +24,7 @@ class Adaptation:
             (OML Eq. 5), or [N, K, 2, rows, columns] of patches, or None.
         biases: float32 [N, B], added to D's biases, B = `num_biases(decoder)`, layers in the order in which they run,
             or [N, B, rows, columns] of patches, or None.
-        condition_grid, bias_grid: where the patches lie; needed with patches.
+        condition_grid, bias_grid: where the patches lie in the latents that D sees; needed with patches.
     """
 
     conditions: Tensor | None = None
@@ -60,7 +34,7 @@ class Adaptation:
 
 
 class Adapter:
-    """Applies an adaptation (or none) while D runs over one batch of latents.
+    """Applies an adaptation (or none) while a network, D or E, runs over one batch.
 
     Args:
         adaptation: what to change, or None.
@@ -71,33 +45,54 @@ class Adapter:
     def __init__(self, adaptation: Adaptation | None, cond: Tensor, rows: int) -> None:
         self._adaptation = adaptation if adaptation is not None else Adaptation()
         self._cond, self._rows = cond, rows
-        self._next = 0
+        self._next_bias = self._next_modulator = 0
 
-    def shift(self, x: Tensor) -> Tensor:
-        """The output [N, C, h, w] of D's next convolution, with its C bias changes added."""
-        biases, grid = self._adaptation.biases, self._adaptation.bias_grid
+    def finish(
+        self, x: Tensor, *, slope: float = 1.0, residual: Tensor | None = None, modulator: Modulator | None = None
+    ) -> Tensor:
+        """What follows the next convolution: (residual + LeakyReLU(x + bias changes)) * scales of the next modulator.
+
+        Args:
+            x: [N, C, h, w], the convolution's output.
+            slope: of the LeakyReLU: 1 is none, 0 a ReLU.
+            residual: like x, or None. modulator: or None, where none follows.
+        """
+        bias, bias_grid = self._bias(x)
+        scale, scale_grid = (None, None) if modulator is None else self._scale(modulator, x)
+        return ops.patch_epilogue(x, bias, scale, residual, slope=slope, bias_grid=bias_grid, scale_grid=scale_grid)
+
+    def modulate(self, x: Tensor, modulator: Modulator) -> Tensor:
+        """Features [N, C, h, w] scaled by the next modulator, where no convolution comes right before it."""
+        scale, scale_grid = self._scale(modulator, x)
+        return ops.patch_epilogue(x, scale=scale, scale_grid=scale_grid)
+
+    def _bias(self, x: Tensor) -> tuple[Tensor | None, Grid | None]:
+        """The next convolution's changes, [N, C, rows, columns], and where their patches lie on its output x."""
+        biases = self._adaptation.biases
         if biases is None:
-            return x
-        part = biases[:, self._next : self._next + x.shape[1]].to(x.dtype)
-        self._next += x.shape[1]
+            return None, None
+        part = biases[:, self._next_bias : self._next_bias + x.shape[1]]
+        self._next_bias += x.shape[1]
         if part.dim() == 2:
-            return x + part[:, :, None, None]
-        assert grid is not None
-        return x + grid.spread(part, x.shape, x.shape[2] // self._rows)
+            return part[:, :, None, None], None
+        return part, self._on_layer(self._adaptation.bias_grid, x)
 
-    def modulate(self, modulator: Modulator, x: Tensor, layer: int) -> Tensor:
-        """The features [N, C, h, w] scaled by D's modulator number `layer` as its condition says."""
-        conditions, grid = self._adaptation.conditions, self._adaptation.condition_grid
+    def _scale(self, modulator: Modulator, x: Tensor) -> tuple[Tensor, Grid | None]:
+        """The scales that the next modulator's condition gives, [N, C, rows, columns], and where their patches lie."""
+        conditions = self._adaptation.conditions
         if conditions is None:
-            return modulator(x, self._cond)
-        mine = conditions[:, layer]
+            return modulator.scales(self._cond), None
+        mine = conditions[:, self._next_modulator]
+        self._next_modulator += 1
         if mine.dim() == 2:
-            return modulator(x, mine)
-        assert grid is not None
+            return modulator.scales(mine), None
         n, _, rows, columns = mine.shape
-        scales = modulator.scales(mine.permute(0, 2, 3, 1).reshape(-1, mine.shape[1])).to(x.dtype)
-        scales = scales.view(n, rows, columns, -1).permute(0, 3, 1, 2)
-        return x * grid.spread(scales, x.shape, x.shape[2] // self._rows)
+        scales = modulator.scales(mine.permute(0, 2, 3, 1).reshape(-1, mine.shape[1]))
+        return scales.view(n, rows, columns, -1).permute(0, 3, 1, 2), self._on_layer(self._adaptation.condition_grid, x)
+
+    def _on_layer(self, grid: Grid | None, x: Tensor) -> Grid:
+        assert grid is not None
+        return grid.finer(x.shape[2] // self._rows)
 
 
 def num_biases(decoder: nn.Module) -> int:

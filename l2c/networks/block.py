@@ -13,7 +13,6 @@ All heavy layers work at H/s, so the cost per pixel is small: see `l2c.networks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from l2c.networks.adaptation import Adaptation, Adapter
 from l2c.networks.modulators import Modulator, log_lmbda
 
 _PIXEL_SCALE = 255.0
+_SLOPE = 0.1  # of every LeakyReLU
 _FEATURE_SCALE = 1.0 / 64.0
 _CHROMA_DELAY = 1.9  # a chroma frequency ranks with the luma frequency this many times higher
 _LOG_STEP_CONSTANT = math.log(6.0 / math.log(2.0))
@@ -32,7 +32,7 @@ _MAX_LOCAL_GAIN = math.log(8.0)  # local gains lie in 1/8..8
 
 
 class ResidualBlock(nn.Module):
-    """x + conv3x3(LeakyReLU(conv3x3(x))); the second convolution starts small."""
+    """x + conv3x3(LeakyReLU(conv3x3(x))), scaled by a modulator; the second convolution starts small."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -41,11 +41,10 @@ class ResidualBlock(nn.Module):
         with torch.no_grad():
             self.conv2.weight.mul_(0.3)
 
-    def forward(self, x: Tensor, shift: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """[N, C, h, w] -> the same shape; `shift` changes both biases."""
-        if shift is None:
-            return x + self.conv2(F.leaky_relu(self.conv1(x), 0.1))
-        return x + shift(self.conv2(F.leaky_relu(shift(self.conv1(x)), 0.1)))
+    def forward(self, x: Tensor, adapter: Adapter, modulator: Modulator) -> Tensor:
+        """[N, C, h, w] -> the same shape, modulated; `adapter` changes both biases."""
+        inner = adapter.finish(self.conv1(x), slope=_SLOPE)
+        return adapter.finish(self.conv2(inner), residual=x, modulator=modulator)
 
 
 def block_basis(s: int) -> tuple[Tensor, Tensor]:
@@ -151,9 +150,10 @@ class BlockEncoder(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             coefficients = self.transform(F.pixel_unshuffle((x - 0.5) * _PIXEL_SCALE, self.s))
-        features = F.leaky_relu(self.first(coefficients * self.whitening), 0.1)
+        adapter = Adapter(None, cond, coefficients.shape[2])
+        features = adapter.finish(self.first(coefficients * self.whitening), slope=_SLOPE)
         for block, mod in zip(self.blocks, self.mods):
-            features = mod(block(features), cond)
+            features = block(features, adapter, mod)
         delta = self.head(features).float() / self.whitening[:, : self.c]
         kept = coefficients[:, : self.c]
         if self.local_gain is not None:
@@ -210,19 +210,18 @@ class BlockDecoder(nn.Module):
             float32 [N, 3, s h, s w], about [0, 1] (not clamped).
         """
         adapter = Adapter(adaptation, cond, y_hat.shape[2])
-        shift = adapter.shift
         scaled = y_hat / self.gain(cond)
-        x = F.leaky_relu(shift(self.first(scaled * self.whitening[:, : self.c])), 0.1)
-        for index, block in enumerate(self.blocks):
-            x = adapter.modulate(self.mods[index], block(x, shift), index)  # type: ignore[arg-type]
-        delta = shift(self.head(x)).float() / self.whitening
+        x = adapter.finish(self.first(scaled * self.whitening[:, : self.c]), slope=_SLOPE)
+        for block, mod in zip(self.blocks, self.mods):
+            x = block(x, adapter, mod)
+        delta = adapter.finish(self.head(x)).float() / self.whitening
         if self.local_gain is not None:
             scaled = scaled * self.local_gain(x)
         with torch.autocast(y_hat.device.type, enabled=False):
             coefficients = torch.cat((delta[:, : self.c] + scaled, delta[:, self.c :]), dim=1)
             out = F.pixel_shuffle(self.transform(coefficients), self.s) * (1.0 / _PIXEL_SCALE) + 0.5
         if self.up is not None:
-            fine = F.leaky_relu(F.pixel_shuffle(shift(self.up(x)), 2), 0.1)
-            fine = adapter.modulate(self.mods[-1], self.fine_block(fine, shift), len(self.blocks))  # type: ignore[arg-type]
-            out = out + F.pixel_shuffle(shift(self.last(fine)), self.s // 2).float()
+            fine = F.pixel_shuffle(adapter.finish(self.up(x), slope=_SLOPE), 2)
+            fine = self.fine_block(fine, adapter, self.mods[-1])
+            out = out + F.pixel_shuffle(adapter.finish(self.last(fine)), self.s // 2).float()
         return out

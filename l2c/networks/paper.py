@@ -5,8 +5,6 @@ Parameter counts with 192 channels and c = 8: E 1.61 M, I 1.60 M, D 2.69 M, as p
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -23,11 +21,12 @@ class ResidualBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, shift: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """[N, C, h, w] -> the same shape; `shift` changes both biases."""
-        if shift is None:
+    def forward(self, x: Tensor, adapter: Adapter | None = None, modulator: Modulator | None = None) -> Tensor:
+        """[N, C, h, w] -> the same shape; in D `adapter` changes both biases, and a modulator can follow."""
+        if adapter is None:
             return x + self.conv2(F.relu(self.conv1(x)))
-        return x + shift(self.conv2(F.relu(shift(self.conv1(x)))))
+        inner = adapter.finish(self.conv1(x), slope=0.0)
+        return adapter.finish(self.conv2(inner), residual=x, modulator=modulator)
 
 
 class PaperEncoder(nn.Module):
@@ -93,12 +92,11 @@ class PaperDecoder(nn.Module):
         `adaptation` changes the biases and the modulators' conditions.
         """
         adapter = Adapter(adaptation, cond, y_hat.shape[2])
-        shift = adapter.shift
-        x = self._modulate(adapter, F.relu(shift(self.head(y_hat / 64.0))), 0)
-        for index, block in enumerate(self.blocks):
-            x = self._modulate(adapter, block(x, shift), 1 + index)
-        x = self._modulate(adapter, F.relu(F.pixel_shuffle(shift(self.up(x)), 2)), 3)
-        return F.pixel_shuffle(shift(self.last(x)), 2).float() + 0.5
-
-    def _modulate(self, adapter: Adapter, x: Tensor, index: int) -> Tensor:
-        return adapter.modulate(self.mods[index], x, index) if len(self.mods) else x  # type: ignore[arg-type]
+        mods: list[Modulator | None] = list(self.mods) if len(self.mods) else [None] * 4  # type: ignore[arg-type]
+        x = adapter.finish(self.head(y_hat / 64.0), slope=0.0, modulator=mods[0])
+        for block, mod in zip(self.blocks, mods[1:3]):
+            x = block(x, adapter, mod)
+        x = F.pixel_shuffle(adapter.finish(self.up(x), slope=0.0), 2)
+        if mods[3] is not None:
+            x = adapter.modulate(x, mods[3])
+        return F.pixel_shuffle(adapter.finish(self.last(x)), 2).float() + 0.5
