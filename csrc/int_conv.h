@@ -42,6 +42,12 @@ struct IntConvArguments {
     ImageView<std::uint8_t> out_u8;          // out_channels; exactly one of the two outputs has data
     ImageView<std::int16_t> out_i16;
     int threads;  // >= 1
+
+    // What a caller that lays out its own buffers can offer or ask for; zeros are always right.
+    int x_readable;            // channels of x that may be read, whatever they hold: in_channels and some padding
+    bool x_bordered;           // x has a border of one pixel of zeros on all sides, which a 3x3 kernel then reads
+    int out_channels;          // only the first so many; 0: all
+    const std::int32_t* bias;  // instead of the layer's, under its bound; 64-byte aligned whole blocks of 16
 };
 
 // What runs for a CPU level: "scalar", "avx2" or "avx512vnni". The level avx512 on a machine without VNNI

@@ -133,12 +133,8 @@ constexpr TileFunction kTiles[kMaxBlocks][kAnyMaxPixels] = {
     {run_tile<1, 4>, run_tile<2, 4>, run_tile<3, 4>, run_tile<4, 4>, run_tile<5, 4>, run_tile<6, 4>}};
 
 void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
-    ConvPatch<std::uint8_t> patch;
-    if (call.kernel == 1 && call.in_padded == call.in_channels) {
-        patch = {call.x + task.y0 * call.x_strides.row + task.x0 * call.x_strides.pixel, call.x_strides};
-    } else {
-        patch = fill_patch(call, task, static_cast<std::uint8_t*>(scratch));
-    }
+    const ConvPatch<std::uint8_t> patch =
+        call.in_place ? patch_in_place(call, task) : fill_patch(call, task, static_cast<std::uint8_t*>(scratch));
     const int quads = call.kernel * call.in_padded / 4;
     const std::ptrdiff_t block_size = static_cast<std::ptrdiff_t>(call.kernel) * quads * 64;
     const std::int64_t width = task.x1 - task.x0;

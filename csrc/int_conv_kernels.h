@@ -44,6 +44,7 @@ struct ConvCall {
     std::int64_t width;
     const std::uint8_t* x;
     ConvStrides x_strides;
+    bool in_place;                 // x needs no zero-padded copy: in_padded channels and the border can be read
     const std::uint8_t* residual;  // or null
     ConvStrides residual_strides;
     void* out;  // uint8 or int16
@@ -60,13 +61,13 @@ struct ConvTask {
     int block0, block1;
 };
 
-// One implementation. `run` may use `scratch`, 64-byte aligned, of scratch_bytes(...) bytes.
+// One implementation. `run` may use `scratch`, 64-byte aligned, for fill_patch; it is null where call.in_place.
 struct ConvBackend {
     const char* name;
     int step;           // input channels per instruction
     int weight_bytes;   // 1: int8, 2: int16
     int scratch_bytes;  // per element of the zero-padded copy of the input
-    bool direct;        // a 1x1 convolution with in_channels % step == 0 reads x in place
+    bool direct;        // reads x itself where call.in_place
     void (*run)(const ConvCall& call, const ConvTask& task, void* scratch);
 };
 
@@ -84,6 +85,13 @@ struct ConvPatch {
     const T* origin;
     ConvStrides strides;
 };
+
+// The task's input pixels where they are.
+inline ConvPatch<std::uint8_t> patch_in_place(const ConvCall& call, const ConvTask& task) {
+    const int radius = call.kernel / 2;
+    return {call.x + (task.y0 - radius) * call.x_strides.row + (task.x0 - radius) * call.x_strides.pixel,
+            call.x_strides};
+}
 
 // Copies the task's rectangle and its border into `scratch`, channels padded with zeros to call.in_padded and
 // zeros outside the picture, so that no kernel needs a branch at the border.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +13,10 @@ import torch
 
 from l2c import reference
 from l2c.errors import BackendError
+
+if TYPE_CHECKING:
+    from l2c.config import ProbabilityConfig
+    from l2c.integer import IntegerLayer, IntegerTables
 
 INTEGER_BACKENDS = ("auto", "cpu", "torch", "reference")
 
@@ -71,11 +76,29 @@ def bf16_pays(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def int_conv(weight: npt.NDArray[np.int8], bias: npt.NDArray[np.int32], multiplier: npt.NDArray[np.float32]) -> Any:
-    """A packed C++ integer convolution, see csrc/int_conv.h."""
-    return extension().IntConv(
-        np.ascontiguousarray(weight), np.ascontiguousarray(bias), np.ascontiguousarray(multiplier)
-    )
+def tile_coder(
+    config: ProbabilityConfig,
+    steps: Sequence[Sequence[IntegerLayer]],
+    prior: Sequence[IntegerLayer] | None,
+    tables: IntegerTables,
+) -> Any:
+    """A model's P with the range coder in C++, see csrc/tile_coder.h and `_C.TileCoder`.
+
+    Args:
+        config: sizes of P.
+        steps: (w1, w2, w3, w4) of each step; prior: (w1, w2), or None for the uniform one.
+        tables: of the model.
+    """
+
+    def arrays(layers: Sequence[IntegerLayer]) -> list[tuple[npt.NDArray[Any], ...]]:
+        parts = ((layer.weight, layer.bias, layer.multiplier) for layer in layers)
+        return [tuple(np.ascontiguousarray(array) for array in part) for part in parts]
+
+    return extension().TileCoder(
+        list(config.channel_groups), config.num_scales, config.num_mixtures,
+        [arrays(step) for step in steps], None if prior is None else arrays(prior),
+        *(np.ascontiguousarray(table) for table in (tables.compand, tables.exp, tables.inv_scale)),
+    )  # fmt: skip
 
 
 def mixture_params(
