@@ -215,6 +215,15 @@ static inline void run_params(const ParamsJob& job, Finish finish) {
         }
         for (const size_t end = j + cg; j < end; raw += 3 * K * block) {
             const size_t count = block < end - j ? block : end - j;
+            if (count == 8) {  // one vector for each
+                for (size_t k = 0; k < K; ++k) {
+                    std::memcpy(job.weights + k * m + j, raw + k * block, 16);
+                    std::memcpy(job.means + k * m + j, raw + (K + k) * block, 16);
+                    std::memcpy(job.inv_scales + k * m + j, raw + (2 * K + k) * block, 16);
+                }
+                j += count;
+                continue;
+            }
             // Up to 7 values past a run are written, again by later runs while j + count + 8 <= m; up to 7 are read.
             const bool roomy = j + count + 8 <= m && raw_end - raw >= static_cast<ptrdiff_t>(3 * K * block + 8);
             for (size_t k = 0; k < K; ++k) {

@@ -6,6 +6,8 @@
 //   - From the head on, a group passes in chunks of cells that stay in the second-level cache: head, parameters, coder,
 //     fill. A chunk has a multiple of 64 cells, so that the coder sees whole rows of its lanes. With several threads,
 //     parameters of later chunks are made while one thread codes an earlier one.
+//   - The coder takes symbols by cell, then channel, the caller's planes hold them by channel, then position: they are
+//     kept as [position][used channels] and turned at once, before (encoding) or after.
 
 #include "tile_coder.h"
 
@@ -62,6 +64,43 @@ void visit_cells(std::int64_t columns, std::int64_t begin, std::int64_t end, Vis
         const Cells cells = {i / columns, rows, x, std::min(columns - x, end - i), i - begin};
         visit(cells);
         i += cells.rows * cells.columns;
+    }
+}
+
+// 8x8 bytes: row i of `from` becomes column i of `to`. Strides in bytes.
+inline void transpose8(const std::uint8_t* from, std::ptrdiff_t from_row, std::uint8_t* to, std::ptrdiff_t to_row) {
+    std::uint64_t rows[8];
+    for (int i = 0; i < 8; ++i) std::memcpy(&rows[i], from + i * from_row, 8);
+    const auto swap = [&](int distance, int bits, std::uint64_t low) {  // 2x2 blocks of `distance` bytes
+        for (int i = 0; i < 8; ++i) {
+            if ((i & distance) != 0) continue;
+            std::uint64_t &a = rows[i], &b = rows[i + distance];
+            const std::uint64_t moved = ((a >> bits) ^ b) & low;
+            b ^= moved;
+            a ^= moved << bits;
+        }
+    };
+    swap(4, 32, 0x00000000ffffffffu);
+    swap(2, 16, 0x0000ffff0000ffffu);
+    swap(1, 8, 0x00ff00ff00ff00ffu);
+    for (int i = 0; i < 8; ++i) std::memcpy(to + i * to_row, &rows[i], 8);
+}
+
+// [rows][columns] -> [columns][rows], both contiguous, in pieces that stay in the first-level cache.
+void transpose(const std::uint8_t* from, std::int64_t rows, std::int64_t columns, std::uint8_t* to) {
+    constexpr std::int64_t kPiece = 64;
+    const std::int64_t whole_columns = columns / 8 * 8;
+    for (std::int64_t y0 = 0; y0 < rows; y0 += kPiece) {
+        const std::int64_t y1 = std::min(y0 + kPiece, rows), whole_rows = y0 + (y1 - y0) / 8 * 8;
+        for (std::int64_t x = 0; x < whole_columns; x += 8) {
+            for (std::int64_t y = y0; y < whole_rows; y += 8) {
+                transpose8(from + y * columns + x, columns, to + x * rows + y, rows);
+            }
+        }
+        for (std::int64_t y = y0; y < y1; ++y) {
+            const std::int64_t rest = y < whole_rows ? whole_columns : 0;
+            for (std::int64_t x = rest; x < columns; ++x) to[x * rows + y] = from[y * columns + x];
+        }
     }
 }
 
@@ -168,8 +207,8 @@ class TileRun {
     std::int64_t chunk_cells(const Group& group) const;
     void make_parameters(const Group& group, std::int64_t begin, std::int64_t end, Slot& slot) const;
     void code_chunk(const Group& group, std::int64_t begin, std::int64_t end, Slot& slot) const;
-    template <class Copy>
-    void copy_symbols(const Group& group, std::int64_t begin, std::int64_t end, std::uint8_t* symbols, Copy copy) const;
+    template <class Visit>
+    void visit_symbols(const Group& group, std::int64_t begin, std::int64_t end, Visit visit) const;
 
     std::uint8_t* cells(int scale) const { return static_cast<std::uint8_t*>(cells_[scale % 2].data()); }
     std::int64_t rows(int scale) const { return sizes_[scale + 1].height; }  // of cells
@@ -187,6 +226,7 @@ class TileRun {
     std::vector<Size> sizes_;   // of z^(0) .. z^(M)
     std::uint8_t inputs_[256];  // of w1, by symbol
     std::uint8_t neutral_;      // the input for a latent of 0
+    AlignedBuffer symbols_;     // [height][width][used]
     AlignedBuffer cells_[2], h1_, h2_, bias_, known_;
     std::vector<Slot> slots_;
 };
@@ -207,9 +247,12 @@ TileRun::TileRun(const TileModel& model, const Tile& tile, int threads, Cpu cpu)
 }
 
 void TileRun::run() {
-    const std::size_t plane = static_cast<std::size_t>(tile_.height) * static_cast<std::size_t>(tile_.width);
-    std::memset(tile_.symbols + plane * tile_.used, 1 << (tile_.bits - 1), plane * (model_.channels() - tile_.used));
+    const std::int64_t plane = tile_.height * tile_.width, size = plane * tile_.used;
+    std::memset(tile_.symbols + size, 1 << (tile_.bits - 1),
+                static_cast<std::size_t>(plane * model_.channels() - size));
     if (tile_.used == 0) return;
+    auto* symbols = static_cast<std::uint8_t*>(symbols_.reserve(static_cast<std::size_t>(size)));
+    if (tile_.encodes) transpose(tile_.symbols, tile_.used, plane, symbols);
     code_last_scale();
     int end = model_.num_scales() * model_.num_steps();
     while (end > 0 && group_at(moment(end - 1)).num_cells() == 0) --end;
@@ -226,6 +269,7 @@ void TileRun::run() {
         }
         code_group(group);
     }
+    if (!tile_.encodes) transpose(symbols, plane, tile_.used, tile_.symbols);
 }
 
 TileRun::Moment TileRun::moment(int number) const {
@@ -410,7 +454,9 @@ void TileRun::make_parameters(const Group& group, std::int64_t begin, std::int64
     if (group.head == nullptr) {
         for (std::size_t i = 0; i < num_cells; ++i) std::copy_n(group.prior, pitch, raw + i * pitch);
     } else {
-        visit_cells(group.columns, begin, end, [&](const Cells& cells) {
+        // Where no cell is left out, the rows are one.
+        const bool joined = group.columns * group.cell_pitch == group.row_pitch;
+        visit_cells(joined ? group.num_cells() : group.columns, begin, end, [&](const Cells& cells) {
             IntConvArguments arguments = {};
             arguments.height = cells.rows;
             arguments.width = cells.columns;
@@ -440,12 +486,12 @@ void TileRun::make_parameters(const Group& group, std::int64_t begin, std::int64
 
 // Codes the symbols of cells begin .. end - 1 and fills them in.
 void TileRun::code_chunk(const Group& group, std::int64_t begin, std::int64_t end, Slot& slot) const {
-    const std::ptrdiff_t channels = group.channels, step = group.step;
-    const std::size_t n = static_cast<std::size_t>((end - begin) * channels);
+    const std::size_t channels = static_cast<std::size_t>(group.channels);
+    const std::size_t n = static_cast<std::size_t>(end - begin) * channels;
     auto* symbols = static_cast<std::uint8_t*>(slot.symbols.reserve(n));
     if (tile_.encodes) {
-        copy_symbols(group, begin, end, symbols, [=](std::uint8_t* run, const std::uint8_t* latents, std::int64_t m) {
-            for (std::int64_t i = 0; i < m; ++i) run[i * channels] = latents[i * step];
+        visit_symbols(group, begin, end, [&](std::int64_t cell, const std::uint8_t* latents, std::ptrdiff_t) {
+            std::memcpy(symbols + cell * group.channels, latents, channels);
         });
     }
     if (group.head == nullptr && group.prior == nullptr) {
@@ -459,36 +505,28 @@ void TileRun::code_chunk(const Group& group, std::int64_t begin, std::int64_t en
                                   tile_.bits};
         tile_.coder->mixture(view, symbols, n);
     }
-    if (!tile_.encodes) {
-        copy_symbols(group, begin, end, symbols, [=](const std::uint8_t* run, std::uint8_t* latents, std::int64_t m) {
-            for (std::int64_t i = 0; i < m; ++i) latents[i * step] = run[i * channels];
-        });
-    }
-    if (group.values == nullptr) return;
-    visit_cells(group.columns, begin, end, [&](const Cells& cells) {
-        for (std::int64_t y = 0; y < cells.rows; ++y) {
-            std::uint8_t* to = group.values + (cells.y + y) * group.row_pitch + cells.x * group.cell_pitch;
-            const std::uint8_t* from = symbols + (cells.first + y * cells.columns) * channels;
-            for (std::int64_t x = 0; x < cells.columns; ++x, to += group.cell_pitch, from += channels) {
-                for (std::ptrdiff_t i = 0; i < channels; ++i) to[i] = inputs_[from[i]];
-            }
-        }
+    visit_symbols(group, begin, end, [&](std::int64_t cell, std::uint8_t* latents, std::ptrdiff_t offset) {
+        const std::uint8_t* from = symbols + cell * group.channels;
+        if (!tile_.encodes) std::memcpy(latents, from, channels);
+        if (group.values == nullptr) return;
+        std::uint8_t* to = group.values + offset;
+        for (std::size_t i = 0; i < channels; ++i) to[i] = inputs_[from[i]];
     });
 }
 
-// Calls copy(symbols of a run of cells, their latents, number of cells) for every channel and row of cells
-// begin .. end - 1. Neighbours are `channels` symbols and `step` latents apart.
-template <class Copy>
-void TileRun::copy_symbols(const Group& group, std::int64_t begin, std::int64_t end, std::uint8_t* symbols,
-                           Copy copy) const {
-    const std::ptrdiff_t plane = tile_.height * tile_.width;
+// Calls visit(number of the cell in the chunk, its symbols in symbols_, its offset in group.values) for the cells
+// begin .. end - 1.
+template <class Visit>
+void TileRun::visit_symbols(const Group& group, std::int64_t begin, std::int64_t end, Visit visit) const {
+    auto* symbols = static_cast<std::uint8_t*>(symbols_.data()) + group.start;
     visit_cells(group.columns, begin, end, [&](const Cells& cells) {
         for (std::int64_t y = 0; y < cells.rows; ++y) {
-            std::uint8_t* run = symbols + (cells.first + y * cells.columns) * group.channels;
-            std::uint8_t* latents = tile_.symbols + group.start * plane +
-                                    (group.y0 + (cells.y + y) * group.step) * tile_.width + group.x0 +
-                                    cells.x * group.step;
-            for (int i = 0; i < group.channels; ++i) copy(run + i, latents + i * plane, cells.columns);
+            const std::int64_t row = (group.y0 + (cells.y + y) * group.step) * tile_.width;
+            for (std::int64_t x = 0; x < cells.columns; ++x) {
+                visit(cells.first + y * cells.columns + x,
+                      symbols + (row + group.x0 + (cells.x + x) * group.step) * tile_.used,
+                      (cells.y + y) * group.row_pitch + (cells.x + x) * group.cell_pitch);
+            }
         }
     });
 }
