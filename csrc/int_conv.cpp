@@ -21,6 +21,8 @@ constexpr std::int64_t kPatchBytes = 128 << 10;  // input of one task: a fractio
 constexpr std::int64_t kMaxTaskWidth = 256;
 constexpr std::int64_t kMinTaskPixels = 24;    // whole tiles of every size but one
 constexpr std::int64_t kTasksPerThread = 4;    // evens out threads that are slowed by other programs
+constexpr std::ptrdiff_t kMaxRow = 1 << 29;    // bytes: places in three rows fit in 31 bits
+constexpr int kMaxInputs = 1 << 25;            // of one output: places in the weights of a block fit in 31 bits
 constexpr std::int64_t kSerialMacs = 1 << 20;  // below some 10 us of work, waking a thread does not pay
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
@@ -145,10 +147,18 @@ struct IntConv::Packed {
 };
 
 IntConv::IntConv(int out_channels, int in_channels, int kernel, const std::int8_t* weight, const std::int32_t* bias,
-                 const float* multiplier)
-    : out_channels_(out_channels), in_channels_(in_channels), kernel_(kernel), packed_(new Packed) {
+                 const float* multiplier, int offset_channels)
+    : out_channels_(out_channels),
+      in_channels_(in_channels),
+      kernel_(kernel),
+      offset_channels_(offset_channels),
+      packed_(new Packed) {
     if (out_channels < 1 || in_channels < 1) throw std::invalid_argument("a convolution needs at least one channel");
     if (kernel != 1 && kernel != 3) throw std::invalid_argument("the kernel must be 1x1 or 3x3");
+    if (in_channels > kMaxInputs / (kernel * kernel)) throw std::invalid_argument("too many input channels");
+    if (offset_channels < 0 || offset_channels > (kernel == 1 ? in_channels : 0) || offset_channels % 4 != 0) {
+        throw std::invalid_argument("the number of offset channels is out of range");
+    }
     const std::size_t per_output = static_cast<std::size_t>(in_channels) * kernel * kernel;
     for (int o = 0; o < out_channels; ++o) {
         std::int64_t bound = std::abs(static_cast<std::int64_t>(bias[o]));
@@ -189,13 +199,15 @@ void IntConv::run(const IntConvArguments& arguments, Cpu cpu) const {
     call.kernel = kernel_;
     call.in_channels = in_channels_;
     call.in_padded = static_cast<int>(round_up(in_channels_, backend.step));
+    call.offset_channels = offset_channels_;
     call.out_channels = arguments.out_channels > 0 ? arguments.out_channels : out_channels_;
     call.height = arguments.height;
     call.width = arguments.width;
     call.x = arguments.x.data;
     call.x_strides = {arguments.x.row_stride, arguments.x.pixel_stride};
     call.in_place = backend.direct && call.in_padded <= std::max(in_channels_, arguments.x_readable) &&
-                    (kernel_ == 1 || (arguments.x_bordered && call.x_strides.pixel == call.in_padded));
+                    (kernel_ == 1 || (arguments.x_bordered && call.x_strides.pixel == call.in_padded &&
+                                      call.x_strides.row <= kMaxRow));
     call.residual = arguments.residual.data;
     call.residual_strides = {arguments.residual.row_stride, arguments.residual.pixel_stride};
     call.out_i16 = arguments.out_i16.data != nullptr;
@@ -207,6 +219,7 @@ void IntConv::run(const IntConvArguments& arguments, Cpu cpu) const {
         call.out_strides = {arguments.out_u8.row_stride, arguments.out_u8.pixel_stride};
     }
     call.weights = packed_weights(cpu);
+    call.list_length = round_up(std::int64_t{kernel_} * kernel_ * call.in_padded / backend.step + 16, 16);
     call.bias = arguments.bias != nullptr ? arguments.bias : static_cast<const std::int32_t*>(packed_->bias.data());
     call.multiplier = static_cast<const float*>(packed_->multiplier.data());
 
@@ -224,10 +237,12 @@ void IntConv::run(const IntConvArguments& arguments, Cpu cpu) const {
     context.backend = &backend;
     context.call = &call;
     context.plan = &plan;
-    const std::int64_t border = kernel_ - 1;
-    context.scratch_size = call.in_place ? 0
-                                         : static_cast<std::size_t>((plan.rows + border) * (plan.cols + border) *
-                                                                    call.in_padded * backend.scratch_bytes);
+    const std::int64_t border = kernel_ - 1, kSlack = 32;  // a vector may end after the patch
+    std::int64_t scratch = kConvLists * call.list_length * static_cast<std::int64_t>(sizeof(std::int32_t)) + kSlack;
+    if (!call.in_place) {
+        scratch += (plan.rows + border) * (plan.cols + border) * call.in_padded * backend.scratch_bytes;
+    }
+    context.scratch_size = static_cast<std::size_t>(scratch);
     parallel_for(threads, plan.num_tasks(), run_one_task, &context);
     if (context.out_of_memory) throw std::bad_alloc();
 }

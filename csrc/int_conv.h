@@ -2,7 +2,7 @@
 //
 // Definition, per output pixel and channel o, with zeros outside the picture:
 //
-//     acc = bias[o] + sum over taps and input channels of weight * x       int32, exact
+//     acc = bias[o] + sum over taps and input channels of weight * x       int32, exact; x - 128 where said so
 //     r   = round_half_even(float32(acc) * multiplier[o])                  one float32 product, nothing fused
 //     u8:  clamp(r + residual, 0, 255)        i16:  clamp(r, -32768, 32767)
 //
@@ -60,10 +60,12 @@ class IntConv {
     // weight      int8 [out_channels][in_channels][kernel][kernel], kernel 1 or 3
     // bias        int32 [out_channels]
     // multiplier  float32 [out_channels], finite
+    // offset_channels  the first so many input channels hold 128 more than they stand for; a multiple of 4, 0 with
+    //                  kernel 3
     // Throws std::invalid_argument for other kernels or sizes, a multiplier that is not finite, or
     // 255 * sum|weight| + |bias| >= 2^31 in an output channel: below that bound no partial sum can wrap.
     IntConv(int out_channels, int in_channels, int kernel, const std::int8_t* weight, const std::int32_t* bias,
-            const float* multiplier);
+            const float* multiplier, int offset_channels = 0);
     ~IntConv();
 
     // The output may share memory with `residual` only where both are the same elements, and with `x`
@@ -82,6 +84,7 @@ class IntConv {
     int out_channels_;
     int in_channels_;
     int kernel_;
+    int offset_channels_;
     std::vector<std::int8_t> weight_;
     std::unique_ptr<Packed> packed_;
 };

@@ -1,7 +1,6 @@
 // Read me first:
-//   - The input of w1 is one buffer of cells (CellLayout) in unsigned bytes: int8 inputs have 128 added, which the bias
-//     of w1 takes back, sum w (u + 128) + (bias - 128 sum w); the constant planes are folded into that bias as well.
-//     w3 writes the next q into the buffer.
+//   - The input of w1 is one buffer of cells (CellLayout) in unsigned bytes: int8 inputs have 128 added. The constant
+//     planes are no inputs, they are folded into the bias of w1. w3 writes the next q into the buffer.
 //   - h1 and h2 have a border of zeros, so that the 3x3 convolutions read them where they are.
 //   - From the head on, a group passes in chunks of cells that stay in the second-level cache: head, parameters, coder,
 //     fill. A chunk has a multiple of 64 cells, so that the coder sees whole rows of its lanes. With several threads,
@@ -181,11 +180,22 @@ class Pipeline {
     std::exception_ptr error_;
 };
 
+// How often the hidden channels of each step were not zero.
+struct Activity {
+    std::vector<std::vector<std::int64_t>> h1, h2, q;
+
+    explicit Activity(const TileModel& model) {
+        const std::vector<std::int64_t> none(static_cast<std::size_t>(model.width()));
+        h1.resize(static_cast<std::size_t>(model.num_steps()), none);
+        h2 = q = h1;
+    }
+};
+
 // Codes one tile.
 class TileRun {
  public:
     TileRun(const TileModel& model, const Tile& tile, int threads, Cpu cpu);
-    void run();
+    void run(Activity* activity = nullptr);
 
  private:
     struct Size {
@@ -199,7 +209,8 @@ class TileRun {
     Moment moment(int number) const;
     Group group_at(const Moment& now) const;
     void start_scale(int scale);
-    void run_layers(const Moment& now);
+    void run_layers(const Moment& now, Activity* activity);
+    void count_active(const ImageView<std::uint8_t>& image, int scale, std::vector<std::int64_t>& counts) const;
     void fill_availability(const Moment& now);
     void code_last_scale();
 
@@ -246,7 +257,7 @@ TileRun::TileRun(const TileModel& model, const Tile& tile, int threads, Cpu cpu)
     }
 }
 
-void TileRun::run() {
+void TileRun::run(Activity* activity) {
     const std::int64_t plane = tile_.height * tile_.width, size = plane * tile_.used;
     std::memset(tile_.symbols + size, 1 << (tile_.bits - 1),
                 static_cast<std::size_t>(plane * model_.channels() - size));
@@ -259,7 +270,7 @@ void TileRun::run() {
     for (int number = 0; number < end; ++number) {
         const Moment now = moment(number);
         if (now.step == 0) start_scale(now.scale);
-        run_layers(now);
+        run_layers(now, activity);
         Group group = group_at(now);
         group.head = &model_.w4(now.step);
         group.q = cells(now.scale) + layout_.q;
@@ -369,7 +380,7 @@ void TileRun::start_scale(int scale) {
 }
 
 // w1, w2 and w3: q becomes the next q.
-void TileRun::run_layers(const Moment& now) {
+void TileRun::run_layers(const Moment& now, Activity* activity) {
     const std::ptrdiff_t q_pitch = model_.q_pitch(), first_pixel = h_row(now.scale) + q_pitch;
     const ImageView<std::uint8_t> h1 = {static_cast<std::uint8_t*>(h1_.data()) + first_pixel, h_row(now.scale),
                                         q_pitch};
@@ -379,8 +390,7 @@ void TileRun::run_layers(const Moment& now) {
     const std::size_t width = static_cast<std::size_t>(model_.width());
     void* bias = bias_.reserve((width + kConvBlock) * sizeof(std::int32_t));
     std::memset(bias, 0, (width + kConvBlock) * sizeof(std::int32_t));
-    model_.first_bias(now.step, tile_.used, tile_.planes + now.scale * model_.num_planes(),
-                      static_cast<std::int32_t*>(bias));
+    model_.first_bias(now.step, tile_.planes + now.scale * model_.num_planes(), static_cast<std::int32_t*>(bias));
 
     IntConvArguments arguments = {};
     arguments.height = rows(now.scale);
@@ -389,7 +399,7 @@ void TileRun::run_layers(const Moment& now) {
     arguments.x = {cells(now.scale), row_pitch, layout_.pitch};
     arguments.bias = static_cast<const std::int32_t*>(bias);
     arguments.out_u8 = h1;
-    model_.first_layers(tile_.used).layers[static_cast<std::size_t>(now.step)]->run(arguments, cpu_);
+    model_.w1(now.step, tile_.used).run(arguments, cpu_);
 
     arguments.bias = nullptr;
     arguments.x = {h1.data, h1.row_stride, h1.pixel_stride};
@@ -402,6 +412,21 @@ void TileRun::run_layers(const Moment& now) {
     arguments.residual = {h1.data, h1.row_stride, h1.pixel_stride};
     arguments.out_u8 = {cells(now.scale) + layout_.q, row_pitch, layout_.pitch};
     model_.w3(now.step).run(arguments, cpu_);
+    if (activity != nullptr) {
+        const std::size_t step = static_cast<std::size_t>(now.step);
+        count_active(h1, now.scale, activity->h1[step]);
+        count_active(h2, now.scale, activity->h2[step]);
+        count_active(arguments.out_u8, now.scale, activity->q[step]);
+    }
+}
+
+void TileRun::count_active(const ImageView<std::uint8_t>& image, int scale, std::vector<std::int64_t>& counts) const {
+    for (std::int64_t y = 0; y < rows(scale); ++y) {
+        for (std::int64_t x = 0; x < columns(scale); ++x) {
+            const std::uint8_t* pixel = image.data + y * image.row_stride + x * image.pixel_stride;
+            for (std::size_t i = 0; i < counts.size(); ++i) counts[i] += pixel[i] != 0;
+        }
+    }
 }
 
 void TileRun::fill_availability(const Moment& now) {
@@ -568,7 +593,60 @@ std::size_t choose_alone(const std::vector<std::int64_t>& sizes, int threads) {
     return best;
 }
 
+std::vector<int> by_falling(const std::vector<std::int64_t>& values) {
+    std::vector<int> order(values.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+        return values[static_cast<std::size_t>(a)] > values[static_cast<std::size_t>(b)];
+    });
+    return order;
+}
+
+// A stream of noise, long enough for most models.
+std::vector<std::uint8_t> noise(std::size_t size) {
+    std::vector<std::uint8_t> stream(size | 1);
+    std::uint32_t state = 1;
+    for (std::uint8_t& byte : stream) {
+        state = state * 1664525 + 1013904223;  // Numerical Recipes' generator
+        byte = static_cast<std::uint8_t>(state >> 24);
+    }
+    constexpr int kLog2Lanes = 3;
+    stream[0] = kLog2Lanes;
+    for (int lane = 0; lane < 1 << kLog2Lanes; ++lane) stream[static_cast<std::size_t>(1 + 6 * lane + 5)] |= 1;
+    return stream;
+}
+
 }  // namespace
+
+ChannelOrders choose_orders(const TileModel& model, const std::vector<const std::uint8_t*>& planes, Cpu cpu) {
+    constexpr std::int64_t kSide = 32;
+    const std::size_t size = static_cast<std::size_t>(kSide * kSide * model.channels());
+    const std::vector<std::uint8_t> stream = noise(size + 64);
+    std::vector<std::uint8_t> symbols(size);
+    Activity activity(model);
+    for (const std::uint8_t* constant : planes) {
+        RangeDecoder decoder(stream.data(), stream.size());
+        DecodingCoder coder(decoder);
+        const Tile tile = {kSide, kSide, 8, model.channels(), constant, &coder, false, symbols.data()};
+        try {
+            TileRun(model, tile, 1, cpu).run(&activity);
+        } catch (const BitstreamError&) {  // what was counted before the stream ended is enough
+        }
+    }
+    ChannelOrders orders;
+    for (int step = 0; step < model.num_steps(); ++step) {
+        const std::size_t i = static_cast<std::size_t>(step);
+        // By the products that a zero saves: h1 goes to w2, q to w4 and the next w1.
+        std::vector<std::int64_t> saved(activity.h1[i].size());
+        for (std::size_t channel = 0; channel < saved.size(); ++channel) {
+            saved[channel] = activity.h1[i][channel] * 9 * model.width() +
+                             activity.q[i][channel] * (model.w4(step).out_channels() + model.width());
+        }
+        orders.q.push_back(by_falling(saved));
+        orders.h2.push_back(by_falling(activity.h2[i]));
+    }
+    return orders;
+}
 
 void code_tiles(const TileModel& model, const std::vector<Tile>& tiles, int threads, Cpu cpu) {
     for (const Tile& tile : tiles) check(model, tile);

@@ -70,6 +70,10 @@ struct Tile {
     std::uint8_t* symbols;       // [c][height][width]; complete afterwards, unused channels included
 };
 
+// Orders that put the hidden channels together that are seldom zero, for TileModel's constructor. They come from tiles
+// that are sampled from the model, by decoding noise under each of the constant planes (as in Tile).
+ChannelOrders choose_orders(const TileModel& model, const std::vector<const std::uint8_t*>& planes, Cpu cpu);
+
 // Codes all tiles: several at a time on one thread each, or one at a time on all threads, as their sizes suggest.
 // Throws std::invalid_argument for a field out of range, before any tile is coded, and else what the first tile that
 // fails (in the order given) threw: BitstreamError, std::invalid_argument, std::bad_alloc.

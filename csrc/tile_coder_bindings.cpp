@@ -47,9 +47,19 @@ py::array_t<T> table_arg(const py::object& object, const char* name) {
     return table;
 }
 
+py::array_t<std::uint8_t> planes_arg(const TileModel& model, const py::object& object) {
+    auto planes = array_arg<std::uint8_t>(object, "planes", 2);
+    if (planes.shape(0) != model.num_scales() + 1 || planes.shape(1) != model.num_planes()) {
+        throw py::value_error("planes must be [" + std::to_string(model.num_scales() + 1) + ", " +
+                              std::to_string(model.num_planes()) + "]");
+    }
+    return planes;
+}
+
 std::unique_ptr<TileModel> make_model(std::vector<int> channel_groups, int num_scales, int num_mixtures,
                                       const py::sequence& steps, const py::object& prior, const py::object& compand,
-                                      const py::object& exp_table, const py::object& inv_scales) {
+                                      const py::object& exp_table, const py::object& inv_scales,
+                                      const py::sequence& samples) {
     Layers layers;
     ModelView view = {};
     view.channel_groups = std::move(channel_groups);
@@ -74,7 +84,17 @@ std::unique_ptr<TileModel> make_model(std::vector<int> channel_groups, int num_s
     view.compand = compand_table.data();
     view.exp_table = exp.data();
     view.inv_scales = inv.data();
-    return std::make_unique<TileModel>(view);
+    auto model = std::make_unique<TileModel>(view);
+    std::vector<py::array_t<std::uint8_t>> planes;
+    std::vector<const std::uint8_t*> pointers;
+    for (const py::handle& sample : samples) {
+        planes.push_back(planes_arg(*model, py::reinterpret_borrow<py::object>(sample)));
+        pointers.push_back(planes.back().data());
+    }
+    const Cpu cpu = current_cpu();
+    if (pointers.empty() || cpu == Cpu::kScalar) return model;  // the scalar path looks at every channel alone
+    const py::gil_scoped_release release;
+    return std::make_unique<TileModel>(view, choose_orders(*model, pointers, cpu));
 }
 
 // A Python object with the methods of l2c.integer.Symbols. It may observe what is coded, so it gets whole groups.
@@ -134,11 +154,7 @@ py::list code(const TileModel& model, const py::sequence& jobs, int threads) {
         tile.bits = py::cast<int>(job[2]);
         tile.used = py::cast<int>(job[3]);
         if (tile.height < 1 || tile.width < 1) throw py::value_error("a tile must have at least one latent");
-        planes.push_back(array_arg<std::uint8_t>(job[4], "planes", 2));
-        if (planes.back().shape(0) != model.num_scales() + 1 || planes.back().shape(1) != model.num_planes()) {
-            throw py::value_error("planes must be [" + std::to_string(model.num_scales() + 1) + ", " +
-                                  std::to_string(model.num_planes()) + "]");
-        }
+        planes.push_back(planes_arg(model, job[4]));
         tile.planes = planes.back().data();
         const py::object coder = job[5], symbols = job[6];
         tile.encodes = !symbols.is_none();
@@ -189,11 +205,14 @@ Args:
         (weight int8 [O, I, k, k], bias int32 [O], multiplier float32 [O]).
     prior: (w1, w2) of the last scale, or None: uniform.
     compand: int8 [256]. exp_table, inv_scales: uint16 [256].
+    samples: constant planes (as in `code`) under which tiles are sampled, to learn which hidden channels are seldom
+        active. Only the speed depends on it.
 Raises:
     ValueError: shapes that do not fit each other, sums that can wrap, sizes or tables out of range.
 Exactness: the same integers for every CPU path and thread count; they are those of l2c.reference.)")
         .def(py::init(&make_model), py::arg("channel_groups"), py::arg("num_scales"), py::arg("num_mixtures"),
-             py::arg("steps"), py::arg("prior"), py::arg("compand"), py::arg("exp_table"), py::arg("inv_scales"))
+             py::arg("steps"), py::arg("prior"), py::arg("compand"), py::arg("exp_table"), py::arg("inv_scales"),
+             py::arg("samples") = py::tuple())
         .def("code", &code, R"(Codes tiles; releases the GIL.
 
 Args:

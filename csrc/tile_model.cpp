@@ -1,7 +1,6 @@
 #include "tile_model.h"
 
 #include <algorithm>
-#include <cstdlib>
 #include <numeric>
 #include <stdexcept>
 #include <string>
@@ -41,33 +40,48 @@ std::unique_ptr<IntConv> pack(const LayerView& layer, const std::string& name) {
     }
 }
 
-// [3][K][size] reordered to [block][3][K][kHeadBlock]; channels that fill the last block give zeros.
-std::unique_ptr<IntConv> pack_head(const LayerView& layer, int size, int num_mixtures, const std::string& name) {
-    const int runs = 3 * num_mixtures, rows = round_up(size, kHeadBlock) * runs;
-    const std::size_t inputs = static_cast<std::size_t>(layer.in_channels);
-    std::vector<std::int8_t> weight(rows * inputs);
-    std::vector<std::int32_t> bias(rows);
-    std::vector<float> multiplier(rows);
-    for (int run = 0; run < runs; ++run) {
-        for (int channel = 0; channel < size; ++channel) {
-            const int from = run * size + channel;
-            const int to = (channel / kHeadBlock * runs + run) * kHeadBlock + channel % kHeadBlock;
-            std::copy_n(layer.weight + from * inputs, inputs, weight.data() + to * inputs);
-            bias[to] = layer.bias[from];
-            multiplier[to] = layer.multiplier[from];
-        }
-    }
-    return pack({rows, layer.in_channels, 1, weight.data(), bias.data(), multiplier.data()}, name);
+std::vector<int> numbers(int first, int count) {
+    std::vector<int> result(static_cast<std::size_t>(count));
+    std::iota(result.begin(), result.end(), first);
+    return result;
 }
 
-std::int64_t sum_of_magnitudes(const std::int8_t* values, std::size_t n) {
-    return std::accumulate(values, values + n, std::int64_t{0},
-                           [](std::int64_t sum, std::int8_t value) { return sum + std::abs(int{value}); });
+// The layer with other rows and columns: row i of the result is row rows[i], zeros for -1, and so are the columns.
+Layer take(const LayerView& layer, const std::vector<int>& rows, const std::vector<int>& columns) {
+    const std::size_t taps = static_cast<std::size_t>(layer.kernel) * layer.kernel, size = rows.size() * columns.size();
+    Layer result = {static_cast<int>(rows.size()), static_cast<int>(columns.size()), layer.kernel,
+                    std::vector<std::int8_t>(size * taps), {}, {}};
+    std::int8_t* to = result.weight.data();
+    for (int row : rows) {
+        result.bias.push_back(row < 0 ? 0 : layer.bias[row]);
+        result.multiplier.push_back(row < 0 ? 0 : layer.multiplier[row]);
+        for (int column : columns) {
+            if (row >= 0 && column >= 0) {
+                const std::size_t at = static_cast<std::size_t>(row) * layer.in_channels + column;
+                std::copy_n(layer.weight + at * taps, taps, to);
+            }
+            to += taps;
+        }
+    }
+    return result;
+}
+
+// Rows of a head [3][K][size] in the order [block][3][K][kHeadBlock]; -1 for channels that fill the last block.
+std::vector<int> head_rows(int size, int num_mixtures) {
+    std::vector<int> rows;
+    for (int first = 0; first < size; first += kHeadBlock) {
+        for (int run = 0; run < 3 * num_mixtures; ++run) {
+            for (int channel = first; channel < first + kHeadBlock; ++channel) {
+                rows.push_back(channel < size ? run * size + channel : -1);
+            }
+        }
+    }
+    return rows;
 }
 
 }  // namespace
 
-TileModel::TileModel(const ModelView& view)
+TileModel::TileModel(const ModelView& view, const ChannelOrders& orders)
     : group_sizes_(view.channel_groups), num_scales_(view.num_scales), num_mixtures_(view.num_mixtures) {
     require(num_scales_ >= 1 && num_scales_ <= kMaxScales, "the number of scales must be 1..6");
     require(num_mixtures_ >= 1 && num_mixtures_ <= kMaxMixtures, "number of mixture components must be 1..8");
@@ -82,14 +96,16 @@ TileModel::TileModel(const ModelView& view)
     width_ = view.steps[0].w1.out_channels;
     num_planes_ = view.steps[0].w1.in_channels - kPositions * (channels_ + num_groups()) - width_;
     require(width_ >= 1 && width_ <= kMaxChannels && num_planes_ >= 0, "w1 has too few inputs");
-    for (std::size_t i = 0; i < view.steps.size(); ++i) {
-        steps_.push_back(make_step(view.steps[i], group_sizes_[i % group_sizes_.size()], "step " + std::to_string(i)));
-    }
+    ChannelOrders complete = orders;
+    complete.q.resize(view.steps.size(), numbers(0, width_));
+    complete.h2.resize(view.steps.size(), numbers(0, width_));
+    for (std::size_t i = 0; i < view.steps.size(); ++i) steps_.push_back(make_step(view, i, complete));
     if (view.learned_prior) {
         require_shape(view.prior_w1, width_, num_planes_, 1, "the prior's w1");
         require_shape(view.prior_w2, 3 * num_mixtures_ * channels_, width_, 1, "the prior's w2");
         prior_w1_ = pack(view.prior_w1, "the prior's w1");
-        prior_w2_ = pack_head(view.prior_w2, channels_, num_mixtures_, "the prior's w2");
+        const Layer head = take(view.prior_w2, head_rows(channels_, num_mixtures_), numbers(0, width_));
+        prior_w2_ = pack(head.view(), "the prior's w2");
     }
     std::copy_n(view.compand, 256, compand_);
     std::copy_n(view.exp_table, 256, exp_table_);
@@ -103,30 +119,27 @@ TileModel::TileModel(const ModelView& view)
     variants_ = std::make_unique<FirstLayers[]>(static_cast<std::size_t>(ceil_div(padded, variant_step_)));
 }
 
-TileModel::Step TileModel::make_step(const StepLayers& layers, int group_size, const std::string& name) const {
-    const LayerView& w1 = layers.w1;
-    const int maps = kPositions * (channels_ + num_groups());
-    require_shape(w1, width_, maps + num_planes_ + width_, 1, "w1 of " + name);
-    require_shape(layers.w2, width_, width_, 3, "w2 of " + name);
-    require_shape(layers.w3, width_, width_, 3, "w3 of " + name);
-    require_shape(layers.w4, 3 * num_mixtures_ * group_size, width_, 1, "w4 of " + name);
-    pack(w1, "w1 of " + name);  // its checks
-    Step step;
-    for (int o = 0; o < width_; ++o) {
-        const std::int8_t* row = w1.weight + static_cast<std::size_t>(o) * w1.in_channels;
-        // Whatever planes of 0..255 add to the bias, and the 128 of the inputs: the bound of IntConv holds.
-        const std::int64_t bound = std::abs(std::int64_t{w1.bias[o]}) +
-                                   (255 + 128) * sum_of_magnitudes(row, static_cast<std::size_t>(w1.in_channels));
-        require(bound < std::int64_t{1} << 31, "the sums of w1 of " + name + " can wrap");
-        step.maps.insert(step.maps.end(), row, row + maps);
-        step.planes.insert(step.planes.end(), row + maps, row + maps + num_planes_);
-        step.q.insert(step.q.end(), row + maps + num_planes_, row + w1.in_channels);
+TileModel::Step TileModel::make_step(const ModelView& view, std::size_t index, const ChannelOrders& orders) const {
+    const StepLayers& layers = view.steps[index];
+    const std::string of = " of step " + std::to_string(index);
+    const int size = group_sizes_[index % group_sizes_.size()];
+    const int before_q = kPositions * (channels_ + num_groups()) + num_planes_;
+    require_shape(layers.w1, width_, before_q + width_, 1, "w1" + of);
+    require_shape(layers.w2, width_, width_, 3, "w2" + of);
+    require_shape(layers.w3, width_, width_, 3, "w3" + of);
+    require_shape(layers.w4, 3 * num_mixtures_ * size, width_, 1, "w4" + of);
+    const std::vector<int>& q = orders.q[index];
+    const std::vector<int>& h2 = orders.h2[index];
+    std::vector<int> inputs = numbers(0, before_q);
+    for (int channel : orders.q[(index + view.steps.size() - 1) % view.steps.size()]) {
+        inputs.push_back(before_q + channel);
     }
-    step.bias.assign(w1.bias, w1.bias + width_);
-    step.multiplier.assign(w1.multiplier, w1.multiplier + width_);
-    step.w2 = pack(layers.w2, "w2 of " + name);
-    step.w3 = pack(layers.w3, "w3 of " + name);
-    step.w4 = pack_head(layers.w4, group_size, num_mixtures_, "w4 of " + name);
+    Step step;
+    step.w1 = take(layers.w1, q, inputs);
+    pack(step.w1.view(), "w1" + of);  // checks the sums, those of the planes as well
+    step.w2 = pack(take(layers.w2, h2, q).view(), "w2" + of);
+    step.w3 = pack(take(layers.w3, q, h2).view(), "w3" + of);
+    step.w4 = pack(take(layers.w4, head_rows(size, num_mixtures_), q).view(), "w4" + of);
     return step;
 }
 
@@ -151,41 +164,34 @@ CellLayout TileModel::layout(int used) const {
     return cell;
 }
 
-const FirstLayers& TileModel::first_layers(int used) const {
+const IntConv& TileModel::w1(int step, int used) const {
     FirstLayers& first = variants_[variant(used)];
     std::call_once(first.once, [&] {
         const CellLayout cell = layout(used);
-        const int kept = std::min(cell.value_pitch, channels_);
-        const std::size_t outputs = static_cast<std::size_t>(width_), pitch = static_cast<std::size_t>(cell.pitch);
-        const std::vector<std::int32_t> no_bias(outputs);
+        std::vector<int> inputs;
+        const auto append = [&](int from, int count, int room) {
+            for (int i = 0; i < room; ++i) inputs.push_back(i < count ? from + i : -1);
+        };
+        const int kept = std::min(cell.value_pitch, channels_), maps = kPositions * (channels_ + num_groups());
+        for (int p = 0; p < kPositions; ++p) append(p * channels_, kept, cell.value_pitch);
+        append(kPositions * channels_, kPositions * num_groups(), kPositions * num_groups());
+        append(maps + num_planes_, width_, q_pitch());
         std::vector<std::unique_ptr<IntConv>> layers;
-        std::vector<std::vector<std::int32_t>> offsets;
         for (const Step& step : steps_) {
-            std::vector<std::int8_t> weight(outputs * pitch);
-            std::vector<std::int32_t> offset(outputs);
-            for (std::size_t o = 0; o < outputs; ++o) {
-                std::int8_t* to = weight.data() + o * pitch;
-                const std::int8_t* from = step.maps.data() + o * (step.maps.size() / outputs);
-                for (int p = 0; p < kPositions; ++p) std::copy_n(from + p * channels_, kept, to + p * cell.value_pitch);
-                std::copy_n(from + kPositions * channels_, kPositions * num_groups(), to + cell.available);
-                offset[o] = 128 * std::accumulate(to, to + cell.q, 0);
-                std::copy_n(step.q.data() + o * outputs, outputs, to + cell.q);
-            }
-            layers.push_back(std::make_unique<IntConv>(width_, cell.pitch, 1, weight.data(), no_bias.data(),
-                                                       step.multiplier.data()));
-            offsets.push_back(std::move(offset));
+            const Layer layer = take(step.w1.view(), numbers(0, width_), inputs);
+            layers.push_back(std::make_unique<IntConv>(width_, cell.pitch, 1, layer.weight.data(), layer.bias.data(),
+                                                       layer.multiplier.data(), cell.q));
         }
         first.layers = std::move(layers);
-        first.offsets = std::move(offsets);
     });
-    return first;
+    return *first.layers[step];
 }
 
-void TileModel::first_bias(int step, int used, const std::uint8_t* planes, std::int32_t* bias) const {
-    const std::vector<std::int32_t>& offset = first_layers(used).offsets[step];
-    const std::int8_t* weight = steps_[step].planes.data();
-    for (int o = 0; o < width_; ++o, weight += num_planes_) {
-        bias[o] = std::inner_product(planes, planes + num_planes_, weight, steps_[step].bias[o] - offset[o]);
+void TileModel::first_bias(int step, const std::uint8_t* planes, std::int32_t* bias) const {
+    const Layer& w1 = steps_[step].w1;
+    const std::int8_t* weight = w1.weight.data() + kPositions * (channels_ + num_groups());
+    for (int o = 0; o < width_; ++o, weight += w1.in_channels) {
+        bias[o] = std::inner_product(planes, planes + num_planes_, weight, w1.bias[o]);
     }
 }
 

@@ -45,25 +45,45 @@ struct ModelView {
     const std::uint16_t* inv_scales;  // [256]
 };
 
+// In which order the hidden channels of each step are kept: place i holds the model's channel order[i]. It changes no
+// result. The convolutions leave out groups of 4 channels that are all zero, so channels that are seldom zero should
+// stand together (choose_orders in tile_coder.h).
+struct ChannelOrders {
+    std::vector<std::vector<int>> q;   // of h1 and the step's q, which are added
+    std::vector<std::vector<int>> h2;
+};
+
 // How the input of w1 lies in a cell, in bytes: [value_pitch] for each position, availability [4 G] at `available`,
 // q at `q`, padded to a multiple of 4.
 struct CellLayout {
     int value_pitch, available, q, pitch;
 };
 
-// w1 of all steps, for tiles that use at most so many channels. Inputs are unsigned, 128 stands for 0.
+// A layer with memory of its own.
+struct Layer {
+    int out_channels, in_channels, kernel;
+    std::vector<std::int8_t> weight;  // as in LayerView
+    std::vector<std::int32_t> bias;
+    std::vector<float> multiplier;
+
+    LayerView view() const {
+        return {out_channels, in_channels, kernel, weight.data(), bias.data(), multiplier.data()};
+    }
+};
+
+// w1 of all steps without bias, for tiles that use at most so many channels. In the inputs before q, 128 stands for 0.
 struct FirstLayers {
     std::once_flag once;
-    std::vector<std::unique_ptr<IntConv>> layers;    // without bias
-    std::vector<std::vector<std::int32_t>> offsets;  // [step][output]: 128 * sum of the weights before q
+    std::vector<std::unique_ptr<IntConv>> layers;
 };
 
 // Immutable but for what it packs at first use; safe from several threads.
 class TileModel {
  public:
-    // Copies everything. Throws std::invalid_argument: shapes that do not fit each other, sums that can wrap
-    // (IntConv), sizes or tables out of range.
-    explicit TileModel(const ModelView& view);
+    // Copies everything. `orders` has one permutation for each step, or none: the model's own order.
+    // Throws std::invalid_argument: shapes that do not fit each other, sums that can wrap (IntConv), sizes or tables
+    // out of range.
+    explicit TileModel(const ModelView& view, const ChannelOrders& orders = {});
 
     int channels() const { return channels_; }
     int width() const { return width_; }
@@ -79,9 +99,9 @@ class TileModel {
     int group_used(int group, int used) const;
 
     CellLayout layout(int used) const;
-    const FirstLayers& first_layers(int used) const;
-    // Bias of w1 of a step under constant planes, for FirstLayers of `used`: int32 [width].
-    void first_bias(int step, int used, const std::uint8_t* planes, std::int32_t* bias) const;
+    const IntConv& w1(int step, int used) const;
+    // Bias of w1 of a step under constant planes: int32 [width].
+    void first_bias(int step, const std::uint8_t* planes, std::int32_t* bias) const;
 
     const IntConv& w2(int step) const { return *steps_[step].w2; }
     const IntConv& w3(int step) const { return *steps_[step].w3; }
@@ -97,15 +117,11 @@ class TileModel {
 
  private:
     struct Step {
-        std::vector<std::int8_t> maps;    // of w1, [width][4 c + 4 G]
-        std::vector<std::int8_t> planes;  // [width][planes]
-        std::vector<std::int8_t> q;       // [width][width]
-        std::vector<std::int32_t> bias;
-        std::vector<float> multiplier;
+        Layer w1;
         std::unique_ptr<IntConv> w2, w3, w4;
     };
 
-    Step make_step(const StepLayers& layers, int group_size, const std::string& name) const;
+    Step make_step(const ModelView& view, std::size_t index, const ChannelOrders& orders) const;
     int variant(int used) const;
 
     std::vector<int> group_sizes_, group_starts_;

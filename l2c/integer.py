@@ -46,6 +46,7 @@ from l2c.probability import (
     INV_SCALE_MAX,
     INV_SCALE_OCTAVE,
     LOGIT_UNIT,
+    MAX_MU,
     MEAN_UNIT,
     POSITIONS,
     ProbabilityModel,
@@ -57,6 +58,7 @@ from l2c.probability import (
 SUM_LIMIT = 1 << 24
 _EXACT_LOCK = threading.RLock()
 _CACHE_LOCK = threading.Lock()
+_SAMPLE_QUALITIES = (300, 500, 700)  # where the C++ form learns which hidden channels are seldom active
 _BATCH_POSITIONS = 1 << 17  # latent positions that share a pass of the torch engine: some hundreds of MB
 _LOG2_INV_SCALE_TOP = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)
 
@@ -217,8 +219,15 @@ class IntegerModel:
         with _CACHE_LOCK:
             if self._tile_coder is None:
                 steps = [(step.w1, step.w2, step.w3, step.w4) for step in self.steps]
-                self._tile_coder = ops.tile_coder(self.config, steps, self.prior, self.tables)
+                samples = [self._planes((quality, MAX_MU // 2, 8)) for quality in _SAMPLE_QUALITIES]
+                self._tile_coder = ops.tile_coder(self.config, steps, self.prior, self.tables, samples)
             return self._tile_coder
+
+    def _planes(self, header: tuple[int, int, int]) -> UInt8Array:
+        """Constant planes of every scale and of the prior, [num_scales + 1, planes]."""
+        num_scales = self.config.num_scales
+        planes = [constant_planes(*header, scale, num_scales) for scale in range(num_scales + 1)]
+        return np.array(planes, dtype=np.uint8)
 
     def torch_layers(self, index: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(weight, bias [1, O, 1, 1], multiplier [1, O, 1, 1]) float32 of w1..w4 of a step on a device, made once."""
@@ -303,10 +312,8 @@ class IntegerModel:
 
     def _code_cpu(self, jobs: Sequence[Job], threads: int) -> list[UInt8Array]:
         """`code` for at least one job in C++, each through its range coder or, if it has none, through Python calls."""
-        num_scales = self.config.num_scales
         arguments = []
         for job in jobs:
-            planes = [constant_planes(*job.header, scale, num_scales) for scale in range(num_scales + 1)]
             coder: Any = job.coder
             if isinstance(coder, (SymbolWriter, SymbolReader)):
                 if coder.b != job.header[2]:
@@ -314,7 +321,7 @@ class IntegerModel:
                 coder = coder.encoder if isinstance(coder, SymbolWriter) else coder.decoder
             symbols = None if job.symbols is None else np.ascontiguousarray(job.symbols)
             place = (job.height, job.width, job.header[2], job.used)
-            arguments.append((*place, np.array(planes, dtype=np.uint8), coder, symbols))
+            arguments.append((*place, self._planes(job.header), coder, symbols))
         return self.tile_coder().code(arguments, max(1, threads))
 
     def _code(self, jobs: Sequence[Job], engine: Engine) -> list[UInt8Array]:

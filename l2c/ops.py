@@ -81,6 +81,7 @@ def tile_coder(
     steps: Sequence[Sequence[IntegerLayer]],
     prior: Sequence[IntegerLayer] | None,
     tables: IntegerTables,
+    samples: Sequence[npt.NDArray[np.uint8]],
 ) -> Any:
     """A model's P with the range coder in C++, see csrc/tile_coder.h and `_C.TileCoder`.
 
@@ -88,6 +89,7 @@ def tile_coder(
         config: sizes of P.
         steps: (w1, w2, w3, w4) of each step; prior: (w1, w2), or None for the uniform one.
         tables: of the model.
+        samples: constant planes uint8 [num_scales + 1, planes] of typical pictures.
     """
 
     def arrays(layers: Sequence[IntegerLayer]) -> list[tuple[npt.NDArray[Any], ...]]:
@@ -97,7 +99,7 @@ def tile_coder(
     return extension().TileCoder(
         list(config.channel_groups), config.num_scales, config.num_mixtures,
         [arrays(step) for step in steps], None if prior is None else arrays(prior),
-        *(np.ascontiguousarray(table) for table in (tables.compand, tables.exp, tables.inv_scale)),
+        *(np.ascontiguousarray(table) for table in (tables.compand, tables.exp, tables.inv_scale)), samples,
     )  # fmt: skip
 
 
