@@ -9,7 +9,8 @@
 // A tile is P pixels x N blocks of 16 outputs, all P * N sums in registers; per quad, 4 input channels of one tap, it
 // loads N vectors of weights and P broadcast inputs for P * N vpdpbusd, so that loads stay below the 2 a cycle of the
 // multiply units. Quads that are zero in all pixels of a tile add nothing and are left out: activations are mostly
-// zeros, and more than half of P's products go that way. So each tile starts with a list of its other quads.
+// zeros, and more than half of P's products go that way. So each tile starts with a list of its other quads. The fewer
+// pixels, the more are left out; 3x3 kernels, which have the longest lists, take few pixels and many blocks.
 //
 // An input channel whose zero is the byte 128 stays unsigned here: N more sums collect 128 times the weights of the
 // quads that were added, and are taken away at the end.
@@ -30,9 +31,12 @@
 namespace l2c {
 namespace {
 
-constexpr int kMaxBlocks = 4;
-// Pixels of a tile: P * N sums + N weights + 1 or 2 inputs in 32 registers, and N more sums with offset inputs.
-constexpr int kMaxPixels = 6, kMaxPixelsOffset = 5;
+constexpr int kMaxBlocks = 7, kMaxPixels = 6;
+
+// Whether a tile's P * N sums, N more with offset inputs, N weights and an input fit in 32 registers.
+constexpr bool fits(int pixels, int blocks, bool offset) {
+    return (pixels + 1 + (offset ? 1 : 0)) * blocks + 1 < 32;
+}
 
 struct Tile {
     const std::uint8_t* x;  // first tap of the tile's first pixel
@@ -72,14 +76,14 @@ inline void add_quad(const Tile& tile, int i, __m512i (&acc)[P][N], __m512i (&we
     const std::uint8_t* x = tile.x + tile.x_at[i];
     const std::uint8_t* x3 = x + 3 * tile.x_pixel;  // two pointers reach 6 pixels without further arithmetic
     const std::int8_t* w = tile.weights + tile.w_at[i];
-#pragma GCC unroll 4
+#pragma GCC unroll 7
     for (int n = 0; n < N; ++n) weight[n] = _mm512_load_si512(w + n * tile.block_size);
 #pragma GCC unroll 6
     for (int p = 0; p < P; ++p) {
         std::int32_t quad;
         std::memcpy(&quad, (p < 3 ? x : x3) + p % 3 * tile.x_pixel, sizeof(quad));
         const __m512i value = _mm512_set1_epi32(quad);
-#pragma GCC unroll 4
+#pragma GCC unroll 7
         for (int n = 0; n < N; ++n) add_dot4(acc[p][n], value, weight[n]);
     }
 }
@@ -87,7 +91,7 @@ inline void add_quad(const Tile& tile, int i, __m512i (&acc)[P][N], __m512i (&we
 template <int P, int N, bool kOffset>
 void run_tile(const Tile& tile) {
     __m512i acc[P][N], weight[N];
-#pragma GCC unroll 4
+#pragma GCC unroll 7
     for (int n = 0; n < N; ++n) {
         const __m512i bias = _mm512_load_si512(tile.bias + n * kConvBlock);
 #pragma GCC unroll 6
@@ -97,21 +101,21 @@ void run_tile(const Tile& tile) {
     if constexpr (kOffset) {
         const __m512i offset = _mm512_set1_epi8(static_cast<char>(kConvOffset));
         __m512i extra[N];
-#pragma GCC unroll 4
+#pragma GCC unroll 7
         for (int n = 0; n < N; ++n) extra[n] = _mm512_setzero_si512();
         for (; i < tile.num_offset; ++i) {
             add_quad<P, N>(tile, i, acc, weight);
-#pragma GCC unroll 4
+#pragma GCC unroll 7
             for (int n = 0; n < N; ++n) add_dot4(extra[n], offset, weight[n]);
         }
-#pragma GCC unroll 4
+#pragma GCC unroll 7
         for (int n = 0; n < N; ++n) {
 #pragma GCC unroll 6
             for (int p = 0; p < P; ++p) acc[p][n] = _mm512_sub_epi32(acc[p][n], extra[n]);
         }
     }
     for (; i < tile.num_quads; ++i) add_quad<P, N>(tile, i, acc, weight);
-#pragma GCC unroll 4
+#pragma GCC unroll 7
     for (int n = 0; n < N; ++n) {
         const __m512 multiplier = _mm512_load_ps(tile.multiplier + n * kConvBlock);
         const __mmask16 mask = n + 1 < N ? 0xFFFF : tile.last_mask;
@@ -137,14 +141,22 @@ void run_tile(const Tile& tile) {
 
 using TileFunction = void (*)(const Tile&);
 
-template <bool kOffset, int N>
-constexpr TileFunction kTilesOf[kMaxPixels] = {
-    run_tile<1, N, kOffset>, run_tile<2, N, kOffset>, run_tile<3, N, kOffset>,
-    run_tile<4, N, kOffset>, run_tile<5, N, kOffset>, kOffset ? nullptr : run_tile<6, N, false>};
+template <int P, int N, bool kOffset>
+constexpr TileFunction tile_function() {
+    if constexpr (fits(P, N, kOffset)) return run_tile<P, N, kOffset>;
+    return nullptr;
+}
+
+template <int N, bool kOffset>
+constexpr TileFunction kTilesOf[kMaxPixels] = {tile_function<1, N, kOffset>(), tile_function<2, N, kOffset>(),
+                                               tile_function<3, N, kOffset>(), tile_function<4, N, kOffset>(),
+                                               tile_function<5, N, kOffset>(), tile_function<6, N, kOffset>()};
 
 constexpr const TileFunction* kTiles[2][kMaxBlocks] = {
-    {kTilesOf<false, 1>, kTilesOf<false, 2>, kTilesOf<false, 3>, kTilesOf<false, 4>},
-    {kTilesOf<true, 1>, kTilesOf<true, 2>, kTilesOf<true, 3>, kTilesOf<true, 4>}};
+    {kTilesOf<1, false>, kTilesOf<2, false>, kTilesOf<3, false>, kTilesOf<4, false>, kTilesOf<5, false>,
+     kTilesOf<6, false>, kTilesOf<7, false>},
+    {kTilesOf<1, true>, kTilesOf<2, true>, kTilesOf<3, true>, kTilesOf<4, true>, kTilesOf<5, true>, kTilesOf<6, true>,
+     kTilesOf<7, true>}};
 
 // The first n of 16.
 inline __mmask16 first_of_16(int n) {
@@ -202,9 +214,12 @@ void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
     const std::ptrdiff_t block_size = std::ptrdiff_t{call.kernel} * call.kernel * call.in_padded * kConvBlock;
     const std::int64_t width = task.x1 - task.x0;
     const bool offset = call.offset_channels > 0;
-    const int most = offset ? kMaxPixelsOffset : kMaxPixels;
+    const int most_blocks = call.kernel == 3 ? kMaxBlocks : 4;
+    const int num_groups = (task.block1 - task.block0 + most_blocks - 1) / most_blocks;
+    const int largest = (task.block1 - task.block0 + num_groups - 1) / num_groups;
+    int most = kMaxPixels;
+    while (!fits(most, largest, offset)) --most;
     const std::int64_t num_tiles = (width + most - 1) / most;
-    const int num_groups = (task.block1 - task.block0 + kMaxBlocks - 1) / kMaxBlocks;
     Tile tiles[kConvListTiles];
     for (std::int64_t y = task.y0; y < task.y1; ++y) {
         for (std::int64_t t0 = 0; t0 < num_tiles; t0 += kConvListTiles) {
