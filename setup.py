@@ -39,6 +39,7 @@ ISA_FLAGS = {
         "-mavx512vl",
         "-mno-fma",
         "-Wno-maybe-uninitialized",
+        "-Wno-uninitialized",
     ],  # GCC 12 sees them inside its own intrinsics (GCC bug 105593)
 }
 FILE_FLAGS = {"int_conv_avx512.cpp": ["-mavx512vnni"]}

@@ -6,57 +6,23 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
-#include <atomic>
 #include <memory>
 #include <string>
 
+#include "bindings.h"
 #include "cpu.h"
 #include "rans.h"
 
 namespace py = pybind11;
 
 namespace l2c {
-void register_int_conv(py::module_& m);  // int_conv_bindings.cpp
+void register_int_conv(py::module_& m);    // int_conv_bindings.cpp
+void register_tile_coder(py::module_& m);  // tile_coder_bindings.cpp
 }
 
 namespace {
 
 using namespace l2c;
-
-template <class T>
-const char* dtype_name();
-template <>
-const char* dtype_name<uint8_t>() {
-    return "uint8";
-}
-template <>
-const char* dtype_name<uint16_t>() {
-    return "uint16";
-}
-template <>
-const char* dtype_name<int16_t>() {
-    return "int16";
-}
-template <>
-const char* dtype_name<uint32_t>() {
-    return "uint32";
-}
-template <>
-const char* dtype_name<int32_t>() {
-    return "int32";
-}
-
-// The array behind `object`, checked, with `ndim` dimensions. Throws std::invalid_argument (ValueError).
-template <class T>
-py::array_t<T> array_arg(const py::object& object, const char* name, int ndim) {
-    const std::string wanted = std::string(name) + " must be a C-contiguous numpy array of dtype " + dtype_name<T>() +
-                               " with " + std::to_string(ndim) + (ndim == 1 ? " dimension" : " dimensions");
-    if (!py::isinstance<py::array_t<T, py::array::c_style>>(object)) throw std::invalid_argument(wanted);
-    auto array = py::reinterpret_borrow<py::array_t<T>>(object);
-    const bool aligned = reinterpret_cast<uintptr_t>(array.data()) % alignof(T) == 0;
-    if (array.ndim() != ndim || !aligned) throw std::invalid_argument(wanted);
-    return array;
-}
 
 // Arrays of a mixture, held while the GIL is released.
 struct MixtureArrays {
@@ -117,29 +83,6 @@ py::array_t<T> new_array(py::ssize_t n) {
     return py::array_t<T>(n);
 }
 
-// One thread at a time in an object: its methods run without the GIL.
-class Exclusive {
- public:
-    explicit Exclusive(std::atomic_flag& flag) : flag_(flag) {
-        if (flag_.test_and_set()) throw std::runtime_error("this coder is in use by another thread");
-    }
-    ~Exclusive() { flag_.clear(); }
-
- private:
-    std::atomic_flag& flag_;
-};
-
-struct PyEncoder {
-    RangeEncoder core;
-    std::atomic_flag busy = ATOMIC_FLAG_INIT;
-};
-
-struct PyDecoder {
-    RangeDecoder core;
-    std::atomic_flag busy = ATOMIC_FLAG_INIT;
-    PyDecoder(const uint8_t* data, size_t size) : core(data, size) {}
-};
-
 // Runs `work` on the coder alone and without the GIL.
 template <class Coder, class Work>
 void run_alone(Coder& coder, Work work) {
@@ -156,7 +99,7 @@ void set_python_error(const char* name, const char* message) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "L2C's C++ core: range coder, mixture parameters. Formats: csrc/rans.h, csrc/mixture_cdf.h.";
+    m.doc() = "L2C's C++ core: range coder, integer P. Formats: csrc/rans.h, csrc/mixture_cdf.h.";
 
     py::register_exception_translator([](std::exception_ptr error) {
         try {
@@ -414,4 +357,5 @@ PYBIND11_MODULE(_C, m) {
         "[n_cells] or None. Definition: csrc/mixture_cdf.h. Raises ValueError.");
 
     register_int_conv(m);
+    register_tile_coder(m);
 }

@@ -10,17 +10,19 @@
 #include <stdexcept>
 #include <string>
 
+#include "aligned_buffer.h"
 #include "int_conv_kernels.h"
 #include "thread_pool.h"
 
 namespace l2c {
 namespace {
 
-constexpr std::size_t kAlignment = 64;
 constexpr std::int64_t kPatchBytes = 128 << 10;  // input of one task: a fraction of the second-level cache
 constexpr std::int64_t kMaxTaskWidth = 256;
 constexpr std::int64_t kMinTaskPixels = 24;    // whole tiles of every size but one
 constexpr std::int64_t kTasksPerThread = 4;    // evens out threads that are slowed by other programs
+constexpr std::ptrdiff_t kMaxRow = 1 << 29;    // bytes: places in three rows fit in 31 bits
+constexpr int kMaxInputs = 1 << 25;            // of one output: places in the weights of a block fit in 31 bits
 constexpr std::int64_t kSerialMacs = 1 << 20;  // below some 10 us of work, waking a thread does not pay
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
@@ -29,27 +31,6 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 std::int64_t round_up(std::int64_t a, std::int64_t b) {
     return ceil_div(a, b) * b;
 }
-
-// 64-byte aligned zeros; grows and never shrinks.
-class AlignedBuffer {
- public:
-    // Throws std::bad_alloc.
-    void* reserve(std::size_t size) {
-        if (size > size_) {
-            storage_.reset(new unsigned char[size + kAlignment]());
-            const auto address = reinterpret_cast<std::uintptr_t>(storage_.get());
-            data_ = storage_.get() + (kAlignment - address % kAlignment) % kAlignment;
-            size_ = size;
-        }
-        return data_;
-    }
-    void* data() const { return data_; }
-
- private:
-    std::unique_ptr<unsigned char[]> storage_;
-    unsigned char* data_ = nullptr;
-    std::size_t size_ = 0;
-};
 
 const ConvBackend& backend_of(Cpu cpu) {
 #if defined(__x86_64__)
@@ -67,7 +48,9 @@ void pack_weights(const std::vector<std::int8_t>& weight, int out_channels, int 
     const std::size_t taps = static_cast<std::size_t>(kernel) * kernel;
     const std::size_t groups = static_cast<std::size_t>(ceil_div(in_channels, step));
     const std::size_t blocks = static_cast<std::size_t>(ceil_div(out_channels, kConvBlock));
-    T* packed = static_cast<T*>(buffer.reserve(blocks * taps * groups * kConvBlock * step * sizeof(T)));
+    const std::size_t size = blocks * taps * groups * kConvBlock * step;
+    T* packed = static_cast<T*>(buffer.reserve(size * sizeof(T)));
+    std::fill(packed, packed + size, T{0});
     for (std::size_t o = 0; o < static_cast<std::size_t>(out_channels); ++o) {
         for (std::size_t i = 0; i < static_cast<std::size_t>(in_channels); ++i) {
             for (std::size_t tap = 0; tap < taps; ++tap) {
@@ -77,6 +60,15 @@ void pack_weights(const std::vector<std::int8_t>& weight, int out_channels, int 
             }
         }
     }
+}
+
+// `count` values and zeros up to whole blocks.
+template <typename T>
+void pad_blocks(const T* values, int count, AlignedBuffer& buffer) {
+    const std::int64_t padded = round_up(count, kConvBlock);
+    T* out = static_cast<T*>(buffer.reserve(static_cast<std::size_t>(padded) * sizeof(T)));
+    std::copy(values, values + count, out);
+    std::fill(out + count, out + padded, T{0});
 }
 
 // How a call is cut into tasks: a grid of rectangles times ranges of output blocks.
@@ -155,10 +147,18 @@ struct IntConv::Packed {
 };
 
 IntConv::IntConv(int out_channels, int in_channels, int kernel, const std::int8_t* weight, const std::int32_t* bias,
-                 const float* multiplier)
-    : out_channels_(out_channels), in_channels_(in_channels), kernel_(kernel), packed_(new Packed) {
+                 const float* multiplier, int offset_channels)
+    : out_channels_(out_channels),
+      in_channels_(in_channels),
+      kernel_(kernel),
+      offset_channels_(offset_channels),
+      packed_(new Packed) {
     if (out_channels < 1 || in_channels < 1) throw std::invalid_argument("a convolution needs at least one channel");
     if (kernel != 1 && kernel != 3) throw std::invalid_argument("the kernel must be 1x1 or 3x3");
+    if (in_channels > kMaxInputs / (kernel * kernel)) throw std::invalid_argument("too many input channels");
+    if (offset_channels < 0 || offset_channels > (kernel == 1 ? in_channels : 0) || offset_channels % 4 != 0) {
+        throw std::invalid_argument("the number of offset channels is out of range");
+    }
     const std::size_t per_output = static_cast<std::size_t>(in_channels) * kernel * kernel;
     for (int o = 0; o < out_channels; ++o) {
         std::int64_t bound = std::abs(static_cast<std::int64_t>(bias[o]));
@@ -173,10 +173,8 @@ IntConv::IntConv(int out_channels, int in_channels, int kernel, const std::int8_
         }
     }
     weight_.assign(weight, weight + per_output * out_channels);
-    const std::size_t padded = static_cast<std::size_t>(round_up(out_channels, kConvBlock));
-    std::copy(bias, bias + out_channels, static_cast<std::int32_t*>(packed_->bias.reserve(padded * sizeof(*bias))));
-    std::copy(multiplier, multiplier + out_channels,
-              static_cast<float*>(packed_->multiplier.reserve(padded * sizeof(*multiplier))));
+    pad_blocks(bias, out_channels, packed_->bias);
+    pad_blocks(multiplier, out_channels, packed_->multiplier);
 }
 
 IntConv::~IntConv() = default;
@@ -201,11 +199,15 @@ void IntConv::run(const IntConvArguments& arguments, Cpu cpu) const {
     call.kernel = kernel_;
     call.in_channels = in_channels_;
     call.in_padded = static_cast<int>(round_up(in_channels_, backend.step));
-    call.out_channels = out_channels_;
+    call.offset_channels = offset_channels_;
+    call.out_channels = arguments.out_channels > 0 ? arguments.out_channels : out_channels_;
     call.height = arguments.height;
     call.width = arguments.width;
     call.x = arguments.x.data;
     call.x_strides = {arguments.x.row_stride, arguments.x.pixel_stride};
+    call.in_place = backend.direct && call.in_padded <= std::max(in_channels_, arguments.x_readable) &&
+                    (kernel_ == 1 || (arguments.x_bordered && call.x_strides.pixel == call.in_padded &&
+                                      call.x_strides.row <= kMaxRow));
     call.residual = arguments.residual.data;
     call.residual_strides = {arguments.residual.row_stride, arguments.residual.pixel_stride};
     call.out_i16 = arguments.out_i16.data != nullptr;
@@ -217,7 +219,8 @@ void IntConv::run(const IntConvArguments& arguments, Cpu cpu) const {
         call.out_strides = {arguments.out_u8.row_stride, arguments.out_u8.pixel_stride};
     }
     call.weights = packed_weights(cpu);
-    call.bias = static_cast<const std::int32_t*>(packed_->bias.data());
+    call.list_length = round_up(std::int64_t{kernel_} * kernel_ * call.in_padded / backend.step + 16, 16);
+    call.bias = arguments.bias != nullptr ? arguments.bias : static_cast<const std::int32_t*>(packed_->bias.data());
     call.multiplier = static_cast<const float*>(packed_->multiplier.data());
 
     const auto rows_join = [&](const ConvStrides& strides) { return strides.row == call.width * strides.pixel; };
@@ -227,18 +230,19 @@ void IntConv::run(const IntConvArguments& arguments, Cpu cpu) const {
         call.height = 1;
     }
 
-    const std::int64_t macs = call.height * call.width * in_channels_ * out_channels_ * kernel_ * kernel_;
+    const std::int64_t macs = call.height * call.width * in_channels_ * call.out_channels * kernel_ * kernel_;
     const int threads = macs < kSerialMacs ? 1 : arguments.threads;
     const Plan plan = make_plan(call, backend.scratch_bytes, threads);
     LoopContext context;
     context.backend = &backend;
     context.call = &call;
     context.plan = &plan;
-    const bool in_place = kernel_ == 1 && backend.direct && call.in_padded == in_channels_;
-    const std::int64_t border = kernel_ - 1;
-    context.scratch_size = in_place ? 0
-                                    : static_cast<std::size_t>((plan.rows + border) * (plan.cols + border) *
-                                                               call.in_padded * backend.scratch_bytes);
+    const std::int64_t border = kernel_ - 1, kSlack = 32;  // a vector may end after the patch
+    std::int64_t scratch = kConvLists * call.list_length * static_cast<std::int64_t>(sizeof(std::int32_t)) + kSlack;
+    if (!call.in_place) {
+        scratch += (plan.rows + border) * (plan.cols + border) * call.in_padded * backend.scratch_bytes;
+    }
+    context.scratch_size = static_cast<std::size_t>(scratch);
     parallel_for(threads, plan.num_tasks(), run_one_task, &context);
     if (context.out_of_memory) throw std::bad_alloc();
 }

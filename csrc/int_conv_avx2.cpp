@@ -6,6 +6,9 @@
 // 2 * 255 * 128 = 65,280. (The byte form, vpmaddubsw, saturates its pair sum at 32,767 and is not used.) The
 // int32 sums cannot wrap: every partial sum is bounded by |bias| + 255 sum|w| < 2^31, which IntConv's
 // constructor checks.
+//
+// Pairs that are zero in all pixels of a tile add nothing and are left out (int_conv_avx512.cpp): each tile starts with
+// a list of its other pairs.
 
 #if defined(__x86_64__)
 
@@ -20,8 +23,10 @@ constexpr int kMaxPixels = 6;  // 6 pixels x 2 registers of outputs: 12 sums + 2
 
 struct Tile {
     const std::int16_t* x;  // first tap of the tile's first pixel
-    std::ptrdiff_t x_row, x_pixel;
-    int runs, pairs;  // kernel rows, pairs of elements in each
+    std::ptrdiff_t x_pixel;
+    const std::int32_t* x_at;  // where the pairs are, from x
+    const std::int32_t* w_at;  // and their weights, from weights
+    int num_pairs;
     const std::int16_t* weights;
     const std::int32_t* bias;
     std::int32_t* acc;  // int32 [pixels][16], 32-byte aligned
@@ -37,22 +42,18 @@ void accumulate(const Tile& tile) {
         acc[p][0] = bias0;
         acc[p][1] = bias1;
     }
-    const std::int16_t* w = tile.weights;
-    for (int r = 0; r < tile.runs; ++r) {
-        const std::int16_t* x = tile.x + r * tile.x_row;
-        for (int i = 0; i < tile.pairs; ++i) {
-            const __m256i w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
-            const __m256i w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + 16));
+    for (int i = 0; i < tile.num_pairs; ++i) {
+        const std::int16_t* x = tile.x + tile.x_at[i];
+        const std::int16_t* w = tile.weights + tile.w_at[i];
+        const __m256i w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
+        const __m256i w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + 16));
 #pragma GCC unroll 6
-            for (int p = 0; p < P; ++p) {
-                std::int32_t pair;
-                std::memcpy(&pair, x + p * tile.x_pixel, sizeof(pair));
-                const __m256i value = _mm256_set1_epi32(pair);
-                acc[p][0] = _mm256_add_epi32(acc[p][0], _mm256_madd_epi16(value, w0));
-                acc[p][1] = _mm256_add_epi32(acc[p][1], _mm256_madd_epi16(value, w1));
-            }
-            x += 2;
-            w += 32;
+        for (int p = 0; p < P; ++p) {
+            std::int32_t pair;
+            std::memcpy(&pair, x + p * tile.x_pixel, sizeof(pair));
+            const __m256i value = _mm256_set1_epi32(pair);
+            acc[p][0] = _mm256_add_epi32(acc[p][0], _mm256_madd_epi16(value, w0));
+            acc[p][1] = _mm256_add_epi32(acc[p][1], _mm256_madd_epi16(value, w1));
         }
     }
 #pragma GCC unroll 6
@@ -64,6 +65,34 @@ void accumulate(const Tile& tile) {
 
 constexpr void (*kAccumulate[kMaxPixels + 1])(const Tile&) = {
     nullptr, accumulate<1>, accumulate<2>, accumulate<3>, accumulate<4>, accumulate<5>, accumulate<6>};
+
+// Lists the pairs that are not zero in all pixels of a tile. Up to 28 bytes after the last run are read.
+void find_pairs(const ConvCall& call, std::ptrdiff_t x_row, int pixels, std::int32_t* x_at, std::int32_t* w_at,
+                Tile& tile) {
+    const int pairs = call.kernel * call.in_padded / 2;  // of one row of taps
+    int found = 0;
+    for (int row = 0; row < call.kernel; ++row) {
+        const std::int16_t* x = tile.x + row * x_row;
+        for (int first = 0; first < pairs; first += 8) {
+            __m256i any = _mm256_setzero_si256();
+            for (int p = 0; p < pixels; ++p) {
+                any = _mm256_or_si256(any, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(
+                                               x + p * tile.x_pixel + 2 * first)));
+            }
+            const __m256i zero = _mm256_cmpeq_epi32(any, _mm256_setzero_si256());
+            const int active = ~_mm256_movemask_ps(_mm256_castsi256_ps(zero));
+            const int count = pairs - first < 8 ? pairs - first : 8;
+            for (int i = 0; i < count; ++i) {
+                x_at[found] = static_cast<std::int32_t>(row * x_row) + 2 * (first + i);
+                w_at[found] = (row * pairs + first + i) * kConvBlock * 2;
+                found += active >> i & 1;
+            }
+        }
+    }
+    tile.x_at = x_at;
+    tile.w_at = w_at;
+    tile.num_pairs = found;
+}
 
 inline __m256i requantise8(const std::int32_t* acc, const float* multiplier) {
     const __m256i sum = _mm256_load_si256(reinterpret_cast<const __m256i*>(acc));
@@ -96,27 +125,27 @@ void store_block(const ConvCall& call, std::int64_t y, std::int64_t x, int chann
 }
 
 void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
-    const ConvPatch<std::int16_t> patch = fill_patch(call, task, static_cast<std::int16_t*>(scratch));
-    const int pairs = call.kernel * call.in_padded / 2;
-    const std::ptrdiff_t block_size = static_cast<std::ptrdiff_t>(call.kernel) * pairs * kConvBlock * 2;
+    const ConvPatch<std::int16_t> patch = fill_patch(call, task, patch_memory<std::int16_t>(call, scratch));
+    auto* const x_at = static_cast<std::int32_t*>(scratch);
+    std::int32_t* const w_at = x_at + call.list_length;
+    const std::ptrdiff_t block_size = std::ptrdiff_t{call.kernel} * call.kernel * call.in_padded * kConvBlock;
     const std::int64_t width = task.x1 - task.x0;
     const std::int64_t num_tiles = (width + kMaxPixels - 1) / kMaxPixels;
     alignas(32) std::int32_t acc[kMaxPixels * kConvBlock];
-    for (int block = task.block0; block < task.block1; ++block) {
-        const int channel = block * kConvBlock;
-        const int left = call.out_channels - channel;
-        for (std::int64_t y = task.y0; y < task.y1; ++y) {
-            for (std::int64_t t = 0; t < num_tiles; ++t) {
-                const std::int64_t begin = width * t / num_tiles;  // tiles of nearly equal width
-                const int pixels = static_cast<int>(width * (t + 1) / num_tiles - begin);
-                const Tile tile = {patch.origin + (y - task.y0) * patch.strides.row + begin * patch.strides.pixel,
-                                   patch.strides.row,
-                                   patch.strides.pixel,
-                                   call.kernel,
-                                   pairs,
-                                   static_cast<const std::int16_t*>(call.weights) + block * block_size,
-                                   call.bias + channel,
-                                   acc};
+    for (std::int64_t y = task.y0; y < task.y1; ++y) {
+        for (std::int64_t t = 0; t < num_tiles; ++t) {
+            const std::int64_t begin = width * t / num_tiles;  // tiles of nearly equal width
+            const int pixels = static_cast<int>(width * (t + 1) / num_tiles - begin);
+            Tile tile;
+            tile.x = patch.origin + (y - task.y0) * patch.strides.row + begin * patch.strides.pixel;
+            tile.x_pixel = patch.strides.pixel;
+            tile.acc = acc;
+            find_pairs(call, patch.strides.row, pixels, x_at, w_at, tile);
+            for (int block = task.block0; block < task.block1; ++block) {
+                const int channel = block * kConvBlock;
+                const int left = call.out_channels - channel;
+                tile.weights = static_cast<const std::int16_t*>(call.weights) + block * block_size;
+                tile.bias = call.bias + channel;
                 kAccumulate[pixels](tile);
                 for (int p = 0; p < pixels; ++p) {
                     if (left >= kConvBlock) {

@@ -19,10 +19,18 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 namespace l2c {
 
 constexpr int kConvBlock = 16;  // output channels of one block
+
+// The byte that stands for 0 in the first ConvCall::offset_channels input channels; the others have 0.
+constexpr int kConvOffset = 128;
+
+// Tiles of one row whose lists of inputs are made together; a list holds two numbers for each entry.
+constexpr int kConvListTiles = 8;
+constexpr int kConvLists = 2 * kConvListTiles;
 
 // Limit on |float32(acc) * multiplier| before it becomes an integer. Any limit >= 32768 + 255 gives the same
 // outputs; this one keeps the conversion to int32 defined.
@@ -36,20 +44,23 @@ struct ConvStrides {
 
 // One call of IntConv::run, as the back ends see it.
 struct ConvCall {
-    int kernel;       // 1 or 3
-    int in_channels;  // as in x
-    int in_padded;    // in_channels rounded up to the back end's step
+    int kernel;           // 1 or 3
+    int in_channels;      // as in x
+    int in_padded;        // in_channels rounded up to the back end's step
+    int offset_channels;  // the first so many hold 128 more; a multiple of 4, 0 with kernel 3
     int out_channels;
     std::int64_t height;
     std::int64_t width;
     const std::uint8_t* x;
     ConvStrides x_strides;
+    bool in_place;                 // x needs no zero-padded copy: in_padded channels and the border can be read
     const std::uint8_t* residual;  // or null
     ConvStrides residual_strides;
     void* out;  // uint8 or int16
     ConvStrides out_strides;
     bool out_i16;
     const void* weights;       // packed, 64-byte aligned
+    std::int64_t list_length;  // room for one number of each group of `step` inputs and 16 more; a multiple of 16
     const std::int32_t* bias;  // padded with zeros to whole blocks, 64-byte aligned
     const float* multiplier;   // likewise
 };
@@ -60,13 +71,14 @@ struct ConvTask {
     int block0, block1;
 };
 
-// One implementation. `run` may use `scratch`, 64-byte aligned, of scratch_bytes(...) bytes.
+// One implementation. `scratch`, 64-byte aligned, has kConvLists * list_length int32, then room for fill_patch unless
+// call.in_place.
 struct ConvBackend {
     const char* name;
     int step;           // input channels per instruction
     int weight_bytes;   // 1: int8, 2: int16
     int scratch_bytes;  // per element of the zero-padded copy of the input
-    bool direct;        // a 1x1 convolution with in_channels % step == 0 reads x in place
+    bool direct;        // reads x itself where call.in_place
     void (*run)(const ConvCall& call, const ConvTask& task, void* scratch);
 };
 
@@ -85,8 +97,20 @@ struct ConvPatch {
     ConvStrides strides;
 };
 
+template <typename T>
+T* patch_memory(const ConvCall& call, void* scratch) {
+    return reinterpret_cast<T*>(static_cast<std::int32_t*>(scratch) + kConvLists * call.list_length);
+}
+
+// The task's input pixels where they are.
+inline ConvPatch<std::uint8_t> patch_in_place(const ConvCall& call, const ConvTask& task) {
+    const int radius = call.kernel / 2;
+    return {call.x + (task.y0 - radius) * call.x_strides.row + (task.x0 - radius) * call.x_strides.pixel,
+            call.x_strides};
+}
+
 // Copies the task's rectangle and its border into `scratch`, channels padded with zeros to call.in_padded and
-// zeros outside the picture, so that no kernel needs a branch at the border.
+// zeros outside the picture, so that no kernel needs a branch at the border. Where T is signed, the offset is taken away.
 template <typename T>
 ConvPatch<T> fill_patch(const ConvCall& call, const ConvTask& task, T* scratch) {
     const int radius = call.kernel / 2;
@@ -105,6 +129,9 @@ ConvPatch<T> fill_patch(const ConvCall& call, const ConvTask& task, T* scratch) 
         const std::uint8_t* src = call.x + y * call.x_strides.row + x_begin * call.x_strides.pixel;
         for (std::int64_t x = x_begin; x < x_end; ++x) {
             for (int c = 0; c < call.in_channels; ++c) dst[c] = src[c];
+            if constexpr (std::is_signed_v<T>) {
+                for (int c = 0; c < call.offset_channels; ++c) dst[c] = static_cast<T>(dst[c] - kConvOffset);
+            }
             for (int c = call.in_channels; c < call.in_padded; ++c) dst[c] = 0;
             dst += pitch;
             src += call.x_strides.pixel;

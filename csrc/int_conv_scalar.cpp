@@ -6,12 +6,9 @@ namespace l2c {
 namespace {
 
 void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
-    ConvPatch<std::uint8_t> patch;
-    if (call.kernel == 1) {
-        patch = {call.x + task.y0 * call.x_strides.row + task.x0 * call.x_strides.pixel, call.x_strides};
-    } else {
-        patch = fill_patch(call, task, static_cast<std::uint8_t*>(scratch));
-    }
+    const ConvPatch<std::uint8_t> patch = call.in_place
+                                              ? patch_in_place(call, task)
+                                              : fill_patch(call, task, patch_memory<std::uint8_t>(call, scratch));
     const int run = call.kernel * call.in_channels;
     const std::ptrdiff_t block_size = static_cast<std::ptrdiff_t>(call.kernel) * run * kConvBlock;
     for (int block = task.block0; block < task.block1; ++block) {
@@ -26,10 +23,10 @@ void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
                 for (int dy = 0; dy < call.kernel; ++dy) {
                     const std::uint8_t* px =
                         patch.origin + (y - task.y0 + dy) * patch.strides.row + (x - task.x0) * patch.strides.pixel;
-                    for (int i = 0; i < run; ++i) {
-                        const std::int16_t value = px[i];
+                    for (int i = 0; i < run; ++i, w += kConvBlock) {
+                        const int value = px[i] - (i < call.offset_channels ? kConvOffset : 0);
+                        if (value == 0) continue;  // most activations are
                         for (int o = 0; o < kConvBlock; ++o) acc[o] += value * w[o];
-                        w += kConvBlock;
                     }
                 }
                 store_pixel(call, y, x, channel, count, acc);

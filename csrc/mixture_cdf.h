@@ -109,8 +109,9 @@ static inline uint32_t mixture_cdf_at(const MixtureView& view, size_t j, int i) 
 
 // ---- network output -> parameters -----------------------------------------------------------------------------------
 //
-// raw[cell] = [logits K*cg | means K*cg | log inverse scales K*cg], int16, each [k][channel]. Symbols are ordered by
-// cell, then channel; cells with valid[cell] == 0 are left out. Per symbol, with table = exp_table, E = 65520:
+// raw[cell] = [logits K*cg | means K*cg | log inverse scales K*cg], int16, each [k][channel]; with `block` channels at
+// a time, the last ones padded, as many of these as it takes. Symbols are ordered by cell, then channel; cells with
+// valid[cell] == 0 are left out. Per symbol, with table = exp_table, E = 65520:
 //
 //   l_k = clamp(logit_k, -128, 127);  e_k = table[max l - l_k];  w_k = floor(E e_k / sum e)
 //   E - sum w is added to the first k with the greatest e_k;  v_k = inv_table[clamp(raw_k, 0, 255)];  m_k = raw mean
@@ -126,6 +127,7 @@ struct ParamsJob {
     int16_t* means;
     uint16_t* inv_scales;
     size_t num_symbols;  // (valid cells) * channels
+    size_t block = 0;    // channels that stand together in raw; 0: all
 };
 
 // floor(65520 e / sum) by double. Let r = fl(65520 / sum) and g = fl(fl(e r) + 2^-21). The exact quotient is
@@ -201,18 +203,36 @@ template <class Finish>
 static inline void run_params(const ParamsJob& job, Finish finish) {
     constexpr size_t kBlock = 2048;  // symbols whose K * 6 bytes stay in the first-level cache
     const size_t cg = job.channels, K = job.num_mixtures, m = job.num_symbols;
+    const size_t block = job.block == 0 ? cg : job.block;
+    const int16_t* raw = job.raw;
+    const size_t pitch = cg == 0 ? 0 : (cg + block - 1) / block * (3 * K * block);
+    const int16_t* const raw_end = raw + job.num_cells * pitch;
     size_t done = 0, j = 0;
     for (size_t cell = 0; cell < job.num_cells && cg > 0; ++cell) {
-        if (job.valid != nullptr && job.valid[cell] == 0) continue;
-        const int16_t* raw = job.raw + cell * 3 * K * cg;
-        // Up to 7 values past a run are written, again by later cells while j + cg + 8 <= m; up to 7 past it are read.
-        const bool roomy = j + cg + 8 <= m && (job.num_cells - cell - 1) * 3 * K * cg >= 8;
-        for (size_t k = 0; k < K; ++k) {
-            copy_run(job.weights + k * m + j, raw + k * cg, cg, roomy);
-            copy_run(job.means + k * m + j, raw + (K + k) * cg, cg, roomy);
-            copy_run(job.inv_scales + k * m + j, raw + (2 * K + k) * cg, cg, roomy);
+        if (job.valid != nullptr && job.valid[cell] == 0) {
+            raw += pitch;
+            continue;
         }
-        j += cg;
+        for (const size_t end = j + cg; j < end; raw += 3 * K * block) {
+            const size_t count = block < end - j ? block : end - j;
+            if (count == 8) {  // one vector for each
+                for (size_t k = 0; k < K; ++k) {
+                    std::memcpy(job.weights + k * m + j, raw + k * block, 16);
+                    std::memcpy(job.means + k * m + j, raw + (K + k) * block, 16);
+                    std::memcpy(job.inv_scales + k * m + j, raw + (2 * K + k) * block, 16);
+                }
+                j += count;
+                continue;
+            }
+            // Up to 7 values past a run are written, again by later runs while j + count + 8 <= m; up to 7 are read.
+            const bool roomy = j + count + 8 <= m && raw_end - raw >= static_cast<ptrdiff_t>(3 * K * block + 8);
+            for (size_t k = 0; k < K; ++k) {
+                copy_run(job.weights + k * m + j, raw + k * block, count, roomy);
+                copy_run(job.means + k * m + j, raw + (K + k) * block, count, roomy);
+                copy_run(job.inv_scales + k * m + j, raw + (2 * K + k) * block, count, roomy);
+            }
+            j += count;
+        }
         if (j - done >= kBlock) {
             // Whole blocks only, and nothing past j: values there are not final yet.
             const size_t end = done + (j - done) / 64 * 64;

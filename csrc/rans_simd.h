@@ -7,8 +7,10 @@
 // Two ways to search, both without tables of C:
 //   binary  a word is a lane; b steps. For many lanes, where throughput counts.
 //   wide    a lane has kWords / L words, which try as many edges at once: with 8 lanes in AVX-512 a 4-ary search, with
-//           one lane a 32-ary one. For few lanes, where the chain state -> symbol -> state counts.
-// In both the first step needs no state, and is taken for the next row while this row's chain waits.
+//           one lane a 32-ary one. For few lanes, where the chain state -> symbol -> state counts. As few lanes mean
+//           few bits, most symbols are near the mean: a window around it is tried first, and the search only starts
+//           where it fails.
+// In both what comes first needs no state, and is done for the next row while this row's chain waits.
 //
 // Everything is in an anonymous namespace: each file gets its own code (see mixture_cdf.h).
 
@@ -268,77 +270,137 @@ Status decode_binary(const MixtureView& view, uint8_t* symbols, size_t rows, uin
     return suspects.status();
 }
 
+// Where one row of symbols was found: edge = 128 e + bias of the lower edge, and the sums at it and at the upper one.
+template <class I, int G>
+struct Found {
+    typename I::V edge[G], low[G], high[G];
+};
+
 // G vectors of L lanes each; a lane has kWays = kWords / L neighbouring words, and its state in every quad of them.
 template <class I, int L, int G>
-Status decode_wide(const MixtureView& view, uint8_t* symbols, size_t rows, uint64_t* states, const uint16_t** words,
-                   const uint16_t* words_end) {
+struct WideSearch {
     using V = typename I::V;
     using M = typename I::M;
-    constexpr int kLanes = L * G, kWays = I::kWords / L, kWayBits = log2_of(kWays);
-    const int K = view.num_mixtures, step_size = 1 << (8 - view.bits);
-    const V bias = I::set1(edge_bias(view.bits));
-    const uint16_t* next_word = *words;
-    Suspects<I> suspects;
-    V x[G];
-    each<G>([&](int g) { x[g] = I::template load_states<L>(states + g * L); });
+    static constexpr int kWays = I::kWords / L, kWayBits = log2_of(kWays);
 
-    // Way r of a lane tries the edge at position + r * step, r > 0 (the position itself is known not to exceed the
-    // slot). The first step takes the bits that do not fill a step, so that only there some ways have no edge to try.
-    uint16_t ways[I::kWords];
-    for (int i = 0; i < I::kWords; ++i) ways[i] = static_cast<uint16_t>(i % kWays);
-    const V way = I::load(ways);
-    const int num_steps = (view.bits + kWayBits - 1) / kWayBits;
-    const int first_bits = view.bits - kWayBits * (num_steps - 1);
-    V offset[8];
-    M tries[8];
-    for (int s = 0; s < num_steps; ++s) {
-        offset[s] = I::sll(way, 7 + (8 - view.bits) + kWayBits * (num_steps - 1 - s));
-        const int num_ways = s == 0 ? 1 << first_bits : kWays;
-        tries[s] = I::both(I::le_u(I::set1(1), way), I::le_u(way, I::set1(num_ways - 1)));
+    int K, bits;
+    V bias, way;
+
+    explicit WideSearch(const MixtureView& view) : K(view.num_mixtures), bits(view.bits) {
+        uint16_t ways[I::kWords];
+        for (int i = 0; i < I::kWords; ++i) ways[i] = static_cast<uint16_t>(i % kWays);
+        way = I::load(ways);
+        bias = I::set1(edge_bias(bits));
     }
 
-    Parameters<I, G> parameters[2];  // of this row and the next
-    V first_sum[G];                  // at the first step's edges
-    const auto prepare = [&](size_t row) {
-        Parameters<I, G>& p = parameters[row % 2];
-        p.read(view, row * kLanes, suspects,
-               [](const auto* values, int g) { return I::template spread<L>(values + g * L); });
-        V edge[G];
-        each<G>([&](int g) { edge[g] = I::add(bias, offset[0]); });
-        sums_at<I, G>(edge, p, K, first_sum);
-    };
-    if (rows > 0) prepare(0);
-
-    for (size_t row = 0; row < rows; ++row) {
-        const Parameters<I, G>& p = parameters[row % 2];
-        V h[G], rest[G], position[G], low[G], high[G], edge[G], sum[G];
+    // The symbols of the states, from all edges. Way r of a lane tries the edge at position + r * step, r > 0 (the
+    // position itself is known not to exceed the slot). The first step takes the bits that do not fill a step, so that
+    // only there some ways have no edge to try.
+    __attribute__((noinline)) void all(const Parameters<I, G>& p, const V (&h)[G], const V (&rest)[G],
+                                       Found<I, G>& found) const {
+        const int num_steps = (bits + kWayBits - 1) / kWayBits;
+        const int first_bits = bits - kWayBits * (num_steps - 1);
+        V position[G], low[G], high[G], edge[G], sum[G];
         each<G>([&](int g) {
-            h[g] = I::spread_low_word(I::template srlq<4>(x[g]));
-            rest[g] = I::sub(I::set1(15), I::and_(I::spread_low_word(x[g]), I::set1(15)));
             position[g] = bias;
             low[g] = I::set1(0);
             high[g] = I::set1(kWeightSum);
-            sum[g] = first_sum[g];
         });
         for (int s = 0; s < num_steps; ++s) {
-            each<G>([&](int g) { edge[g] = I::add(position[g], offset[s]); });
-            if (s > 0) sums_at<I, G>(edge, p, K, sum);
+            const V offset = I::sll(way, 7 + (8 - bits) + kWayBits * (num_steps - 1 - s));
+            const int num_ways = s == 0 ? 1 << first_bits : kWays;
+            const M tries = I::both(I::le_u(I::set1(1), way), I::le_u(way, I::set1(num_ways - 1)));
+            each<G>([&](int g) { edge[g] = I::add(position[g], offset); });
+            sums_at<I, G>(edge, p, K, sum);
             each<G>([&](int g) {
                 const M reached = reaches<I>(edge[g], sum[g], bias, h[g], rest[g]);
-                const M up = I::both(tries[s], reached), down = I::first_only(tries[s], reached);
+                const M up = I::both(tries, reached), down = I::first_only(tries, reached);
                 position[g] = I::template group_max_s<L>(I::select(up, edge[g], position[g]));
                 low[g] = I::max_u(low[g], I::keep(up, sum[g]));
                 high[g] = I::select(down, I::min_u(high[g], sum[g]), high[g]);
             });
         }
+        each<G>([&](int g) {
+            found.edge[g] = position[g];
+            found.low[g] = I::template group_max_u<L>(low[g]);
+            found.high[g] = I::template group_min_u<L>(high[g]);
+        });
+    }
+
+    // kWays neighbouring edges around the mean of the heaviest component, of all 2^b + 1 edges, those at 0 and 2^b
+    // included. (Which edges are tried decides nothing but time. With fewer edges than ways the last ones are repeated.)
+    void window(const Parameters<I, G>& p, V (&edge)[G], V (&sum)[G]) const {
+        const int num_symbols = 1 << bits, shift = 8 - bits;
+        const int last_start = num_symbols < kWays - 1 ? 0 : num_symbols - (kWays - 1);
+        const V offset = I::sll(I::min_u(way, I::set1(num_symbols)), 7 + shift);
+        const V to_start = I::set1(num_symbols / 2 + kWays / 2 - 1);
+        each<G>([&](int g) {
+            V weight = p.w[g], mean = p.m[g];
+            for (int k = 1; k < K; ++k) {
+                mean = I::select(I::le_u(p.w[k * G + g], weight), mean, p.m[k * G + g]);
+                weight = I::max_u(weight, p.w[k * G + g]);
+            }
+            // The symbol at the mean is floor((mean + 64 S) / (128 S)) + 2^(b-1).
+            const V from_zero = I::adds_u(I::xor_(mean, I::set1(0x8000)), I::set1(64 << shift));
+            const V likely = I::srl(from_zero, 7 + shift);  // with 2^b added
+            const V start = I::min_u(I::sub(I::max_u(likely, to_start), to_start), I::set1(last_start));
+            edge[g] = I::add(I::add(bias, I::sll(start, 7 + shift)), offset);
+        });
+        sums_at<I, G>(edge, p, K, sum);
+        each<G>([&](int g) {
+            sum[g] = I::select(I::eq(edge[g], bias), I::set1(0), sum[g]);
+            sum[g] = I::select(I::eq(edge[g], I::add(bias, I::set1(0x8000))), I::set1(kWeightSum), sum[g]);
+        });
+    }
+};
+
+template <class I, int L, int G>
+Status decode_wide(const MixtureView& view, uint8_t* symbols, size_t rows, uint64_t* states, const uint16_t** words,
+                   const uint16_t* words_end) {
+    using V = typename I::V;
+    using M = typename I::M;
+    using Search = WideSearch<I, L, G>;
+    constexpr int kLanes = L * G;
+    const Search search(view);
+    const int step_size = 1 << (8 - view.bits);
+    const V bias = search.bias;
+    const M first_way = I::eq(search.way, I::set1(0)), last_way = I::eq(search.way, I::set1(Search::kWays - 1));
+    const uint16_t* next_word = *words;
+    Suspects<I> suspects;
+    V x[G];
+    each<G>([&](int g) { x[g] = I::template load_states<L>(states + g * L); });
+
+    Parameters<I, G> parameters[2];  // of this row and the next
+    V edge[G], sum[G];               // of the row's window
+    const auto prepare = [&](size_t row) {
+        Parameters<I, G>& p = parameters[row % 2];
+        p.read(view, row * kLanes, suspects,
+               [](const auto* values, int g) { return I::template spread<L>(values + g * L); });
+        search.window(p, edge, sum);
+    };
+    if (rows > 0) prepare(0);
+
+    for (size_t row = 0; row < rows; ++row) {
+        V h[G], rest[G];
+        Found<I, G> found;
+        bool inside = true;
+        each<G>([&](int g) {
+            h[g] = I::spread_low_word(I::template srlq<4>(x[g]));
+            rest[g] = I::sub(I::set1(15), I::and_(I::spread_low_word(x[g]), I::set1(15)));
+            const M reached = reaches<I>(edge[g], sum[g], bias, h[g], rest[g]);
+            inside &= !I::any(I::first_only(first_way, reached)) && !I::any(I::both(last_way, reached));
+            found.edge[g] = I::template group_max_s<L>(I::select(reached, edge[g], bias));
+            found.low[g] = I::template group_max_u<L>(I::keep(reached, sum[g]));
+            found.high[g] = I::template group_min_u<L>(I::select(reached, I::set1(kWeightSum), sum[g]));
+        });
+        if (!inside) search.all(parameters[row % 2], h, rest, found);
         if (row + 1 < rows) prepare(row + 1);
         each<G>([&](int g) {
             const V word = I::set1q(0xffff);
-            const V e = I::and_(I::srl(I::sub(position[g], bias), 7), word);
-            const V low_quads = I::and_(I::template group_max_u<L>(low[g]), word);
-            const V high_quads = I::and_(I::template group_min_u<L>(high[g]), word);
+            const V e = I::and_(I::srl(I::sub(found.edge[g], bias), 7), word);
+            const V low = I::and_(found.low[g], word), high = I::and_(found.high[g], word);
             I::template store_symbols<L>(symbols + row * kLanes + g * L, I::srl(e, 8 - view.bits));
-            x[g] = next_state<I>(x[g], e, low_quads, I::subq(high_quads, low_quads), step_size);
+            x[g] = next_state<I>(x[g], e, low, I::subq(high, low), step_size);
         });
         if (!refill_all<I, L>(x, next_word, words_end) || next_word > words_end) return kTruncated;
     }

@@ -6,7 +6,7 @@ implementation gives the same ones:
 - "reference": int64 arithmetic, written for reading (`l2c.reference`);
 - "torch": float32-carried integers in PyTorch convolutions, any device, pictures batched;
 - "triton": the kernels of `kernels/` on a GPU, with the coder (`l2c.device_coder`), tiles batched;
-- "cpu": the C++ kernels of `csrc/int_conv*`, one picture at a time, several in parallel.
+- "cpu": C++ (`csrc/tile_coder.h`), whole pictures without Python in between, several in parallel.
 
 Formats
     inputs        int8, real value / INPUT_SCALE: companded latents (a table of 256 entries), availability, planes
@@ -26,7 +26,6 @@ import math
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -46,6 +45,7 @@ from l2c.probability import (
     COMPAND,
     INPUT_SCALE,
     LOGIT_UNIT,
+    MAX_MU,
     MEAN_UNIT,
     POSITIONS,
     ProbabilityModel,
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 SUM_LIMIT = 1 << 24
 _EXACT_LOCK = threading.RLock()
 _CACHE_LOCK = threading.Lock()
-_FIRST_LAYER_CACHE = 64  # (header, scale) pairs kept packed, about 0.4 MB each
+_SAMPLE_QUALITIES = (300, 500, 700)  # where the C++ form learns which hidden channels are seldom active
 _BATCH_POSITIONS = 1 << 17  # latent positions that share a pass of the torch engine: some hundreds of MB
 _LOG2_INV_SCALE_TOP = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)
 
@@ -222,46 +222,28 @@ class IntegerModel:
         self.values = 4 * self.c
         self.maps = self.values + 4 * len(self.config.channel_groups)  # channels before the planes
         self.planes = num_planes(self.config.num_scales)
-        self._packed: dict[int, tuple[Any, Any, Any]] = {}
-        self._first: dict[tuple[tuple[int, int, int], int], list[Any]] = {}
+        self._tile_coder: Any = None
         self._torch: dict[tuple[int, torch.device], list[tuple[Tensor, Tensor, Tensor]]] = {}
         self._device_coders: dict[torch.device, DeviceCoder] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For pickle and copy: everything but the packed forms, which are made again when they are needed."""
-        return {**self.__dict__, "_packed": {}, "_first": {}, "_torch": {}, "_device_coders": {}}
+        return {**self.__dict__, "_tile_coder": None, "_torch": {}, "_device_coders": {}}
 
-    def packed(self, index: int) -> tuple[Any, Any, Any]:
-        """C++ forms of w2, w3 and w4 of a step, made once."""
-        if index not in self._packed:
-            step = self.steps[index]
-            self._packed[index] = (_pack(step.w2), _pack(step.w3), _pack(step.w4))
-        return self._packed[index]
-
-    def first_layers(self, header: tuple[int, int, int], scale: int) -> list[Any]:
-        """C++ forms of w1 of all steps for one header and scale.
-
-        The planes are constant, so they are folded into the bias; the int8 inputs arrive with 128 added, which the
-        bias takes back: sum w (u + 128) + (bias - 128 sum w) = sum w u + bias.
-        """
-        key = (header, scale)
-        with _CACHE_LOCK:  # pictures are coded in several threads, and old entries leave
-            if key in self._first:
-                return self._first[key]
-        planes = np.array(constant_planes(*header, scale, self.config.num_scales), dtype=np.int64)
-        layers = []
-        for step in self.steps:
-            weight = step.w1.weight
-            constant = weight[:, self.maps : self.maps + self.planes, 0, 0].astype(np.int64) @ planes
-            offset = 128 * weight[:, : self.maps, 0, 0].astype(np.int64).sum(axis=1)
-            kept = np.concatenate((weight[:, : self.maps], weight[:, self.maps + self.planes :]), axis=1)
-            bias = (step.w1.bias + constant - offset).astype(np.int32)
-            layers.append(ops.int_conv(kept, bias, step.w1.multiplier))
+    def tile_coder(self) -> Any:
+        """The C++ form of this model (csrc/tile_coder.h), made once."""
         with _CACHE_LOCK:
-            while len(self._first) >= _FIRST_LAYER_CACHE:
-                self._first.pop(next(iter(self._first)))
-            self._first[key] = layers
-        return layers
+            if self._tile_coder is None:
+                steps = [(step.w1, step.w2, step.w3, step.w4) for step in self.steps]
+                samples = [self._planes((quality, MAX_MU // 2, 8)) for quality in _SAMPLE_QUALITIES]
+                self._tile_coder = ops.tile_coder(self.config, steps, self.prior, self.tables, samples)
+            return self._tile_coder
+
+    def _planes(self, header: tuple[int, int, int]) -> UInt8Array:
+        """Constant planes of every scale and of the prior, [num_scales + 1, planes]."""
+        num_scales = self.config.num_scales
+        planes = [constant_planes(*header, scale, num_scales) for scale in range(num_scales + 1)]
+        return np.array(planes, dtype=np.uint8)
 
     def torch_layers(self, index: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(weight, bias [1, O, 1, 1], multiplier [1, O, 1, 1]) float32 of w1..w4 of a step on a device, made once."""
@@ -335,11 +317,8 @@ class IntegerModel:
 
     def _code_used(self, jobs: Sequence[Job], name: str, device: torch.device | None, threads: int) -> list[UInt8Array]:
         """`code` for jobs that use at least one channel, on a backend that is chosen."""
-        if name == "cpu" and len(jobs) > 1:
-            with ThreadPoolExecutor(max(1, threads)) as pool:
-                return list(pool.map(lambda job: self._code([job], CpuEngine(self, [job], 1))[0], jobs))
         if name == "cpu":
-            return self._code(jobs, CpuEngine(self, jobs, threads)) if jobs else []
+            return self._code_cpu(jobs, threads) if jobs else []
         if name == "triton":
             return self._code_on_device(jobs, device)
         results = []
@@ -414,6 +393,20 @@ class IntegerModel:
             else:
                 self.device_coder(device).record(part)
         return [job.symbols for job in jobs]  # type: ignore[misc]
+
+    def _code_cpu(self, jobs: Sequence[Job], threads: int) -> list[UInt8Array]:
+        """`code` for at least one job in C++, each through its range coder or, if it has none, through Python calls."""
+        arguments = []
+        for job in jobs:
+            coder: Any = job.coder
+            if isinstance(coder, (SymbolWriter, SymbolReader)):
+                if coder.b != job.header[2]:
+                    raise ValueError(f"the coder's b is {coder.b}, the job's {job.header[2]}")
+                coder = coder.encoder if isinstance(coder, SymbolWriter) else coder.decoder
+            symbols = None if job.symbols is None else np.ascontiguousarray(job.symbols)
+            place = (job.height, job.width, job.header[2], job.used)
+            arguments.append((*place, self._planes(job.header), coder, symbols))
+        return self.tile_coder().code(arguments, max(1, threads))
 
     def _code(self, jobs: Sequence[Job], engine: Engine) -> list[UInt8Array]:
         num_scales, groups = self.config.num_scales, self.config.channel_groups
@@ -520,10 +513,6 @@ class _Recorder:
         return latents
 
 
-def _pack(layer: IntegerLayer) -> Any:
-    return ops.int_conv(layer.weight, layer.bias, layer.multiplier)
-
-
 def _latents(symbols: UInt8Array, b: int) -> Int16Array:
     return (symbols.astype(np.int16) - (1 << (b - 1))) << (8 - b)
 
@@ -542,74 +531,8 @@ def scale_sizes(height: int, width: int, num_scales: int) -> list[tuple[int, int
     return sizes
 
 
-class CpuEngine:
-    """The C++ kernels, one picture, channels last. Inputs are biased by 128 to be unsigned; a bias corrects for it."""
-
-    def __init__(self, model: IntegerModel, jobs: Sequence[Job], threads: int) -> None:
-        assert len(jobs) == 1
-        self.model, self.job, self.threads = model, jobs[0], threads
-        self.sizes = scale_sizes(self.job.height, self.job.width, model.config.num_scales)
-        self.compand = (model.tables.compand.astype(np.int16) + 128).astype(np.uint8)
-        self.width = model.config.width
-        self.q: UInt8Array | None = None
-        self.heads: dict[int, Any] = {}
-
-    def start_scale(self, scale: int, latents: list[Int16Array]) -> None:
-        model = self.model
-        known = latents[0]
-        rows, columns = known.shape[:2]
-        height, width = self.sizes[scale]
-        self.scale = scale
-        # One buffer holds every input channel of w1: [values | availability | q], q written by w3.
-        self.buffer = np.full((rows, columns, model.maps + self.width), 128, dtype=np.uint8)
-        companded = self.compand[known + 128]
-        for p, (dy, dx) in enumerate(POSITIONS):
-            part = self.buffer[: (height - dy + 1) // 2, : (width - dx + 1) // 2]
-            part[:, :, p * model.c : (p + 1) * model.c] = companded[: part.shape[0], : part.shape[1]]
-        groups = len(model.config.channel_groups)
-        self.buffer[:, :, model.values : model.values + groups] = 128 + AVAILABLE
-        q = self.buffer[:, :, model.maps :]
-        if self.q is None:
-            q[...] = 0
-        else:
-            q[...] = self.q.repeat(2, axis=0)[:rows].repeat(2, axis=1)[:, :columns]
-        self.q = q
-        self.h1 = np.empty((rows, columns, self.width), dtype=np.uint8)
-        self.h2 = np.empty_like(self.h1)
-        self.first = model.first_layers(self.job.header, scale)
-
-    def step(self, index: int) -> list[Int16Array]:
-        model = self.model
-        rows, columns = self.buffer.shape[:2]
-        packed = model.packed(index)
-        self.first[index].run(self.buffer, into=self.h1, threads=self.threads)
-        packed[0].run(self.h1, into=self.h2, threads=self.threads)
-        packed[1].run(self.h2, residual=self.h1, into=self.q, threads=self.threads)
-        group = index % len(model.config.channel_groups)
-        size = model.config.channel_groups[group]
-        used = model.group_used(group, self.job.used)
-        shape = (rows, columns, 3, model.config.num_mixtures, used)
-        if not used:
-            return [np.zeros(shape, dtype=np.int16)]
-        if index not in self.heads:
-            layer = model.head(model.steps[index].w4, size, used)
-            self.heads[index] = packed[2] if used == size else _pack(layer)
-        return [self.heads[index].run(self.q, out="i16", threads=self.threads).reshape(shape)]
-
-    def fill(self, position: int, group: int, latents: list[Int16Array]) -> None:
-        model = self.model
-        part = latents[0]
-        start = position * model.c + sum(model.config.channel_groups[:group])
-        target = self.buffer[: part.shape[0], : part.shape[1]]
-        target[:, :, start : start + part.shape[2]] = self.compand[part + 128]
-        target[:, :, model.values + position * len(model.config.channel_groups) + group] = 128 + AVAILABLE
-
-    def prior(self, index: int) -> Int16Array:
-        return _prior_of(self.model, self.job)
-
-
 def prior_reference(model: IntegerModel, header: tuple[int, int, int]) -> Int16Array:
-    """The prior under a header in int64, int16 [3 K c]: it is tiny, so every backend takes it from here."""
+    """The prior under a header in int64, int16 [3 K c]: it is tiny, so all but the C++ take it from here."""
     from l2c import reference
 
     assert model.prior is not None

@@ -6,7 +6,8 @@ import functools
 import importlib
 import os
 import types
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,10 @@ from torch import Tensor
 from l2c import reference
 from l2c.errors import BackendError, BitstreamError
 from l2c.reference import Grid
+
+if TYPE_CHECKING:
+    from l2c.config import ProbabilityConfig
+    from l2c.integer import IntegerLayer, IntegerTables
 
 INTEGER_BACKENDS = ("auto", "cpu", "triton", "torch", "reference")
 FLOAT_BACKENDS = ("auto", "triton", "reference")
@@ -204,6 +209,33 @@ def bf16_pays(device: torch.device) -> bool:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def tile_coder(
+    config: ProbabilityConfig,
+    steps: Sequence[Sequence[IntegerLayer]],
+    prior: Sequence[IntegerLayer] | None,
+    tables: IntegerTables,
+    samples: Sequence[npt.NDArray[np.uint8]],
+) -> Any:
+    """A model's P with the range coder in C++, see csrc/tile_coder.h and `_C.TileCoder`.
+
+    Args:
+        config: sizes of P.
+        steps: (w1, w2, w3, w4) of each step; prior: (w1, w2), or None for the uniform one.
+        tables: of the model.
+        samples: constant planes uint8 [num_scales + 1, planes] of typical pictures.
+    """
+
+    def arrays(layers: Sequence[IntegerLayer]) -> list[tuple[npt.NDArray[Any], ...]]:
+        parts = ((layer.weight, layer.bias, layer.multiplier) for layer in layers)
+        return [tuple(np.ascontiguousarray(array) for array in part) for part in parts]
+
+    return extension().TileCoder(
+        list(config.channel_groups), config.num_scales, config.num_mixtures,
+        [arrays(step) for step in steps], None if prior is None else arrays(prior),
+        *(np.ascontiguousarray(table) for table in (tables.compand, tables.exp, tables.inv_scale)), samples,
+    )  # fmt: skip
 
 
 def int_conv(weight: npt.NDArray[np.int8], bias: npt.NDArray[np.int32], multiplier: npt.NDArray[np.float32]) -> Any:

@@ -1,5 +1,6 @@
 """The whole path with tiny untrained models: any size, any input, exactness, tiles, errors."""
 
+import copy
 import dataclasses
 import io
 import os
@@ -322,19 +323,26 @@ def test_other_models_are_found_by_id(codec, tiny_model_path, tmp_path, monkeypa
     assert np.array_equal(decoded[0], codec.decode(files[0]))
 
 
+def break_the_cpu_path(monkeypatch) -> None:
+    """From here on the C++ form of a model has another bias in the head of its second step."""
+    right = integer.IntegerModel.tile_coder
+
+    def wrong(model):
+        w4 = dataclasses.replace(model.steps[1].w4, bias=model.steps[1].w4.bias + 500)
+        other = copy.copy(model)
+        other.steps = (model.steps[0], dataclasses.replace(model.steps[1], w4=w4), *model.steps[2:])
+        return right(other)
+
+    monkeypatch.setattr(integer.IntegerModel, "tile_coder", wrong)
+
+
 def test_wrong_integers_fall_back_to_the_exact_path(tiny_model_path, monkeypatch) -> None:
     """A backend that computes other integers than the encoder must not lose the picture."""
     codec = l2c.Codec(tiny_model_path)
     picture = drawn(50, 50)
     data = codec.encode(picture)
     expected = codec.decode(data)
-    layer = integer.CpuEngine.step
-
-    def broken(self, index):
-        raws = layer(self, index)
-        return [np.ascontiguousarray(raw + (index == 1)) for raw in raws]
-
-    monkeypatch.setattr(integer.CpuEngine, "step", broken)
+    break_the_cpu_path(monkeypatch)
     assert np.array_equal(codec.decode(data), expected)
     with pytest.warns(UserWarning, match="exact slow path"):
         assert l2c.Codec(tiny_model_path).backend == "reference"
@@ -370,7 +378,7 @@ def test_small_files_cannot_ask_for_much(codec, monkeypatch) -> None:
         codec.verify(lie(4096, 4096, 0))
     assert passes == ["cpu", "torch"]
     # No channel is used: P does not run. (The CRC lies, so this ends in an error as well.)
-    monkeypatch.setattr(integer.CpuEngine, "step", None)
+    monkeypatch.setattr(integer.IntegerModel, "tile_coder", None)
     with pytest.raises(l2c.BitstreamError, match="do not match the CRC"):
         codec.verify(lie(4096, 4096, 0))
     # One pixel wide: the latents would cover eight times as many pixels.
@@ -384,8 +392,7 @@ def test_wrong_integers_in_the_middle_are_decoded_again(tiny_model_path, drawn_p
     codec = l2c.Codec(tiny_model_path, backend="cpu")
     data = codec.encode(drawn_picture)
     expected = codec.verify(data)
-    right = integer.CpuEngine.step
-    monkeypatch.setattr(integer.CpuEngine, "step", lambda self, index: [part + 1 for part in right(self, index)])
+    break_the_cpu_path(monkeypatch)
     assert codec.verify(data) == expected
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -268,20 +267,6 @@ def test_wrong_stream_is_refused(model) -> None:
         decode(model, [data[:-2]], [(9, 9)], "cpu")
     with pytest.raises(BitstreamError):
         decode(model, [data], [(9, 10)], "cpu")
-
-
-def test_threads_share_the_packed_layers_safely(model, monkeypatch) -> None:
-    """More (header, scale) pairs than the cache holds, from many threads: an eviction takes nothing from others."""
-    monkeypatch.setattr(integer, "_FIRST_LAYER_CACHE", 2)
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        with ThreadPoolExecutor(8) as pool:
-            for layers in pool.map(lambda n: model.first_layers((n % 40, 0, 8), n % 3), range(2000)):
-                assert len(layers) == len(model.steps)
-    finally:
-        sys.setswitchinterval(interval)
-    assert len(model._first) <= 2
 
 
 def test_unknown_backend_is_an_error(model) -> None:
