@@ -33,6 +33,23 @@ def extension() -> Any:
     return module
 
 
+@functools.lru_cache(maxsize=1)
+def _load_cuda_extension() -> tuple[Any, str]:
+    """(module, "") or (None, why it does not load); the outcome is remembered."""
+    try:
+        return importlib.import_module("l2c._cuda"), ""
+    except ImportError as error:
+        return None, f"the extension l2c._cuda does not load ({error}); build it with `L2C_CUDA=1 pip install -e .`"
+
+
+def cuda_extension() -> Any:
+    """The CUDA extension, see csrc/cuda/rans.h. Raises BackendError with the reason where it does not load."""
+    module, reason = _load_cuda_extension()
+    if module is None:
+        raise BackendError(reason)
+    return module
+
+
 def range_encoder() -> Any:
     """A new interleaved rANS encoder, see csrc/rans.h."""
     return extension().RangeEncoder()
