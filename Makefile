@@ -11,7 +11,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*)
+SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*) $(wildcard csrc/cuda/*)
 
 .PHONY: demo test bench lint setup clean
 .DEFAULT_GOAL := test
@@ -33,7 +33,7 @@ lint: $(VENV)/.installed
 
 clean:
 	rm -rf $(VENV) build l2c.egg-info demo_out
-	rm -f l2c/_C*.so
+	rm -f l2c/_C*.so l2c/_cuda*.so
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

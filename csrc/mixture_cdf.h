@@ -25,13 +25,20 @@
 // Greatest error of sigma: 7.4 / 65536.
 //
 // Functions here are `static inline`: the SIMD files include this header, and a copy compiled with AVX-512 must not be
-// the one that the linker keeps for everybody.
+// the one that the linker keeps for everybody. Those marked L2C_HD are compiled for GPUs as well (csrc/cuda/rans.cu),
+// which keep the coefficients elsewhere: hence the parameter `tail`, a function object that returns T(u).
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+
+#ifdef __CUDACC__
+#define L2C_HD __host__ __device__
+#else
+#define L2C_HD
+#endif
 
 namespace l2c {
 
@@ -68,17 +75,31 @@ static inline MixtureView skip(const MixtureView& view, size_t j) {
 // What a kernel found; anything but kOk stops the push or pop.
 enum Status : int { kOk = 0, kBadSymbol = 1, kBadWeights = 2, kBadScale = 3, kTruncated = 4 };
 
-static inline uint32_t logistic_tail(uint32_t u) {
-    const uint32_t s = u >> 10, f = (u & 1023) << 4;
-    return kTailA[s] - ((f * (kTailB[s] - ((f * kTailC[s]) >> 16))) >> 16);
+// T(u) from the coefficients of segment u >> 10.
+static L2C_HD inline uint32_t tail_in_segment(uint32_t u, uint32_t a, uint32_t b, uint32_t c) {
+    const uint32_t f = (u & 1023) << 4;
+    return a - ((f * (b - ((f * c) >> 16))) >> 16);
 }
+
+static L2C_HD inline uint32_t logistic_tail(uint32_t u) {
+    const uint32_t s = u >> 10;
+    return tail_in_segment(u, kTailA[s], kTailB[s], kTailC[s]);
+}
+
+struct HostTail {
+    L2C_HD uint32_t operator()(uint32_t u) const { return logistic_tail(u); }
+};
 
 // sigma of z = -32768..32767: 1..65535.
+template <class Tail>
+static L2C_HD inline uint32_t logistic(int32_t z, Tail tail) {
+    return z >= 0 ? 65536 - tail(static_cast<uint32_t>(z)) : tail(static_cast<uint32_t>(~z));
+}
 static inline uint32_t logistic(int32_t z) {
-    return z >= 0 ? 65536 - logistic_tail(static_cast<uint32_t>(z)) : logistic_tail(static_cast<uint32_t>(~z));
+    return logistic(z, HostTail());
 }
 
-static inline int32_t clamp_int16(int32_t x) {
+static L2C_HD inline int32_t clamp_int16(int32_t x) {
     return x < -32768 ? -32768 : x > 32767 ? 32767 : x;
 }
 
@@ -91,20 +112,34 @@ static inline Status check_parameters(const MixtureView& view, size_t j) {
     return sum == kWeightSum ? kOk : kBadWeights;
 }
 
+// 64 t_i, with `step` = S.
+static L2C_HD inline int32_t mixture_edge(int i, int step) {
+    return 64 * ((2 * i - 1) * step - 256);
+}
+
+// floor(w sigma(z) / 2^16) at an edge (64 t), of the component whose parameters are at index `at`.
+template <class Tail>
+static L2C_HD inline uint32_t mass_below(const MixtureView& view, size_t at, int32_t edge, Tail tail) {
+    const int32_t d = clamp_int16(edge - view.means[at]);
+    const int32_t z = clamp_int16((d * view.inv_scales[at]) >> 5);
+    return (view.weights[at] * logistic(z, tail)) >> 16;
+}
+
 // C(i) of symbol j, i = 0..2^b.
-static inline uint32_t mixture_cdf_at(const MixtureView& view, size_t j, int i) {
+template <class Tail>
+static L2C_HD inline uint32_t mixture_cdf_at(const MixtureView& view, size_t j, int i, Tail tail) {
     const int step = 1 << (8 - view.bits);
     if (i == 0) return 0;
     if (i == 1 << view.bits) return kProbabilityOne;
-    const int32_t edge = 64 * ((2 * i - 1) * step - 256);
+    const int32_t edge = mixture_edge(i, step);
     uint32_t sum = 0;
     for (int k = 0; k < view.num_mixtures; ++k) {
-        const size_t at = k * view.stride + j;
-        const int32_t d = clamp_int16(edge - view.means[at]);
-        const int32_t z = clamp_int16((d * view.inv_scales[at]) >> 5);
-        sum += (view.weights[at] * logistic(z)) >> 16;
+        sum += mass_below(view, k * view.stride + j, edge, tail);
     }
     return (sum << 4) + static_cast<uint32_t>(i * step);
+}
+static inline uint32_t mixture_cdf_at(const MixtureView& view, size_t j, int i) {
+    return mixture_cdf_at(view, j, i, HostTail());
 }
 
 // ---- network output -> parameters -----------------------------------------------------------------------------------

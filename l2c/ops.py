@@ -97,9 +97,8 @@ def triton_reason(device: torch.device) -> str:
 
     try:
         probe(device)
-    except (
-        Exception
-    ) as error:  # Triton compiles with the machine's C compiler and Python's headers, which may be missing
+    # Triton compiles with the machine's C compiler and Python's headers, which may be missing.
+    except Exception as error:
         return f"Triton cannot compile for {device} ({type(error).__name__}: {error})"
     return ""
 
