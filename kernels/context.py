@@ -7,8 +7,6 @@ Symbols live in one canvas per picture, uint8 [N, c, height, width], from which 
 position (r, c) of scale i lies at (r 2^i, c 2^i).
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor

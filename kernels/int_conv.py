@@ -7,8 +7,6 @@ Activations are stored as int8 with 128 subtracted, so that both sides of a matr
 multiply int8 by int8); 128 sum w goes into the bias. Zero is -128 then, outside the picture, too.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

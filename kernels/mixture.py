@@ -6,8 +6,6 @@ Symbols of a group lie in coding order: by cell, then channel. Stream i's symbol
 [k, i, j] of the parameters; S, the second length, is the same for all streams of a batch.
 """
 
-from __future__ import annotations
-
 import functools
 
 import torch

@@ -8,8 +8,6 @@ first and the last row of a group may have some lanes only. The words of a row l
 (0..2) follows from its state alone, so a prefix sum says where each lane reads or writes.
 """
 
-from __future__ import annotations
-
 import triton
 import triton.language as tl
 from torch import Tensor

@@ -451,7 +451,9 @@ class DeviceCoder:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """One thread at a time queues work. Tensors made in inference mode could not be filled by later calls."""
-        with self._lock, torch.inference_mode(False), torch.no_grad():
+        # Graphs are recorded on the current GPU.
+        device = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+        with self._lock, device, torch.inference_mode(False), torch.no_grad():
             yield
 
     def _reserve_windows(self, geometry: Geometry) -> None:

@@ -157,9 +157,20 @@ def integer_kernels(device: torch.device, coder: str = "auto") -> Any:
         cuda_extension()
         names.append("rans_cuda")  # the later ones count
     modules = [importlib.import_module(f"l2c.kernels.{name}") for name in names]
-    return types.SimpleNamespace(
-        **{name: value for module in modules for name, value in vars(module).items() if name.endswith("_fwd")}
-    )
+    found = {name: value for module in modules for name, value in vars(module).items() if name.endswith("_fwd")}
+    return types.SimpleNamespace(**{name: _launched_on(device, launch) for name, launch in found.items()})
+
+
+def _launched_on(device: torch.device, launch: Any) -> Any:
+    """The same launcher with `device` as the current GPU: Triton takes that one, wherever the arguments lie."""
+    if device.type != "cuda":
+        return launch
+
+    def launch_there(*args: Any, **kwargs: Any) -> None:
+        with torch.cuda.device(device):
+            launch(*args, **kwargs)
+
+    return launch_there
 
 
 def range_encoder() -> Any:
