@@ -1,8 +1,8 @@
 """What a GPU should take for our work, by operation count: the floors, and predictions with stated assumptions.
 
 The counts come from the shipped model and the launch order of `l2c.device_coder`, nothing is measured here. The serial
-part of entropy decoding is rows of lanes, one after the other: ROW_SECONDS each, which is an estimate from the
-instructions of the decoding loop at 1.7 GHz.
+part of entropy decoding is rows of lanes, one after the other: ROW_CYCLES each at 1.7 GHz, counted in the machine code
+of the decoding loop for sm_90 (CUDA C++) with its stall counts and assumed latencies; of the Triton form a guess.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from l2c.device_coder import choose_lanes
 from l2c.integer import scale_sizes
 from l2c.models import Model, load_model
 
-ROW_SECONDS = {"cuda": 0.15e-6, "triton": 0.6e-6}
+CLOCK = 1.7e9
+ROW_CYCLES = {"cuda": (175, 287), "triton": (1000, 1500)}  # up to 32 lanes, 64 lanes
+MISS_CYCLES, MISSES = 800, 0.01  # rows with a symbol outside its window, at 0.5 bpp (measured on kodim04 and kodim19)
 BPP = 0.5
 # Passes of networks that an encode to a target rate takes, in units of one pass of D with its gradient counted as two.
 PASSES = {0: 3, 4: 10 * 3, 9: 3 * 20 * 3}
@@ -40,15 +42,17 @@ def launches(model: Model) -> int:
     return 4 + p.num_scales * (1 + 8 * 3 * len(p.channel_groups))
 
 
-def serial_rows(model: Model, boxes: list[tuple[int, int, int, int]]) -> int:
-    """Rows of the tile that takes longest."""
+def serial_decoding(model: Model, boxes: list[tuple[int, int, int, int]], kind: str) -> tuple[int, float]:
+    """(rows, seconds) of the tile that takes longest."""
     c, s = model.integer.c, model.transform.s
-    most = 0
+    longest = (0, 0.0)
     for top, left, bottom, right in boxes:
         positions = (bottom - top) * (right - left)
         lanes = choose_lanes(int(BPP * positions * s * s * 256))
-        most = max(most, -(-positions * c // lanes))
-    return most
+        rows = -(-positions * c // lanes)
+        cycles = ROW_CYCLES[kind][lanes > 32] + (MISS_CYCLES * MISSES if kind == "cuda" else 0.0)
+        longest = max(longest, (rows, rows * cycles / CLOCK), key=lambda pair: pair[1])
+    return longest
 
 
 def decoder_macs(model: Model, pixels: int) -> float:
@@ -66,24 +70,22 @@ def predicted_rows(
     model = load_model(model_name)
     s = model.transform.s
     rows = []
-    for width, height, tile in ((768, 512, DEFAULT_TILE), (2000, 1128, DEFAULT_TILE), (2000, 1128, 512)):
-        boxes = tile_boxes(height, width, tile, s)
+    for width, height in ((768, 512), (2000, 1128)):
+        boxes = tile_boxes(height, width, DEFAULT_TILE, s)
         pixels = width * height
         symbols = sum((b - t) * (r - l) for t, l, b, r in boxes) * model.integer.c
         p, d = probability_macs(model, boxes), decoder_macs(model, pixels)
         name = f"{width}x{height}"
-        if tile != DEFAULT_TILE:
-            name += f" in tiles of {tile}"
         # Parameters and windows are written and read once: 6 K + 66 bytes a symbol, twice.
         moved = 2 * symbols * (6 * model.integer.config.num_mixtures + 66) / peak["bytes"]
         network = max(launches(model) * launch, p / (share["int8"] * peak["int8"])) + moved
-        coders = {kind: serial_rows(model, boxes) * seconds for kind, seconds in ROW_SECONDS.items()}
+        coders = {kind: serial_decoding(model, boxes, kind) for kind in ROW_CYCLES}
         rows.append((f"P of {name}, all scales and groups", "", p / peak["int8"] + moved, network))
-        for kind, seconds in coders.items():
-            rows.append((f"its serial decoding, {kind} ({serial_rows(model, boxes)} rows)", "", 0.0, seconds))
+        for kind, (count, seconds) in coders.items():
+            rows.append((f"its serial decoding, {kind} ({count} rows)", "", 0.0, seconds))
         for precision in ("float32", "bfloat16"):
             floor = d / peak[precision]
-            whole = network + coders["cuda"] + d / (share[precision] * peak[precision])
+            whole = network + coders["cuda"][1] + d / (share[precision] * peak[precision])
             rows.append(
                 (
                     f"D of {name}, {precision}",
@@ -100,7 +102,7 @@ def predicted_rows(
     batch = (
         launches(model) * launch
         + count * p / (2 * share["int8"] * peak["int8"])
-        + serial_rows(model, boxes) * ROW_SECONDS["cuda"]
+        + serial_decoding(model, boxes, "cuda")[1]
         + count * d / (share["bfloat16"] * peak["bfloat16"])
     )
     floor = count * (p / peak["int8"] + d / peak["bfloat16"])
@@ -113,7 +115,7 @@ def predicted_rows(
         )
     )
     for effort, passes in PASSES.items():
-        coded = 2 * serial_rows(model, boxes) * ROW_SECONDS["cuda"]  # coded once to be measured, once trimmed
+        coded = 2 * serial_decoding(model, boxes, "cuda")[1]  # coded once to be measured, once trimmed
         whole = passes * (d / (share["bfloat16"] * peak["bfloat16"]) + 60 * launch) + coded
         rows.append(
             (f"encode 768x512, effort {effort}", f"encode, effort {effort}", passes * d / peak["bfloat16"], whole)
