@@ -53,8 +53,8 @@ def lay(t: Tensor, layout: str) -> Tensor:
     return part
 
 
-def close(actual: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32) -> None:
-    atol, rtol = TOLERANCE[dtype]
+def close(actual: Tensor, expected: Tensor, dtype: torch.dtype = torch.float32, widen: float = 1.0) -> None:
+    atol, rtol = (widen * t for t in TOLERANCE[dtype])
     torch.testing.assert_close(actual.double(), expected.double(), atol=atol, rtol=rtol)
 
 
@@ -264,7 +264,7 @@ def test_neighbour_bits(shape: tuple[int, int, int, int], k: int, layout: str) -
     found = ops.neighbour_bits(*ours, k, b, backend="triton")
     for mine, its in zip(found, expected):
         assert torch.equal(mine.isinf(), its.isinf())
-        close(mine, its)
+        close(mine, its, widen=10.0)  # at a neighbour across the mean sigmoids near 1 are subtracted
     assert found[1].isinf().any() and found[2].isinf().any()
     assert not found[1].requires_grad and not found[2].requires_grad
     plain = ops.neighbour_bits(*ours, k, b, backend="reference")
@@ -312,14 +312,14 @@ def test_mixture_bits_of_extreme_parameters() -> None:
     plain, ours = (leaf(x), leaf(params)), (leaf(x), leaf(params))
     expected, bits = reference.mixture_bits(*plain, 2, b), ops.mixture_bits(*ours, 2, b, backend="triton")
     assert bits.isfinite().all() and float(bits.detach().max()) <= 20.0
-    close(bits, expected.detach())
+    close(bits, expected.detach(), widen=10.0)  # float32 on both sides, edges up to 1e30 from the means
     for mine, its in zip(gradients(bits, ours), gradients(expected, plain)):
         assert mine.isfinite().all()
-        close(mine, its)
+        close(mine, its, widen=10.0)
     for mine, its in zip(
         ops.neighbour_bits(x, params, 2, b, backend="triton"), reference.neighbour_bits(x, params, 2, b)
     ):
-        close(mine, its)
+        close(mine, its, widen=10.0)
 
 
 @runs
