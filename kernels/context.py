@@ -144,6 +144,7 @@ def start_scale_fwd(
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         num_warps=4,
+        enable_fp_fusion=False,
     )
 
 
@@ -228,6 +229,7 @@ def gather_fwd(
         offset[1],
         BLOCK_SIZE=block,
         num_warps=4,
+        enable_fp_fusion=False,
     )
 
 
@@ -359,4 +361,5 @@ def fill_fwd(
         HAS_BUFFER=buffer is not None,
         BLOCK_SIZE=block,
         num_warps=4,
+        enable_fp_fusion=False,
     )

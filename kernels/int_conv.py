@@ -155,4 +155,5 @@ def int_conv_fwd(
         BLOCK_N=block_n,
         BLOCK_K=block_k,
         num_warps=4,
+        enable_fp_fusion=False,
     )

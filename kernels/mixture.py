@@ -168,6 +168,7 @@ def mixture_params_fwd(
         K=K,
         BLOCK_SIZE=block,
         num_warps=4,
+        enable_fp_fusion=False,
     )
 
 
@@ -249,6 +250,7 @@ def mixture_intervals_fwd(
         K=K,
         BLOCK_SIZE=block,
         num_warps=4,
+        enable_fp_fusion=False,
     )
 
 
@@ -317,4 +319,5 @@ def mixture_window_fwd(
         K=K,
         BLOCK_SIZE=block,
         num_warps=4,
+        enable_fp_fusion=False,
     )

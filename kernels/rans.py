@@ -164,6 +164,7 @@ def rans_decode_fwd(
         K=K,
         LANES=most_lanes,
         num_warps=1 if most_lanes <= 8 else 4,
+        enable_fp_fusion=False,
     )
 
 
@@ -249,4 +250,5 @@ def rans_encode_fwd(
         words.shape[1],
         LANES=most_lanes,
         num_warps=1 if most_lanes <= 8 else 2,
+        enable_fp_fusion=False,
     )
