@@ -1,6 +1,7 @@
 """Writes docs/RESULTS.md from a record of `l2c eval` on Kodak.
 
     l2c eval KODAK -o docs/results --efforts 0,4
+    l2c tables KODAK --every 4 -o docs/results --metric msssim
     python bench/published.py KODAK --out docs/results/agreement.json
     python bench/results.py docs/results --out docs/RESULTS.md
 
@@ -193,6 +194,11 @@ def page(folder: Path) -> str:
             *agreement(json.loads((folder / "agreement.json").read_text())),
             "",
             "Above, both run with their best settings (progressive and optimised JPEG, WebP's slowest method).",
+        ]
+    if (folder / "tables.md").exists():
+        lines += [
+            "",
+            "L2C's Tables and OML's Figures on these pictures, by `l2c tables`: [tables.md](results/tables.md).",
         ]
     lines += ["", "## Settings", ""]
     lines += [f"- {curve.title}: {curve.description}" for curve in curves]
