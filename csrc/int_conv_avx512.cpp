@@ -214,7 +214,9 @@ void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
     const std::ptrdiff_t block_size = std::ptrdiff_t{call.kernel} * call.kernel * call.in_padded * kConvBlock;
     const std::int64_t width = task.x1 - task.x0;
     const bool offset = call.offset_channels > 0;
-    const FindFunction* const find = call.kernel == 3 ? kFindOf<3, false> : offset ? kFindOf<1, true> : kFindOf<1, false>;
+    const FindFunction* const find = call.kernel == 3 ? kFindOf<3, false>
+                                     : offset         ? kFindOf<1, true>
+                                                      : kFindOf<1, false>;
     const int most_blocks = call.kernel == 3 ? kMaxBlocks : 4;
     const int num_groups = (task.block1 - task.block0 + most_blocks - 1) / most_blocks;
     const int largest = (task.block1 - task.block0 + num_groups - 1) / num_groups;
