@@ -164,9 +164,10 @@ inline __mmask16 first_of_16(int n) {
 }
 
 // Lists the quads that are not zero in all P pixels of a tile.
-template <int P, int kTaps>
+template <int P, int kTaps, bool kOffset>
 void find_quads(const ConvCall& call, std::ptrdiff_t x_row, std::int32_t* x_at, std::int32_t* w_at, Tile& tile) {
     const int quads = call.in_padded / 4;  // of a tap
+    const __m512i zero = _mm512_set1_epi8(static_cast<char>(kConvOffset));
     const __m512i count = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     tile.x_at = x_at;
     tile.w_at = w_at;
@@ -175,12 +176,11 @@ void find_quads(const ConvCall& call, std::ptrdiff_t x_row, std::int32_t* x_at, 
         for (int first = 0; first < quads; first += 16) {
             const std::ptrdiff_t at = row * x_row + 4 * first;
             const __mmask16 inside = first_of_16(quads - first), offset = first_of_16(call.offset_channels / 4 - first);
-            const __m512i zero = _mm512_maskz_mov_epi32(offset, _mm512_set1_epi8(static_cast<char>(kConvOffset)));
             __m512i value[P + kTaps - 1];
 #pragma GCC unroll 8
             for (int p = 0; p < P + kTaps - 1; ++p) {
                 value[p] = _mm512_maskz_loadu_epi32(inside, tile.x + at + p * tile.x_pixel);
-                value[p] = _mm512_xor_si512(value[p], zero);
+                if constexpr (kOffset) value[p] = _mm512_mask_xor_epi32(value[p], offset, value[p], zero);
             }
 #pragma GCC unroll 3
             for (int tap = 0; tap < kTaps; ++tap) {
@@ -194,7 +194,7 @@ void find_quads(const ConvCall& call, std::ptrdiff_t x_row, std::int32_t* x_at, 
                 _mm512_storeu_si512(x_at + tile.num_quads, _mm512_add_epi32(_mm512_slli_epi32(number, 2), x_base));
                 _mm512_storeu_si512(w_at + tile.num_quads, _mm512_slli_epi32(_mm512_add_epi32(number, w_base), 6));
                 tile.num_quads += _mm_popcnt_u32(active);
-                tile.num_offset += _mm_popcnt_u32(active & offset);
+                if constexpr (kOffset) tile.num_offset += _mm_popcnt_u32(active & offset);
             }
         }
     }
@@ -202,18 +202,21 @@ void find_quads(const ConvCall& call, std::ptrdiff_t x_row, std::int32_t* x_at, 
 
 using FindFunction = void (*)(const ConvCall&, std::ptrdiff_t, std::int32_t*, std::int32_t*, Tile&);
 
-template <int kTaps>
-constexpr FindFunction kFindOf[kMaxPixels] = {find_quads<1, kTaps>, find_quads<2, kTaps>, find_quads<3, kTaps>,
-                                              find_quads<4, kTaps>, find_quads<5, kTaps>, find_quads<6, kTaps>};
+template <int kTaps, bool kOffset>
+constexpr FindFunction kFindOf[kMaxPixels] = {find_quads<1, kTaps, kOffset>, find_quads<2, kTaps, kOffset>,
+                                              find_quads<3, kTaps, kOffset>, find_quads<4, kTaps, kOffset>,
+                                              find_quads<5, kTaps, kOffset>, find_quads<6, kTaps, kOffset>};
 
 void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
     const ConvPatch<std::uint8_t> patch = call.in_place
                                               ? patch_in_place(call, task)
                                               : fill_patch(call, task, patch_memory<std::uint8_t>(call, scratch));
-    const FindFunction* const find = call.kernel == 3 ? kFindOf<3> : kFindOf<1>;
     const std::ptrdiff_t block_size = std::ptrdiff_t{call.kernel} * call.kernel * call.in_padded * kConvBlock;
     const std::int64_t width = task.x1 - task.x0;
     const bool offset = call.offset_channels > 0;
+    const FindFunction* const find = call.kernel == 3 ? kFindOf<3, false>
+                                     : offset         ? kFindOf<1, true>
+                                                      : kFindOf<1, false>;
     const int most_blocks = call.kernel == 3 ? kMaxBlocks : 4;
     const int num_groups = (task.block1 - task.block0 + most_blocks - 1) / most_blocks;
     const int largest = (task.block1 - task.block0 + num_groups - 1) / num_groups;

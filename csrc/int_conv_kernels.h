@@ -110,7 +110,8 @@ inline ConvPatch<std::uint8_t> patch_in_place(const ConvCall& call, const ConvTa
 }
 
 // Copies the task's rectangle and its border into `scratch`, channels padded with zeros to call.in_padded and
-// zeros outside the picture, so that no kernel needs a branch at the border. Where T is signed, the offset is taken away.
+// zeros outside the picture, so that no kernel needs a branch at the border. Where T is signed, the offset is taken
+// away.
 template <typename T>
 ConvPatch<T> fill_patch(const ConvCall& call, const ConvTask& task, T* scratch) {
     const int radius = call.kernel / 2;

@@ -13,8 +13,8 @@ namespace {
 
 // Byte shuffles for 4 words, indexed by a mask of 4 quads.
 struct WordTables {
-    alignas(8) uint8_t pack[16][8];       // chosen words, in order, to the top of 8 bytes
-    alignas(8) uint8_t expand[3][16][8];  // [log2 L]: the next word of the stream to every quad of a chosen lane
+    alignas(8) uint8_t pack[16][8];    // chosen words, in order, to the top of 8 bytes
+    alignas(8) uint8_t expand[16][8];  // the next word of the stream to every chosen quad
 };
 constexpr WordTables make_word_tables() {
     WordTables tables{};
@@ -26,15 +26,12 @@ constexpr WordTables make_word_tables() {
             tables.pack[mask][2 * to] = static_cast<uint8_t>(2 * i);
             tables.pack[mask][2 * to + 1] = static_cast<uint8_t>(2 * i + 1);
         }
-        for (int log2_lanes = 0; log2_lanes < 3; ++log2_lanes) {
-            const int copies = 4 >> log2_lanes;
-            int word = 0;
-            for (int i = 0; i < 4; ++i) {
-                const bool chosen = mask >> i & 1;
-                tables.expand[log2_lanes][mask][2 * i] = static_cast<uint8_t>(chosen ? 2 * word : 0x80);
-                tables.expand[log2_lanes][mask][2 * i + 1] = static_cast<uint8_t>(chosen ? 2 * word + 1 : 0x80);
-                if (chosen && i % copies == copies - 1) ++word;
-            }
+        int word = 0;
+        for (int i = 0; i < 4; ++i) {
+            const bool chosen = mask >> i & 1;
+            tables.expand[mask][2 * i] = static_cast<uint8_t>(chosen ? 2 * word : 0x80);
+            tables.expand[mask][2 * i + 1] = static_cast<uint8_t>(chosen ? 2 * word + 1 : 0x80);
+            word += chosen;
         }
     }
     return tables;
@@ -95,7 +92,6 @@ struct Avx2 {
     static V sub(V a, V b) { return _mm256_sub_epi16(a, b); }
     static V adds_u(V a, V b) { return _mm256_adds_epu16(a, b); }
     static V min_s(V a, V b) { return _mm256_min_epi16(a, b); }
-    static V max_s(V a, V b) { return _mm256_max_epi16(a, b); }
     static V min_u(V a, V b) { return _mm256_min_epu16(a, b); }
     static V max_u(V a, V b) { return _mm256_max_epu16(a, b); }
     static V sll(V a, int n) { return _mm256_sll_epi16(a, _mm_cvtsi32_si128(n)); }
@@ -117,11 +113,10 @@ struct Avx2 {
     static M le_s(V a, V b) { return eq(min_s(a, b), a); }
     static M le_u_if(M mask, V a, V b) { return and_(mask, le_u(a, b)); }
     static M both(M a, M b) { return and_(a, b); }
-    static M first_only(M a, M b) { return _mm256_andnot_si256(b, a); }
     static bool any(M a) { return _mm256_movemask_epi8(a) != 0; }
     static bool all(M a) { return _mm256_movemask_epi8(a) == -1; }
+    static int count(M a) { return __builtin_popcount(static_cast<unsigned>(_mm256_movemask_epi8(a))) / 2; }
     static V select(M mask, V yes, V no) { return _mm256_blendv_epi8(no, yes, mask); }
-    static V keep(M mask, V a) { return and_(mask, a); }
 
     static V table(const uint8_t* bytes) {
         return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
@@ -175,6 +170,16 @@ struct Avx2 {
         }
     }
 
+    // C = (sum << 4) + e.
+    static void store_cdf(V e, V sum, uint32_t* out) {
+        for (int half = 0; half < 2; ++half) {
+            const auto wide = [half](V a) {
+                return _mm256_cvtepu16_epi32(half == 0 ? _mm256_castsi256_si128(a) : _mm256_extracti128_si256(a, 1));
+            };
+            store(out + 8 * half, _mm256_add_epi32(_mm256_slli_epi32(wide(sum), 4), wide(e)));
+        }
+    }
+
     // 0 <= x < 2^52 as double, exactly.
     static __m256d to_double(V x) {
         const __m256d magic = _mm256_set1_pd(4503599627370496.0);  // 2^52: the integer sits in the mantissa
@@ -218,31 +223,17 @@ struct Avx2 {
         x = addq(addq(x, start), mulq(q, subq(set1q(kProbabilityOne), freq)));
     }
 
-    // ---- states as quads; below 2^63, so that signed comparison serves
+    // States are below 2^63, so that signed comparison serves.
     static bool needs_two_words(V x) { return quad_mask(_mm256_cmpgt_epi64(set1q(1 << 16), x)) != 0; }
 
-    // One word for every lane below 2^32, in lane order.
-    template <int L>
+    // One word for every state below 2^32, in lane order.
     static void refill(V& x, const uint16_t*& words) {
         const V low = _mm256_cmpgt_epi64(set1q(kStateLow), x);
         const int mask = quad_mask(low);
-        const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kWordTables.expand[log2_of(L)][mask]));
+        const __m128i order = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kWordTables.expand[mask]));
         const __m128i next = _mm_shuffle_epi8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(words)), order);
-        words += __builtin_popcount(static_cast<unsigned>(mask)) * L / 4;
+        words += __builtin_popcount(static_cast<unsigned>(mask));
         x = _mm256_blendv_epi8(x, or_(sllq<16>(x), _mm256_cvtepu16_epi64(next)), low);
-    }
-
-    template <int L>
-    static V load_states(const uint64_t* states) {
-        uint64_t quads[4];
-        for (int i = 0; i < 4; ++i) quads[i] = states[i * L / 4];
-        return load(quads);
-    }
-    template <int L>
-    static void store_states(uint64_t* states, V x) {
-        uint64_t quads[4];
-        store(quads, x);
-        for (int i = 0; i < L; ++i) states[i] = quads[i * 4 / L];
     }
 
     // ---- for decode_binary: words in lane order from and to quads in lane order
@@ -260,58 +251,6 @@ struct Avx2 {
         quads[1] = _mm256_cvtepu16_epi64(_mm_srli_si128(a, 8));
         quads[2] = _mm256_cvtepu16_epi64(b);
         quads[3] = _mm256_cvtepu16_epi64(_mm_srli_si128(b, 8));
-    }
-
-    // ---- for decode_wide: a lane is 16 / L neighbouring words
-    static V spread_low_word(V x) {
-        return _mm256_shuffle_epi8(
-            x, _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 8, 9, 8, 9, 8, 9, 8, 9)));
-    }
-    template <int L>
-    static V spread(const void* p) {  // L words, each to its lane; reads no more than those
-        if constexpr (L == 1) {
-            int16_t value;
-            std::memcpy(&value, p, 2);
-            return set1(value);
-        } else if constexpr (L == 2) {
-            int32_t pair;
-            std::memcpy(&pair, p, 4);
-            return _mm256_shuffle_epi8(_mm256_set1_epi32(pair),
-                                       _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2,
-                                                        3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3));
-        } else {
-            const V row = _mm256_broadcastsi128_si256(_mm_loadl_epi64(static_cast<const __m128i*>(p)));
-            return _mm256_shuffle_epi8(row, _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2, 3, 2, 3, 2, 3, 4, 5, 4, 5,
-                                                             4, 5, 4, 5, 6, 7, 6, 7, 6, 7, 6, 7));
-        }
-    }
-    // The extreme of a lane's words, in all of them.
-    template <int L, class F>
-    static V group(V a, F best) {
-        a = best(a, _mm256_shuffle_epi32(a, 0xB1));
-        a = best(a, _mm256_shuffle_epi8(a, _mm256_broadcastsi128_si256(
-                                               _mm_setr_epi8(2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13))));
-        if constexpr (L <= 2) a = best(a, _mm256_shuffle_epi32(a, 0x4E));
-        if constexpr (L <= 1) a = best(a, _mm256_permute2x128_si256(a, a, 1));
-        return a;
-    }
-    template <int L>
-    static V group_max_u(V a) {
-        return group<L>(a, max_u);
-    }
-    template <int L>
-    static V group_max_s(V a) {
-        return group<L>(a, max_s);
-    }
-    template <int L>
-    static V group_min_u(V a) {
-        return group<L>(a, min_u);
-    }
-    template <int L>
-    static void store_symbols(uint8_t* p, V quads) {
-        uint64_t values[4];
-        store(values, quads);
-        for (int i = 0; i < L; ++i) p[i] = static_cast<uint8_t>(values[i * 4 / L]);
     }
 };
 
@@ -336,20 +275,12 @@ uint16_t* encode_rows(const uint32_t* low, const uint8_t* high, size_t rows, int
 Status decode_mixture(const MixtureView& view, uint8_t* symbols, size_t rows, int lanes, uint64_t* states,
                       const uint16_t** words, const uint16_t* words_end) {
     switch (lanes) {
-        case 1:
-            return decode_wide<Avx2, 1, 1>(view, symbols, rows, states, words, words_end);
-        case 2:
-            return decode_wide<Avx2, 2, 1>(view, symbols, rows, states, words, words_end);
-        case 4:
-            return decode_wide<Avx2, 4, 1>(view, symbols, rows, states, words, words_end);
-        case 8:
-            return decode_wide<Avx2, 4, 2>(view, symbols, rows, states, words, words_end);
-        case 16:
-            return decode_binary<Avx2, 1>(view, symbols, rows, states, words, words_end);
         case 32:
             return decode_binary<Avx2, 2>(view, symbols, rows, states, words, words_end);
-        default:
+        case 64:
             return decode_binary<Avx2, 4>(view, symbols, rows, states, words, words_end);
+        default:
+            return decode_window<Avx2>(view, symbols, rows, lanes, states, words, words_end);
     }
 }
 

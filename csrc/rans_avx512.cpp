@@ -54,7 +54,6 @@ struct Avx512 {
     static V sub(V a, V b) { return _mm512_sub_epi16(a, b); }
     static V adds_u(V a, V b) { return _mm512_adds_epu16(a, b); }
     static V min_s(V a, V b) { return _mm512_min_epi16(a, b); }
-    static V max_s(V a, V b) { return _mm512_max_epi16(a, b); }
     static V min_u(V a, V b) { return _mm512_min_epu16(a, b); }
     static V max_u(V a, V b) { return _mm512_max_epu16(a, b); }
     static V sll(V a, int n) { return _mm512_sll_epi16(a, _mm_cvtsi32_si128(n)); }
@@ -76,11 +75,10 @@ struct Avx512 {
     static M le_s(V a, V b) { return _mm512_cmple_epi16_mask(a, b); }
     static M le_u_if(M mask, V a, V b) { return _mm512_mask_cmple_epu16_mask(mask, a, b); }
     static M both(M a, M b) { return a & b; }
-    static M first_only(M a, M b) { return a & ~b; }
     static bool any(M a) { return a != 0; }
     static bool all(M a) { return a == 0xffffffff; }
+    static int count(M a) { return _mm_popcnt_u32(a); }
     static V select(M mask, V yes, V no) { return _mm512_mask_mov_epi16(no, mask, yes); }
-    static V keep(M mask, V a) { return _mm512_maskz_mov_epi16(mask, a); }
 
     // floor(w sigma(z) / 2^16) of J components side by side; mixture_cdf.h has the definition, `edge` is 64 t.
     template <int J>
@@ -126,6 +124,16 @@ struct Avx512 {
         }
     }
 
+    // C = (sum << 4) + e.
+    static void store_cdf(V e, V sum, uint32_t* out) {
+        for (int half = 0; half < 2; ++half) {
+            const auto wide = [half](V a) {
+                return _mm512_cvtepu16_epi32(half == 0 ? _mm512_castsi512_si256(a) : _mm512_extracti64x4_epi64(a, 1));
+            };
+            _mm512_storeu_si512(out + 16 * half, _mm512_add_epi32(_mm512_slli_epi32(wide(sum), 4), wide(e)));
+        }
+    }
+
     // Encodes one symbol on each of 8 states; encode_symbol (rans_kernels.h) says why the division is exact.
     static void encode(V& x, const uint32_t* low, const uint8_t* high, uint16_t*& words) {
         const V packed = _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(low)));
@@ -154,45 +162,15 @@ struct Avx512 {
         x = addq(addq(x, start), mulq(q, subq(set1q(kProbabilityOne), freq)));
     }
 
-    // ---- states as quads
     static bool needs_two_words(V x) { return _mm512_cmplt_epu64_mask(x, set1q(1 << 16)) != 0; }
 
-    template <int L>
-    static V copies_order() {  // quad i of L lanes copied 8 / L times
-        return _mm512_setr_epi64(0, 1 * L / 8, 2 * L / 8, 3 * L / 8, 4 * L / 8, 5 * L / 8, 6 * L / 8, 7 * L / 8);
-    }
-
-    // One word for every lane below 2^32, in lane order.
-    template <int L>
+    // One word for every state below 2^32, in lane order.
     static void refill(V& x, const uint16_t*& words) {
         const __mmask8 low = _mm512_cmplt_epu64_mask(x, set1q(kStateLow));
-        V word;
-        if constexpr (L == 1) {
-            word = set1q(*words);
-            words += low & 1;
-        } else {
-            const uint32_t lanes = L == 8   ? low
-                                   : L == 4 ? (low & 1) | (low >> 1 & 2) | (low >> 2 & 4) | (low >> 3 & 8)
-                                            : (low & 1) | (low >> 3 & 2);
-            word = _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words)));
-            word = _mm512_maskz_expand_epi64(static_cast<__mmask8>(lanes), word);
-            if constexpr (L < 8) word = _mm512_permutexvar_epi64(copies_order<L>(), word);
-            words += _mm_popcnt_u32(lanes);
-        }
+        V word = _mm512_cvtepu16_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(words)));
+        word = _mm512_maskz_expand_epi64(low, word);
+        words += _mm_popcnt_u32(low);
         x = _mm512_mask_or_epi64(x, low, sllq<16>(x), word);
-    }
-
-    template <int L>
-    static V load_states(const uint64_t* states) {
-        uint64_t quads[8];
-        for (int i = 0; i < 8; ++i) quads[i] = states[i * L / 8];
-        return load(quads);
-    }
-    template <int L>
-    static void store_states(uint64_t* states, V x) {
-        uint64_t quads[8];
-        store(quads, x);
-        for (int i = 0; i < L; ++i) states[i] = quads[i * 8 / L];
     }
 
     // ---- for decode_binary: words in lane order from and to quads in lane order
@@ -206,67 +184,6 @@ struct Avx512 {
         quads[1] = _mm512_cvtepu16_epi64(_mm512_extracti32x4_epi32(words, 1));
         quads[2] = _mm512_cvtepu16_epi64(_mm512_extracti32x4_epi32(words, 2));
         quads[3] = _mm512_cvtepu16_epi64(_mm512_extracti32x4_epi32(words, 3));
-    }
-
-    // ---- for decode_wide: a lane is 32 / L neighbouring words
-    static V spread_low_word(V x) {
-        return _mm512_shuffle_epi8(
-            x, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 8, 9, 8, 9, 8, 9, 8, 9)));
-    }
-    template <int L>
-    static V spread(const void* p) {  // L words, each to its lane; reads no more than those
-        if constexpr (L == 1) {
-            int16_t value;
-            std::memcpy(&value, p, 2);
-            return set1(value);
-        }
-        __m128i row;
-        if constexpr (L == 8) {
-            row = _mm_loadu_si128(static_cast<const __m128i*>(p));
-        } else if constexpr (L == 4) {
-            row = _mm_loadl_epi64(static_cast<const __m128i*>(p));
-        } else {
-            int32_t value;
-            std::memcpy(&value, p, 4);
-            row = _mm_cvtsi32_si128(value);
-        }
-        const V lanes = _mm512_cvtepu8_epi16(_mm256_setr_epi8(
-            0, 1 * L / 32, 2 * L / 32, 3 * L / 32, 4 * L / 32, 5 * L / 32, 6 * L / 32, 7 * L / 32, 8 * L / 32,
-            9 * L / 32, 10 * L / 32, 11 * L / 32, 12 * L / 32, 13 * L / 32, 14 * L / 32, 15 * L / 32, 16 * L / 32,
-            17 * L / 32, 18 * L / 32, 19 * L / 32, 20 * L / 32, 21 * L / 32, 22 * L / 32, 23 * L / 32, 24 * L / 32,
-            25 * L / 32, 26 * L / 32, 27 * L / 32, 28 * L / 32, 29 * L / 32, 30 * L / 32, 31 * L / 32));
-        return _mm512_permutexvar_epi16(lanes, _mm512_castsi128_si512(row));
-    }
-    // The extreme of a lane's words, in all of them.
-    template <int L, class F>
-    static V group(V a, F best) {
-        a = best(a, _mm512_rol_epi64(a, 32));
-        a = best(a, _mm512_rol_epi64(a, 16));
-        if constexpr (L <= 4) a = best(a, _mm512_shuffle_epi32(a, _MM_PERM_BADC));
-        if constexpr (L <= 2) a = best(a, _mm512_shuffle_i64x2(a, a, _MM_SHUFFLE(2, 3, 0, 1)));
-        if constexpr (L <= 1) a = best(a, _mm512_shuffle_i64x2(a, a, _MM_SHUFFLE(1, 0, 3, 2)));
-        return a;
-    }
-    template <int L>
-    static V group_max_u(V a) {
-        return group<L>(a, max_u);
-    }
-    template <int L>
-    static V group_max_s(V a) {
-        return group<L>(a, max_s);
-    }
-    template <int L>
-    static V group_min_u(V a) {
-        return group<L>(a, min_u);
-    }
-    template <int L>
-    static void store_symbols(uint8_t* p, V quads) {
-        uint8_t bytes[16];
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes), _mm512_cvtepi64_epi8(quads));
-        if constexpr (L == 8) std::memcpy(p, bytes, 8);
-        if constexpr (L < 8) {
-            for (int i = 0; i < L; ++i) p[i] = bytes[i * 8 / L];
-        }
     }
 };
 
@@ -289,20 +206,12 @@ uint16_t* encode_rows(const uint32_t* low, const uint8_t* high, size_t rows, int
 Status decode_mixture(const MixtureView& view, uint8_t* symbols, size_t rows, int lanes, uint64_t* states,
                       const uint16_t** words, const uint16_t* words_end) {
     switch (lanes) {
-        case 1:
-            return decode_wide<Avx512, 1, 1>(view, symbols, rows, states, words, words_end);
-        case 2:
-            return decode_wide<Avx512, 2, 1>(view, symbols, rows, states, words, words_end);
-        case 4:
-            return decode_wide<Avx512, 4, 1>(view, symbols, rows, states, words, words_end);
-        case 8:
-            return decode_wide<Avx512, 8, 1>(view, symbols, rows, states, words, words_end);
-        case 16:
-            return decode_wide<Avx512, 8, 2>(view, symbols, rows, states, words, words_end);
         case 32:
             return decode_binary<Avx512, 1>(view, symbols, rows, states, words, words_end);
-        default:
+        case 64:
             return decode_binary<Avx512, 2>(view, symbols, rows, states, words, words_end);
+        default:
+            return decode_window<Avx512>(view, symbols, rows, lanes, states, words, words_end);
     }
 }
 

@@ -5,12 +5,11 @@
 // e = i S <= 255 is the same as q = ceil((e - slot % 16) / 16) <= h = floor(slot / 16) and sum <= h - q.
 //
 // Two ways to search, both without tables of C:
-//   binary  a word is a lane; b steps. For many lanes, where throughput counts.
-//   wide    a lane has kWords / L words, which try as many edges at once: with 8 lanes in AVX-512 a 4-ary search, with
-//           one lane a 32-ary one. For few lanes, where the chain state -> symbol -> state counts. As few lanes mean
-//           few bits, most symbols are near the mean: a window around it is tried first, and the search only starts
-//           where it fails.
-// In both what comes first needs no state, and is done for the next row while this row's chain waits.
+//   binary  a word is a lane; b steps. For many lanes, where throughput counts. The first step needs no state, and is
+//           taken for the next row while this row's chain waits.
+//   window  few lanes mean long chains state -> symbol -> state, but also few bits, so most symbols are one of the
+//           three around the mean. C at the edges of these is computed for many symbols at once, without a state; what
+//           is left to the chain is scalar and short. A symbol outside is searched alone, kWords edges at a time.
 //
 // Everything is in an anonymous namespace: each file gets its own code (see mixture_cdf.h).
 
@@ -98,6 +97,18 @@ inline void sums_at(const typename I::V (&edge)[N], const Parameters<I, N>& p, i
     for (; k < K; ++k) add_components<I, N, 1>(edge, p, k, sum);
 }
 
+// The same at E edges of one vector of symbols.
+template <class I, int E>
+inline void sums_at_edges(const typename I::V (&edge)[E], const Parameters<I, 1>& p, int K, typename I::V (&sum)[E]) {
+    each<E>([&](int n) { sum[n] = I::set1(0); });
+    for (int k = 0; k < K; ++k) {
+        typename I::V m[E], v[E], w[E], out[E];
+        each<E>([&](int n) { m[n] = p.m[k], v[n] = p.v[k], w[n] = p.w[k]; });
+        I::template components<E>(edge, m, v, w, out);
+        each<E>([&](int n) { sum[n] = I::add(sum[n], out[n]); });
+    }
+}
+
 // ---- encoder --------------------------------------------------------------------------------------------------------
 
 template <class I>
@@ -168,22 +179,22 @@ uint16_t* encode_rows_of(const uint32_t* low, const uint8_t* high, size_t rows, 
 
 // ---- decoder --------------------------------------------------------------------------------------------------------
 
-// Refills G vectors of states in lane order, L lanes each. False if the words do not suffice; words past words_end may
-// have been read, which the caller checks for after the row.
-template <class I, int L, int G>
+// Refills G vectors of states in lane order. False if the words do not suffice; words past words_end may have been
+// read, which the caller checks for after the row.
+template <class I, int G>
 inline bool refill_all(typename I::V (&x)[G], const uint16_t*& words, const uint16_t* words_end) {
     bool two = false;
     each<G>([&](int g) { two |= I::needs_two_words(x[g]); });
     if (!two) {
-        each<G>([&](int g) { I::template refill<L>(x[g], words); });
+        each<G>([&](int g) { I::refill(x[g], words); });
         return true;
     }
-    uint64_t states[L * G];  // a symbol of probability <= 2^-16: rare
-    each<G>([&](int g) { I::template store_states<L>(states + g * L, x[g]); });
+    uint64_t states[I::kQuads * G];  // a symbol of probability <= 2^-16: rare
+    each<G>([&](int g) { I::store(states + g * I::kQuads, x[g]); });
     for (uint64_t& state : states) {
         if (!refill(state, words, words_end)) return false;
     }
-    each<G>([&](int g) { x[g] = I::template load_states<L>(states + g * L); });
+    each<G>([&](int g) { x[g] = I::load(states + g * I::kQuads); });
     return true;
 }
 
@@ -263,148 +274,157 @@ Status decode_binary(const MixtureView& view, uint8_t* symbols, size_t rows, uin
                 x[4 * n + i] = next_state<I>(x[4 * n + i], e_quads[i], low_quads[i], difference[i], step_size);
             });
         });
-        if (!refill_all<I, I::kQuads>(x, next_word, words_end) || next_word > words_end) return kTruncated;
+        if (!refill_all<I>(x, next_word, words_end) || next_word > words_end) return kTruncated;
     }
     each<4 * N>([&](int g) { I::store(states + g * I::kQuads, x[g]); });
     *words = next_word;
     return suspects.status();
 }
 
-// Where one row of symbols was found: edge = 128 e + bias of the lower edge, and the sums at it and at the upper one.
-template <class I, int G>
-struct Found {
-    typename I::V edge[G], low[G], high[G];
-};
+// C at neighbouring edges of kWords symbols: of three symbols around the mean of the heaviest component. (Which edges
+// these are decides nothing but time.)
+template <class I>
+struct Windows {
+    static constexpr int kEdges = 4;
+    uint16_t first[I::kWords];  // symbol of the first edge
+    uint32_t c[kEdges][I::kWords];
 
-// G vectors of L lanes each; a lane has kWays = kWords / L neighbouring words, and its state in every quad of them.
-template <class I, int L, int G>
-struct WideSearch {
-    using V = typename I::V;
-    using M = typename I::M;
-    static constexpr int kWays = I::kWords / L, kWayBits = log2_of(kWays);
-
-    int K, bits;
-    V bias, way;
-
-    explicit WideSearch(const MixtureView& view) : K(view.num_mixtures), bits(view.bits) {
-        uint16_t ways[I::kWords];
-        for (int i = 0; i < I::kWords; ++i) ways[i] = static_cast<uint16_t>(i % kWays);
-        way = I::load(ways);
-        bias = I::set1(edge_bias(bits));
-    }
-
-    // The symbols of the states, from all edges. Way r of a lane tries the edge at position + r * step, r > 0 (the
-    // position itself is known not to exceed the slot). The first step takes the bits that do not fill a step, so that
-    // only there some ways have no edge to try.
-    __attribute__((noinline)) void all(const Parameters<I, G>& p, const V (&h)[G], const V (&rest)[G],
-                                       Found<I, G>& found) const {
-        const int num_steps = (bits + kWayBits - 1) / kWayBits;
-        const int first_bits = bits - kWayBits * (num_steps - 1);
-        V position[G], low[G], high[G], edge[G], sum[G];
-        each<G>([&](int g) {
-            position[g] = bias;
-            low[g] = I::set1(0);
-            high[g] = I::set1(kWeightSum);
-        });
-        for (int s = 0; s < num_steps; ++s) {
-            const V offset = I::sll(way, 7 + (8 - bits) + kWayBits * (num_steps - 1 - s));
-            const int num_ways = s == 0 ? 1 << first_bits : kWays;
-            const M tries = I::both(I::le_u(I::set1(1), way), I::le_u(way, I::set1(num_ways - 1)));
-            each<G>([&](int g) { edge[g] = I::add(position[g], offset); });
-            sums_at<I, G>(edge, p, K, sum);
-            each<G>([&](int g) {
-                const M reached = reaches<I>(edge[g], sum[g], bias, h[g], rest[g]);
-                const M up = I::both(tries, reached), down = I::first_only(tries, reached);
-                position[g] = I::template group_max_s<L>(I::select(up, edge[g], position[g]));
-                low[g] = I::max_u(low[g], I::keep(up, sum[g]));
-                high[g] = I::select(down, I::min_u(high[g], sum[g]), high[g]);
-            });
+    void make(const MixtureView& view, size_t j, Suspects<I>& suspects) {
+        using V = typename I::V;
+        const int num_symbols = 1 << view.bits, shift = 8 - view.bits;
+        Parameters<I, 1> p;
+        p.read(view, j, suspects, [](const void* values, int) { return I::load(values); });
+        V weight = I::set1(0), mean = I::set1(0);
+        for (int k = 0; k < view.num_mixtures; ++k) {
+            mean = I::select(I::le_u(p.w[k], weight), mean, p.m[k]);
+            weight = I::max_u(weight, p.w[k]);
         }
-        each<G>([&](int g) {
-            found.edge[g] = position[g];
-            found.low[g] = I::template group_max_u<L>(low[g]);
-            found.high[g] = I::template group_min_u<L>(high[g]);
+        // The symbol at the mean is floor((mean + 64 S) / (128 S)) + 2^(b-1).
+        const V from_zero = I::adds_u(I::xor_(mean, I::set1(0x8000)), I::set1(64 << shift));
+        const V likely = I::srl(from_zero, 7 + shift), to_start = I::set1(num_symbols / 2 + 1);  // with 2^b added
+        const V last = I::set1(num_symbols > kEdges - 1 ? num_symbols - (kEdges - 1) : 0);
+        const V start = I::min_u(I::sub(I::max_u(likely, to_start), to_start), last);
+        I::store(first, start);
+        V e[kEdges], edge[kEdges], sum[kEdges];
+        each<kEdges>([&](int n) {
+            e[n] = I::sll(I::min_u(I::add(start, I::set1(n)), I::set1(num_symbols)), shift);
+            edge[n] = I::add(I::sll(e[n], 7), I::set1(edge_bias(view.bits)));
         });
-    }
-
-    // kWays neighbouring edges around the mean of the heaviest component, of all 2^b + 1 edges, those at 0 and 2^b
-    // included. (Which edges are tried decides nothing but time. With fewer edges than ways the last ones are repeated.)
-    void window(const Parameters<I, G>& p, V (&edge)[G], V (&sum)[G]) const {
-        const int num_symbols = 1 << bits, shift = 8 - bits;
-        const int last_start = num_symbols < kWays - 1 ? 0 : num_symbols - (kWays - 1);
-        const V offset = I::sll(I::min_u(way, I::set1(num_symbols)), 7 + shift);
-        const V to_start = I::set1(num_symbols / 2 + kWays / 2 - 1);
-        each<G>([&](int g) {
-            V weight = p.w[g], mean = p.m[g];
-            for (int k = 1; k < K; ++k) {
-                mean = I::select(I::le_u(p.w[k * G + g], weight), mean, p.m[k * G + g]);
-                weight = I::max_u(weight, p.w[k * G + g]);
-            }
-            // The symbol at the mean is floor((mean + 64 S) / (128 S)) + 2^(b-1).
-            const V from_zero = I::adds_u(I::xor_(mean, I::set1(0x8000)), I::set1(64 << shift));
-            const V likely = I::srl(from_zero, 7 + shift);  // with 2^b added
-            const V start = I::min_u(I::sub(I::max_u(likely, to_start), to_start), I::set1(last_start));
-            edge[g] = I::add(I::add(bias, I::sll(start, 7 + shift)), offset);
-        });
-        sums_at<I, G>(edge, p, K, sum);
-        each<G>([&](int g) {
-            sum[g] = I::select(I::eq(edge[g], bias), I::set1(0), sum[g]);
-            sum[g] = I::select(I::eq(edge[g], I::add(bias, I::set1(0x8000))), I::set1(kWeightSum), sum[g]);
+        sums_at_edges<I, kEdges>(edge, p, view.num_mixtures, sum);
+        each<kEdges>([&](int n) {
+            sum[n] = I::select(I::eq(e[n], I::set1(0)), I::set1(0), sum[n]);
+            sum[n] = I::select(I::eq(e[n], I::set1(256)), I::set1(kWeightSum), sum[n]);
+            I::store_cdf(e[n], sum[n], c[n]);
         });
     }
 };
 
-template <class I, int L, int G>
-Status decode_wide(const MixtureView& view, uint8_t* symbols, size_t rows, uint64_t* states, const uint16_t** words,
-                   const uint16_t* words_end) {
+struct Interval {
+    uint32_t symbol, start, freq;
+};
+
+// The interval of one symbol that holds the slot: first among the kWords - 1 symbols around `near`, then among all.
+template <class I>
+__attribute__((noinline)) Interval search_symbol(const MixtureView& view, size_t j, uint32_t slot, int near) {
     using V = typename I::V;
-    using M = typename I::M;
-    using Search = WideSearch<I, L, G>;
-    constexpr int kLanes = L * G;
-    const Search search(view);
-    const int step_size = 1 << (8 - view.bits);
-    const V bias = search.bias;
-    const M first_way = I::eq(search.way, I::set1(0)), last_way = I::eq(search.way, I::set1(Search::kWays - 1));
+    constexpr int kStepBits = log2_of(I::kWords);
+    const int num_symbols = 1 << view.bits, shift = 8 - view.bits;
+    uint16_t numbers[I::kWords], sums[I::kWords];
+    for (int i = 0; i < I::kWords; ++i) numbers[i] = static_cast<uint16_t>(i);
+    Parameters<I, 1> p;
+    Suspects<I> suspects;  // the windows see to these
+    p.read(view, j, suspects, [](const auto* value, int) { return I::set1(*value); });
+    const V bias = I::set1(edge_bias(view.bits)), number = I::load(numbers);
+    const V h = I::set1(static_cast<int>(slot >> 4)), rest = I::set1(15 - static_cast<int>(slot & 15));
+    // How many of the edges first + (i << gap), 0 < i < count, do not exceed the slot: the first ones.
+    const auto reached = [&](int first, int gap, int count) {
+        const V e = I::sll(I::add(I::sll(number, gap), I::set1(first)), shift);
+        const V edge = I::add(I::sll(e, 7), bias);
+        V sum[1];
+        sums_at<I, 1>({edge}, p, view.num_mixtures, sum);
+        I::store(sums, sum[0]);
+        const auto tries = I::both(I::le_u(I::set1(1), number), I::le_u(number, I::set1(count - 1)));
+        return I::count(I::both(tries, reaches<I>(edge, sum[0], bias, h, rest)));
+    };
+    const auto cdf = [&](int i, int symbol) {
+        return (uint32_t{sums[i]} << 4) + static_cast<uint32_t>(symbol << shift);
+    };
+    uint32_t start = 0, end = kProbabilityOne;
+    int symbol = 0;
+    if (num_symbols > I::kWords) {
+        // Edges first .. first + kWords - 1: strictly between the outermost ones, both neighbours are known.
+        int first = near - I::kWords / 2;
+        first = first < 0 ? 0 : first > num_symbols - I::kWords ? num_symbols - I::kWords : first;
+        const int found = reached(first, 0, I::kWords);
+        if (found > 0 && found + 1 < I::kWords) {
+            start = cdf(found, first + found);
+            end = cdf(found + 1, first + found + 1);
+            return {static_cast<uint32_t>(first + found), start, end - start};
+        }
+    }
+    for (int left = view.bits; left > 0;) {
+        const int bits = left < kStepBits ? left : kStepBits;
+        left -= bits;
+        const int found = reached(symbol, left, 1 << bits);
+        if (found > 0) start = cdf(found, symbol + (found << left));
+        if (found + 1 < 1 << bits) end = cdf(found + 1, symbol + ((found + 1) << left));
+        symbol += found << left;
+    }
+    return {static_cast<uint32_t>(symbol), start, end - start};
+}
+
+template <class I>
+Status decode_window(const MixtureView& view, uint8_t* symbols, size_t rows, int lanes, uint64_t* states,
+                     const uint16_t** words, const uint16_t* words_end) {
+    constexpr size_t kWords = I::kWords;
+    const size_t n = rows * static_cast<size_t>(lanes);
     const uint16_t* next_word = *words;
     Suspects<I> suspects;
-    V x[G];
-    each<G>([&](int g) { x[g] = I::template load_states<L>(states + g * L); });
-
-    Parameters<I, G> parameters[2];  // of this row and the next
-    V edge[G], sum[G];               // of the row's window
-    const auto prepare = [&](size_t row) {
-        Parameters<I, G>& p = parameters[row % 2];
-        p.read(view, row * kLanes, suspects,
-               [](const auto* values, int g) { return I::template spread<L>(values + g * L); });
-        search.window(p, edge, sum);
+    Windows<I> windows[2];  // of these symbols and the next
+    // Parameters of the last symbols, less than a vector, with copies of the very last.
+    uint16_t weights[kMaxMixtures][kWords], inv_scales[kMaxMixtures][kWords];
+    int16_t means[kMaxMixtures][kWords];
+    const auto prepare = [&](size_t j) {
+        Windows<I>& next = windows[j / kWords % 2];
+        if (j + kWords <= n) return next.make(view, j, suspects);
+        for (int k = 0; k < view.num_mixtures; ++k) {
+            for (size_t i = 0; i < kWords; ++i) {
+                const size_t from = k * view.stride + (j + i < n ? j + i : n - 1);
+                weights[k][i] = view.weights[from];
+                means[k][i] = view.means[from];
+                inv_scales[k][i] = view.inv_scales[from];
+            }
+        }
+        next.make({weights[0], means[0], inv_scales[0], kWords, view.num_mixtures, view.bits}, 0, suspects);
     };
-    if (rows > 0) prepare(0);
+    if (n > 0) prepare(0);
 
-    for (size_t row = 0; row < rows; ++row) {
-        V h[G], rest[G];
-        Found<I, G> found;
-        bool inside = true;
-        each<G>([&](int g) {
-            h[g] = I::spread_low_word(I::template srlq<4>(x[g]));
-            rest[g] = I::sub(I::set1(15), I::and_(I::spread_low_word(x[g]), I::set1(15)));
-            const M reached = reaches<I>(edge[g], sum[g], bias, h[g], rest[g]);
-            inside &= !I::any(I::first_only(first_way, reached)) && !I::any(I::both(last_way, reached));
-            found.edge[g] = I::template group_max_s<L>(I::select(reached, edge[g], bias));
-            found.low[g] = I::template group_max_u<L>(I::keep(reached, sum[g]));
-            found.high[g] = I::template group_min_u<L>(I::select(reached, I::set1(kWeightSum), sum[g]));
-        });
-        if (!inside) search.all(parameters[row % 2], h, rest, found);
-        if (row + 1 < rows) prepare(row + 1);
-        each<G>([&](int g) {
-            const V word = I::set1q(0xffff);
-            const V e = I::and_(I::srl(I::sub(found.edge[g], bias), 7), word);
-            const V low = I::and_(found.low[g], word), high = I::and_(found.high[g], word);
-            I::template store_symbols<L>(symbols + row * kLanes + g * L, I::srl(e, 8 - view.bits));
-            x[g] = next_state<I>(x[g], e, low, I::subq(high, low), step_size);
-        });
-        if (!refill_all<I, L>(x, next_word, words_end) || next_word > words_end) return kTruncated;
+    uint64_t x[kMaxLanes];
+    std::memcpy(x, states, static_cast<size_t>(lanes) * sizeof(*x));
+    for (size_t j = 0; j < n; j += kWords) {
+        if (j + kWords < n) prepare(j + kWords);
+        const Windows<I>& window = windows[j / kWords % 2];
+        const size_t count = n - j < kWords ? n - j : kWords;
+        uint8_t found[kWords];  // apart from `symbols`, which could be anything's memory to a compiler
+        for (size_t i = 0; i < count; ++i) {
+            const size_t lane = (j + i) & static_cast<size_t>(lanes - 1);
+            const uint32_t slot = static_cast<uint32_t>(x[lane]) & (kProbabilityOne - 1);
+            const uint32_t* c = window.c[0] + i;  // one edge every kWords
+            Interval here;
+            if (slot - c[0] < c[3 * kWords] - c[0]) {
+                const uint32_t above = static_cast<uint32_t>(slot >= c[kWords]) + (slot >= c[2 * kWords]);
+                c += above * kWords;
+                here = {window.first[i] + above, c[0], c[kWords] - c[0]};
+            } else {
+                here = search_symbol<I>(view, j + i, slot, window.first[i] + 1);
+            }
+            found[i] = static_cast<uint8_t>(here.symbol);
+            x[lane] = decode_symbol(x[lane], here.start, here.freq);
+            if (x[lane] < kStateLow && !refill(x[lane], next_word, words_end)) return kTruncated;
+        }
+        std::memcpy(symbols + j, found, count);
     }
-    each<G>([&](int g) { I::template store_states<L>(states + g * L, x[g]); });
+    std::memcpy(states, x, static_cast<size_t>(lanes) * sizeof(*x));
     *words = next_word;
     return suspects.status();
 }

@@ -92,7 +92,8 @@ TileModel::TileModel(const ModelView& view, const ChannelOrders& orders)
         group_starts_.push_back(channels_);
         channels_ += size;
     }
-    require(view.steps.size() == group_sizes_.size() * (kPositions - 1), "there must be a step for each group and position");
+    require(view.steps.size() == group_sizes_.size() * (kPositions - 1),
+            "there must be a step for each group at each of three positions");
     width_ = view.steps[0].w1.out_channels;
     num_planes_ = view.steps[0].w1.in_channels - kPositions * (channels_ + num_groups()) - width_;
     require(width_ >= 1 && width_ <= kMaxChannels && num_planes_ >= 0, "w1 has too few inputs");
