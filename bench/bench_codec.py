@@ -118,7 +118,7 @@ def test_codec_network(
     symbols = torch.from_numpy(on_device.read_latents([stream])[0])[None].to(device)
     cond = on_device._condition(stream.header.quality, stream.header.metric_mix)
     y_hat = networks.dequantise(symbols, 8).contiguous(memory_format=torch.channels_last)
-    x = torch.from_numpy(picture).to(device).permute(2, 0, 1)[None].float() / 255.0
+    x = torch.tensor(picture).to(device).permute(2, 0, 1)[None].float() / 255.0
     x = x.contiguous(memory_format=torch.channels_last)
     transform = on_device.transform
     plain = lambda: transform.decoder(y_hat, cond) if network == "D" else transform.encoder(x, cond)[0]  # noqa: E731
@@ -178,7 +178,7 @@ def test_codec_decode_batch(
         },
     )
     last = out[-1].permute(1, 2, 0).cpu().numpy() if as_ == "torch" else out[-1]
-    assert np.abs(last.astype(int) - codec.decode(file)).max() <= (1 if device == "cuda" else 0)
+    assert np.abs(last.astype(int) - codec.decode(file)).max() <= 1  # D's convolutions round differently in a batch
 
 
 @pytest.mark.parametrize("effort", [0, 2, 4, 6, 9])

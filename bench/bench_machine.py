@@ -37,9 +37,11 @@ def test_machine_convolution(timed: Callable[..., Any], device: str, dtype: str,
     assert float(out[0, 0, 1, 1]) == pytest.approx(9 * channels, rel=0.01)
 
 
+@pytest.mark.parametrize("n", [1024, 2048, 4096, 8192])
 @pytest.mark.parametrize("device", DEVICES)
-def test_machine_int8(timed: Callable[..., Any], device: str) -> None:
-    n = 1024 if device == "cpu" else 8192
+def test_machine_int8(timed: Callable[..., Any], device: str, n: int) -> None:
+    if device == "cpu" and n > 4096:
+        pytest.skip("takes seconds")
     a = torch.ones((n, n), dtype=torch.int8, device=device)
     b = torch.ones((n, n), dtype=torch.int8, device=device).t()
     out = timed(lambda: torch._int_mm(a, b), device=device, part="machine int8", macs=n**3)
