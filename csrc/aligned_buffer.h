@@ -24,6 +24,7 @@ class AlignedBuffer {
         return data_;
     }
     void* data() const { return data_; }
+    std::size_t size() const { return size_; }
 
  private:
     std::unique_ptr<unsigned char[]> storage_;

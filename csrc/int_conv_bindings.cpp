@@ -80,7 +80,8 @@ bool same_place(const Extent& a, const Extent& b) {
     return a.begin == b.begin && a.row == b.row && a.pixel == b.pixel && a.channels == b.channels;
 }
 
-std::unique_ptr<IntConv> make_int_conv(const py::array& weight, const py::array& bias, const py::array& multiplier) {
+std::unique_ptr<IntConv> make_int_conv(const py::array& weight, const py::array& bias, const py::array& multiplier,
+                                       int offset_channels) {
     const std::int8_t* weight_data = contiguous<std::int8_t>(weight, "weight", "int8");
     const std::int32_t* bias_data = contiguous<std::int32_t>(bias, "bias", "int32");
     const float* multiplier_data = contiguous<float>(multiplier, "multiplier", "float32");
@@ -96,7 +97,8 @@ std::unique_ptr<IntConv> make_int_conv(const py::array& weight, const py::array&
     }
     try {
         return std::make_unique<IntConv>(static_cast<int>(weight.shape(0)), static_cast<int>(weight.shape(1)),
-                                         static_cast<int>(weight.shape(2)), weight_data, bias_data, multiplier_data);
+                                         static_cast<int>(weight.shape(2)), weight_data, bias_data, multiplier_data,
+                                         offset_channels);
     } catch (const std::invalid_argument& error) {
         throw py::value_error(error.what());
     }
@@ -173,10 +175,13 @@ Args:
     weight: int8 [O, I, k, k], k = 1 or 3, C-contiguous.
     bias: int32 [O].
     multiplier: float32 [O], finite.
+    offset_channels: the first so many input channels hold 128 more than they stand for (x - 128 in the sum); a
+        multiple of 4, 0 with 3x3 kernels.
 Raises:
-    ValueError: wrong dtype or shape, or 255 * sum|weight| + |bias| >= 2^31 in an output channel.
+    ValueError: wrong dtype, shape or offset_channels, or 255 * sum|weight| + |bias| >= 2^31 in an output channel.
 Exactness: the same integers for every CPU path and thread count, whatever int32 accumulators the bound allows.)")
-        .def(py::init(&make_int_conv), py::arg("weight"), py::arg("bias"), py::arg("multiplier"))
+        .def(py::init(&make_int_conv), py::arg("weight"), py::arg("bias"), py::arg("multiplier"),
+             py::arg("offset_channels") = 0)
         .def("run", &run, R"(Applies the layer to one picture; releases the GIL.
 
 Args:

@@ -108,6 +108,25 @@ struct Slot {
     AlignedBuffer raw, weights, means, inv_scales, symbols;
 };
 
+// All memory of a tile but the caller's.
+struct Workspace {
+    AlignedBuffer symbols;  // [height][width][used]
+    AlignedBuffer cells[2], h1, h2, bias, known;
+    std::vector<Slot> slots;
+
+    std::size_t size() const {
+        std::size_t sum = symbols.size() + cells[0].size() + cells[1].size() + h1.size() + h2.size() + known.size();
+        for (const Slot& slot : slots) {
+            sum += slot.raw.size() + slot.weights.size() + slot.means.size() + slot.inv_scales.size();
+        }
+        return sum;
+    }
+};
+
+constexpr std::size_t kKeptBytes = 16 << 20;
+// What a thread keeps for its next tile, up to kKeptBytes: fresh memory would cost a page fault every 4 kB.
+thread_local std::unique_ptr<Workspace> kept_workspace;
+
 // Chunks on several threads: work(chunk, slot) in any order, then consume(chunk, slot) one after another, on whichever
 // thread is there. A slot belongs to a chunk until that is consumed.
 template <class Work, class Consume>
@@ -194,7 +213,7 @@ struct Activity {
 // Codes one tile.
 class TileRun {
  public:
-    TileRun(const TileModel& model, const Tile& tile, int threads, Cpu cpu);
+    TileRun(const TileModel& model, const Tile& tile, int threads, Cpu cpu, Workspace& memory);
     void run(Activity* activity = nullptr);
 
  private:
@@ -221,7 +240,7 @@ class TileRun {
     template <class Visit>
     void visit_symbols(const Group& group, std::int64_t begin, std::int64_t end, Visit visit) const;
 
-    std::uint8_t* cells(int scale) const { return static_cast<std::uint8_t*>(cells_[scale % 2].data()); }
+    std::uint8_t* cells(int scale) const { return static_cast<std::uint8_t*>(memory_.cells[scale % 2].data()); }
     std::int64_t rows(int scale) const { return sizes_[scale + 1].height; }  // of cells
     std::int64_t columns(int scale) const { return sizes_[scale + 1].width; }
     // How many of them, from the first on, have a position.
@@ -237,13 +256,19 @@ class TileRun {
     std::vector<Size> sizes_;   // of z^(0) .. z^(M)
     std::uint8_t inputs_[256];  // of w1, by symbol
     std::uint8_t neutral_;      // the input for a latent of 0
-    AlignedBuffer symbols_;     // [height][width][used]
-    AlignedBuffer cells_[2], h1_, h2_, bias_, known_;
-    std::vector<Slot> slots_;
+    Workspace& memory_;
 };
 
-TileRun::TileRun(const TileModel& model, const Tile& tile, int threads, Cpu cpu)
-    : model_(model), tile_(tile), threads_(threads), cpu_(cpu), layout_(model.layout(tile.used)) {
+// Runs one tile in the memory that the thread kept from its last one.
+void run_tile(const TileModel& model, const Tile& tile, int threads, Cpu cpu, Activity* activity = nullptr) {
+    std::unique_ptr<Workspace> memory = std::move(kept_workspace);  // a coder that codes another tile finds none
+    if (memory == nullptr) memory = std::make_unique<Workspace>();
+    TileRun(model, tile, threads, cpu, *memory).run(activity);
+    if (memory->size() <= kKeptBytes) kept_workspace = std::move(memory);
+}
+
+TileRun::TileRun(const TileModel& model, const Tile& tile, int threads, Cpu cpu, Workspace& memory)
+    : model_(model), tile_(tile), threads_(threads), cpu_(cpu), layout_(model.layout(tile.used)), memory_(memory) {
     sizes_.push_back({tile.height, tile.width});
     for (int scale = 0; scale < model.num_scales(); ++scale) {
         sizes_.push_back({(sizes_.back().height + 1) / 2, (sizes_.back().width + 1) / 2});
@@ -262,7 +287,7 @@ void TileRun::run(Activity* activity) {
     std::memset(tile_.symbols + size, 1 << (tile_.bits - 1),
                 static_cast<std::size_t>(plane * model_.channels() - size));
     if (tile_.used == 0) return;
-    auto* symbols = static_cast<std::uint8_t*>(symbols_.reserve(static_cast<std::size_t>(size)));
+    auto* symbols = static_cast<std::uint8_t*>(memory_.symbols.reserve(static_cast<std::size_t>(size)));
     if (tile_.encodes) transpose(tile_.symbols, tile_.used, plane, symbols);
     code_last_scale();
     int end = model_.num_scales() * model_.num_steps();
@@ -302,7 +327,7 @@ Group TileRun::group_at(const Moment& now) const {
     return group;
 }
 
-// Codes z^(M), and keeps its inputs in known_, [rows, columns, value_pitch].
+// Codes z^(M), and keeps its inputs in memory_.known, [rows, columns, value_pitch].
 void TileRun::code_last_scale() {
     const int last = model_.num_scales();
     Group group = {};
@@ -313,7 +338,7 @@ void TileRun::code_last_scale() {
     group.cell_pitch = layout_.value_pitch;
     group.row_pitch = group.columns * group.cell_pitch;
     const std::size_t size = static_cast<std::size_t>(group.rows * group.row_pitch);
-    group.values = static_cast<std::uint8_t*>(known_.reserve(size));
+    group.values = static_cast<std::uint8_t*>(memory_.known.reserve(size));
     std::memset(group.values, neutral_, size);
 
     std::vector<std::uint8_t> h(static_cast<std::size_t>(model_.width()));
@@ -343,13 +368,13 @@ void TileRun::start_scale(int scale) {
     const std::size_t num_available = static_cast<std::size_t>(kPositions * model_.num_groups());
     const std::size_t known_positions = static_cast<std::size_t>(model_.num_groups());
     const bool coarsest = scale + 1 == model_.num_scales();
-    cells_[scale % 2].reserve(static_cast<std::size_t>(rows * columns * layout_.pitch));
+    memory_.cells[scale % 2].reserve(static_cast<std::size_t>(rows * columns * layout_.pitch));
     for (std::int64_t y = 0; y < rows; ++y) {
         std::uint8_t* to = cells(scale) + y * columns * layout_.pitch;
         for (std::int64_t x = 0; x < columns; ++x, to += layout_.pitch) {
             const std::uint8_t *values, *q = nullptr;
             if (coarsest) {
-                values = static_cast<const std::uint8_t*>(known_.data()) + (y * columns + x) * layout_.value_pitch;
+                values = static_cast<std::uint8_t*>(memory_.known.data()) + (y * columns + x) * layout_.value_pitch;
             } else {  // z^(scale + 1) lies in the cells of the scale before
                 const std::uint8_t* from =
                     cells(scale + 1) + (y / 2 * this->columns(scale + 1) + x / 2) * layout_.pitch;
@@ -373,7 +398,7 @@ void TileRun::start_scale(int scale) {
             }
         }
     }
-    for (AlignedBuffer* h : {&h1_, &h2_}) {
+    for (AlignedBuffer* h : {&memory_.h1, &memory_.h2}) {
         const std::size_t size = static_cast<std::size_t>((rows + 2) * h_row(scale));
         std::memset(h->reserve(size), 0, size);
     }
@@ -382,13 +407,14 @@ void TileRun::start_scale(int scale) {
 // w1, w2 and w3: q becomes the next q.
 void TileRun::run_layers(const Moment& now, Activity* activity) {
     const std::ptrdiff_t q_pitch = model_.q_pitch(), first_pixel = h_row(now.scale) + q_pitch;
-    const ImageView<std::uint8_t> h1 = {static_cast<std::uint8_t*>(h1_.data()) + first_pixel, h_row(now.scale),
-                                        q_pitch};
-    const ImageView<std::uint8_t> h2 = {static_cast<std::uint8_t*>(h2_.data()) + first_pixel, h_row(now.scale),
-                                        q_pitch};
+    const auto image = [&](const AlignedBuffer& buffer) {
+        auto* data = static_cast<std::uint8_t*>(buffer.data()) + first_pixel;
+        return ImageView<std::uint8_t>{data, h_row(now.scale), q_pitch};
+    };
+    const ImageView<std::uint8_t> h1 = image(memory_.h1), h2 = image(memory_.h2);
     const std::ptrdiff_t row_pitch = columns(now.scale) * layout_.pitch;
     const std::size_t width = static_cast<std::size_t>(model_.width());
-    void* bias = bias_.reserve((width + kConvBlock) * sizeof(std::int32_t));
+    void* bias = memory_.bias.reserve((width + kConvBlock) * sizeof(std::int32_t));
     std::memset(bias, 0, (width + kConvBlock) * sizeof(std::int32_t));
     model_.first_bias(now.step, tile_.planes + now.scale * model_.num_planes(), static_cast<std::int32_t*>(bias));
 
@@ -451,13 +477,15 @@ void TileRun::code_group(const Group& group) {
     const std::int64_t cells = chunk_cells(group), num_chunks = (group.num_cells() + cells - 1) / cells;
     const auto end_of = [&](std::int64_t chunk) { return std::min((chunk + 1) * cells, group.num_cells()); };
     const auto work = [&](std::int64_t chunk, std::int64_t slot) {
-        make_parameters(group, chunk * cells, end_of(chunk), slots_[static_cast<std::size_t>(slot)]);
+        make_parameters(group, chunk * cells, end_of(chunk), memory_.slots[static_cast<std::size_t>(slot)]);
     };
     const auto consume = [&](std::int64_t chunk, std::int64_t slot) {
-        code_chunk(group, chunk * cells, end_of(chunk), slots_[static_cast<std::size_t>(slot)]);
+        code_chunk(group, chunk * cells, end_of(chunk), memory_.slots[static_cast<std::size_t>(slot)]);
     };
     const std::int64_t num_slots = threads_ > 1 ? std::min(num_chunks, std::int64_t{2} * threads_) : 1;
-    if (static_cast<std::int64_t>(slots_.size()) < num_slots) slots_.resize(static_cast<std::size_t>(num_slots));
+    if (memory_.slots.size() < static_cast<std::size_t>(num_slots)) {
+        memory_.slots.resize(static_cast<std::size_t>(num_slots));
+    }
     if (num_slots > 1) {
         Pipeline<decltype(work), decltype(consume)>(num_chunks, num_slots, work, consume).run(threads_);
         return;
@@ -539,11 +567,11 @@ void TileRun::code_chunk(const Group& group, std::int64_t begin, std::int64_t en
     });
 }
 
-// Calls visit(number of the cell in the chunk, its symbols in symbols_, its offset in group.values) for the cells
+// Calls visit(number of the cell in the chunk, its symbols in the workspace, its offset in group.values) for the cells
 // begin .. end - 1.
 template <class Visit>
 void TileRun::visit_symbols(const Group& group, std::int64_t begin, std::int64_t end, Visit visit) const {
-    auto* symbols = static_cast<std::uint8_t*>(symbols_.data()) + group.start;
+    auto* symbols = static_cast<std::uint8_t*>(memory_.symbols.data()) + group.start;
     visit_cells(group.columns, begin, end, [&](const Cells& cells) {
         for (std::int64_t y = 0; y < cells.rows; ++y) {
             const std::int64_t row = (group.y0 + (cells.y + y) * group.step) * tile_.width;
@@ -629,7 +657,7 @@ ChannelOrders choose_orders(const TileModel& model, const std::vector<const std:
         DecodingCoder coder(decoder);
         const Tile tile = {kSide, kSide, 8, model.channels(), constant, &coder, false, symbols.data()};
         try {
-            TileRun(model, tile, 1, cpu).run(&activity);
+            run_tile(model, tile, 1, cpu, &activity);
         } catch (const BitstreamError&) {  // what was counted before the stream ended is enough
         }
     }
@@ -664,7 +692,7 @@ void code_tiles(const TileModel& model, const std::vector<Tile>& tiles, int thre
     const auto code_one = [&](std::size_t i, int its_threads) {
         if (i > first_failed) return;
         try {
-            TileRun(model, tiles[i], its_threads, cpu).run();
+            run_tile(model, tiles[i], its_threads, cpu);
         } catch (...) {
             errors[i] = std::current_exception();
             std::size_t expected = first_failed;

@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -143,6 +144,7 @@ py::list code(const TileModel& model, const py::sequence& jobs, int threads) {
     std::vector<py::array_t<std::uint8_t>> planes;
     std::vector<std::unique_ptr<SymbolCoder>> coders;
     std::vector<std::unique_ptr<Exclusive>> locks;
+    std::set<const void*> seen;
     std::vector<Tile> tiles;
     py::list results;
     for (const py::handle& item : jobs) {
@@ -158,6 +160,7 @@ py::list code(const TileModel& model, const py::sequence& jobs, int threads) {
         tile.planes = planes.back().data();
         const py::object coder = job[5], symbols = job[6];
         tile.encodes = !symbols.is_none();
+        if (!seen.insert(coder.ptr()).second) throw py::value_error("two tiles share a coder");
         if (py::isinstance<PyEncoder>(coder)) {
             auto& encoder = py::cast<PyEncoder&>(coder);
             if (!tile.encodes) throw py::value_error("an encoder needs symbols");

@@ -116,6 +116,43 @@ def test_every_width(cpu: str) -> None:
             check_all_outputs(layer, random_u8(rng, 2, width, 8), random_u8(rng, 2, width, o), (1,))
 
 
+def sparse_u8(rng: np.random.Generator, height: int, width: int, channels: int) -> Array:
+    """Zeros by channel, by pixel and at random: whole groups of inputs of a tile are zero, others nearly."""
+    x = random_u8(rng, height, width, channels)
+    x *= rng.random((1, 1, channels)) < 0.5
+    x *= rng.random((height, width, 1)) < 0.6
+    return x * (rng.random(x.shape) < 0.3)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_zeros(cpu: str, kernel: int) -> None:
+    """Inputs that are zero in a whole tile are left out; the sums stay as they are."""
+    rng = np.random.default_rng(7)
+    for i in CHANNELS:
+        layer = random_layer(rng, 130, i, kernel)
+        for height, width in ((1, 1), (3, 5), (7, 41), (5, 64)):
+            for x in (sparse_u8(rng, height, width, i), np.zeros((height, width, i), np.uint8)):
+                check_all_outputs(layer, x, random_u8(rng, height, width, 130), (1, 2))
+
+
+@pytest.mark.parametrize("channels", [4, 16, 68, 112, 203])
+def test_offset_channels(cpu: str, channels: int) -> None:
+    """The first inputs are x - 128, and 128 is what can be left out."""
+    rng = np.random.default_rng(8)
+    weight, bias, multiplier = random_layer(rng, 113, channels, 1)
+    for offset in {0, 4, channels // 2 // 4 * 4, channels // 4 * 4}:
+        conv = _C.IntConv(weight, bias, multiplier, offset)
+        for height, width in ((1, 1), (2, 9), (6, 47)):
+            real = sparse_u8(rng, height, width, channels).astype(np.int64)
+            real[:, :, :offset] -= 128 * (real[:, :, :offset] != 0)
+            x = real.copy()
+            x[:, :, :offset] += 128
+            expected = requantise(real.reshape(-1, channels) @ weight[:, :, 0, 0].T.astype(np.int64) + bias, multiplier)
+            for threads in (1, 2):
+                got = conv.run(x.astype(np.uint8), threads=threads)
+                assert np.array_equal(got, expected.reshape(height, width, -1))
+
+
 @pytest.mark.parametrize(("kernel", "channels"), [(1, 514), (1, 16), (3, 57), (3, 56), (1, 12000)])
 def test_extreme_values(cpu: str, kernel: int, channels: int) -> None:
     """Nothing saturates or wraps: |sum| just below 2^24, and far above it within the constructor's 2^31."""
@@ -278,6 +315,13 @@ WEIGHT, BIAS, MULTIPLIER = ones(4, 3, 3, 3, dtype=np.int8), ones(4, dtype=np.int
 def test_layer_errors(layer: tuple[Array, Array, Array]) -> None:
     with pytest.raises(ValueError):
         _C.IntConv(*layer)
+
+
+@pytest.mark.parametrize(("kernel", "offset"), [(3, 4), (1, 2), (1, -4), (1, 12), (1, 1 << 20)])
+def test_offset_errors(kernel: int, offset: int) -> None:
+    layer = (ones(4, 8, kernel, kernel, dtype=np.int8), BIAS, MULTIPLIER)
+    with pytest.raises(ValueError, match="offset"):
+        _C.IntConv(*layer, offset)
 
 
 def test_bound_is_exact() -> None:

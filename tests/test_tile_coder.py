@@ -1,40 +1,53 @@
-"""Whole tiles in C++ against the PyTorch form: the same streams and symbols on every path, thread count and size."""
+"""Whole tiles in C++: the bytes and symbols of the other implementations, on every CPU path and thread count."""
 
+from __future__ import annotations
+
+import copy
+import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
-from l2c import _C, integer
+from l2c import _C, integer, ops
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import BackendError, BitstreamError
 from l2c.probability import ProbabilityModel
 
-SIZES = ((1, 1), (2, 3), (9, 1), (17, 14), (40, 33))
+Symbols = npt.NDArray[np.uint8]
+HEADER = (420, 3, 8)
+# Sizes that fill no vector, one group, one scale; and those of the default model, but narrower.
+SHAPES = {
+    "odd": (10, ProbabilityConfig(3, (3, 7), 3, 22)),
+    "one": (5, ProbabilityConfig(1, (5,), 1, 3)),
+    "uniform": (9, ProbabilityConfig(2, (2, 3, 4), 8, 16, "uniform")),
+    "blocks": (48, ProbabilityConfig(3, (24, 24), 3, 40)),
+}
 
 
-def make_model(prior: str, groups: tuple[int, ...] = (3, 8)) -> integer.IntegerModel:
-    torch.manual_seed(1)
-    config = ModelConfig(
-        name="tiny",
-        transform=TransformConfig(family="block", s=8, c=sum(groups), width=16, fine_width=0),
-        probability=ProbabilityConfig(num_scales=3, channel_groups=groups, num_mixtures=3, width=20, prior=prior),
-    )
-    model = ProbabilityModel(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+def make_model(shape: str) -> integer.IntegerModel:
+    channels, probability = SHAPES[shape]
+    config = ModelConfig(shape, TransformConfig("block", 8, channels, 8, 1, 1), probability)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = ProbabilityModel(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.7)
     return integer.from_float(model, config)
 
 
-@pytest.fixture(scope="module", params=["learned", "uniform"])
-def model(request: pytest.FixtureRequest) -> integer.IntegerModel:
-    return make_model(request.param)
+@pytest.fixture(scope="module")
+def models() -> dict[str, integer.IntegerModel]:
+    return {shape: make_model(shape) for shape in SHAPES}
 
 
 @pytest.fixture(params=["scalar", "avx2", "avx512"])
 def cpu(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once per CPU path; skips paths that this machine lacks."""
     try:
         _C.set_cpu(request.param)
     except BackendError as error:
@@ -43,104 +56,289 @@ def cpu(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.set_cpu("")
 
 
-def writers(model: integer.IntegerModel) -> list[integer.Job]:
-    """Every size with other qualities, bits and used channels, from none to all."""
-    rng = np.random.default_rng(3)
-    jobs = []
-    for i, (height, width) in enumerate(SIZES):
-        b, used = 8 - i, (model.c, 1, 3, 7, model.c)[i]
-        symbols = np.full((model.c, height, width), 1 << (b - 1), dtype=np.uint8)
-        symbols[:used] = rng.normal(1 << (b - 1), 3, (used, height, width)).round().clip(0, (1 << b) - 1)
-        jobs.append(integer.Job(height, width, (173 * i, i, b), used, integer.SymbolWriter(b), symbols))
-    return jobs
+def some_symbols(channels: int, height: int, width: int, b: int = 8, used: int | None = None) -> Symbols:
+    """Smaller spreads in later channels; channels from `used` on are zero latents."""
+    rng = np.random.default_rng(height * 100 + width)
+    spread = 40 * 0.7 ** np.arange(channels)[:, None, None] / (1 << (8 - b))
+    z = np.rint(rng.normal(size=(channels, height, width)) * spread) + (1 << (b - 1))
+    symbols = z.clip(0, (1 << b) - 1).astype(np.uint8)
+    if used is not None:
+        symbols[used:] = 1 << (b - 1)
+    return symbols
 
 
-def streams_of(model: integer.IntegerModel, backend: str, threads: int = 1) -> list[bytes]:
-    jobs = writers(model)
-    model.code(jobs, backend, threads=threads)
-    return [job.coder.finish() for job in jobs]  # type: ignore[attr-defined]
-
-
-def readers(model: integer.IntegerModel, streams: list[bytes]) -> list[integer.Job]:
-    return [
-        integer.Job(job.height, job.width, job.header, job.used, integer.SymbolReader(stream, job.header[2]))
-        for job, stream in zip(writers(model), streams)
+def encode(
+    model: integer.IntegerModel, pictures: list[Symbols], backend: str = "cpu", used: int | None = None,
+    header: tuple[int, int, int] = HEADER, threads: int = 1,
+) -> list[bytes]:  # fmt: skip
+    jobs = [
+        integer.Job(*p.shape[1:], header, model.c if used is None else used, integer.SymbolWriter(header[2]), p)
+        for p in pictures
     ]
+    for symbols, picture in zip(model.code(jobs, backend, threads=threads), pictures):
+        assert np.array_equal(symbols, picture)
+    return [job.coder.encoder.finish() for job in jobs]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
-def test_streams_and_symbols(model: integer.IntegerModel, cpu: str, threads: int) -> None:
-    expected = streams_of(model, "torch")
-    assert streams_of(model, "cpu", threads) == expected
-    jobs = readers(model, expected)
-    for got, known, job in zip(model.code(jobs, "cpu", threads=threads), writers(model), jobs):
-        assert np.array_equal(got, known.symbols)
-        job.coder.finish()  # type: ignore[attr-defined]
-    for job, known in zip(readers(model, expected), writers(model)):  # alone: all threads work on one tile
-        assert np.array_equal(model.code([job], "cpu", threads=threads)[0], known.symbols)
+def decode(
+    model: integer.IntegerModel, files: list[bytes], sizes: list[tuple[int, int]], backend: str = "cpu",
+    used: int | None = None, header: tuple[int, int, int] = HEADER, threads: int = 1,
+) -> list[Symbols]:  # fmt: skip
+    jobs = [
+        integer.Job(*size, header, model.c if used is None else used, integer.SymbolReader(file, header[2]))
+        for size, file in zip(sizes, files)
+    ]
+    results = model.code(jobs, backend, threads=threads)
+    for job in jobs:
+        job.coder.decoder.finish()  # type: ignore[attr-defined]
+    return results
 
 
-@pytest.mark.parametrize("groups", [(1,), (1, 1, 2), (17, 3)])
-def test_groups_of_any_number_and_size(groups: tuple[int, ...]) -> None:
-    model = make_model("learned", groups)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sizes(models: dict[str, integer.IntegerModel], shape: str, cpu: str) -> None:
+    """Every latent size 1..5 x 1..5 and some larger ones, against the plain reference."""
+    model = models[shape]
+    sizes = [(h, w) for h in range(1, 6) for w in range(1, 6)] + [(1, 40), (37, 2), (19, 23)]
+    pictures = [some_symbols(model.c, h, w) for h, w in sizes]
+    files = encode(model, pictures)
+    assert files == encode(model, pictures, "reference")
+    for symbols, picture in zip(decode(model, files, sizes), pictures):
+        assert np.array_equal(symbols, picture)
+
+
+@pytest.mark.parametrize("b", range(1, 9))
+def test_bits_and_used_channels(models: dict[str, integer.IntegerModel], b: int, cpu: str) -> None:
+    model, header = models["odd"], (910, 8, b)
+    for used in range(model.c + 1):
+        picture = some_symbols(model.c, 7, 10, b, used)
+        files = encode(model, [picture], used=used, header=header)
+        if cpu == "scalar":
+            assert files == encode(model, [picture], "torch", used, header)
+        assert np.array_equal(decode(model, files, [(7, 10)], used=used, header=header)[0], picture)
+
+
+def test_zero_latent_that_is_no_zero_input(models: dict[str, integer.IntegerModel], cpu: str) -> None:
+    """A table may say so; then the inputs of unused channels cannot be left out."""
+    model = copy.copy(models["blocks"])
+    table = model.tables.compand.copy()
+    table[128] = 5
+    model.tables = dataclasses.replace(model.tables, compand=table)
+    for used in (3, 25, 48):
+        picture = some_symbols(model.c, 6, 9, used=used)
+        files = encode(model, [picture], used=used)
+        assert files == encode(model, [picture], "reference", used)
+        assert np.array_equal(decode(model, files, [(6, 9)], used=used)[0], picture)
+
+
+@pytest.mark.parametrize("shape", ["odd", "blocks", "uniform"])
+def test_threads(models: dict[str, integer.IntegerModel], shape: str, cpu: str) -> None:
+    """One tile of many chunks on several threads."""
+    model = models[shape]
+    picture = some_symbols(model.c, 67, 54)
+    expected = encode(model, [picture])
+    for threads in (2, 3, 5):
+        assert encode(model, [picture], threads=threads) == expected
+        assert np.array_equal(decode(model, expected, [(67, 54)], threads=threads)[0], picture)
+
+
+def test_several_tiles(models: dict[str, integer.IntegerModel]) -> None:
+    """Side by side, one at a time on all threads, and both: what comes out is that of one after the other."""
+    model = models["odd"]
+    for count in (2, 3, 4, 7, 20):
+        sizes = [(5 + 11 * i % 40, 30 - 7 * i % 23) for i in range(count)]
+        pictures = [some_symbols(model.c, h, w) for h, w in sizes]
+        files = [encode(model, [picture])[0] for picture in pictures]
+        for threads in (1, 2, 3, 4):
+            assert encode(model, pictures, threads=threads) == files
+            for symbols, picture in zip(decode(model, files, sizes, threads=threads), pictures):
+                assert np.array_equal(symbols, picture)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_damaged_payloads(models: dict[str, integer.IntegerModel], threads: int, cpu: str) -> None:
+    model = models["odd"]
+    size = (33, 40)
+    good = encode(model, [some_symbols(model.c, *size)])[0]
     rng = np.random.default_rng(0)
-    for used in sorted({1, model.c // 2 + 1, model.c}):
-        symbols = np.full((model.c, 6, 7), 128, dtype=np.uint8)
-        symbols[:used] = rng.integers(120, 137, (used, 6, 7))
-        streams = []
-        for backend in ("cpu", "reference"):
-            job = integer.Job(6, 7, (400, 2, 8), used, integer.SymbolWriter(8), symbols)
-            model.code([job], backend)
-            streams.append(job.coder.finish())  # type: ignore[attr-defined]
-        assert streams[0] == streams[1]
+    damaged = [good[:1], good[:-2], good[: len(good) // 3 | 1], good + b"\0\0"]
+    for _ in range(12):
+        data = bytearray(good)
+        data[rng.integers(1, len(data))] ^= 1 << rng.integers(8)
+        damaged.append(bytes(data))
+    for data in damaged:
+        with pytest.raises(BitstreamError):
+            decode(model, [data], [size], threads=threads)
+    with pytest.raises(BitstreamError):
+        decode(model, [good], [(33, 41)], threads=threads)
+    with pytest.raises(BitstreamError, match=r"damaged|left|early"):
+        decode(model, [good, damaged[1], good], [size] * 3, threads=threads)
 
 
-def test_parameters_are_those_of_the_reference(model: integer.IntegerModel, cpu: str) -> None:
-    assert model.known_answer("cpu") == model.known_answer("reference")
-
-
-def test_damaged_streams(model: integer.IntegerModel) -> None:
-    """Of several tiles the damaged one is found, whichever it is; nothing else than BitstreamError comes out."""
-    streams = streams_of(model, "cpu")
-    rng = np.random.default_rng(5)
-    for broken in range(len(streams)):
-        head = 1 + 6 * (1 << streams[broken][0])
-        for end in (head, (head + len(streams[broken])) // 2 & ~1 | 1):
-            if end >= len(streams[broken]):
+def test_noise(models: dict[str, integer.IntegerModel]) -> None:
+    """Streams of noise give the same symbols or the same error everywhere, and nothing worse."""
+    model = models["odd"]
+    rng = np.random.default_rng(1)
+    for seed in range(12):
+        lanes = rng.integers(7)
+        states = b"".join(int(x).to_bytes(6, "little") for x in rng.integers(1 << 32, 1 << 48, 1 << lanes))
+        data = bytes([lanes]) + states + rng.bytes(2 * int(rng.integers(400)))
+        size = (int(rng.integers(1, 12)), int(rng.integers(1, 12)))
+        outcomes: list[Any] = []
+        for name in ("scalar", "avx2", "avx512"):
+            if not _C.cpu_has(name):
                 continue
-            parts = list(streams)
-            parts[broken] = streams[broken][:end]
-            jobs = readers(model, parts)
-            with pytest.raises(BitstreamError, match="range coder"):
-                model.code(jobs, "cpu", threads=2)
-                for job in jobs:
-                    job.coder.finish()  # type: ignore[attr-defined]
-        noise = bytearray(streams[broken])
-        noise[head:] = rng.integers(0, 256, len(noise) - head, dtype=np.uint8).tobytes()
-        if bytes(noise) == streams[broken]:
-            continue
-        job = readers(model, [*streams[:broken], bytes(noise), *streams[broken + 1 :]])[broken]
-        with pytest.raises(BitstreamError, match="range coder"):
-            model.code([job], "cpu")
-            job.coder.finish()  # type: ignore[attr-defined]
+            _C.set_cpu(name)
+            try:
+                job = integer.Job(*size, (10 * seed, 0, 8), model.c, integer.SymbolReader(data, 8))
+                outcomes.append(model.code([job], "cpu")[0].tobytes())
+            except BitstreamError as error:
+                outcomes.append(str(error))
+            finally:
+                _C.set_cpu("")
+        assert len(set(outcomes)) == 1
 
 
-def test_bad_arguments(model: integer.IntegerModel) -> None:
-    job = writers(model)[1]
-    job.coder.b = 3  # type: ignore[attr-defined]
-    with pytest.raises(ValueError, match="b is 3"):
-        model.code([job], "cpu")
-    for change, message in (
-        ({"symbols": np.zeros((model.c, 1, 1), np.uint8)}, "symbols must be"),
-        ({"used": model.c + 1}, "used"),
-        ({"symbols": None}, "needs symbols"),
-    ):
-        job = writers(model)[1]
-        for name, value in change.items():
-            setattr(job, name, value)
-        with pytest.raises(ValueError, match=message):
-            model.code([job], "cpu")
-    high = writers(model)[2]
-    high.symbols = np.full_like(high.symbols, 255)  # not below 2^6
-    with pytest.raises(ValueError, match="symbol|raw value"):
-        model.code([high], "cpu")
+class Observer:
+    """A coder in Python: notes what it is asked, and knows or invents the symbols."""
+
+    def __init__(self, fail_at: int = -1, model: integer.IntegerModel | None = None) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.fail_at, self.model = fail_at, model
+
+    def mixture(self, weights: Any, means: Any, inv_scales: Any, latents: Any) -> Any:
+        self.calls.append((weights, means, inv_scales, latents))
+        if len(self.calls) == self.fail_at:
+            raise KeyError("an error of its own")
+        if self.model is not None:  # one tile within another
+            encode(self.model, [some_symbols(self.model.c, 6, 5)])
+        return np.full(weights.shape[1], 128, np.uint8) if latents is None else latents
+
+    def uniform(self, count: int, latents: Any) -> Any:
+        return self.mixture(np.zeros((1, count), np.uint16), None, None, latents)
+
+
+@pytest.mark.parametrize("shape", ["odd", "uniform"])
+def test_observers_see_whole_groups(models: dict[str, integer.IntegerModel], shape: str, cpu: str) -> None:
+    """Calls, parameters and symbols are those of the reference, whatever the number of threads."""
+    model = models[shape]
+    sizes = ((21, 34), (6, 3))
+
+    def calls(backend: str, threads: int, known: bool) -> list[Observer]:
+        pictures = [some_symbols(model.c, *size) if known else None for size in sizes]
+        jobs = [integer.Job(*size, HEADER, 8, Observer(), p) for size, p in zip(sizes, pictures)]
+        model.code(jobs, backend, threads=threads)
+        return [job.coder for job in jobs]  # type: ignore[misc]
+
+    for known in (True, False):
+        expected = calls("reference", 1, known)
+        for threads in (1, 3):
+            for got, wanted in zip(calls("cpu", threads, known), expected, strict=True):
+                assert len(got.calls) == len(wanted.calls)
+                for ours, theirs in zip(got.calls, wanted.calls):
+                    for a, b in zip(ours, theirs, strict=True):
+                        assert (a is None and b is None) or (a.dtype == b.dtype and np.array_equal(a, b))
+
+
+def test_errors_of_an_observer(models: dict[str, integer.IntegerModel]) -> None:
+    model = models["odd"]
+    jobs = [integer.Job(20, 20, HEADER, 10, Observer(fail_at), None) for fail_at in (-1, 5, 2)]
+    for threads in (1, 2, 4):
+        for job in jobs:
+            job.coder.calls.clear()  # type: ignore[attr-defined]
+        with pytest.raises(KeyError, match="of its own"):
+            model.code(jobs, "cpu", threads=threads)
+    with pytest.raises(AttributeError, match="mixture"):
+        model.code([integer.Job(4, 4, HEADER, 10, None, None)], "cpu")  # type: ignore[arg-type]
+
+
+def test_a_tile_within_a_tile(models: dict[str, integer.IntegerModel]) -> None:
+    """A coder may code another tile: the outer one's memory is its own."""
+    model = models["odd"]
+    plain, nested = Observer(), Observer(model=models["blocks"])
+    for observer in (plain, nested):
+        model.code([integer.Job(15, 18, HEADER, 10, observer, some_symbols(10, 15, 18))], "cpu")
+    for ours, theirs in zip(nested.calls, plain.calls, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_order_of_hidden_channels_changes_nothing(models: dict[str, integer.IntegerModel]) -> None:
+    model = models["blocks"]
+    steps = [(step.w1, step.w2, step.w3, step.w4) for step in model.steps]
+    picture = some_symbols(model.c, 30, 30)
+    expected = encode(model, [picture], "reference")
+    for samples in ([], [model._planes((0, 0, 8))], [model._planes((q, 8, 8)) for q in (100, 1000)]):
+        other = copy.copy(model)
+        other._tile_coder = ops.tile_coder(model.config, steps, model.prior, model.tables, samples)
+        assert encode(other, [picture]) == expected
+
+
+def test_known_answer(models: dict[str, integer.IntegerModel], cpu: str) -> None:
+    for shape in ("odd", "blocks"):
+        assert models[shape].known_answer("cpu") == models[shape].known_answer("torch")
+
+
+def test_arguments_of_code(models: dict[str, integer.IntegerModel]) -> None:
+    model = models["odd"]
+    coder, planes = model.tile_coder(), model._planes(HEADER)
+    known = some_symbols(10, 4, 6)
+    good = (4, 6, 8, 10, planes, _C.RangeEncoder(), known)
+    assert np.array_equal(coder.code([good])[0], known)
+    assert coder.code([]) == []
+    changes: list[tuple[int, Any]] = [
+        (0, 0), (1, -1), (0, 5), (2, 0), (2, 9), (3, -1), (3, 11), (4, planes[:3]), (4, planes.astype(np.int32)),
+        (4, planes[:, :-1]), (6, None), (6, known.astype(np.int8)), (6, known[:9]), (6, known[0]),
+        (6, known.transpose(0, 2, 1)),
+    ]  # fmt: skip
+    for place, value in changes:
+        job = [*good[:5], _C.RangeEncoder(), known]
+        job[place] = value
+        with pytest.raises(ValueError):
+            coder.code([tuple(job)])
+    for jobs in ([good[:6]], [good, good]):
+        with pytest.raises(ValueError):
+            coder.code(jobs)
+    with pytest.raises(ValueError, match="threads"):
+        coder.code([good], 0)
+    with pytest.raises(ValueError, match=r"2\^bits"):
+        coder.code([(4, 6, 2, 10, planes, _C.RangeEncoder(), known)])
+    with pytest.raises(ValueError, match="b is 8"):
+        model.code([integer.Job(4, 6, (1, 1, 7), 10, integer.SymbolWriter(8), known)], "cpu")
+
+
+def test_arguments_of_a_model(models: dict[str, integer.IntegerModel]) -> None:
+    model = models["odd"]
+
+    def arrays(layer: integer.IntegerLayer) -> tuple[Any, ...]:
+        return layer.weight, layer.bias, layer.multiplier
+
+    steps = [[arrays(getattr(step, name)) for name in ("w1", "w2", "w3", "w4")] for step in model.steps]
+    assert model.prior is not None
+    tables = (model.tables.compand, model.tables.exp, model.tables.inv_scale)
+    good: list[Any] = [[3, 7], 3, 3, steps, [arrays(layer) for layer in model.prior], *tables]
+    _C.TileCoder(*good)
+    weight, bias, multiplier = steps[1][2]
+    wrong_layers = [
+        (weight, bias), (weight[:-1], bias, multiplier), (weight[:, :-1].copy(), bias, multiplier),
+        (weight, bias.astype(np.int64), multiplier), (weight, bias, multiplier * np.float32(np.nan)),
+        (weight, np.full_like(bias, -(2**31)), multiplier),
+    ]  # fmt: skip
+    changes: list[tuple[int, Any]] = [
+        (0, [3, 6]), (0, []), (0, [10, 0]), (0, [3, 7, 1]), (1, 0), (1, 7), (2, 0), (2, 2), (2, 9), (3, steps[:-1]),
+        (3, []), (4, good[4][:1]), (4, good[4][::-1]), (5, tables[0][:9]), (5, tables[1]),
+        (6, np.zeros(256, np.uint16)), (7, np.zeros(256, np.uint16)), (7, np.full(256, 40000, np.uint16)),
+        *((3, [steps[0], [*steps[1][:2], layer, steps[1][3]], *steps[2:]]) for layer in wrong_layers),
+    ]  # fmt: skip
+    for place, value in changes:
+        arguments = list(good)
+        arguments[place] = value
+        with pytest.raises(ValueError):
+            _C.TileCoder(*arguments)
+    with pytest.raises(ValueError, match="planes"):
+        _C.TileCoder(*good, [model._planes(HEADER)[1:]])
+
+
+def test_unknown_cpu(models: dict[str, integer.IntegerModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    models["odd"].tile_coder()
+    monkeypatch.setenv("L2C_CPU", "abacus")
+    with pytest.raises(BackendError, match="abacus"):
+        encode(models["odd"], [some_symbols(10, 3, 3)])
