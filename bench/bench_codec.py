@@ -21,6 +21,7 @@ from PIL import Image
 import l2c
 from l2c import integer, networks
 from l2c.bitstream import read_bitstream
+from l2c.codec import PRECISIONS
 
 BPP = 0.5
 
@@ -102,7 +103,7 @@ def probability_macs(model: integer.IntegerModel, height: int, width: int) -> in
     return step * sum(cells)
 
 
-@pytest.mark.parametrize("precision", l2c.codec.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("network", ["D", "E"])
 @torch.inference_mode()
 def test_codec_network(
@@ -138,7 +139,7 @@ def test_codec_network(
     assert float((out - expected).abs().mean()) < 0.02 * float(expected.abs().mean())
 
 
-@pytest.mark.parametrize("precision", l2c.codec.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("size", ["768x512", "2000x1128"])
 def test_codec_decode(
     timed: Callable[..., Any], request: Any, codec: l2c.Codec, device: str, size: str, precision: str
