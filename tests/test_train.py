@@ -581,8 +581,9 @@ class TestProcesses:
         assert facts["processes"] == 2 and saved[1].entry["processes"] == "2"
 
 
+# It leaves without the interpreter's tear-down, in which threads of PyTorch's gloo aborted once on a busy machine.
 _RANK_1 = """
-import sys
+import os, sys
 from pathlib import Path
 from l2c.train import loop, speed
 from l2c.train.config import load_recipe
@@ -590,6 +591,8 @@ from l2c.train.stages import run_stage
 loop._AGREE_STEPS, loop._VAL_SIZE, speed._SECONDS = 1, 64, 1e-3
 recipe, model = load_recipe(sys.argv[1])
 run_stage("pretrain", recipe, model, Path(sys.argv[2]), None, "cpu")
+sys.stdout.flush(), sys.stderr.flush()
+os._exit(0)
 """
 
 
