@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
 from l2c import _C
 
@@ -131,7 +132,6 @@ def ours(stream: Stream, cpu: str, lanes: int = 0) -> Coder:
 
 
 def torchac_coder(stream: Stream, cdf: npt.NDArray[np.uint32]) -> Coder:
-    torch = pytest.importorskip("torch")
     torchac = pytest.importorskip("torchac")
     torch.set_num_threads(1)
     num_symbols = cdf.shape[1] - 1
@@ -258,6 +258,7 @@ def peer_coders(few: Stream) -> dict[str, Coder]:
 
 
 def run(benchmark: Any, what: str, coder: Coder, stream: Stream) -> None:
+    torch.set_num_threads(1)  # torchac must not use more threads than we do
     encode, decode, num_bits = coder
     data = encode()
     if what == "encode":

@@ -34,6 +34,21 @@ def offset_of(n, channel, row, column, stride_n, stride_c, stride_h, stride_w):
 
 
 @triton.jit
+def coded_place(j, sizes_ptr, channels, n):
+    """Symbol j of stream n in coding order, by cell, then channel -> (is there one, cell's row and column, channel).
+
+    sizes_ptr: int32 [N, 2], rows and columns of the cells; channels: of each cell.
+    """
+    rows = tl.load(sizes_ptr + 2 * n)
+    columns = tl.load(sizes_ptr + 2 * n + 1)
+    mask = j < rows * columns * channels
+    columns = tl.maximum(columns, 1)  # divisors
+    channels = tl.maximum(channels, 1)
+    cell = j // channels
+    return mask, cell // columns, cell % columns, j % channels
+
+
+@triton.jit
 def _probe_kernel(out_ptr):
     # out = 1
     tl.store(out_ptr, 1)

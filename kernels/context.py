@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from l2c.kernels import block_size
+from l2c.kernels.common import coded_place
 
 
 @triton.jit
@@ -148,19 +149,6 @@ def start_scale_fwd(
     )
 
 
-@triton.jit
-def _coded_place(j, sizes_ptr, used_ptr, n):
-    """Symbol j of stream n in coding order -> (is there one, row, column of its cell, channel in the group)."""
-    rows = tl.load(sizes_ptr + 2 * n)
-    columns = tl.load(sizes_ptr + 2 * n + 1)
-    used = tl.load(used_ptr + n)
-    mask = j < rows * columns * used
-    columns = tl.maximum(columns, 1)  # divisors
-    channels = tl.maximum(used, 1)
-    cell = j // channels
-    return mask, cell // columns, cell % columns, j % channels
-
-
 @triton.jit(
     do_not_specialize=[
         "S",
@@ -190,7 +178,7 @@ def _gather_fwd_kernel(
 ):
     n = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    mask, row, column, channel = _coded_place(j, sizes_ptr, used_ptr, n)
+    mask, row, column, channel = coded_place(j, sizes_ptr, tl.load(used_ptr + n), n)
     at = (
         n * canvas_n_stride
         + (start + channel).to(tl.int64) * canvas_c_stride
@@ -279,16 +267,10 @@ def _fill_fwd_kernel(
     n = tl.program_id(0).to(tl.int64)
     # Over all channels of the group, coded or not: what is not coded is level 0, and known from here on.
     j = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    rows = tl.load(sizes_ptr + 2 * n)
-    columns = tl.load(sizes_ptr + 2 * n + 1)
     used = tl.load(used_ptr + n)
     bits = tl.load(bits_ptr + n)
-    mask = j < rows * columns * size
-    columns = tl.maximum(columns, 1)  # a divisor
-    channel = j % size
+    mask, row, column, channel = coded_place(j, sizes_ptr, size, n)
     cell = j // size
-    row = cell // columns
-    column = cell % columns
     is_coded = mask & (channel < used)
     symbol = tl.load(coded_ptr + n * S + cell * used + channel, mask=is_coded, other=0).to(tl.int32)
     symbol = tl.where(is_coded, symbol, 1 << (bits - 1))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from l2c import reference
 from l2c.kernels import block_size
+from l2c.kernels.common import coded_place
 
 WEIGHT_SUM = tl.constexpr(65520)
 ONE = tl.constexpr(1 << 20)
@@ -83,14 +84,8 @@ def _mixture_params_fwd_kernel(
 ):
     n = tl.program_id(0).to(tl.int64)
     j = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
-    rows = tl.load(sizes_ptr + 2 * n)
-    columns = tl.load(sizes_ptr + 2 * n + 1)
-    used = tl.load(used_ptr + n)
-    mask = j < rows * columns * used
-    columns = tl.maximum(columns, 1)  # divisors
-    channels = tl.maximum(used, 1)
-    cell = j // channels
-    base = n * n_stride + (cell // columns).to(tl.int64) * row_stride + cell % columns * cell_stride + j % channels
+    mask, row, column, channel = coded_place(j, sizes_ptr, tl.load(used_ptr + n), n)
+    base = n * n_stride + row.to(tl.int64) * row_stride + column * cell_stride + channel
     at = n * S + j
 
     top = tl.full((BLOCK_SIZE,), -128, tl.int32)

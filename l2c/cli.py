@@ -194,9 +194,7 @@ def encode(
     metric: Annotated[Metric, typer.Option(help="What the bits are spent on.")] = Metric.mixed,
     effort: Annotated[
         int,
-        typer.Option(
-            min=0, max=9, help="Work spent on adapting to the picture; 8 and 9 try several qualities for a rate."
-        ),
+        typer.Option(min=0, max=9, help="Work spent on adapting to the picture; 9 tries several qualities for a rate."),
     ] = 0,
     max_seconds: Annotated[float | None, typer.Option(help="End the adaptation after this time.")] = None,
     device: DeviceOption = "cpu",

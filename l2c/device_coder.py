@@ -2,7 +2,7 @@
 
 The same graph and the same streams as `l2c.integer`; here a padded batch of tiles runs through the kernels of
 `l2c.kernels`, every launch into buffers that a geometry (the sizes of its tiles) keeps. What differs between two
-batches of one geometry (qualities, used channels, streams) is data, so on a GPU the whole sequence, some 130 launches,
+batches of one geometry (qualities, used channels, streams) is data, so on a GPU the whole sequence, some 150 launches,
 is recorded once as a CUDA graph and replayed: no host round trip between scales or groups.
 
 Runs on the CPU, too, under Triton's interpreter; that is for tests.
@@ -193,10 +193,10 @@ class Geometry:
         self.used.copy_(torch.from_numpy(used))
         self.counts.copy_(torch.from_numpy(counts))
         self.appended.copy_(torch.from_numpy(np.cumsum(self.host_counts, axis=0) - self.host_counts))
-        bias = np.stack([self.coder.first_biases(job.header) for job in jobs], axis=2)
-        self.first_bias.copy_(torch.from_numpy(bias))
+        biases, priors = zip(*(self.coder.constants(job.header) for job in jobs))
+        self.first_bias.copy_(torch.from_numpy(np.stack(biases, axis=2)))
         if model.prior is not None:
-            self.prior.copy_(torch.from_numpy(np.stack([self.coder.prior(job.header) for job in jobs])))
+            self.prior.copy_(torch.from_numpy(np.stack(priors)))
         self.status.zero_()
 
     def coded_of(self, number: int) -> Tensor:
@@ -363,7 +363,7 @@ class DeviceCoder:
         self.steps = [tuple(self._packed(step)) for step in model.steps]
         self._geometries: OrderedDict[tuple[tuple[int, int], ...], Geometry] = OrderedDict()
         self._lock = threading.Lock()
-        self._biases: dict[tuple[int, int, int], npt.NDArray[np.int32]] = {}
+        self._constants: dict[tuple[int, int, int], tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]] = {}
 
     def _packed(self, step: Any) -> list[PackedLayer]:
         model = self.model
@@ -377,9 +377,16 @@ class DeviceCoder:
         ]
         return [first, *rest]
 
-    def first_biases(self, header: tuple[int, int, int]) -> npt.NDArray[np.int32]:
-        """w1's bias int32 [M, steps, width] of each scale and step under a header: its planes are constant."""
-        if header not in self._biases:
+    def constants(self, header: tuple[int, int, int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]:
+        """What a header decides, kept for the next tile that has it.
+
+        Returns:
+            w1's bias int32 [M, steps, width] of each scale and step: the header's planes, being constant, lie there.
+            The head's output int16 [3 K c] of the last scale; of no length with a uniform prior.
+        """
+        if header not in self._constants:
+            from l2c.integer import prior_reference
+
             model = self.model
             maps, planes, M = model.maps, model.planes, model.config.num_scales
             constant = np.array([constant_planes(*header, scale, M) for scale in range(M)], dtype=np.int64)
@@ -388,16 +395,11 @@ class DeviceCoder:
                 weight = step.w1.weight[:, :, 0, 0].astype(np.int64)
                 offset = 128 * weight[:, maps + planes :].sum(axis=1)
                 rows.append(step.w1.bias + offset + constant @ weight[:, maps : maps + planes].T)
-            if len(self._biases) >= 1024:  # headers of other pictures: a few kilobytes each
-                self._biases.clear()
-            self._biases[header] = np.stack(rows, axis=1).astype(np.int32)
-        return self._biases[header]
-
-    def prior(self, header: tuple[int, int, int]) -> npt.NDArray[np.int16]:
-        """The head's output int16 [3 K c] of the last scale."""
-        from l2c.integer import prior_reference
-
-        return prior_reference(self.model, header)
+            prior = np.zeros(0, np.int16) if model.prior is None else prior_reference(model, header)
+            if len(self._constants) >= 1024:  # headers of other pictures: a few kilobytes each
+                self._constants.clear()
+            self._constants[header] = np.stack(rows, axis=1).astype(np.int32), prior
+        return self._constants[header]
 
     def geometry(self, jobs: Sequence[Job]) -> Geometry:
         """The buffers for these jobs' sizes, made on first use; the least recently used ones are dropped."""

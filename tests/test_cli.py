@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 from PIL import Image
 
 import l2c
 from l2c.cli import main
+from l2c.codec import Codec
 from l2c.models import WEIGHTS_FOLDER
 
 ROOT = Path(__file__).parent.parent
@@ -275,6 +278,30 @@ def test_damaged_files(run: Run, coded: Path, tmp_path: Path, damage: Any, code:
     got, out, err = run(command, *arguments)
     assert got == code and out == "" and "coded.l2c" in _one_error(err)
     assert set(os.listdir(tmp_path)) == before
+
+
+def test_precision_reaches_the_networks(run: Run, png: Path, coded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--precision of encode, decode and bench: what E's and D's autocast is when they run."""
+    seen = []
+    mode = Codec._float_mode
+
+    @contextlib.contextmanager
+    def spy(codec: Codec) -> Iterator[None]:
+        with mode(codec):
+            seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16)
+            yield
+
+    monkeypatch.setattr(Codec, "_float_mode", spy)
+    for arguments in (
+        ("encode", png, png.with_suffix(".l2c")),
+        ("decode", coded, png.with_name("o.png")),
+        ("bench", png),
+    ):
+        for precision in ("float32", "bfloat16"):
+            seen.clear()
+            options = ["--model", "tiny", "--precision", precision, *(["-f"] if arguments[0] != "bench" else [])]
+            assert run(*arguments, *options)[0] == 0
+            assert seen and set(seen) == {precision == "bfloat16"}
 
 
 @pytest.mark.parametrize(
