@@ -9,6 +9,7 @@ nearest to ours.
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -137,6 +138,27 @@ def test_codec_network(
     )
     expected = plain()
     assert float((out - expected).abs().mean()) < 0.02 * float(expected.abs().mean())
+
+
+@torch.inference_mode()
+def test_codec_compiled(
+    timed: Callable[..., Any], picture: Any, file: bytes, on_device: l2c.Codec, device: str
+) -> None:
+    """D through `torch.compile`, which the codec leaves alone: compiling takes half a minute, and again a shape."""
+    stream = read_bitstream(file)
+    symbols = torch.from_numpy(on_device.read_latents([stream])[0])[None].to(device)
+    cond = on_device._condition(stream.header.quality, stream.header.metric_mix)
+    y_hat = networks.dequantise(symbols, 8).contiguous(memory_format=torch.channels_last)
+    decoder = on_device.transform.decoder
+    expected = decoder(y_hat, cond)
+    compiled = torch.compile(decoder)
+    begin = time.perf_counter()
+    compiled(y_hat, cond)
+    seconds = time.perf_counter() - begin
+    out = timed(
+        lambda: compiled(y_hat, cond), compile_seconds=seconds, **facts(picture, "D, float32, torch.compile", device)
+    )
+    torch.testing.assert_close(out, expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)

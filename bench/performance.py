@@ -118,6 +118,10 @@ def stages(page: Page, device: str) -> list[str]:
                     f"{network}, {precision}",
                     f"{kmac:.1f} kMAC a pixel, {page.share(row, precision)}",
                 )
+    row = page.row("D, float32, torch.compile", device)
+    if row is not None and decoder is not None:
+        ratio, seconds = row["median"] / decoder["median"], row["compile_seconds"]
+        add(row["part"], row["part"], f"{ratio:.2f} of D's time, {seconds:.0f} s to compile: not used")
     if entropy and plain and decoder:
         note = f"{entropy['median'] / decoder['median']:.2f} of D's time in float32"
         add(f"entropy decoding, {own}", "entropy decoding: all of P, and the coder", note)
