@@ -1,4 +1,4 @@
-"""Integer operators by backend, each against the plain or PyTorch form of the same run, results compared.
+"""Operators by backend, each against the plain or PyTorch form of the same run, results compared.
 
     make bench ARGS="-k kernels"
 
@@ -97,6 +97,55 @@ def test_kernels_params(timed: Callable[..., Any], backend: str) -> None:
     )
     for a, b in zip(got, reference.mixture_params(*arguments)):
         np.testing.assert_array_equal(a, b)
+
+
+FLOAT_BACKENDS = [
+    ("cpu", "cpu"),
+    ("cpu", "reference"),
+    *([("cuda", "triton"), ("cuda", "reference")] if "cuda" in DEVICES else []),
+]
+
+
+def float_operator(name: str, device: str, backend: str) -> tuple[Callable[[], list[torch.Tensor]], int]:
+    """A call of an operator with its gradient, on the sizes of that scale, and the bytes it has to move."""
+    generator = torch.Generator().manual_seed(0)
+
+    def tensor(*shape: int) -> torch.Tensor:
+        t = torch.randn(shape, generator=generator).to(device).contiguous(memory_format=torch.channels_last)
+        return t.requires_grad_()
+
+    x, b = tensor(1, 72, ROWS, COLUMNS), torch.tensor([8], device=device)
+    if "bits" in name:
+        params, leaves = tensor(1, 648, ROWS, COLUMNS), 2 * 10 * x.nbytes
+        operator = ops.mixture_bits if name == "bits of mixtures" else ops.neighbour_bits
+
+        def call() -> list[torch.Tensor]:
+            found = operator(x, params, 3, b, backend=backend)
+            out = [found] if isinstance(found, torch.Tensor) else list(found)
+            return out + list(torch.autograd.grad(out[0].sum(), (x, params)))
+
+        return call, leaves + x.nbytes * (3 if name == "bits of neighbours" else 1) + 10 * x.nbytes
+    side = 8 * ROWS
+    x, bias, scale = tensor(1, 192, side, side), tensor(1, 192, 4, 4), tensor(1, 192, 2, 2)
+
+    def epilogue() -> list[torch.Tensor]:
+        grids = {"bias_grid": reference.Grid(side // 4), "scale_grid": reference.Grid(side // 2)}
+        out = ops.patch_epilogue(x, bias, scale, slope=0.1, backend=backend, **grids)
+        return [out, *torch.autograd.grad(out.sum(), (x, bias, scale))]
+
+    return epilogue, 5 * x.nbytes  # x, out; dout, x, dx
+
+
+@pytest.mark.parametrize(("device", "backend"), FLOAT_BACKENDS)
+@pytest.mark.parametrize("operator", ["bits of mixtures", "bits of neighbours", "patch epilogue"])
+def test_kernels_float(timed: Callable[..., Any], operator: str, device: str, backend: str) -> None:
+    """With their gradients: what training and the search over latents ask for."""
+    if operator == "patch epilogue" and device == "cpu":
+        pytest.skip("no form in C++")
+    call, moved = float_operator(operator, device, backend)
+    got = timed(call, part=operator, bytes=moved, backend=backend, device=device)
+    for ours, expected in zip(got, float_operator(operator, device, "reference")[0](), strict=True):
+        torch.testing.assert_close(ours, expected, atol=2e-2, rtol=1e-3)
 
 
 @pytest.mark.skipif("cuda" not in DEVICES, reason="no GPU")

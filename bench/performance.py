@@ -152,21 +152,29 @@ def efforts(page: Page, device: str) -> list[str]:
     return table(["effort", "seconds", "seconds per megapixel"], rows)
 
 
-def operators(page: Page) -> list[str]:
-    """Integer operators: ours against the PyTorch or plain form, and the floor."""
+def operators(page: Page, device: str) -> list[str]:
+    """Operators: ours against the PyTorch or plain form, and the floor."""
+    own = "cpu" if device == "cpu" else "triton"
     rows = []
     for part, kind, other in (
         ("layer w1", "int8", "torch"), ("layer w2", "int8", "torch"), ("layer w4", "int8", "torch"),
-        ("mixture parameters", "memory", "reference"),
+        ("mixture parameters", "memory", "reference"), ("bits of mixtures", "memory", "reference"),
+        ("bits of neighbours", "memory", "reference"), ("patch epilogue", "memory", "reference"),
     ):  # fmt: skip
-        row, plain = page.row(part, backend="cpu"), page.row(part, backend=other)
+        row, plain = page.row(part, device, backend=own), page.row(part, device, backend=other)
         if row is None or plain is None:
             continue
         work = row["macs"] if kind == "int8" else row["bytes"]
-        peak = page.peaks.get(("cpu", kind))
+        peak = page.peaks.get((device, kind))
         floor = "" if peak is None else f"{1e3 * work / peak:.3g} ({kind})"
-        rows.append([part, ms(row), floor, f"{plain['median'] / row['median']:.0f}x the {other} form"])
-    return table(["operator", "ms", "floor, ms", "against"], rows)
+        rows.append([part, ms(row), floor, f"{plain['median'] / row['median']:.1f}x the {other} form"])
+    for row in page.rows:  # of the coder, on a GPU alone
+        if row.get("device") == device and row.get("part", "").startswith("GPU "):
+            title = f"{row['part'].removeprefix('GPU ')}, {row['streams']} streams of {row['lanes']} lanes"
+            peak = page.peaks.get((device, "memory"))
+            floor = "" if peak is None else f"{1e3 * row['bytes'] / peak:.3g} (memory)"
+            rows.append([title, ms(row), floor, f"{row['symbols'] / row['median'] / 1e6:.0f} Msym/s"])
+    return table(["operator", "ms", "floor, ms", "against, or speed"], rows)
 
 
 def coder(page: Page) -> list[str]:
@@ -227,11 +235,12 @@ def write(page_path: Path) -> None:
         "Other codecs on the same picture at our file's size (Pillow):",
         "",
         *peers(cpu),
-        "## Integer operators",
+        "## Operators",
         "",
-        "Layers of P at the finest scale of that picture (48x32 cells), C++ against the PyTorch form.",
+        "At the finest scale of that picture (48x32 cells), C++ against the PyTorch or plain form. Bits are those of",
+        "the float mixtures, with their gradients: training and the search over latents ask for them.",
         "",
-        *operators(cpu),
+        *operators(cpu, "cpu"),
         "## Range coder",
         "",
         "One thread; `ours` by instruction set and lanes, on a synthetic mixture of four components; peers get",
@@ -251,6 +260,7 @@ def write(page_path: Path) -> None:
     ]
     if gpu is not None:
         lines += ["Stage by stage:", "", *stages(gpu, "cuda"), "Encoding to a target rate:", "", *efforts(gpu, "cuda")]
+        lines += ["Kernels:", "", *operators(gpu, "cuda")]
     text = page_path.read_text()
     before, rest = text.split(BEGIN)
     page_path.write_text(before + "\n".join(lines) + END + rest.split(END)[1])

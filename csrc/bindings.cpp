@@ -16,8 +16,9 @@
 namespace py = pybind11;
 
 namespace l2c {
-void register_int_conv(py::module_& m);    // int_conv_bindings.cpp
-void register_tile_coder(py::module_& m);  // tile_coder_bindings.cpp
+void register_int_conv(py::module_& m);      // int_conv_bindings.cpp
+void register_mixture_bits(py::module_& m);  // mixture_bits_bindings.cpp
+void register_tile_coder(py::module_& m);    // tile_coder_bindings.cpp
 }
 
 namespace {
@@ -357,5 +358,6 @@ PYBIND11_MODULE(_C, m) {
         "[n_cells] or None. Definition: csrc/mixture_cdf.h. Raises ValueError.");
 
     register_int_conv(m);
+    register_mixture_bits(m);
     register_tile_coder(m);
 }

@@ -5,7 +5,6 @@ whatever their strides. Nothing is kept for the backward pass but the inputs: it
 Latents and parameters may be bfloat16; all arithmetic is float32.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,12 +14,9 @@ from torch import Tensor
 
 from l2c import reference
 from l2c.kernels.common import blocks_of, is_channels_last, offset_of, on_device_of, place_of
+from l2c.mixture_bits import MARGIN
 
 BLOCK_SIZE = 512  # a latent needs a few dozen registers
-
-# Latents between two levels, which training asks for, belong to an end of the range up to so many steps from it.
-MARGIN = 0.25  # in `reference.mixture_likelihood`
-NEIGHBOUR_MARGIN = 0.5  # in `reference.neighbour_bits`
 
 
 @triton.jit
@@ -61,7 +57,8 @@ def _sigmoid(z):
 
 @triton.jit
 def _inverse_scale(log2_inv, LEAST: tl.constexpr, MOST: tl.constexpr):
-    return tl.exp2(tl.minimum(tl.maximum(log2_inv, LEAST), MOST))
+    limited = tl.where(log2_inv < LEAST, LEAST, log2_inv)  # not maximum and minimum, which drop NaN
+    return tl.exp2(tl.where(limited > MOST, MOST, limited))
 
 
 @triton.jit
@@ -316,50 +313,3 @@ def neighbour_bits_fwd(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) 
             *here.stride(), *x.stride(), *params.stride(), *b.stride(), **_constants(params, num_mixtures),
         )  # fmt: skip
     return here, rise, fall
-
-
-class MixtureBits(torch.autograd.Function):
-    """`mixture_bits_fwd` with its gradient: apply(x, params, num_mixtures, b)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> Tensor:
-        ctx.save_for_backward(x, params, b)
-        ctx.num_mixtures = num_mixtures
-        return mixture_bits_fwd(x, params, num_mixtures, b)
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        return *_backward(ctx, dout, MARGIN, reference.mixture_bits), None, None
-
-
-class NeighbourBits(torch.autograd.Function):
-    """`neighbour_bits_fwd`: apply(x, params, num_mixtures, b). The bits have a gradient, the changes have none."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(x, params, b)
-        ctx.num_mixtures = num_mixtures
-        here, rise, fall = neighbour_bits_fwd(x, params, num_mixtures, b)
-        ctx.mark_non_differentiable(rise, fall)
-        return here, rise, fall
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor, *_: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        return *_backward(ctx, dout, NEIGHBOUR_MARGIN, lambda *args: reference.neighbour_bits(*args)[0]), None, None
-
-
-def _backward(
-    ctx: Any, dout: Tensor, margin: float, definition: Callable[[Tensor, Tensor, int, Tensor], Tensor]
-) -> tuple[Tensor | None, Tensor | None]:
-    x, params, b = ctx.saved_tensors
-    needed = ctx.needs_input_grad[:2]
-    if not torch.is_grad_enabled():
-        return mixture_bits_bwd(dout, x, params, ctx.num_mixtures, b, margin, *needed)
-    # The gradient is to have a gradient itself (MAML of second order): PyTorch's own form has one. On aliases, for
-    # params may depend on x: what goes that way belongs to the graph outside.
-    x, params = x.view_as(x), params.view_as(params)
-    bits = definition(x.float(), params.float(), ctx.num_mixtures, b)
-    wanted = [t for t, need in zip((x, params), needed) if need]
-    found = iter(torch.autograd.grad(bits, wanted, dout, create_graph=True))
-    dx, dparams = (next(found) if need else None for need in needed)
-    return dx, dparams

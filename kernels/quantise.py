@@ -16,7 +16,8 @@ from l2c.kernels.common import BLOCK_SIZE, blocks_of, is_channels_last, offset_o
 @triton.jit
 def _round_half_even(v, least, most):
     """int32(round(clamp(v, least, most))), ties to even."""
-    v = tl.minimum(tl.maximum(v, least), most)
+    v = tl.where(v < least, least, v)  # not maximum and minimum, which drop NaN
+    v = tl.where(v > most, most, v)
     down = tl.floor(v)
     rest = v - down
     whole = down.to(tl.int32)

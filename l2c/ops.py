@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from l2c.integer import IntegerLayer, IntegerTables
 
 INTEGER_BACKENDS = ("auto", "cpu", "triton", "torch", "reference")
-FLOAT_BACKENDS = ("auto", "triton", "reference")
+FLOAT_BACKENDS = ("auto", "cpu", "triton", "reference")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -516,28 +516,59 @@ def check_stream_end(
         raise BitstreamError("range coder: the end state is wrong, the stream is damaged")
 
 
-def choose_float_backend(backend: str, x: Tensor) -> str:
-    """Resolve "auto" for the operators on float tensors like x: "triton" on GPUs that run it, else "reference".
+def choose_float_backend(backend: str, x: Tensor, cpp: bool = False) -> str:
+    """Resolve "auto" for the operators on float tensors like x.
 
-    Inside `torch.compile` "auto" is "reference" as well, for the compiler fuses the plain form itself.
+    It is "triton" on GPUs that run it, "cpu" (C++) on the CPU for operators that have such a form, else "reference".
+    Inside `torch.compile` it is "reference" as well, for the compiler fuses the plain form itself, and where the
+    environment variable L2C_BACKEND is "torch" or "reference".
 
+    Args:
+        backend: one of `FLOAT_BACKENDS`.
+        x: the operator's main tensor.
+        cpp: whether the operator has a form in C++.
     Raises:
-        BackendError: an unknown name, or "triton" asked for by name where it cannot run.
+        BackendError: an unknown name, or a backend asked for by name that cannot run.
     """
     if backend not in FLOAT_BACKENDS:
         raise BackendError(f"no float backend is called {backend!r}; there are {', '.join(FLOAT_BACKENDS)}")
-    if backend == "reference" or (backend == "auto" and (x.device.type != "cuda" or torch.compiler.is_compiling())):
-        return "reference"
-    reason = triton_reason(x.device)
+    auto, on_gpu = backend == "auto", x.device.type == "cuda"
+    if auto:
+        plain = os.environ.get("L2C_BACKEND") in ("torch", "reference") or torch.compiler.is_compiling()
+        backend = "reference" if plain else "triton" if on_gpu else "cpu" if cpp else "reference"
+    if backend == "reference":
+        return backend
+    reason = _cpp_reason(x, cpp) if backend == "cpu" else triton_reason(x.device)
     if not reason and x.dtype == torch.float64:
-        reason = "Triton kernels compute in float32"
-    if not reason and x[:1].numel() >= 1 << 31:
+        reason = "kernels compute in float32"
+    if not reason and backend == "triton" and x[:1].numel() >= 1 << 31:
         reason = "Triton kernels take less than 2^31 elements of each picture"
-    if backend == "auto":
-        return "reference" if reason or _load_triton()[0] else "triton"  # an interpreter is for tests alone
+    if auto:
+        interpreted = backend == "triton" and _load_triton()[0]  # which is for tests alone
+        return "reference" if reason or interpreted else backend
     if reason:
         raise BackendError(reason)
-    return "triton"
+    return backend
+
+
+def _cpp_reason(x: Tensor, cpp: bool) -> str:
+    """Why an operator cannot run in C++ on x; "" where it can."""
+    if not cpp:
+        return "this operator has no form in C++"
+    if x.device.type != "cpu":
+        return f"the form in C++ takes tensors of the CPU, not of {x.device}"
+    return _load_extension()[1]
+
+
+def _mixture_kernels(backend: str) -> Any:
+    """What computes bits of mixtures on a backend: see `l2c.mixture_bits`."""
+    if backend == "cpu":
+        from l2c.mixture_bits import CppKernels
+
+        return CppKernels
+    from l2c.kernels import mixture_bits as triton_kernels
+
+    return triton_kernels
 
 
 def mixture_bits(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor, *, backend: str = "auto") -> Tensor:
@@ -549,7 +580,7 @@ def mixture_bits(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor, *, bac
             inverse scales per latent, each [K][g].
         num_mixtures: K.
         b: int64 [N] or [1] on x's device, bits 1..8.
-        backend: "auto", "triton" or "reference".
+        backend: "auto", "cpu", "triton" or "reference".
     Returns:
         float32 [N, g, h, w], 0..20; differentiable in x and params, twice if need be. bfloat16 and float16 are computed
         with in float32; either may have any strides.
@@ -558,11 +589,12 @@ def mixture_bits(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor, *, bac
         BackendError: see `choose_float_backend`.
     """
     _check_mixture(x, params, num_mixtures, b)
-    if choose_float_backend(backend, x) == "reference":
+    name = choose_float_backend(backend, x, cpp=True)
+    if name == "reference":
         return reference.mixture_bits(x.float(), params.float(), num_mixtures, b)
-    from l2c.kernels.mixture_bits import MixtureBits
+    from l2c.mixture_bits import MixtureBits
 
-    return MixtureBits.apply(x, _fill(params, x), num_mixtures, b.expand(len(x)))
+    return MixtureBits.apply(_mixture_kernels(name), x, _fill(params, x), num_mixtures, b.expand(len(x)))
 
 
 def neighbour_bits(
@@ -577,12 +609,13 @@ def neighbour_bits(
         `mixture_bits`, the changes are not; these are infinite outside the range of levels.
     """
     _check_mixture(x, params, num_mixtures, b)
-    if choose_float_backend(backend, x) == "reference":
+    name = choose_float_backend(backend, x, cpp=True)
+    if name == "reference":
         here, rise, fall = reference.neighbour_bits(x.float(), params.float(), num_mixtures, b)
         return here, rise.detach(), fall.detach()
-    from l2c.kernels.mixture_bits import NeighbourBits
+    from l2c.mixture_bits import NeighbourBits
 
-    return NeighbourBits.apply(x, _fill(params, x), num_mixtures, b.expand(len(x)))
+    return NeighbourBits.apply(_mixture_kernels(name), x, _fill(params, x), num_mixtures, b.expand(len(x)))
 
 
 def _check_mixture(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> None:

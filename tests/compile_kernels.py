@@ -87,6 +87,7 @@ def integer_kernels() -> None:
 def float_kernels() -> None:
     """Everything that `ops` launches on float tensors: forward and backward, float32 and bfloat16."""
     from l2c.kernels import mixture_bits, patch_epilogue, quantise
+    from l2c.mixture_bits import NEIGHBOUR_MARGIN
     from l2c.reference import Grid
 
     for dtype in (torch.float32, torch.bfloat16):
@@ -95,7 +96,8 @@ def float_kernels() -> None:
         b = torch.tensor([8, 3])
         mixture_bits.mixture_bits_fwd(x, params, 3, b)
         mixture_bits.neighbour_bits_fwd(x, params, 3, b)
-        mixture_bits.mixture_bits_bwd(x, x, params, 3, b, True, True)
+        mixture_bits.mixture_bits_bwd(x, x, params, 3, b)
+        mixture_bits.mixture_bits_bwd(x, x, params, 3, b, NEIGHBOUR_MARGIN)
         y = x.to(dtype)
         for patches, residual in itertools.product((None, 3), (None, y)):
             table = torch.randn(2, 24, patches or 1, patches or 1)

@@ -1,4 +1,4 @@
-"""The float Triton kernels against their plain forms: interpreted on the CPU where there is no GPU, else on it."""
+"""The float kernels against their plain forms: Triton on a GPU, or interpreted where there is none, and C++."""
 
 from __future__ import annotations
 
@@ -127,6 +127,29 @@ class OnGpu:
         return self.elements
 
 
+def test_auto_is_cpp_where_there_is_such_a_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = torch.zeros(1)
+    assert ops.choose_float_backend("auto", x, cpp=True) == "cpu"
+    assert ops.choose_float_backend("auto", x.double(), cpp=True) == "reference"
+    on_gpu: Any = OnGpu()
+    with pytest.raises(BackendError, match="tensors of the CPU"):
+        ops.choose_float_backend("cpu", on_gpu, cpp=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        assert ops.choose_float_backend("auto", x, cpp=True) == "reference"
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "_load_extension", lambda: (None, "not built"))
+        assert ops.choose_float_backend("auto", x, cpp=True) == "reference"
+        with pytest.raises(BackendError, match="not built"):
+            ops.choose_float_backend("cpu", x, cpp=True)
+    monkeypatch.setattr(ops, "_load_triton", lambda: (False, ""))
+    monkeypatch.setattr(ops, "triton_reason", lambda device: "")
+    for name in ("torch", "reference"):
+        monkeypatch.setenv("L2C_BACKEND", name)
+        assert ops.choose_float_backend("auto", x, cpp=True) == "reference"
+        assert ops.choose_float_backend("auto", on_gpu) == "reference"
+
+
 def test_auto_is_triton_on_gpus_that_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
     small: Any = OnGpu()
     assert ops.choose_float_backend("auto", torch.zeros(1)) == "reference"
@@ -166,6 +189,11 @@ def test_backends_asked_for_by_name_run_or_raise(monkeypatch: pytest.MonkeyPatch
             call("cuda")
         with pytest.raises(BackendError, match="it is Sunday"):
             call("triton")
+    for call in calls[:2]:
+        call("cpu")
+    for call in calls[2:]:
+        with pytest.raises(BackendError, match=r"no form in C\+\+"):
+            call("cpu")
 
 
 @runs
@@ -206,6 +234,18 @@ def test_wrong_shapes_and_dtypes_are_refused() -> None:
 # --- bits of mixtures
 
 
+@pytest.fixture(params=["triton", "cpu", "cpu, scalar"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A backend that can run here, DEVICE its device."""
+    if request.param == "triton":
+        if REASON:
+            pytest.skip(REASON)
+        return "triton"
+    monkeypatch.setitem(globals(), "DEVICE", torch.device("cpu"))
+    monkeypatch.setenv("L2C_CPU", "scalar" if "scalar" in request.param else "")
+    return "cpu"
+
+
 def mixture(shape: tuple[int, int, int, int], k: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Latents on and off the levels of b = 1..8 with the ends of the range among them, parameters of all widths."""
     generator = torch.Generator().manual_seed(seed)
@@ -222,7 +262,6 @@ def mixture(shape: tuple[int, int, int, int], k: int, seed: int = 0) -> tuple[Te
     return x.to(DEVICE), params.reshape(n, 3 * k * g, h, w).to(DEVICE), b.to(DEVICE)
 
 
-@runs
 @pytest.mark.parametrize(
     "shape, k, layout",
     [
@@ -232,13 +271,13 @@ def mixture(shape: tuple[int, int, int, int], k: int, seed: int = 0) -> tuple[Te
         ((8, 5, 5, 5), 3, "strided"),
     ],
 )
-def test_mixture_bits(shape: tuple[int, int, int, int], k: int, layout: str) -> None:
+def test_mixture_bits(shape: tuple[int, int, int, int], k: int, layout: str, backend: str) -> None:
     """63, 129 and 1000 latents; all b, the first and the last level."""
     x, params, b = mixture(shape, k)
     exact = leaf(x.double()), leaf(params.double())
     expected = reference.mixture_bits(*exact, k, b)
     ours = lay(x, layout).requires_grad_(), lay(params, layout).requires_grad_()
-    bits = ops.mixture_bits(*ours, k, b, backend="triton")
+    bits = ops.mixture_bits(*ours, k, b, backend=backend)
     assert bits.dtype == torch.float32
     close(bits, expected)
     for mine, its in zip(gradients(bits, ours), gradients(expected, exact)):
@@ -247,7 +286,6 @@ def test_mixture_bits(shape: tuple[int, int, int, int], k: int, layout: str) -> 
         assert bits.is_contiguous(memory_format=torch.channels_last)
 
 
-@runs
 @pytest.mark.parametrize(
     "shape, k, layout",
     [
@@ -256,12 +294,12 @@ def test_mixture_bits(shape: tuple[int, int, int, int], k: int, layout: str) -> 
         ((8, 5, 5, 5), 3, "channels last"),
     ],
 )
-def test_neighbour_bits(shape: tuple[int, int, int, int], k: int, layout: str) -> None:
+def test_neighbour_bits(shape: tuple[int, int, int, int], k: int, layout: str, backend: str) -> None:
     x, params, b = mixture(shape, k, seed=1)
     exact = leaf(x.double()), leaf(params.double())
     expected = reference.neighbour_bits(*exact, k, b)
     ours = lay(x, layout).requires_grad_(), lay(params, layout).requires_grad_()
-    found = ops.neighbour_bits(*ours, k, b, backend="triton")
+    found = ops.neighbour_bits(*ours, k, b, backend=backend)
     for mine, its in zip(found, expected):
         assert torch.equal(mine.isinf(), its.isinf())
         close(mine, its, widen=10.0)  # at a neighbour across the mean sigmoids near 1 are subtracted
@@ -273,13 +311,12 @@ def test_neighbour_bits(shape: tuple[int, int, int, int], k: int, layout: str) -
         close(mine, its)
 
 
-@runs
-def test_mixture_bits_gradient_is_the_slope() -> None:
+def test_mixture_bits_gradient_is_the_slope(backend: str) -> None:
     """The kernel's gradient against differences of the float64 definition, not against autograd."""
     x, params, b = mixture((8, 1, 2, 3), 2, seed=5)
     params[:, 4:] = params[:, 4:].clamp(-6.5, 5.5)  # where it is cut there are two slopes
     ours = leaf(x), leaf(params)
-    found = gradients(ops.mixture_bits(*ours, 2, b, backend="triton"), ours)
+    found = gradients(ops.mixture_bits(*ours, 2, b, backend=backend), ours)
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(3)).to(x)
 
     def value(x: Tensor, params: Tensor) -> Tensor:
@@ -299,8 +336,7 @@ def test_mixture_bits_gradient_is_the_slope() -> None:
         torch.testing.assert_close(found[which].double(), slopes, atol=1e-3, rtol=1e-3)
 
 
-@runs
-def test_mixture_bits_of_extreme_parameters() -> None:
+def test_mixture_bits_of_extreme_parameters(backend: str) -> None:
     values = (-1e30, -3e4, -200.0, -1.0, 0.0, 1.0, 200.0, 3e4, 1e30)
     triples = torch.tensor(list(itertools.product(values, repeat=3)))  # 729
     levels = torch.tensor([-128.0, 0.0, 127.0])
@@ -310,40 +346,58 @@ def test_mixture_bits_of_extreme_parameters() -> None:
     params = params.permute(1, 2, 0).reshape(1, 6, 27, 81).contiguous().to(DEVICE)
     b = torch.tensor([8], device=DEVICE)
     plain, ours = (leaf(x), leaf(params)), (leaf(x), leaf(params))
-    expected, bits = reference.mixture_bits(*plain, 2, b), ops.mixture_bits(*ours, 2, b, backend="triton")
+    expected, bits = reference.mixture_bits(*plain, 2, b), ops.mixture_bits(*ours, 2, b, backend=backend)
     assert bits.isfinite().all() and float(bits.detach().max()) <= 20.0
     close(bits, expected.detach(), widen=10.0)  # float32 on both sides, edges up to 1e30 from the means
     for mine, its in zip(gradients(bits, ours), gradients(expected, plain)):
         assert mine.isfinite().all()
         close(mine, its, widen=10.0)
     for mine, its in zip(
-        ops.neighbour_bits(x, params, 2, b, backend="triton"), reference.neighbour_bits(x, params, 2, b)
+        ops.neighbour_bits(x, params, 2, b, backend=backend), reference.neighbour_bits(x, params, 2, b)
     ):
         close(mine, its, widen=10.0)
 
 
-@runs
-def test_mixture_bits_spreads_parameters_and_b() -> None:
+def test_mixture_bits_of_nan(backend: str) -> None:
+    """A search or a training run that diverges shows it."""
+    x, params, b = mixture((2, 3, 2, 3), 2)
+    spoilt = x.clone()
+    spoilt[0, 1, 0, 2] = float("nan")
+    arguments = spoilt, params, 2, b
+    for found in (
+        ops.mixture_bits(*arguments, backend=backend),
+        *ops.neighbour_bits(*arguments, backend=backend),
+    ):
+        found = found.masked_fill(found.isinf(), 0.0)
+        assert torch.equal(found.isnan(), spoilt.isnan())
+    for row in (1, 7, 13):  # a logit, a mean and a scale
+        ours = leaf(x), params.clone()
+        ours[1][1, row, 1, 1] = float("nan")
+        found = ops.mixture_bits(*ours, 2, b, backend=backend)
+        assert int(found.isnan().sum()) == 1
+        assert gradients(found, ours[:1])[0].isnan().any()
+
+
+def test_mixture_bits_spreads_parameters_and_b(backend: str) -> None:
     """The prior's parameters are one set for all places; gradients come back in that shape."""
     x, params, _ = mixture((3, 4, 3, 5), 2)
     params, b = params[:1, :, :1, :1], torch.tensor([5], device=DEVICE)
     exact = leaf(x.double()), leaf(params.double())
     ours = leaf(x), leaf(params)
-    bits = ops.mixture_bits(*ours, 2, b, backend="triton")
+    bits = ops.mixture_bits(*ours, 2, b, backend=backend)
     expected = reference.mixture_bits(*exact, 2, b)
     close(bits, expected)
     for mine, its in zip(gradients(bits, ours), gradients(expected, exact)):
         close(mine, its)
 
 
-@runs
-def test_mixture_bits_of_bfloat16() -> None:
+def test_mixture_bits_of_bfloat16(backend: str) -> None:
     """Short parameters, float32 arithmetic: as exact as the parameters are."""
     x, params, b = mixture((8, 3, 3, 3), 3)
     short = params.to(torch.bfloat16)
     exact = leaf(x.double()), leaf(short.double())
     ours = leaf(x), leaf(short)
-    bits = ops.mixture_bits(*ours, 3, b, backend="triton")
+    bits = ops.mixture_bits(*ours, 3, b, backend=backend)
     expected = reference.mixture_bits(*exact, 3, b)
     close(bits, expected)
     dx, dparams = gradients(bits, ours)
@@ -353,19 +407,17 @@ def test_mixture_bits_of_bfloat16() -> None:
     close(ops.mixture_bits(x, short, 3, b, backend="reference"), expected.detach())
 
 
-@runs
 @pytest.mark.parametrize("wanted", [(True, False), (False, True)])
-def test_mixture_bits_gradient_of_one_input(wanted: tuple[bool, bool]) -> None:
+def test_mixture_bits_gradient_of_one_input(wanted: tuple[bool, bool], backend: str) -> None:
     x, params, b = mixture((2, 3, 3, 3), 2)
     ours = [t.detach().requires_grad_(need) for t, need in zip((x, params), wanted)]
     exact = [t.detach().double().requires_grad_(need) for t, need in zip((x, params), wanted)]
-    (mine,) = gradients(ops.mixture_bits(*ours, 2, b, backend="triton"), [t for t in ours if t.requires_grad])
+    (mine,) = gradients(ops.mixture_bits(*ours, 2, b, backend=backend), [t for t in ours if t.requires_grad])
     (its,) = gradients(reference.mixture_bits(*exact, 2, b), [t for t in exact if t.requires_grad])
     close(mine, its)
 
 
-@runs
-def test_mixture_bits_second_order() -> None:
+def test_mixture_bits_second_order(backend: str) -> None:
     """A gradient of a gradient, as MAML takes it, with parameters that depend on the latents."""
     x, params, b = mixture((2, 2, 3, 3), 2, seed=4)
     params[:, 8:] = params[:, 8:].clamp(-6.5, 5.5)
@@ -378,7 +430,7 @@ def test_mixture_bits_second_order() -> None:
 
     expected = curvature(x.double(), lambda z, p: reference.mixture_bits(z, p, 2, b))
     for op in (ops.mixture_bits, lambda *args, **kw: ops.neighbour_bits(*args, **kw)[0]):
-        found = curvature(x, lambda z, p, op=op: op(z, p, 2, b, backend="triton"))
+        found = curvature(x, lambda z, p, op=op: op(z, p, 2, b, backend=backend))
         for mine, its in zip(found, expected):
             torch.testing.assert_close(mine.double(), its, atol=1e-3, rtol=1e-3)
 
