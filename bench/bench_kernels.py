@@ -60,13 +60,14 @@ def test_kernels_conv(timed: Callable[..., Any], layer: str, device: str, backen
         conv = ops.int_conv(weight, bias, multiplier)
         got = timed(lambda: conv.run(x, threads=2), **facts).transpose(2, 0, 1)
     elif backend == "torch":
-        image = torch.from_numpy(x).to(device, torch.float32).permute(2, 0, 1)[None]
+        place = torch.device(device)
+        image = torch.from_numpy(x).to(place, integer.carrier(place)).permute(2, 0, 1)[None]
         parts = (
-            torch.from_numpy(weight).to(device, torch.float32),
-            torch.from_numpy(bias).to(device, torch.float32).view(1, -1, 1, 1),
+            torch.from_numpy(weight).to(image),
+            torch.from_numpy(bias).to(image).view(1, -1, 1, 1),
             torch.from_numpy(multiplier).to(device).view(1, -1, 1, 1),
         )
-        with integer.exact_float32():
+        with integer.exact_products(place):
             out = timed(lambda: integer.TorchEngine._conv(image, parts).clamp(0, 255), **facts)
         got = out[0].cpu().numpy()
     else:

@@ -17,8 +17,8 @@ from l2c.kernels.common import coded_place
 
 @triton.jit
 def _latent(symbol, bits):
-    """z = (i - 2^(b-1)) * 2^(8-b)."""
-    return (symbol - (1 << (bits - 1))) << (8 - bits)
+    """z = (i - 2^(b-1)) * 2^(8-b), i the lowest bits: what a damaged stream leaves behind may be any byte."""
+    return ((symbol & ((1 << bits) - 1)) - (1 << (bits - 1))) << (8 - bits)
 
 
 @triton.jit(
@@ -151,6 +151,7 @@ def start_scale_fwd(
 
 @triton.jit(
     do_not_specialize=[
+        "blocks",
         "S",
         "canvas_n_stride",
         "canvas_c_stride",
@@ -166,6 +167,7 @@ def _gather_fwd_kernel(
     sizes_ptr,  # int32 [N, 2]
     used_ptr,  # int32 [N]
     coded_ptr,  # uint8 [N, S]
+    blocks,
     S,
     canvas_n_stride,
     canvas_c_stride,
@@ -176,8 +178,8 @@ def _gather_fwd_kernel(
     column_offset,
     BLOCK_SIZE: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64)
-    j = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    j = (tl.program_id(0) % blocks) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask, row, column, channel = coded_place(j, sizes_ptr, tl.load(used_ptr + n), n)
     at = (
         n * canvas_n_stride
@@ -202,11 +204,13 @@ def gather_fwd(
     """
     N, S = coded.shape
     block = block_size(coded.device, 256)
-    _gather_fwd_kernel[(N, triton.cdiv(S, block))](
+    blocks = triton.cdiv(S, block)
+    _gather_fwd_kernel[(N * blocks,)](
         canvas,
         sizes,
         used,
         coded,
+        blocks,
         S,
         canvas.stride(0),
         canvas.stride(1),
@@ -223,6 +227,7 @@ def gather_fwd(
 
 @triton.jit(
     do_not_specialize=[
+        "blocks",
         "S",
         "canvas_n_stride",
         "canvas_c_stride",
@@ -246,6 +251,7 @@ def _fill_fwd_kernel(
     compand_ptr,  # int8 [256]
     canvas_ptr,  # uint8 [N, c, H, W]
     buffer_ptr,  # int8 [N, R, C, channels], only with HAS_BUFFER
+    blocks,
     S,
     canvas_n_stride,
     canvas_c_stride,
@@ -264,9 +270,9 @@ def _fill_fwd_kernel(
     HAS_BUFFER: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
     # Over all channels of the group, coded or not: what is not coded is level 0, and known from here on.
-    j = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    j = (tl.program_id(0) % blocks) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     used = tl.load(used_ptr + n)
     bits = tl.load(bits_ptr + n)
     mask, row, column, channel = coded_place(j, sizes_ptr, size, n)
@@ -317,7 +323,8 @@ def fill_fwd(
     """
     N, S = coded.shape
     block = block_size(coded.device, 256)
-    _fill_fwd_kernel[(N, triton.cdiv(S, block))](
+    blocks = triton.cdiv(S, block)
+    _fill_fwd_kernel[(N * blocks,)](
         coded,
         sizes,
         used,
@@ -325,6 +332,7 @@ def fill_fwd(
         compand,
         canvas,
         buffer if buffer is not None else coded,
+        blocks,
         S,
         canvas.stride(0),
         canvas.stride(1),

@@ -123,6 +123,7 @@ def int_conv_fwd(
     """
     N, R, C = x.shape[:3]
     kernel, cin, padded = weight.shape[1], weight.shape[2], weight.shape[3]
+    assert x.shape[3] >= cin, "a read past the last picture"
     cells = N * R * C
     block_k = 128 if cin % 128 == 0 else 64 if cin % 64 == 0 else 32
     # Small pictures leave most of a GPU idle: smaller blocks make more programs of them.

@@ -23,7 +23,7 @@ WINDOW = tl.constexpr(16)  # edges of a window
 BAD_SYMBOL = tl.constexpr(1)  # csrc/mixture_cdf.h
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache  # recorded graphs hold its address
 def tail_table(device: torch.device) -> Tensor:
     """a, b and c of the 32 quadratics of sigma's upper tail: int32 [3, 32]."""
     rows = [
@@ -63,7 +63,7 @@ def mixture_cdf(i, at, mask, bits, weights_ptr, means_ptr, inv_scales_ptr, tail_
     return tl.where(i <= 0, 0, tl.where(i >= (1 << bits), ONE, inner))
 
 
-@triton.jit(do_not_specialize=["n_stride", "row_stride", "cell_stride", "g", "S", "k_stride"])
+@triton.jit(do_not_specialize=["n_stride", "row_stride", "cell_stride", "g", "blocks", "S", "k_stride"])
 def _mixture_params_fwd_kernel(
     raw_ptr,  # int16 [N, R, C, cell_stride]
     exp_ptr,  # int16 (uint16 bits) [256]
@@ -77,13 +77,14 @@ def _mixture_params_fwd_kernel(
     row_stride,
     cell_stride,
     g,
+    blocks,
     S,
     k_stride,
     K: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64)
-    j = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    j = (tl.program_id(0) % blocks) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask, row, column, channel = coded_place(j, sizes_ptr, tl.load(used_ptr + n), n)
     base = n * n_stride + row.to(tl.int64) * row_stride + column * cell_stride + channel
     at = n * S + j
@@ -145,7 +146,8 @@ def mixture_params_fwd(
     """
     K, N, S = weights.shape
     block = block_size(weights.device, 256)
-    _mixture_params_fwd_kernel[(N, triton.cdiv(S, block))](
+    blocks = triton.cdiv(S, block)
+    _mixture_params_fwd_kernel[(N * blocks,)](
         raw,
         exp_table,
         inv_table,
@@ -158,6 +160,7 @@ def mixture_params_fwd(
         raw.stride(1),
         raw.stride(2),
         g,
+        blocks,
         S,
         weights.stride(0),
         K=K,
@@ -167,7 +170,7 @@ def mixture_params_fwd(
     )
 
 
-@triton.jit(do_not_specialize=["S", "out_stride", "k_stride"])
+@triton.jit(do_not_specialize=["blocks", "S", "out_stride", "k_stride"])
 def _mixture_intervals_fwd_kernel(
     symbols_ptr,  # uint8 [N, S]
     count_ptr,  # int32 [N]
@@ -180,14 +183,15 @@ def _mixture_intervals_fwd_kernel(
     freq_ptr,
     offset_ptr,  # int64 [N]: where the group's first symbol goes
     status_ptr,  # int32 [N]
+    blocks,
     S,
     out_stride,
     k_stride,
     K: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64)
-    j = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    j = (tl.program_id(0) % blocks) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = j < tl.load(count_ptr + n)
     bits = tl.load(bits_ptr + n)
     symbol = tl.load(symbols_ptr + n * S + j, mask=mask, other=0).to(tl.int32)
@@ -227,7 +231,8 @@ def mixture_intervals_fwd(
     """
     K, N, S = weights.shape
     block = block_size(weights.device, 256)
-    _mixture_intervals_fwd_kernel[(N, triton.cdiv(S, block))](
+    blocks = triton.cdiv(S, block)
+    _mixture_intervals_fwd_kernel[(N * blocks,)](
         symbols,
         count,
         bits,
@@ -239,6 +244,7 @@ def mixture_intervals_fwd(
         freq,
         offset,
         status,
+        blocks,
         S,
         start.stride(0),
         weights.stride(0),
@@ -249,7 +255,7 @@ def mixture_intervals_fwd(
     )
 
 
-@triton.jit(do_not_specialize=["S", "k_stride"])
+@triton.jit(do_not_specialize=["blocks", "S", "k_stride"])
 def _mixture_window_fwd_kernel(
     count_ptr,  # int32 [N]
     bits_ptr,  # int32 [N]
@@ -259,13 +265,14 @@ def _mixture_window_fwd_kernel(
     tail_ptr,  # int32 [3, 32]
     window_ptr,  # int32 [N, S, 16]
     first_ptr,  # int16 [N, S]
+    blocks,
     S,
     k_stride,
     K: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
 ):
-    n = tl.program_id(0).to(tl.int64)
-    j = tl.program_id(1) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
+    n = (tl.program_id(0) // blocks).to(tl.int64)
+    j = (tl.program_id(0) % blocks) * BLOCK_SIZE + tl.arange(0, BLOCK_SIZE)
     mask = j < tl.load(count_ptr + n)
     bits = tl.load(bits_ptr + n)
     at = n * S + j
@@ -300,7 +307,8 @@ def mixture_window_fwd(
     """
     K, N, S = weights.shape
     block = block_size(weights.device, 32)
-    _mixture_window_fwd_kernel[(N, triton.cdiv(S, block))](
+    blocks = triton.cdiv(S, block)
+    _mixture_window_fwd_kernel[(N * blocks,)](
         count,
         bits,
         weights,
@@ -309,6 +317,7 @@ def mixture_window_fwd(
         tail_table(count.device),
         window,
         first,
+        blocks,
         S,
         weights.stride(0),
         K=K,

@@ -53,8 +53,10 @@ def _rans_decode_fwd_kernel(
     lane = tl.arange(0, LANES)
     x = tl.load(states_ptr + n * 64 + lane, mask=lane < lanes, other=1 << 32)
     skip = (position % lanes).to(tl.int32)  # lanes of the first row that belong to the group before
-    truncated = tl.zeros((LANES,), tl.int32)
-    for row in range((skip + count + lanes - 1) // lanes):
+    rows = (skip + count + lanes - 1) // lanes
+    row = tl.zeros_like(rows)
+    # A stream that has ended too early stays past its end, here and in the groups that follow.
+    while (row < rows) & (next_word <= end):
         j = row * lanes + lane - skip
         active = (lane < lanes) & (j >= 0) & (j < count)
         at = n * S + j
@@ -103,12 +105,12 @@ def _rans_decode_fwd_kernel(
         x = tl.where(one, (x << 16) | word, x)
         word = tl.load(words_ptr + place + 1, mask=two & (place + 1 < end), other=0).to(tl.int64) & 65535
         x = tl.where(two, (x << 16) | word, x)
-        truncated = tl.maximum(truncated, ((place + needed > end) & one).to(tl.int32))
-        next_word = tl.minimum(next_word + tl.sum(needed, axis=0), end)
+        next_word += tl.sum(needed, axis=0)
+        row += 1
     tl.store(states_ptr + n * 64 + lane, x, mask=lane < lanes)
     tl.store(next_ptr + n, next_word)
     tl.store(position_ptr + n, position + count)
-    if tl.max(truncated, axis=0) > 0:
+    if next_word > end:
         tl.store(status_ptr + n, TRUNCATED)
 
 
@@ -135,7 +137,8 @@ def rans_decode_fwd(
     Args:
         words: int16, bits of uint16; next_word, end: int64 [N], places in it; next_word moves on.
         states: int64 [N, 64], position: int64 [N], both move on; lanes: int32 [N], powers of two <= most_lanes.
-        status: int32 [N], gets 4 where a stream ends too early; what was decoded then has no meaning.
+        status: int32 [N], gets 4 where a stream ends too early; it is not read on then, next_word
+            stays past its end, and what was decoded has no meaning.
         count, bits: int32 [N].
         weights, means, inv_scales: int16 [K, N, S]; K = 0: symbols are equally likely.
         window, first: of `mixture_window_fwd`; not read with K = 0.

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from l2c import ops
 from l2c.errors import BackendError
+from l2c.images import L2CWarning
 from l2c.probability import AVAILABLE, CODING_ORDER, POSITIONS, constant_planes
 
 if TYPE_CHECKING:
@@ -32,10 +34,13 @@ if TYPE_CHECKING:
 
 MOST_POSITIONS = 1 << 19  # latent positions of a batch: about 3 kB each on the device
 _KEPT_POSITIONS = 2 * MOST_POSITIONS  # of all geometries that are kept, with their buffers and graphs
+_KEPT_GEOMETRIES = 32
 _CHANNEL_BLOCK = 64  # channels are padded to whole blocks of the matrix products
 _MAX_LANES = 64
+_BAD_SYMBOL = 1  # csrc/mixture_cdf.h
 _STATE_LOW = 1 << 32
 _WINDOW = 16
+_CAPTURE_LOCK = threading.Lock()  # CUDA records one graph of a process at a time
 
 
 def _round_up(value: int, multiple: int) -> int:
@@ -330,7 +335,9 @@ class Geometry:
             if self.graphs[key] is None:
                 graph = torch.cuda.CUDAGraph()
                 try:
-                    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                    # On the stream that is current already: where recording fails, PyTorch leaves it so.
+                    recording = torch.cuda.graph(graph, stream=self.coder.stream, capture_error_mode="thread_local")
+                    with _CAPTURE_LOCK, recording:
                         launch()
                     self.graphs[key] = graph.replay
                 except RuntimeError:
@@ -343,26 +350,33 @@ class DeviceCoder:
 
     Args:
         model: P in integers.
-        device: a CUDA device, or the CPU under Triton's interpreter.
+        device: a CUDA device with its index, or the CPU under Triton's interpreter.
+        coder: whose range coder, see `ops.integer_kernels`.
+    Attributes:
+        stream: where all work is queued, graphs included, on a GPU; else None. Calls from several threads or streams
+            share buffers: one stream of its own keeps them in order.
     Raises:
         BackendError: the kernels cannot run there.
     """
 
-    def __init__(self, model: IntegerModel, device: torch.device) -> None:
+    def __init__(self, model: IntegerModel, device: torch.device, coder: str = "auto") -> None:
         reason = ops.triton_reason(device)
         if reason:
             raise BackendError(reason)
-        self.kernels = ops.integer_kernels(device)
+        self.kernels = ops.integer_kernels(device, coder)
         self.model, self.device = model, device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         p = model.config
-        self.channels = _round_up(model.maps + p.width, _CHANNEL_BLOCK)
         self.width = _round_up(p.width, _CHANNEL_BLOCK)
-        self.compand = torch.from_numpy(model.tables.compand).to(device)
-        self.exp = torch.from_numpy(model.tables.exp.view(np.int16)).to(device)
-        self.inv_scale = torch.from_numpy(model.tables.inv_scale.view(np.int16)).to(device)
-        self.steps = [tuple(self._packed(step)) for step in model.steps]
+        # w4 reads whole blocks from q's first channel on, beyond q itself.
+        self.channels = _round_up(model.maps + self.width, _CHANNEL_BLOCK)
         self._geometries: OrderedDict[tuple[tuple[int, int], ...], Geometry] = OrderedDict()
         self._lock = threading.Lock()
+        with self._alone():
+            self.compand = torch.from_numpy(model.tables.compand).to(device)
+            self.exp = torch.from_numpy(model.tables.exp.view(np.int16)).to(device)
+            self.inv_scale = torch.from_numpy(model.tables.inv_scale.view(np.int16)).to(device)
+            self.steps = [tuple(self._packed(step)) for step in model.steps]
         self._constants: dict[tuple[int, int, int], tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]] = {}
 
     def _packed(self, step: Any) -> list[PackedLayer]:
@@ -407,9 +421,9 @@ class DeviceCoder:
         if sizes in self._geometries:
             self._geometries.move_to_end(sizes)
         else:
-            left = _KEPT_POSITIONS - padded_positions(sizes)
-            while self._geometries and sum(map(padded_positions, self._geometries)) > left:
-                self._geometries.popitem(last=False)
+            kept = sum(map(padded_positions, self._geometries)) + padded_positions(sizes)
+            while self._geometries and (kept > _KEPT_POSITIONS or len(self._geometries) >= _KEPT_GEOMETRIES):
+                kept -= padded_positions(self._geometries.popitem(last=False)[0])
             self._geometries[sizes] = Geometry(self, sizes)
         return self._geometries[sizes]
 
@@ -428,7 +442,10 @@ class DeviceCoder:
         Raises:
             BitstreamError: the head of a stream is not valid.
         """
-        with self._alone():
+        order = _by_size(jobs)
+        place = {number: i for i, number in enumerate(order)}
+        jobs, payloads = [jobs[i] for i in order], [payloads[i] for i in order]
+        with self._alone() as caller:
             geometry = self.geometry(jobs)
             geometry.load(jobs)
             most_lanes = self._load_streams(geometry, payloads)
@@ -442,21 +459,35 @@ class DeviceCoder:
             symbols = [geometry.canvas[i, :, : job.height, : job.width].clone() for i, job in enumerate(jobs)]
             ends = geometry.status.clone(), geometry.end - geometry.next_word, geometry.states.clone()
             coded, counts, lanes = geometry.coded.clone(), geometry.host_counts, geometry.lanes.clone()
+            if caller is not None:  # their memory is not free before that stream has read them
+                for made in (*symbols, *ends, coded, lanes):
+                    made.record_stream(caller)
 
         def check() -> None:
             status, left, states = (part.cpu().numpy() for part in ends)
             for i, hashed in enumerate(geometry.hashed(coded.cpu().numpy(), counts)):
                 ops.check_stream_end(int(status[i]), int(left[i]), states[i, : int(lanes[i])], hashed)
 
-        return symbols, check
+        return [symbols[place[i]] for i in range(len(jobs))], check
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One thread at a time queues work. Tensors made in inference mode could not be filled by later calls."""
-        # Graphs are recorded on the current GPU.
-        device = torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
-        with self._lock, device, torch.inference_mode(False), torch.no_grad():
-            yield
+    def _alone(self) -> Iterator[torch.cuda.Stream | None]:
+        """One thread at a time queues work on `stream`, between what its own stream, which comes out, has and gets.
+
+        Tensors made in inference mode could not be filled by later calls.
+        """
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            if self.stream is None:
+                yield None
+                return
+            with torch.cuda.device(self.device):
+                caller = torch.cuda.current_stream()
+                self.stream.wait_stream(caller)
+                try:
+                    with torch.cuda.stream(self.stream):
+                        yield caller
+                finally:
+                    caller.wait_stream(self.stream)
 
     def _reserve_windows(self, geometry: Geometry) -> None:
         size = geometry.count * max(group.capacity for group in geometry.groups)
@@ -489,9 +520,15 @@ class DeviceCoder:
     # --- encoding -------------------------------------------------------------------------------------------------
 
     def encode(self, jobs: Sequence[Job]) -> list[bytes]:
-        """Encode the known symbols of each job: the streams that `RangeEncoder` writes, byte for byte."""
+        """Encode the known symbols of each job: the streams that `RangeEncoder` writes, byte for byte.
+
+        Raises:
+            ValueError: a symbol is not below 2^b.
+        """
+        order = _by_size(jobs)
         with self._alone():
-            return self._encode(jobs)
+            streams = dict(zip(order, self._encode([jobs[i] for i in order])))
+        return [streams[i] for i in range(len(jobs))]
 
     def _encode(self, jobs: Sequence[Job]) -> list[bytes]:
         geometry = self._load_known(jobs)
@@ -511,10 +548,11 @@ class DeviceCoder:
         lane_tensor = torch.tensor(lanes, dtype=torch.int32, device=self.device)
         words = torch.empty((N, 2 * total), dtype=torch.int16, device=self.device)  # no symbol takes more than two
         begin = torch.empty(N, dtype=torch.int64, device=self.device)
-        geometry.status.zero_()
         self.kernels.rans_encode_fwd(
             geometry.start, geometry.freq, counts, lane_tensor, state_tensor, words, begin, geometry.status, max(lanes)
         )
+        if bool((geometry.status == _BAD_SYMBOL).any()):
+            raise ValueError("a symbol is not below 2^bits")
         firsts = begin.tolist()
         flat = torch.cat([words[i, first:] for i, first in enumerate(firsts)]).cpu().numpy()
         ends = np.cumsum([words.shape[1] - first for first in firsts])
@@ -526,7 +564,53 @@ class DeviceCoder:
     def record(self, jobs: Sequence[Job]) -> None:
         """Run P over known symbols and hand every group's parameters to the jobs' own coders, on the host."""
         with self._alone():
-            self._record(jobs)
+            self._record([jobs[i] for i in _by_size(jobs)])
+
+    # --- proof ----------------------------------------------------------------------------------------------------
+
+    def prove(self, height: int = 256, width: int = 256) -> None:
+        """Code a tile of so many latents and compare with the C++ coder, byte for byte, and the way back.
+
+        Its sides make the kernels use every block size that they have, and the way back is run, recorded as a graph
+        and replayed. A coder in CUDA C++ that fails is replaced by the Triton one, with a warning.
+
+        Raises:
+            BackendError: the kernels compute something else, or fail.
+        """
+        reason = self._difference(height, width)
+        if reason and self.device.type == "cuda" and ops.has_cuda_extension():
+            warnings.warn(f"the coder of l2c._cuda: {reason}; using the Triton one", L2CWarning, stacklevel=2)
+            self.kernels = ops.integer_kernels(self.device, "triton")
+            reason = self._difference(height, width)
+        if reason:
+            raise BackendError(f"the triton backend on {self.device}: {reason}")
+
+    def _difference(self, height: int, width: int) -> str:
+        """What is wrong with the kernels; "" where nothing is."""
+        from l2c.integer import Job, SymbolReader, SymbolWriter
+
+        rng, used, header = np.random.default_rng(0), max(1, self.model.c // 4), (500, 4, 8)
+        symbols = np.full((self.model.c, height, width), 128, dtype=np.uint8)
+        symbols[:used] = rng.normal(128, 3, (used, height, width)).round()
+        symbols[:used, ::7] = rng.integers(0, 256, symbols[:used, ::7].shape)  # outside every window
+        writer = SymbolWriter(8)
+        self.model.code([Job(height, width, header, used, writer, symbols)], "cpu")
+        stream = writer.finish()
+        try:
+            if self.encode([Job(height, width, header, used, SymbolWriter(8), symbols)]) != [stream]:
+                return "its streams are not those of the C++ coder"
+            for _ in range(3):
+                (found,), check = self.decode([Job(height, width, header, used, SymbolReader(stream, 8))], [stream])
+                check()
+                if not np.array_equal(found.cpu().numpy(), symbols):
+                    return "it decodes other symbols than were encoded"
+        except Exception as error:  # whatever a compiler, a driver or a check has to say
+            return f"it fails ({type(error).__name__}: {error})"
+        finally:
+            self._geometries.clear()
+        return ""
+
+    # --- known symbols --------------------------------------------------------------------------------------------
 
     def _record(self, jobs: Sequence[Job]) -> None:
         geometry = self._load_known(jobs)
@@ -556,6 +640,11 @@ class DeviceCoder:
             assert job.symbols is not None
             geometry.canvas[i, :, : job.height, : job.width].copy_(torch.as_tensor(job.symbols))
         return geometry
+
+
+def _by_size(jobs: Sequence[Job]) -> list[int]:
+    """Order in which jobs are coded: batches of the same sizes share a geometry, whatever order they come in."""
+    return sorted(range(len(jobs)), key=lambda i: (jobs[i].height, jobs[i].width))
 
 
 def estimate_bits(freq: Tensor, counts: Tensor) -> Tensor:

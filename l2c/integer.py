@@ -4,7 +4,7 @@ The graph is that of `l2c.probability`; here every number that decides a probabi
 implementation gives the same ones:
 
 - "reference": int64 arithmetic, written for reading (`l2c.reference`);
-- "torch": float32-carried integers in PyTorch convolutions, any device, pictures batched;
+- "torch": integers carried by floats in PyTorch convolutions, any device, pictures batched;
 - "triton": the kernels of `kernels/` on a GPU, with the coder (`l2c.device_coder`), tiles batched;
 - "cpu": C++ (`csrc/tile_coder.h`), whole pictures without Python in between, several in parallel.
 
@@ -246,14 +246,17 @@ class IntegerModel:
         return np.array(planes, dtype=np.uint8)
 
     def torch_layers(self, index: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """(weight, bias [1, O, 1, 1], multiplier [1, O, 1, 1]) float32 of w1..w4 of a step on a device, made once."""
-        key = (index, device)
+        """(weight, bias [1, O, 1, 1], multiplier [1, O, 1, 1]) of w1..w4 of a step on a device, made once.
+
+        Weights and biases have the dtype that carries the sums, multipliers are float32.
+        """
+        key, dtype = (index, device), carrier(device)
         if key not in self._torch:
             step = self.steps[index]
             self._torch[key] = [
                 (
-                    torch.from_numpy(layer.weight).to(device, torch.float32),
-                    torch.from_numpy(layer.bias).to(device, torch.float32).view(1, -1, 1, 1),
+                    torch.from_numpy(layer.weight).to(device, dtype),
+                    torch.from_numpy(layer.bias).to(device, dtype).view(1, -1, 1, 1),
                     torch.from_numpy(layer.multiplier).to(device).view(1, -1, 1, 1),
                 )
                 for layer in (step.w1, step.w2, step.w3, step.w4)
@@ -324,7 +327,7 @@ class IntegerModel:
         results = []
         for part in _batches(jobs, _BATCH_POSITIONS if name == "torch" else 0):
             if name == "torch":
-                with exact_float32():
+                with exact_products(device or torch.device("cpu")):
                     results += self._code(part, TorchEngine(self, part, device or torch.device("cpu")))
             else:
                 results += self._code(part, ReferenceEngine(self, part))
@@ -342,9 +345,10 @@ class IntegerModel:
         from l2c.device_coder import DeviceCoder
 
         place = device if device is not None else torch.device("cpu")
-        if place not in self._device_coders:
-            self._device_coders[place] = DeviceCoder(self, place)
-        return self._device_coders[place]
+        with _CACHE_LOCK:
+            if place not in self._device_coders:
+                self._device_coders[place] = DeviceCoder(self, place)
+            return self._device_coders[place]
 
     def decode_on_device(self, jobs: Sequence[Job], device: torch.device) -> tuple[list[Tensor], Callable[[], None]]:
         """Decode jobs with `SymbolReader`s by the kernels: symbols uint8 [c, h, w] on the device, before any check.
@@ -593,16 +597,16 @@ class _PlanarEngine:
 
 
 class TorchEngine(_PlanarEngine):
-    """Float32-carried integers in PyTorch convolutions; a padded batch, re-zeroed outside after every layer."""
+    """Integers carried by floats in PyTorch convolutions; a padded batch, re-zeroed outside after every layer."""
 
     def __init__(self, model: IntegerModel, jobs: Sequence[Job], device: torch.device) -> None:
         super().__init__(model, jobs)
-        self.device = device
+        self.device, self.dtype = device, carrier(device)
 
     def start_scale(self, scale: int, latents: list[Int16Array]) -> None:
         u, inside = self._inputs(scale, latents)
-        self.u = torch.from_numpy(u).to(self.device, torch.float32)
-        self.inside = torch.from_numpy(inside).to(self.device, torch.float32)
+        self.u = torch.from_numpy(u).to(self.device, self.dtype)
+        self.inside = torch.from_numpy(inside).to(self.device, self.dtype)
         if self.q is None:
             self.q = self.u.new_zeros(self.u.shape[0], self.model.config.width, *self.u.shape[2:])
         else:
@@ -622,7 +626,7 @@ class TorchEngine(_PlanarEngine):
         for i, part in enumerate(latents):
             values = self.model.tables.compand[part + 128].transpose(2, 0, 1)
             h, w = part.shape[:2]
-            self.u[i, channels, :h, :w] = torch.from_numpy(values).to(self.device, torch.float32)
+            self.u[i, channels, :h, :w] = torch.from_numpy(values).to(self.device, self.dtype)
             self.u[i, available, :h, :w] = AVAILABLE
 
     @staticmethod
@@ -630,7 +634,7 @@ class TorchEngine(_PlanarEngine):
         """round_half_even((conv(x, w) + bias) * multiplier): exact, since every partial sum is below 2^24."""
         weight, bias, multiplier = layer
         total = F.conv2d(x, weight, padding=weight.shape[2] // 2) + bias
-        return (total * multiplier).round()
+        return (total.float() * multiplier).round().to(x.dtype)
 
 
 class ReferenceEngine(_PlanarEngine):
@@ -665,30 +669,32 @@ class ReferenceEngine(_PlanarEngine):
             u[available, :h, :w] = AVAILABLE
 
 
-@contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """Everything that could round inside a float32 convolution is off in here: autocast, TF32, reduced precision, and
-    the libraries that choose Winograd or FFT forms (cuDNN, oneDNN, NNPACK): what is left is a plain matrix product.
+def carrier(device: torch.device) -> torch.dtype:
+    """The float type that carries integers through PyTorch's convolutions.
 
-    The settings are PyTorch's global ones, so one thread at a time is inside. The known-answer check at load and the
-    CRC of the latents guard what settings cannot reach.
+    On the CPU float64, in which PyTorch has the plain matrix product alone: no setting reaches it and none has to be
+    changed, which other threads would see. On GPUs float32, inside `exact_products`.
     """
-    # The public `flags()` of cuDNN and oneDNN also touch TF32 settings, which fails or warns where a caller set
-    # them through PyTorch's other interface.
-    switches: list[tuple[Any, Any]] = [
-        (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
-        (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled),
-    ]
-    with _EXACT_LOCK, contextlib.ExitStack() as stack:
+    return torch.float64 if device.type == "cpu" else torch.float32
+
+
+@contextlib.contextmanager
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Everything that could round inside a convolution of `carrier(device)` is off in here.
+
+    Those are autocast and, on a GPU, TF32, reduced precision and cuDNN, which chooses Winograd or FFT forms. These
+    settings are PyTorch's global ones, so one thread at a time is inside. The known-answer check at load and the CRC of
+    the latents guard what settings cannot reach.
+    """
+    with contextlib.ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.cuda.is_available():
-            stack.enter_context(torch.autocast("cuda", enabled=False))
-        stack.enter_context(torch.backends.nnpack.flags(enabled=False))
-        stack.enter_context(ieee_float32())
-        for get, set_ in switches:
-            stack.callback(set_, get())
-            set_(False)
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type != "cpu":
+            stack.enter_context(ieee_float32())
+            # The public `flags()` also touches TF32 settings, which fails where a caller set them through PyTorch's
+            # other interface.
+            stack.callback(torch._C._set_cudnn_enabled, torch._C._get_cudnn_enabled())
+            torch._C._set_cudnn_enabled(False)
         yield
 
 
@@ -871,6 +877,8 @@ def check_backend(model: IntegerModel, answer: int, backend: str, device: torch.
     """Compare a backend's known answer with the stored one. Raises BackendError on a mismatch or where it fails."""
     try:
         got = model.known_answer(backend, device)
+        if backend == "triton" and device is not None and device.type == "cuda":
+            model.device_coder(device).prove()
     except Exception as error:
         if backend != "triton" or isinstance(error, BackendError):
             raise

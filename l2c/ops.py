@@ -53,6 +53,11 @@ def _load_cuda_extension() -> tuple[Any, str]:
         return None, f"the extension l2c._cuda does not load ({error}); build it with `L2C_CUDA=1 pip install -e .`"
 
 
+def has_cuda_extension() -> bool:
+    """Whether `l2c._cuda` was built and loads."""
+    return _load_cuda_extension()[0] is not None
+
+
 def cuda_extension() -> Any:
     """The CUDA extension, see csrc/cuda/rans.h. Raises BackendError with the reason where it does not load."""
     module, reason = _load_cuda_extension()
@@ -153,7 +158,7 @@ def integer_kernels(device: torch.device, coder: str = "auto") -> Any:
     if reason:
         raise BackendError(reason)
     names = ["int_conv", "mixture", "context", "rans"]
-    if coder == "cuda" or (coder == "auto" and device.type == "cuda" and _load_cuda_extension()[0] is not None):
+    if coder == "cuda" or (coder == "auto" and device.type == "cuda" and has_cuda_extension()):
         cuda_extension()
         names.append("rans_cuda")  # the later ones count
     modules = [importlib.import_module(f"l2c.kernels.{name}") for name in names]

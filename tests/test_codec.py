@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from l2c.errors import (
     RateError,
     UnsupportedError,
 )
+from l2c.images import L2CWarning
 from l2c.models import save_model
 from l2c.probability import ProbabilityModel
 
@@ -343,9 +345,23 @@ def test_wrong_integers_fall_back_to_the_exact_path(tiny_model_path, monkeypatch
     data = codec.encode(picture)
     expected = codec.decode(data)
     break_the_cpu_path(monkeypatch)
-    assert np.array_equal(codec.decode(data), expected)
-    with pytest.warns(UserWarning, match="exact slow path"):
+    with pytest.warns(L2CWarning, match="cpu backend decoded a tile wrongly"):
+        assert np.array_equal(codec.decode(data), expected)
+    with pytest.warns(L2CWarning, match="exact slow path"):
         assert l2c.Codec(tiny_model_path).backend == "reference"
+    with pytest.raises(BackendError, match="computes other integers"):
+        l2c.Codec(tiny_model_path, backend="cpu")
+
+
+def test_a_second_implementation_that_is_wrong_is_not_asked(tiny_model_path, monkeypatch) -> None:
+    codec = l2c.Codec(tiny_model_path)
+    picture = drawn(20, 20)
+    data = codec.encode(picture)
+    expected = codec.verify(data)
+    break_the_cpu_path(monkeypatch)
+    monkeypatch.setattr(integer.TorchEngine, "_conv", staticmethod(lambda x, layer: x[:, :1] * 0 + layer[1]))
+    with pytest.warns(L2CWarning, match="the reference backend decoded it"):
+        assert codec.verify(data) == expected
 
 
 def test_unusable_device() -> None:
@@ -366,17 +382,27 @@ def test_small_files_cannot_ask_for_much(codec, monkeypatch) -> None:
     """What a file of some bytes with valid CRCs can make the decoder do (numbers: tests/fuzz/README.md)."""
     nothing = ops.range_encoder().finish()
     passes = []
-    read = codec._read
-    monkeypatch.setattr(codec, "_read", lambda streams, backend: passes.append(backend) or read(streams, backend))
+    code = codec._code
+
+    def counted(jobs, backend):
+        passes.append((backend, len(jobs)))
+        return code(jobs, backend)
+
+    monkeypatch.setattr(codec, "_code", counted)
 
     def lie(width: int, height: int, channels: int, tile: int = 1 << 12) -> bytes:
         header = Header(width, height, codec.model.model_id, 1, 500, 8, tile_size=tile)
         return write_bitstream(header, [nothing] * header.tile_count, [channels] * header.tile_count)
 
-    # Two implementations agree that the file is wrong: the reference, 200 times slower, is not asked.
+    # Every tile ends as it should: that the CRC of all latents is another one is the file's fault.
     with pytest.raises(l2c.BitstreamError, match="do not match the CRC"):
         codec.verify(lie(4096, 4096, 0))
-    assert passes == ["cpu", "torch"]
+    assert passes == [("cpu", 1)]
+    # Two agree that a tile is wrong: the reference, 200 times slower, is not asked, and no other tile is decoded.
+    passes.clear()
+    with pytest.raises(l2c.BitstreamError, match="latents cannot be decoded"):
+        codec.verify(lie(2048, 2048, 12, tile=512))
+    assert passes == [("cpu", 16), ("cpu", 1), ("torch", 1)]
     # No channel is used: P does not run. (The CRC lies, so this ends in an error as well.)
     monkeypatch.setattr(integer.IntegerModel, "tile_coder", None)
     with pytest.raises(l2c.BitstreamError, match="do not match the CRC"):
@@ -393,7 +419,59 @@ def test_wrong_integers_in_the_middle_are_decoded_again(tiny_model_path, drawn_p
     data = codec.encode(drawn_picture)
     expected = codec.verify(data)
     break_the_cpu_path(monkeypatch)
-    assert codec.verify(data) == expected
+    with pytest.warns(L2CWarning, match="torch backend decoded it"):
+        assert codec.verify(data) == expected
+
+
+def test_batches_are_any_iterables_and_errors_name_the_file(codec) -> None:
+    pictures = [drawn(24, 24), drawn(16, 30)]
+    files = codec.encode_batch(picture for picture in pictures)
+    assert len(files) == 2
+    decoded = codec.decode_batch(data for data in files)
+    assert [part.shape for part in decoded] == [(24, 24, 3), (16, 30, 3)]
+    with pytest.raises(BitstreamError, match=r"^file 2 of 3: "):
+        codec.decode_batch([files[0], files[1][:-1], files[0]])
+    with pytest.raises(BitstreamError, match=r"^file 3 of 3: .*latents"):
+        codec.decode_batch([*files, rewritten(files[0], latent_bits=7)])
+    with pytest.raises(BitstreamError, match=r"^file 1 of 2: .*CRC of the header"):
+        codec.decode_batch([rewritten(files[0], latents_crc32=1), files[0]])
+    with pytest.raises(UnsupportedError, match=r"^file 2 of 2: "):
+        codec.decode_batch([files[0], 5])
+    with pytest.raises(ImageError, match=r"^file 2 of 2: "):
+        codec.encode_batch([pictures[0], b"no picture"])
+    with pytest.raises(BitstreamError, match=r"^(?!file)"):
+        codec.decode(files[0][:-1])
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1.5, "2", float("nan"), True])
+def test_bad_threads(tiny_model_path, threads) -> None:
+    with pytest.raises(UnsupportedError, match="threads"):
+        l2c.Codec(tiny_model_path, threads=threads)
+
+
+def test_bad_arguments_of_a_codec(tiny_model_path, monkeypatch) -> None:
+    assert l2c.Codec(tiny_model_path, threads=10**10).encode(drawn(8, 8))
+    for model in (None, b"x", 3):
+        with pytest.raises(UnsupportedError, match="model"):
+            l2c.Codec(model)
+    with pytest.raises(UnsupportedError, match="limits"):
+        l2c.Codec(tiny_model_path, limits=5)
+    monkeypatch.setenv("L2C_CPU", "foo")
+    with warnings.catch_warnings(), pytest.raises(BackendError, match="foo"):
+        warnings.simplefilter("error")
+        l2c.Codec(tiny_model_path)
+
+
+def test_a_device_that_fails_is_named(codec, monkeypatch) -> None:
+    def fail(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.\nMuch more text")
+
+    data = codec.encode(drawn(16, 16))
+    monkeypatch.setattr(codec, "_decode_chunk", fail)
+    monkeypatch.setattr(codec, "_analyse", fail)
+    for call in (lambda: codec.decode(data), lambda: codec.decode_detailed(data), lambda: codec.encode(drawn(16, 16))):
+        with pytest.raises(BackendError, match=r"the device failed: CUDA out of memory\.$"):
+            call()
 
 
 def test_pickle_and_global_defaults(codec, drawn_picture) -> None:
@@ -406,6 +484,7 @@ def test_pickle_and_global_defaults(codec, drawn_picture) -> None:
         torch.set_default_dtype(torch.float64)
         torch.set_default_device("meta")
         assert codec.encode(drawn_picture) == data
+        assert codec.decode(data).shape == drawn_picture.shape
         assert l2c.Codec(codec.model.path).encode(drawn_picture) == data
     finally:
         torch.set_default_dtype(torch.float32)

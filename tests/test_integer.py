@@ -153,19 +153,33 @@ def test_torch_backend_ignores_global_settings(model) -> None:
         torch.use_deterministic_algorithms(False)
 
 
-def test_exact_float32_asks_for_plain_products() -> None:
-    """On a CPU the plain product ignores the precision setting, on a GPU it does not: so look at the setting itself."""
+def test_torch_backend_leaves_settings_alone(model, monkeypatch) -> None:
+    """They are the process's: a caller's own models in other threads would see them change."""
+    seen = []
+    conv2d = integer.F.conv2d
+
+    def spy(x, *args, **kwargs):
+        seen.append((x.dtype, torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision()))
+        return conv2d(x, *args, **kwargs)
+
+    monkeypatch.setattr(integer.F, "conv2d", spy)
+    expected = (torch.float64, torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision())
+    encode(model, [some_symbols(20, 24)], "torch")
+    assert set(seen) == {expected}
+
+
+def test_exact_products_of_a_gpu() -> None:
+    """The settings themselves, since there may be no GPU."""
     places = [getattr(torch.backends.mkldnn, "matmul", None), torch.backends.cuda.matmul]
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        with integer.exact_float32():
+        with integer.exact_products(torch.device("cuda")):
             newer = [p.fp32_precision for p in places if hasattr(p, "fp32_precision")]
             assert set(newer) == {"ieee"} if newer else torch.get_float32_matmul_precision() == "highest"
-            assert not torch.backends.mkldnn.enabled
             assert not torch.backends.cudnn.enabled
         assert torch.get_float32_matmul_precision() == "medium"
-        assert torch.backends.mkldnn.enabled
+        assert torch.backends.cudnn.enabled
     finally:
         torch.set_float32_matmul_precision(before)
 
