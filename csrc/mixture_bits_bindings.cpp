@@ -26,7 +26,9 @@ struct MixtureBitsArrays {
         if (params.shape(0) != rows || params.shape(1) != 3 * mixtures * channels) {
             throw py::value_error("params must be [rows, 3 mixtures channels] of x [rows, channels]");
         }
-        if (rows > 0 && (pictures < 1 || rows % pictures != 0)) throw py::value_error("rows must be a multiple of the pictures");
+        if (rows > 0 && (pictures < 1 || rows % pictures != 0)) {
+            throw py::value_error("rows must be a multiple of the pictures");
+        }
         if (threads < 1) throw py::value_error("threads must be at least 1");
         input = {rows,           rows > 0 ? rows / pictures : 1, static_cast<int>(channels), mixtures, x.data(),
                  params.data(),  steps.data(),                   least,                      most,     margin,

@@ -142,6 +142,7 @@ class PythonCoder final : public SymbolCoder {
 py::list code(const TileModel& model, const py::sequence& jobs, int threads) {
     if (threads < 1) throw py::value_error("threads must be at least 1");
     std::vector<py::array_t<std::uint8_t>> planes;
+    std::vector<py::object> kept;  // the caller's list may change while the GIL is released
     std::vector<std::unique_ptr<SymbolCoder>> coders;
     std::vector<std::unique_ptr<Exclusive>> locks;
     std::set<const void*> seen;
@@ -159,6 +160,7 @@ py::list code(const TileModel& model, const py::sequence& jobs, int threads) {
         planes.push_back(planes_arg(model, job[4]));
         tile.planes = planes.back().data();
         const py::object coder = job[5], symbols = job[6];
+        kept.push_back(coder);
         tile.encodes = !symbols.is_none();
         if (!seen.insert(coder.ptr()).second) throw py::value_error("two tiles share a coder");
         if (py::isinstance<PyEncoder>(coder)) {

@@ -113,7 +113,7 @@ class Precision(str, Enum):
 DeviceOption = Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, cuda:1, ...")]
 PrecisionOption = Annotated[
     Precision,
-    typer.Option(help="Of the networks. bfloat16 is faster on newer machines; pixels move a level."),
+    typer.Option(help="Of the networks. bfloat16 is faster on newer machines; pixels move by about a level."),
 ]
 ModelOption = Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -242,7 +242,7 @@ def encode(
                 max_seconds=max_seconds,
                 progress=progress,
             )
-        _write(target, encoded.data)
+        _write(target, encoded.data, overwrite)
         if not encoded.target_reached:
             _say("warning", f"{_shown(source)}: {encoded.reason}")
         return {
@@ -300,15 +300,16 @@ def decode(
     decoders = _Decoders(device, model, Limits.unlimited() if unlimited else Limits(), precision.value)
 
     def work(source: str, target: str) -> Result:
+        from l2c.images import check_output_format, save_picture
+
         _check_target(source, target, overwrite)
+        if target != _STANDARD:
+            check_output_format(format_, Path(target))
         data = _read(source)
         picture, facts = decoders.decode(data)
         started = time.perf_counter()
         buffer = io.BytesIO()
         original = mode is Mode.original
-
-        from l2c.images import save_picture
-
         if target != _STANDARD:
             Path(target).parent.mkdir(parents=True, exist_ok=True)
         save_picture(
@@ -321,9 +322,10 @@ def decode(
             format=format_ or ("png" if target == _STANDARD else None),
             quality=quality,
             flatten=flatten,
+            overwrite=overwrite,
         )
         if target == _STANDARD:
-            _write(target, buffer.getbuffer())
+            _write(target, buffer.getbuffer(), overwrite)
         seconds = facts["seconds"]
         seconds["save"] = time.perf_counter() - started
         seconds["total"] += seconds["save"]
@@ -512,7 +514,8 @@ def bench(
     rows = [("", "STAGE", "SECONDS", "MPIXEL/S")]
     for name in ("encode", "decode"):
         stages: dict[str, float] = result[f"{name}_seconds"]
-        rows += [(name, stage, f"{s:.4f}", f"{megapixels / max(s, 1e-9):.2f}") for stage, s in stages.items()]
+        ran = {stage: seconds for stage, seconds in stages.items() if seconds > 0}
+        rows += [(name, stage, f"{seconds:.4f}", f"{megapixels / seconds:.2f}") for stage, seconds in ran.items()]
     _print_rows(rows)
     return 0
 
@@ -742,7 +745,7 @@ def _check_target(source: str, target: str, overwrite: bool) -> None:
         raise FileExistsError(errno.EEXIST, "exists already; --overwrite replaces it", target)
 
 
-def _write(target: str, data: bytes | memoryview) -> None:
+def _write(target: str, data: bytes | memoryview, overwrite: bool) -> None:
     """All of the data to a file or to standard output, or nothing."""
     if target == _STANDARD:
         if not sys.stdout.writable():
@@ -753,7 +756,7 @@ def _write(target: str, data: bytes | memoryview) -> None:
     from l2c.images import write_atomically
 
     Path(target).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, data)
+    write_atomically(target, data, overwrite=overwrite)
 
 
 def _file_facts(data: bytes, index: FileIndex) -> Result:

@@ -202,7 +202,9 @@ class Codec:
             the fast one computes other integers here than it should; one asked for by name raises.
         precision: of E and D. "float32": pixels of any two devices differ by one level at most. "bfloat16": the
             convolutions run in it (the block transforms and all that P does never do), about twice as fast on CPUs
-            with AVX512-BF16 or AMX and on GPUs; files stay exact, pixels were seen to differ by one level from float32.
+            with AVX512-BF16 or AMX and on GPUs. A file's latents stay exact; decoded pixels were seen to differ from
+            float32 by one level on photographs, by up to three on drawn textures. A picture may be encoded to other
+            latents.
         threads: threads of P and the coder, at most 64; None: as many as torch uses.
         limits: what a file may ask for when decoding.
         strict: a file of another model raises ModelMismatchError; otherwise the model is looked for by its id.

@@ -28,6 +28,7 @@ The ALPHA section of a file (`pack_alpha`, `unpack_alpha`), specification:
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import secrets
@@ -185,6 +186,7 @@ def save_picture(
     flatten: bool = False,
     background: tuple[int, int, int] = (255, 255, 255),
     options: Mapping[str, Any] | None = None,
+    overwrite: bool = True,
 ) -> None:
     """Writes a picture through Pillow: all of it, or, on an error, nothing.
 
@@ -200,12 +202,14 @@ def save_picture(
             is opaque everywhere is left out without asking.
         background: RGB, 0..255.
         options: further arguments for `PIL.Image.Image.save`; they win over the defaults here.
+        overwrite: False: a file that is there by now stays.
     Raises:
+        FileExistsError: there is a file, and overwrite is False.
         UnsupportedError: unknown format, alpha or size that the format cannot hold.
         ImageError: wrong shape or dtype.
         OSError: the file cannot be written.
     Warns:
-        L2CWarning: bits or metadata that the format cannot hold.
+        L2CWarning: bits, colours or metadata that the format cannot hold.
     """
     path = Path(target) if isinstance(target, (str, os.PathLike)) else None
     name = "file object" if path is None else str(path)
@@ -224,6 +228,8 @@ def save_picture(
         elif alpha.dtype == np.uint16:
             notes.append(f"{name}: 16-bit alpha is written with 8 bits")
     image = to_pil(rgb, alpha, mode)
+    if format_ in _PALETTE_FORMATS and image.mode == "RGB" and image.getcolors(256) is None:
+        notes.append(f"{name}: {format_} holds 256 colours")
 
     arguments: dict[str, Any] = dict(_SAVE_DEFAULTS.get(format_, {}))
     if quality is not None and format_ in _QUALITY_FORMATS:
@@ -252,19 +258,23 @@ def save_picture(
     if path is None:
         cast(BinaryIO, target).write(encoded.getbuffer())
     else:
-        write_atomically(path, encoded.getbuffer())
+        write_atomically(path, encoded.getbuffer(), overwrite=overwrite)
     for note in notes:
         python_warnings.warn(note, L2CWarning, stacklevel=2)
 
 
-def write_atomically(path: str | os.PathLike[str], data: bytes | bytearray | memoryview) -> None:
+def write_atomically(
+    path: str | os.PathLike[str], data: bytes | bytearray | memoryview, *, overwrite: bool = True
+) -> None:
     """Writes a file in one step: readers see the old file or the whole new one, and a failure leaves nothing.
 
-    The data goes to a temporary file in the same folder, which then replaces `path`. A link is followed; a
-    device or pipe is written directly.
+    The data goes to a temporary file in the same folder, which then takes the place of `path` and the permissions of
+    the file that was there. A link is followed; a device or pipe is written directly.
 
+    Args:
+        overwrite: False: a file that is there by now stays.
     Raises:
-        OSError: the file cannot be written.
+        FileExistsError: there is a file, and overwrite is False. OSError: the file cannot be written.
     """
     given = Path(path)
     if given.exists() and not stat.S_ISREG(given.stat().st_mode):  # /dev/stdout leads to no path when it is a pipe
@@ -275,14 +285,34 @@ def write_atomically(path: str | os.PathLike[str], data: bytes | bytearray | mem
     # Not tempfile: its files have mode 0600, and the picture should get what the user's umask gives.
     try:
         with open(temporary, "xb") as file:
+            if final.exists():  # before there is anything to read
+                with contextlib.suppress(OSError):
+                    os.chmod(temporary, stat.S_IMODE(final.stat().st_mode))
             file.write(data)
-        os.replace(temporary, final)
+        if overwrite:
+            os.replace(temporary, final)
+        else:
+            _move_to_new(temporary, final)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None:  # nobody knows the temporary file's name
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _move_to_new(temporary: Path, final: Path) -> None:
+    """As os.rename, but never over a file. Raises FileExistsError."""
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        raise FileExistsError(errno.EEXIST, "exists by now; --overwrite replaces it") from None
+    except OSError:  # a file system without hard links
+        if final.exists():
+            raise FileExistsError(errno.EEXIST, "exists by now; --overwrite replaces it") from None
+        os.replace(temporary, final)
+    else:
+        temporary.unlink()
 
 
 def pack_alpha(alpha: Alpha) -> bytes:
@@ -357,6 +387,7 @@ _PLAIN_MODES = {
     "La": "LA",
 }
 _ALPHA_FORMATS = frozenset({"PNG", "WEBP", "AVIF", "TIFF", "TGA", "JPEG2000"})
+_PALETTE_FORMATS = frozenset({"GIF"})
 _QUALITY_FORMATS = frozenset({"JPEG", "WEBP", "AVIF"})
 _SAVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95, "subsampling": "4:4:4", "optimize": True},
@@ -665,6 +696,11 @@ def _flattened(rgb: U8, alpha: Alpha, background: tuple[int, int, int]) -> U8:
     opacity = _to_8_bits(alpha).astype(np.uint32)[..., None]
     under = np.asarray(background, np.uint32)
     return ((rgb * opacity + under * (255 - opacity) + 127) // 255).astype(np.uint8)
+
+
+def check_output_format(format_: str | None, path: Path | None) -> None:
+    """Raises UnsupportedError for a picture format that `save_picture` would refuse, before any work."""
+    _output_format(format_, path)
 
 
 def _output_format(format_: str | None, path: Path | None) -> str:

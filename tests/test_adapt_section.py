@@ -86,6 +86,14 @@ def test_a_huge_picture_allocates_nothing() -> None:
         PatchChanges.unpack(b"\x01" + bytes(100), 2**31 - 1, 2**31 - 1, 200, 4)
 
 
+def test_a_file_alone_cannot_ask_for_much() -> None:
+    """Without a model the section says how many modulators there are: 200 for one of 2^22 patches."""
+    body = b"\x02\x01" + bytes((1 << 19) - 1) + bytes([1] * 200)
+    side = 512 << 11
+    with pytest.raises(BitstreamError, match="200 modulators"):
+        PatchChanges.unpack(body, side, side, 200, None)
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60))
 def test_random_bytes_raise_our_errors_only(body: bytes) -> None:

@@ -221,6 +221,12 @@ def test_existing_files_are_kept(run: Run, png: Path, coded: Path) -> None:
     assert coded.read_bytes() != before
 
 
+def test_a_format_that_nobody_writes_costs_no_decoding(run: Run, coded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Codec, "read_latents", None)
+    code, _, err = run("decode", coded, coded.with_suffix(".xyz"))
+    assert code == 1 and "unknown picture extension" in _one_error(err)
+
+
 def test_alpha_grey_and_formats(run: Run, tmp_path: Path, drawn_picture: npt.NDArray[np.uint8]) -> None:
     alpha = np.arange(50 * 70, dtype=np.uint8).reshape(50, 70, 1)
     Image.fromarray(np.concatenate([drawn_picture, alpha], axis=2)).save(tmp_path / "rgba.png")

@@ -929,6 +929,41 @@ def test_write_atomically_follows_links_and_umask(tmp_path: Path) -> None:
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
+def test_replacing_keeps_permissions(tmp_path: Path) -> None:
+    path = tmp_path / "private"
+    path.write_bytes(b"old")
+    path.chmod(0o600)
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_came_in_between_is_kept(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError("this file system has none")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    path = tmp_path / "out.png"
+    write_atomically(path, b"first", overwrite=False)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        write_atomically(path, b"second", overwrite=False)
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        save_picture(path, drawn(), overwrite=False)
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lost_colours_are_said(tmp_path: Path) -> None:
+    many = np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
+    with pytest.warns(L2CWarning, match="256 colours"):
+        save_picture(tmp_path / "many.gif", many)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save_picture(tmp_path / "few.gif", many[:4] * 0 + 7)
+
+
 def test_picture_is_frozen() -> None:
     picture = Picture(drawn())
     with pytest.raises(AttributeError):

@@ -154,6 +154,25 @@ def test_several_tiles(models: dict[str, integer.IntegerModel]) -> None:
                 assert np.array_equal(symbols, picture)
 
 
+def test_jobs_that_nobody_else_holds(models: dict[str, integer.IntegerModel]) -> None:
+    """Coders live as long as the call, whatever becomes of the sequence they came in."""
+    model = models["odd"]
+    picture = some_symbols(model.c, 9, 8)
+    (stream,) = encode(model, [picture])
+
+    class MadeOnTheWay:
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, i: int) -> tuple[object, ...]:
+            if i >= 9:
+                raise IndexError(i)
+            return 9, 8, HEADER[2], model.c, model._planes(HEADER), ops.range_decoder(stream), None
+
+    for symbols in model.tile_coder().code(MadeOnTheWay(), 2):
+        assert np.array_equal(symbols, picture)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_damaged_payloads(models: dict[str, integer.IntegerModel], threads: int, cpu: str) -> None:
     model = models["odd"]

@@ -33,6 +33,7 @@ CONDITION_UNIT = 1.0 / 64.0
 
 _SETS, _CONDITIONS = 1, 2
 _MOST_MODULATORS = 257  # that `TransformConfig` allows
+_MOST_CONDITIONS = 1 << 26  # of all patches, where no model says how many modulators there are
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class PatchChanges:
             has = reader.bits(shape[0] * shape[1], 1).astype(bool)
             if num_modulators is None:
                 num_modulators = reader.rest() // max(1, int(has.sum()))
-                if num_modulators > _MOST_MODULATORS:
+                if num_modulators > _MOST_MODULATORS or num_modulators * len(has) > _MOST_CONDITIONS:
                     raise BitstreamError(f"section ADAPT: {num_modulators} modulators, no model has so many")
             if not has.any() or not num_modulators:
                 raise BitstreamError("section ADAPT: conditions for no patch or no modulator")
@@ -144,11 +145,13 @@ class _Reader:
         self._at += count
         return self._body[self._at - count : self._at]
 
-    def bits(self, count: int, width: int) -> npt.NDArray[np.int64]:
+    def bits(self, count: int, width: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.int64]:
         total = count * width
         raw = np.unpackbits(self.take(-(-total // 8)), bitorder="little")
         if raw[total:].any():
             raise BitstreamError("section ADAPT: an unused bit is set")
+        if width == 1:
+            return raw[:total]
         return raw[:total].reshape(count, width).astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
 
     def rest(self) -> int:
