@@ -2,7 +2,7 @@
 #
 #   make demo    compress a photograph, restore it in a second process, compare
 #   make test    all tests
-#   make bench   all benchmarks
+#   make bench   all benchmarks, compared with the last record
 #   make lint    ruff and mypy
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=folder the place of the virtual environment.
@@ -25,7 +25,9 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q $(ARGS)
 
 bench: $(VENV)/.installed-bench
-	$(BIN)/python -m pytest -q bench -o python_files='bench_*.py' --benchmark-enable $(ARGS)
+	mkdir -p runs
+	$(BIN)/python -m pytest -q bench -o python_files='bench_*.py' --benchmark-enable --benchmark-json=runs/bench.json $(ARGS)
+	$(BIN)/python bench/performance.py runs/bench.json
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import subprocess
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +17,8 @@ import torch
 from PIL import Image
 
 import l2c
+from l2c import integer
+from l2c.images import L2CWarning
 
 THREADS = 2
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -43,10 +47,18 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
+    """Two threads; and what the codec had to do another way than it was asked to fails."""
     before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
-    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", L2CWarning)
+        yield
     torch.set_num_threads(before)
+
+
+def plain_float32(device: str) -> contextlib.AbstractContextManager[None]:
+    """float32 that is no TF32, as the codec runs it on a GPU."""
+    return integer.ieee_float32() if device == "cuda" else contextlib.nullcontext()
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,8 @@
 #
 #     OUT=folder bench/gpu_all.sh [FOLDER OF KODAK]
 #
-# Needs torch with CUDA, Triton, nvcc, pybind11, ninja, pytest and pytest-benchmark; no network. Writes logs and
+# Needs torch with CUDA, Triton, nvcc, setuptools, pybind11, ninja, safetensors, Pillow, scikit-image, typer, rich,
+# hypothesis, pytest and pytest-benchmark; no network. Writes logs and
 # bench.json to OUT (default runs/gpu); `python bench/performance.py OUT/bench.json --keep gpu` makes it the record.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -27,7 +28,7 @@ step() {  # name, seconds at most, command
 }
 
 step build 150 env L2C_CUDA=1 "$PYTHON" setup.py build_ext --inplace
-step tests 150 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_kernels_float.py
+step tests 150 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_kernels_float.py tests/test_cuda_rans.py
 [ -z "$KODAK" ] || step devices 90 "$PYTHON" bench/devices.py "$KODAK"
 step bench 200 "$PYTHON" -m pytest -q bench -o python_files='bench_*.py' --benchmark-enable -k 'cuda or gpu' \
   --benchmark-json="$OUT/bench.json"

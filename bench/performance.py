@@ -1,6 +1,7 @@
 """Compares a run of `make bench` with the last record, and writes docs/PERFORMANCE.md from records.
 
-    make bench                                                   run everything, compare with the record
+    make bench                                                   run everything, compare with the record: this, with
+                                                                 runs/bench.json
     python bench/performance.py runs/bench.json --keep cpu       make this run the record docs/bench/cpu.json
     python bench/performance.py --write docs/PERFORMANCE.md      write the page from docs/bench/*.json
 
@@ -47,6 +48,12 @@ def compact(run: dict[str, Any]) -> dict[str, Any]:
 def compare(new: dict[str, Any], old: dict[str, Any] | None) -> list[str]:
     """One line for each row: its median, and how many times as long as in the record."""
     lines = []
+    if old is not None:
+        for key in ("cpu", "gpu", "threads", "torch"):
+            if new["machine"][key] != old["machine"][key]:
+                lines.append(
+                    f"the record is of another machine: {key} {old['machine'][key]}, now {new['machine'][key]}"
+                )
     for name, row in new["rows"].items():
         before = (old or {"rows": {}})["rows"].get(name)
         ratio = row["median"] / before["median"] if before else None
@@ -132,7 +139,8 @@ def stages(page: Page, device: str) -> list[str]:
         )
     row = page.row("P with its parameters", device)
     if row is not None:
-        add("P with its parameters", "of it P with its mixture parameters", page.share(row, "int8"))
+        note = f"as dense layers {row['macs'] / row['median'] / 1e9:.0f} GMAC/s, {page.share(row, 'int8')}"
+        add("P with its parameters", "P alone with its parameters; zeros are left out", note)
     for size in ("768x512", "2000x1128"):
         for precision in ("float32", "bfloat16"):
             row = page.row(f"decode {size}, {precision}", device)
