@@ -198,6 +198,7 @@ def _rans_encode_fwd_kernel(
         active = (lane < lanes) & (j < total)
         start = tl.load(start_ptr + n * stride + j, mask=active, other=0).to(tl.int64)
         freq = tl.load(freq_ptr + n * stride + j, mask=active, other=1 << 20).to(tl.int64)
+        freq = tl.maximum(freq, 1)  # 0 only where a symbol was refused
         limit = freq << 28
         one = active & (x >= limit)
         two = one & ((x >> 16) >= limit)

@@ -64,11 +64,16 @@ def integer_kernels() -> None:
         __import__(f"l2c.kernels.{name}")
         getattr(l2c.kernels, name).block_size = lambda device, size: size
     model = models.load_model("l2c-default").integer
-    jobs = [
-        integer.Job(h, w, (500, 8, 8), 96, integer.SymbolWriter(8), np.full((96, h, w), 128, np.uint8))
-        for h, w in ((96, 64), (33, 17))
-    ]
+
+    def jobs_of(*sizes: tuple[int, int]) -> list[integer.Job]:
+        return [
+            integer.Job(h, w, (500, 8, 8), 96, integer.SymbolWriter(8), np.full((96, h, w), 128, np.uint8))
+            for h, w in sizes
+        ]
+
     coder = model.device_coder(None)
+    coder.geometry(jobs_of((256, 256))).run(lambda number: None)  # P's largest blocks, as `DeviceCoder.prove` asks for
+    jobs = jobs_of((33, 17), (96, 64))
     geometry = coder.geometry(jobs)
     geometry.load(jobs)
     coder._reserve_windows(geometry)

@@ -3,8 +3,8 @@
 Without a GPU they run under Triton's interpreter (conftest.py), which takes milliseconds a symbol: sizes are small.
 """
 
-import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 import l2c
+from l2c import codec as codec_module
 from l2c import device_coder, integer, ops, reference
 from l2c.bitstream import read_bitstream, write_bitstream
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
@@ -261,11 +262,15 @@ def test_backends_by_name() -> None:
         ops.integer_conv(np.zeros((2, 2, 3), np.uint8), *layer, backend="reference")
 
 
-def test_codec_on_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def fast() -> l2c.Codec:
+    """The frozen model on the kernels."""
+    return l2c.Codec(str(GOLDEN / "golden.safetensors"), DEVICE, backend="triton")
+
+
+def test_codec_on_the_kernels(fast: l2c.Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of both backends are equal; pixels come from symbols that never left the device, and are checked."""
-    path = tmp_path / "golden.safetensors"
-    shutil.copy(GOLDEN / "golden.safetensors", path)
-    plain, fast = l2c.Codec(str(path), backend="cpu"), l2c.Codec(str(path), DEVICE, backend="triton")
+    plain = l2c.Codec(str(GOLDEN / "golden.safetensors"), backend="cpu")
     assert fast.backend == "triton"
     rng = np.random.default_rng(7)
     pixels = [rng.integers(90, 130, size).astype(np.uint8) for size in ((9, 7, 3), (4, 8, 3))]
@@ -296,15 +301,105 @@ def test_codec_on_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert called[-1] is None
 
 
+def test_queued_batches_have_parts() -> None:
+    parts = [list(range(9))[part] for part in codec_module._parts([3, 3, 5, 9, 1, 1, 1, 4, 4], 8)]
+    assert parts == [[0, 1], [2], [3], [4, 5, 6, 7], [8]]
+    assert list(codec_module._parts([], 8)) == []
+
+
 def test_kernels_that_fail_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     _, model = tiny_model("learned")
     answer = model.known_answer("reference")
     monkeypatch.setattr(DeviceCoder, "record", lambda self, jobs: 1 / 0)
     with pytest.raises(BackendError, match="ZeroDivisionError"):
         integer.check_backend(model, answer, "triton", DEVICE)
+    with pytest.raises(BackendError, match="ZeroDivisionError"):
+        l2c.Codec(str(GOLDEN / "golden.safetensors"), DEVICE, backend="triton")
+    monkeypatch.setattr(ops, "choose_integer_backend", lambda name, device: "triton" if name == "auto" else name)
     with pytest.warns(L2CWarning, match="using PyTorch"):
-        codec = l2c.Codec(str(GOLDEN / "golden.safetensors"), DEVICE, backend="triton")
+        codec = l2c.Codec(str(GOLDEN / "golden.safetensors"), DEVICE)
     assert codec.backend == "torch"
+
+
+def test_proof_of_a_device() -> None:
+    """What a codec on a GPU asks for when it is made; here with a tile that an interpreter can do."""
+    _, model = tiny_model("learned")
+    coder = DeviceCoder(model, DEVICE)
+    coder.prove(2, 3)
+    assert not coder._geometries
+    right = coder.kernels
+
+    def broken(name: str, spoil: Any) -> DeviceCoder:
+        def wrong(*args: Any, **options: Any) -> None:
+            getattr(right, name)(*args, **options)
+            spoil(*args)
+
+        coder.kernels = SimpleNamespace(**{**vars(right), name: wrong})
+        return coder
+
+    with pytest.raises(BackendError, match="streams are not those"):
+        broken("int_conv_fwd", lambda *args: args[5].fill_(3)).prove(2, 3)
+    with pytest.raises(BackendError, match="streams are not those"):
+        broken("rans_encode_fwd", lambda *args: args[5].fill_(1)).prove(2, 3)
+    with pytest.raises(BackendError, match="BitstreamError"):
+        broken("rans_decode_fwd", lambda *args: args[14].zero_()).prove(2, 3)
+    with pytest.raises(BackendError, match="RuntimeError"):
+        broken("mixture_window_fwd", lambda *args: args[0].view(77)).prove(2, 3)
+
+
+def test_a_stream_that_ends_is_not_read_on() -> None:
+    """Seven bytes cannot make the decoder walk through a tile."""
+    _, model = tiny_model("learned")
+    coder = model.device_coder(DEVICE)
+    payload = b"\0" + (1 << 32).to_bytes(6, "little")
+    job = integer.Job(9, 9, (500, 3, 8), 5, integer.SymbolReader(payload, 8))
+    coder.geometry([job]).coded.fill_(77)
+    _, check = coder.decode([job], [payload])
+    with pytest.raises(BitstreamError, match="too early"):
+        check()
+    assert int((coder.geometry([job]).coded != 77).sum()) < 20  # of 405
+
+
+def test_symbols_of_a_tile_out_of_range_are_refused() -> None:
+    _, model = tiny_model("learned")
+    for backend in ("cpu", "triton"):
+        symbols = np.full((5, 4, 3), 16, np.uint8)
+        symbols[0, 0, 0] = 200
+        job = integer.Job(4, 3, (500, 3, 5), 5, integer.SymbolWriter(5), symbols)
+        with pytest.raises(ValueError, match="not below"):
+            model.code([job], backend, DEVICE)
+
+
+def test_batches_of_the_same_sizes_share_a_geometry() -> None:
+    _, model = tiny_model("learned")
+    jobs = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)[1:]
+    coder = DeviceCoder(model, DEVICE)
+    streams = coder.encode(jobs)
+    assert coder.encode(jobs[::-1]) == streams[::-1]
+    assert list(coder._geometries) == [((1, 1), (4, 3))]
+    symbols, check = coder.decode(jobs[::-1], streams[::-1])
+    check()
+    for got, job in zip(symbols, jobs[::-1]):
+        assert np.array_equal(got.cpu().numpy(), job.symbols)
+
+
+def test_the_cpu_takes_over_from_a_device_that_fails(fast: l2c.Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(7).integers(90, 130, (4, 8, 3)).astype(np.uint8)
+    plain = l2c.Codec(str(GOLDEN / "golden.safetensors"), backend="cpu")
+    file = plain.encode(pixels, quality=10)
+    expected = plain.decode(file)
+
+    def fail(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(DeviceCoder, "decode", fail)
+    monkeypatch.setattr(DeviceCoder, "encode", fail)
+    with pytest.warns(L2CWarning, match="CUDA out of memory.*using the CPU"):
+        assert np.abs(fast.decode(file).astype(int) - expected).max() <= 1
+    with pytest.warns(L2CWarning, match="using the CPU"):
+        assert fast.verify(file) == plain.verify(file)
+    with pytest.warns(L2CWarning, match="using the CPU"):
+        plain.decode(fast.encode(pixels, quality=10))
 
 
 def test_large_tiles_are_left_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -332,3 +427,8 @@ def test_geometries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert coder.geometry(jobs((4, 4))) is first
     coder.geometry(jobs((2, 8), (4, 2)))  # 64 positions with padding: more than may be kept beside it
     assert coder.geometry(jobs((4, 4))) is not first
+    monkeypatch.setattr(device_coder, "_KEPT_POSITIONS", 10**6)
+    monkeypatch.setattr(device_coder, "_KEPT_GEOMETRIES", 3)
+    for side in range(1, 7):
+        coder.geometry(jobs((side, side)))
+    assert list(coder._geometries) == [((4, 4),), ((5, 5),), ((6, 6),)]
