@@ -170,13 +170,15 @@ def test_lanes_are_those_of_the_cpu_coder() -> None:
         assert 1 << encoder.finish()[0] == choose_lanes(bits)
 
 
-def tiny_model(prior: str) -> tuple[ModelConfig, integer.IntegerModel]:
+def tiny_model(
+    prior: str, scales: int = 2, groups: tuple[int, ...] = (2, 3)
+) -> tuple[ModelConfig, integer.IntegerModel]:
     """P with random weights, small enough for the interpreter; widths that are no multiples of anything."""
     torch.manual_seed(4)
     config = ModelConfig(
         name="tiny",
         transform=TransformConfig(family="block", s=8, c=5, width=16, fine_width=0),
-        probability=ProbabilityConfig(num_scales=2, channel_groups=(2, 3), num_mixtures=2, width=18, prior=prior),
+        probability=ProbabilityConfig(num_scales=scales, channel_groups=groups, num_mixtures=2, width=18, prior=prior),
     )
     model = ProbabilityModel(config)
     with torch.no_grad():
@@ -323,7 +325,7 @@ def test_kernels_that_fail_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_proof_of_a_device() -> None:
     """What a codec on a GPU asks for when it is made; here with a tile that an interpreter can do."""
-    _, model = tiny_model("learned")
+    _, model = tiny_model("learned", 1, (5,))
     coder = DeviceCoder(model, DEVICE)
     coder.prove(2, 3)
     assert not coder._geometries
