@@ -29,11 +29,11 @@ step() {  # name, seconds at most, command
 
 # First without csrc/cuda, as most people have it: the range coder is Triton's then.
 step build 90 "$PYTHON" setup.py build_ext --inplace
-step tests-triton 90 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_kernels_float.py
+step tests-triton 130 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_kernels_float.py
 step build-cuda 80 env L2C_CUDA=1 "$PYTHON" setup.py build_ext --inplace
-step tests-cuda 80 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_cuda_rans.py
-[ -z "$KODAK" ] || step devices 80 "$PYTHON" bench/devices.py "$KODAK"
-step bench 170 "$PYTHON" -m pytest -q bench -o python_files='bench_*.py' --benchmark-enable -k 'cuda or gpu' \
+step tests-cuda 60 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_cuda_rans.py
+[ -z "$KODAK" ] || step devices 70 "$PYTHON" bench/devices.py "$KODAK"
+step bench 160 "$PYTHON" -m pytest -q bench -o python_files='bench_*.py' --benchmark-enable -k 'cuda or gpu' \
   --benchmark-json="$OUT/bench.json"
 [ ! -s "$OUT/bench.json" ] || "$PYTHON" bench/performance.py "$OUT/bench.json"
 exit $status
