@@ -1216,7 +1216,8 @@ _float_lock = threading.Lock()
 
 def shared_codec(device: str | torch.device = "cpu", model: str = DEFAULT_MODEL) -> Codec:
     """The codec that `encode` and `decode` use; made on first use and kept."""
-    place = _device(device) if str(device) == "cuda" else device
+    # Which GPU is current is a matter of each thread.
+    place = f"cuda:{torch.cuda.current_device()}" if str(device) == "cuda" and torch.cuda.is_available() else device
     key = (str(model), str(place))
     with _codecs_lock:
         if key not in _codecs:
@@ -1246,7 +1247,7 @@ def _device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen).cpu()  # "meta" fails here
-        if str(chosen) == "cuda":  # which GPU is current is a matter of each thread
+        if str(chosen) == "cuda":  # which one is current is a matter of each thread
             chosen = torch.device("cuda", torch.cuda.current_device())
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
