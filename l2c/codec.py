@@ -242,6 +242,7 @@ class Codec:
         self.limits = limits if limits is not None else Limits()
         self.strict = strict
         self._others: dict[bytes, Codec] = {}
+        self._trusted = {"reference": True}  # which is the definition
         self._float_probability: ProbabilityModel | None = None
         # A model stays on the CPU, where other codecs may share it.
         self.transform = self.model.transform
@@ -1074,13 +1075,14 @@ class Codec:
         raise BitstreamError(f"the latents cannot be decoded: {failures[-1]}") from None
 
     def _is_trusted(self, backend: str) -> bool:
-        """Whether a backend gives the known answer here."""
-        try:
-            if backend != "reference":  # which is the definition
+        """Whether a backend gives the known answer here; remembered."""
+        if backend not in self._trusted:
+            try:
                 integer.check_backend(self.model.integer, self.model.known_answer, backend, self.device)
-        except BackendError:
-            return False
-        return True
+                self._trusted[backend] = True
+            except BackendError:
+                self._trusted[backend] = False
+        return self._trusted[backend]
 
     def _check_latent_limits(self, width: int, height: int, tile: int) -> None:
         """A picture one pixel wide has latents s pixels wide: bound what they cover, before anything is allocated."""

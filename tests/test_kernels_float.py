@@ -661,7 +661,7 @@ def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every operator with backend "auto" runs its kernels; the list fills with a word for each call."""
     calls: list[str] = []
 
-    def choose(backend: str, x: Tensor) -> str:
+    def choose(backend: str, x: Tensor, cpp: bool = False) -> str:
         calls.append(backend)
         return "triton"
 
