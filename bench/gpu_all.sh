@@ -28,6 +28,7 @@ step() {  # name, seconds at most, command
 }
 
 # First without csrc/cuda, as most people have it: the range coder is Triton's then.
+rm -f l2c/_cuda*.so
 step build 90 "$PYTHON" setup.py build_ext --inplace
 step tests-triton 130 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_kernels_float.py
 step build-cuda 80 env L2C_CUDA=1 "$PYTHON" setup.py build_ext --inplace

@@ -14,6 +14,7 @@ import hashlib
 import itertools
 import math
 import os
+import re
 import threading
 import time
 import warnings
@@ -66,7 +67,6 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_DEVICE_ERRORS = (torch.OutOfMemoryError, getattr(torch, "AcceleratorError", torch.OutOfMemoryError))
 UInt8Array = npt.NDArray[np.uint8]
 Output = Literal["numpy", "pil", "torch"]
 PRECISIONS = ("float32", "bfloat16")
@@ -81,7 +81,8 @@ _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where a
 _WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
 _TRIES = (1.0, 1.5, 0.5, 1.25, 0.75)[:MAX_TRIES]  # times the mean saving, where several qualities are tried
-_FALLBACKS = {"cpu": ("torch", "reference"), "torch": ("cpu", "reference"), "triton": ("torch", "cpu", "reference")}
+_FALLBACKS = {"cpu": ("torch", "reference"), "torch": ("cpu", "reference"), "triton": ("cpu", "torch", "reference")}
+_MOST_AGAIN = 1 << 22  # pixels of what PyTorch decodes again
 _MOST_THREADS = 64  # csrc/thread_pool.h
 _QUEUED_PIXELS = 1 << 26  # of the pictures that lie on a GPU at the same time
 _TRIMMED = 1.01  # files up to this many times the target are trimmed, larger ones steered
@@ -185,10 +186,18 @@ def _of_device(call: Callable[_P, _T]) -> Callable[_P, _T]:
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
             return call(*args, **kwargs)
-        except _DEVICE_ERRORS as error:
-            raise BackendError(f"the device failed: {str(error).splitlines()[0]}") from error
+        except RuntimeError as error:
+            # CUDA's and cuDNN's errors have no class of their own in every version of PyTorch.
+            known = isinstance(error, torch.OutOfMemoryError) or re.search("CUDA|cuDNN|CUDNN|CUBLAS", str(error))
+            if isinstance(error, L2CError) or not known:
+                raise
+            raise BackendError(f"the device failed: {_first_line(error)}") from error
 
     return guarded
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 class Codec:
@@ -423,7 +432,11 @@ class Codec:
                     adapted = results[i]
                     if adapted is None or (plain and len(adapted.data) < _WORTH_ADAPTING * len(plain.data)):
                         results[i] = plain
-        return [self._rated(batch.pictures[i], sizes[i], searches[i], result) for i, result in enumerate(results)]
+        rated = []
+        for i, (name, result) in enumerate(zip(_names(len(results)), results)):
+            with _naming(name):
+                rated.append(self._rated(batch.pictures[i], sizes[i], searches[i], result))
+        return rated
 
     @staticmethod
     def _saving(batch: _Batch, picture: images.Picture, size: float) -> float:
@@ -837,7 +850,7 @@ class Codec:
         except RuntimeError as error:
             if backend != "triton":
                 raise
-            self._warn_of_device(error)
+            self._warn_of_device(error, "using the CPU")
             return self.model.integer.code(jobs, "cpu", self.device, threads)
 
     # --- decoding -----------------------------------------------------------------------------------------------
@@ -874,10 +887,11 @@ class Codec:
             with _naming(name):
                 streams.append(read_bitstream(data, self.limits))
         results: list[Any] = [None] * len(streams)
-        for codec, members in self._by_model(streams):
+        for codec, members in self._by_model(streams, names):
             chosen, chosen_names, changes = [streams[i] for i in members], [names[i] for i in members], []
             for name, stream in zip(chosen_names, chosen):
                 with _naming(name):
+                    codec._check_latent_limits(stream.header.width, stream.header.height, stream.header.tile_size)
                     changes.append(codec._changes(stream))
             pixels = codec._decode_queued(chosen, changes, keep_on_device=as_ == "torch")
             if pixels is None:
@@ -893,7 +907,7 @@ class Codec:
         """Decode one file with everything that was kept beside the pixels, and say how it went; errors as `decode`."""
         start = time.perf_counter()
         stream = read_bitstream(data, self.limits)
-        ((codec, _),) = self._by_model([stream])
+        ((codec, _),) = self._by_model([stream], [""])
         changes = codec._changes(stream)
         parsed = time.perf_counter()
         (symbols,) = codec.read_latents([stream])
@@ -920,18 +934,22 @@ class Codec:
         Raises as `decode`.
         """
         stream = read_bitstream(data, self.limits)
-        ((codec, _),) = self._by_model([stream])
+        ((codec, _),) = self._by_model([stream], [""])
         codec._changes(stream)
         (symbols,) = codec.read_latents([stream])
         _alpha(stream)
         return hashlib.sha256(symbols).hexdigest()
 
-    def _by_model(self, streams: Sequence[Bitstream]) -> list[tuple[Codec, list[int]]]:
+    def _by_model(self, streams: Sequence[Bitstream], names: Sequence[str]) -> list[tuple[Codec, list[int]]]:
         """Indices of the streams by the codec that reads them."""
         groups: dict[bytes, list[int]] = {}
         for i, stream in enumerate(streams):
             groups.setdefault(stream.header.model_id, []).append(i)
-        return [(self._codec_for(wanted), members) for wanted, members in groups.items()]
+        found = []
+        for wanted, members in groups.items():
+            with _naming(names[members[0]]):
+                found.append((self._codec_for(wanted), members))
+        return found
 
     def _codec_for(self, wanted: bytes) -> Codec:
         if wanted == self.model.model_id:
@@ -963,8 +981,6 @@ class Codec:
         """
         if self.backend != "triton":
             return None
-        for stream in streams:
-            self._check_latent_limits(stream.header.width, stream.header.height, stream.header.tile_size)
         pixels: list[Any] = []
         for members in _parts([stream.header.width * stream.header.height for stream in streams], _QUEUED_PIXELS):
             try:
@@ -972,7 +988,7 @@ class Codec:
             except BitstreamError:
                 return None
             except RuntimeError as error:
-                self._warn_of_device(error)
+                self._warn_of_device(error, "decoding in smaller steps")
                 return None
             if part is None:
                 return None
@@ -1001,19 +1017,18 @@ class Codec:
             return pixels
         return [np.ascontiguousarray(part.permute(1, 2, 0).cpu().numpy()) for part in pixels]
 
-    def _warn_of_device(self, error: RuntimeError) -> None:
-        """The CPU takes over what the kernels could not do."""
+    def _warn_of_device(self, error: RuntimeError, instead: str) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        warnings.warn(f"{self.device} failed ({reason}); using the CPU", images.L2CWarning, stacklevel=4)
+        warnings.warn(f"{self.device} failed ({_first_line(error)}); {instead}", images.L2CWarning, stacklevel=4)
 
+    @_of_device
     def read_latents(self, streams: Sequence[Bitstream], names: Sequence[str] | None = None) -> list[UInt8Array]:
         """Entropy-decode files of this codec's model, all tiles together: symbols uint8 [c, h, w] each.
 
-        Section CRCs hold at this point, so a tile whose end-of-stream check fails (it holds a hash of the symbols) says
-        that this machine computed other integers than the encoder's, or that the file was made to be wrong: see
-        `_read_tile`. Where all tiles hold and the CRC of all latents does not, it is the file.
+        Section CRCs hold at this point, so a failing end-of-stream check or latent CRC means that this machine
+        computed other integers than the encoder's, or that the file was made to be wrong. See `_read_tile` and
+        `_read_again`.
 
         Args:
             names: what errors call each stream, none by default.
@@ -1032,9 +1047,10 @@ class Codec:
             for name, stream in zip(names, streams):
                 with _naming(name):
                     results.append(self._read_tiles(stream))
-        for name, stream, symbols in zip(names, streams, results):
-            if not _crc_holds(stream, symbols):
-                raise BitstreamError(f"{name}the decoded latents do not match the CRC of the header")
+        for i, (name, stream) in enumerate(zip(names, streams)):
+            if not _crc_holds(stream, results[i]):
+                with _naming(name):
+                    results[i] = self._read_again(stream)
         return results
 
     def _read_tiles(self, stream: Bitstream) -> UInt8Array:
@@ -1046,33 +1062,60 @@ class Codec:
         return canvas
 
     def _read_tile(self, job: integer.Job, payload: bytes | memoryview) -> UInt8Array:
-        """Decode a tile; where that fails, once more with another implementation of P, the exact slow path if need be.
+        """Decode a tile; where that fails, once more with another implementation of P.
 
-        Where one fails as well that computes what it should here (its known answer is right), the file is at fault, and
-        the slow path is left out: it takes 200 times as long, which a file of 60 bytes could otherwise ask for.
+        Where that fails as well, the file is at fault.
         """
-        failures: list[BitstreamError] = []
-        for backend in (self.backend, *_FALLBACKS.get(self.backend, ())):
-            if failures and not self._is_trusted(backend):
-                continue
-            again = replace(job, coder=integer.SymbolReader(payload, job.header[2]))
+        try:
+            return self._read_one(job, payload, self.backend)
+        except BitstreamError as error:
+            failure = error
+        for backend in self._checking_backends(job.height * job.width):
             try:
-                (symbols,) = self._code([again], backend)
-                again.coder.finish()  # type: ignore[attr-defined]
-            except BitstreamError as error:
-                failures.append(error)
-                if len(failures) > 1:
-                    break
-                continue
-            if failures:
-                warnings.warn(
-                    f"the {self.backend} backend decoded a tile wrongly on this machine ({failures[0]}); "
-                    f"the {backend} backend decoded it",
-                    images.L2CWarning,
-                    stacklevel=4,
-                )
+                symbols = self._read_one(job, payload, backend)
+            except (
+                BitstreamError,
+                RuntimeError,
+                MemoryError,
+            ):  # it has too little memory, say: the first failure counts
+                break
+            self._warn_of_latents(backend, str(failure))
             return symbols
-        raise BitstreamError(f"the latents cannot be decoded: {failures[-1]}") from None
+        raise BitstreamError(f"the latents cannot be decoded: {failure}") from None
+
+    def _read_one(self, job: integer.Job, payload: bytes | memoryview, backend: str) -> UInt8Array:
+        again = replace(job, coder=integer.SymbolReader(payload, job.header[2]))
+        (symbols,) = self._code([again], backend)
+        again.coder.finish()  # type: ignore[attr-defined]
+        return symbols
+
+    def _read_again(self, stream: Bitstream) -> UInt8Array:
+        """Decode a file whose tiles all end as they should, but whose latents have another CRC than the header says.
+
+        The end of a stream holds a hash of its symbols, but what becomes of them afterwards is the CRC's to see.
+        """
+        header = stream.header
+        for backend in self._checking_backends(header.width * header.height // self.transform.s**2):
+            try:
+                (symbols,) = self._read([stream], backend)
+            except (BitstreamError, RuntimeError, MemoryError):
+                break
+            if _crc_holds(stream, symbols):
+                self._warn_of_latents(backend, "other latents than the CRC of the header says")
+                return symbols
+            break
+        raise BitstreamError("the decoded latents do not match the CRC of the header")
+
+    def _checking_backends(self, positions: int) -> Iterator[str]:
+        """What a failure to decode so many latent positions is checked with: backends that compute rightly here.
+
+        PyTorch takes 16 times as long and the reference 200 times, which a file of 60 bytes could otherwise ask for: so
+        they are for small pictures and tiles, and the reference for machines where nothing else computes rightly.
+        """
+        small = positions * self.transform.s**2 <= _MOST_AGAIN
+        for backend in _FALLBACKS.get(self.backend, ()):
+            if (small or backend == "cpu") and self._is_trusted(backend):
+                yield backend
 
     def _is_trusted(self, backend: str) -> bool:
         """Whether a backend gives the known answer here; remembered."""
@@ -1080,9 +1123,16 @@ class Codec:
             try:
                 integer.check_backend(self.model.integer, self.model.known_answer, backend, self.device)
                 self._trusted[backend] = True
-            except BackendError:
+            except (RuntimeError, MemoryError):  # BackendError is one; a device may have more to say
                 self._trusted[backend] = False
         return self._trusted[backend]
+
+    def _warn_of_latents(self, backend: str, reason: str) -> None:
+        warnings.warn(
+            f"the {self.backend} backend decoded wrongly on this machine ({reason}); the {backend} backend was used",
+            images.L2CWarning,
+            stacklevel=5,
+        )
 
     def _check_latent_limits(self, width: int, height: int, tile: int) -> None:
         """A picture one pixel wide has latents s pixels wide: bound what they cover, before anything is allocated."""

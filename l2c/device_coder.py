@@ -365,6 +365,7 @@ class DeviceCoder:
             raise BackendError(reason)
         self.kernels = ops.integer_kernels(device, coder)
         self.model, self.device = model, device
+        self._coder, self._proved = coder, False
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         p = model.config
         self.width = _round_up(p.width, _CHANNEL_BLOCK)
@@ -574,16 +575,24 @@ class DeviceCoder:
         Its sides make the kernels use every block size that they have, and the way back is run, recorded as a graph
         and replayed. A coder in CUDA C++ that fails is replaced by the Triton one, with a warning.
 
+        Once is enough: later calls return at once.
+
         Raises:
             BackendError: the kernels compute something else, or fail.
         """
+        if self._proved:
+            return
         reason = self._difference(height, width)
-        if reason and self.device.type == "cuda" and ops.has_cuda_extension():
-            warnings.warn(f"the coder of l2c._cuda: {reason}; using the Triton one", L2CWarning, stacklevel=2)
-            self.kernels = ops.integer_kernels(self.device, "triton")
-            reason = self._difference(height, width)
+        if reason and self.device.type == "cuda" and self._coder == "auto" and ops.has_cuda_extension():
+            self._coder = "triton"
+            self.kernels = ops.integer_kernels(self.device, self._coder)
+            second = self._difference(height, width)
+            if not second:
+                warnings.warn(f"the coder of l2c._cuda: {reason}; using the Triton one", L2CWarning, stacklevel=2)
+            reason = second
         if reason:
             raise BackendError(f"the triton backend on {self.device}: {reason}")
+        self._proved = True
 
     def _difference(self, height: int, width: int) -> str:
         """What is wrong with the kernels; "" where nothing is."""
@@ -607,7 +616,8 @@ class DeviceCoder:
         except Exception as error:  # whatever a compiler, a driver or a check has to say
             return f"it fails ({type(error).__name__}: {error})"
         finally:
-            self._geometries.clear()
+            with self._lock:
+                self._geometries.clear()
         return ""
 
     # --- known symbols --------------------------------------------------------------------------------------------

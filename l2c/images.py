@@ -286,8 +286,7 @@ def write_atomically(
     try:
         with open(temporary, "xb") as file:
             if final.exists():  # before there is anything to read
-                with contextlib.suppress(OSError):
-                    os.chmod(temporary, stat.S_IMODE(final.stat().st_mode))
+                _take_permissions(temporary, final.stat())
             file.write(data)
         if overwrite:
             os.replace(temporary, final)
@@ -301,18 +300,32 @@ def write_atomically(
         raise
 
 
+def _take_permissions(path: Path, of: os.stat_result) -> None:
+    """Owner, group and access of the file that is replaced, as far as this user may give them."""
+    try:
+        if hasattr(os, "chown") and (of.st_uid, of.st_gid) != (path.stat().st_uid, path.stat().st_gid):
+            os.chown(path, of.st_uid, of.st_gid)
+        access = 0o777
+    except OSError:
+        access = 0o707  # another group
+    with contextlib.suppress(OSError):
+        os.chmod(path, of.st_mode & access)
+
+
 def _move_to_new(temporary: Path, final: Path) -> None:
     """As os.rename, but never over a file. Raises FileExistsError."""
     try:
-        os.link(temporary, final)
+        try:
+            os.link(temporary, final)
+        except FileExistsError:
+            raise
+        except (OSError, AttributeError, NotImplementedError):  # no hard links here
+            open(final, "xb").close()  # takes the name
+            os.replace(temporary, final)
+        else:
+            temporary.unlink()
     except FileExistsError:
         raise FileExistsError(errno.EEXIST, "exists by now; --overwrite replaces it") from None
-    except OSError:  # a file system without hard links
-        if final.exists():
-            raise FileExistsError(errno.EEXIST, "exists by now; --overwrite replaces it") from None
-        os.replace(temporary, final)
-    else:
-        temporary.unlink()
 
 
 def pack_alpha(alpha: Alpha) -> bytes:

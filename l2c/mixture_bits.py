@@ -18,7 +18,7 @@ from l2c import ops, reference
 
 # Latents between two levels, which training asks for, belong to an end of the range up to so many steps from it.
 MARGIN = 0.25  # in `reference.mixture_likelihood`
-NEIGHBOUR_MARGIN = 0.5  # in `reference.neighbour_bits`
+NEIGHBOUR_MARGIN = 0.5  # in `reference.neighbour_bits`, whose latents are levels: from 128 - S/2 on there is none
 
 
 class CppKernels:

@@ -525,8 +525,8 @@ def choose_float_backend(backend: str, x: Tensor, cpp: bool = False) -> str:
     """Resolve "auto" for the operators on float tensors like x.
 
     It is "triton" on GPUs that run it, "cpu" (C++) on the CPU for operators that have such a form, else "reference".
-    Inside `torch.compile` it is "reference" as well, for the compiler fuses the plain form itself, and where the
-    environment variable L2C_BACKEND is "torch" or "reference".
+    Inside `torch.compile`, which fuses the plain form itself, and under other transforms of PyTorch it is "reference",
+    and where the environment variable L2C_BACKEND is "torch" or "reference".
 
     Args:
         backend: one of `FLOAT_BACKENDS`.
@@ -539,7 +539,7 @@ def choose_float_backend(backend: str, x: Tensor, cpp: bool = False) -> str:
         raise BackendError(f"no float backend is called {backend!r}; there are {', '.join(FLOAT_BACKENDS)}")
     auto, on_gpu = backend == "auto", x.device.type == "cuda"
     if auto:
-        plain = os.environ.get("L2C_BACKEND") in ("torch", "reference") or torch.compiler.is_compiling()
+        plain = os.environ.get("L2C_BACKEND") in ("torch", "reference") or _is_traced(x)
         backend = "reference" if plain else "triton" if on_gpu else "cpu" if cpp else "reference"
     if backend == "reference":
         return backend
@@ -554,6 +554,16 @@ def choose_float_backend(backend: str, x: Tensor, cpp: bool = False) -> str:
     if reason:
         raise BackendError(reason)
     return backend
+
+
+def _is_traced(x: Tensor) -> bool:
+    """Whether PyTorch is to see every operation: compilers, tracers, torch.func, tensors that are no plain ones."""
+    return (
+        torch.compiler.is_compiling()
+        or (isinstance(x, Tensor) and type(x) not in (Tensor, torch.nn.Parameter))
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def _cpp_reason(x: Tensor, cpp: bool) -> str:

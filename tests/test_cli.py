@@ -221,6 +221,30 @@ def test_existing_files_are_kept(run: Run, png: Path, coded: Path) -> None:
     assert coded.read_bytes() != before
 
 
+def test_files_that_come_in_between_are_kept(
+    run: Run, png: Path, coded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the check before the work and the end of it."""
+    arguments = {
+        "encode": (png, tmp_path / "new.l2c", "--model", "tiny"),
+        "decode": (coded, tmp_path / "new.png"),
+    }
+    for command, (source, target, *options) in arguments.items():
+        work = getattr(Codec, f"{command}_detailed")
+
+        def slow(self: Codec, *args: Any, work: Any = work, target: Any = target, **kwargs: Any) -> Any:
+            target.write_bytes(b"somebody else's")
+            return work(self, *args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Codec, f"{command}_detailed", slow)
+            code, _, err = run(command, source, target, *options)
+            assert code == 1 and "--overwrite" in _one_error(err)
+            assert target.read_bytes() == b"somebody else's"
+            assert run(command, source, target, *options, "--overwrite")[0] == 0
+        assert target.read_bytes() != b"somebody else's"
+
+
 def test_a_format_that_nobody_writes_costs_no_decoding(run: Run, coded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Codec, "read_latents", None)
     code, _, err = run("decode", coded, coded.with_suffix(".xyz"))

@@ -346,7 +346,7 @@ def test_wrong_integers_fall_back_to_the_exact_path(tiny_model_path, monkeypatch
     data = codec.encode(picture)
     expected = codec.decode(data)
     break_the_cpu_path(monkeypatch)
-    with pytest.warns(L2CWarning, match="cpu backend decoded a tile wrongly"):
+    with pytest.warns(L2CWarning, match="cpu backend decoded wrongly"):
         assert np.array_equal(codec.decode(data), expected)
     with pytest.warns(L2CWarning, match="exact slow path"):
         assert l2c.Codec(tiny_model_path).backend == "reference"
@@ -361,7 +361,7 @@ def test_a_second_implementation_that_is_wrong_is_not_asked(tiny_model_path, mon
     expected = codec.verify(data)
     break_the_cpu_path(monkeypatch)
     monkeypatch.setattr(integer.TorchEngine, "_conv", staticmethod(lambda x, layer: x[:, :1] * 0 + layer[1]))
-    with pytest.warns(L2CWarning, match="the reference backend decoded it"):
+    with pytest.warns(L2CWarning, match="the reference backend was used"):
         assert codec.verify(data) == expected
 
 
@@ -416,12 +416,49 @@ def test_small_files_cannot_ask_for_much(tiny_model_path, monkeypatch) -> None:
         codec.verify(lie(1, 1 << 24, 12, 1 << 24))
 
 
+def test_what_becomes_of_decoded_symbols_is_checked(tiny_model_path, monkeypatch) -> None:
+    """The end of a stream vouches for its symbols, not for what is done with them afterwards: that is the CRC's."""
+    codec = l2c.Codec(tiny_model_path, backend="cpu")
+    data = codec.encode(drawn(40, 40))
+    expected = codec.verify(data)
+    right = integer.IntegerModel.code
+
+    def spoilt(self, jobs, backend="auto", device=None, threads=1):
+        results = right(self, jobs, backend, device, threads)
+        if backend == "cpu":
+            results[0][-1, -1, -1] ^= 1
+        return results
+
+    monkeypatch.setattr(integer.IntegerModel, "code", spoilt)
+    with pytest.warns(L2CWarning, match="torch backend was used"):
+        assert codec.verify(data) == expected
+    monkeypatch.setattr(codec_module, "_MOST_AGAIN", 1599)  # PyTorch is for small pictures
+    with pytest.raises(BitstreamError, match="CRC of the header"):
+        codec.verify(data)
+
+
+def test_a_second_decoding_is_checked_to_its_end(tiny_model_path, monkeypatch) -> None:
+    """Two bytes too many are an error of the file whichever way it is decoded."""
+    codec = l2c.Codec(tiny_model_path, backend="cpu")
+    stream = read_bitstream(codec.encode(drawn(40, 40)))
+    longer = [bytes(payload) + b"\0\0" for payload in stream.payloads]
+    with pytest.raises(BitstreamError, match="bytes are left"):
+        codec.verify(write_bitstream(stream.header, longer, [tile.channels for tile in stream.tiles]))
+
+    def no_memory(*args: object) -> None:
+        raise RuntimeError("can't allocate memory")
+
+    monkeypatch.setattr(integer.TorchEngine, "step", no_memory)
+    with pytest.raises(BitstreamError, match="bytes are left"):
+        codec.verify(write_bitstream(stream.header, longer, [tile.channels for tile in stream.tiles]))
+
+
 def test_wrong_integers_in_the_middle_are_decoded_again(tiny_model_path, drawn_picture, monkeypatch) -> None:
     codec = l2c.Codec(tiny_model_path, backend="cpu")
     data = codec.encode(drawn_picture)
     expected = codec.verify(data)
     break_the_cpu_path(monkeypatch)
-    with pytest.warns(L2CWarning, match="torch backend decoded it"):
+    with pytest.warns(L2CWarning, match="torch backend was used"):
         assert codec.verify(data) == expected
 
 
@@ -441,6 +478,10 @@ def test_batches_are_any_iterables_and_errors_name_the_file(codec) -> None:
         codec.decode_batch([files[0], 5])
     with pytest.raises(ImageError, match=r"^file 2 of 2: "):
         codec.encode_batch([pictures[0], b"no picture"])
+    with pytest.raises(l2c.RateError, match=r"^file 1 of 2: "):
+        codec.encode_batch(pictures, bpp=1e-4)
+    with pytest.raises(ModelMismatchError, match=r"^file 2 of 2: "):
+        codec.decode_batch([files[0], rewritten(files[1], model_id=b"\xff" * 8)])
     with pytest.raises(BitstreamError, match=r"^(?!file)"):
         codec.decode(files[0][:-1])
 

@@ -936,15 +936,20 @@ def test_replacing_keeps_permissions(tmp_path: Path) -> None:
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    path.chmod(0o4755)
+    write_atomically(path, b"new")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755  # not what a program of another content ran with
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_a_file_that_came_in_between_is_kept(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("links", ["there", "refused", "unknown"])
+def test_a_file_that_came_in_between_is_kept(links: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_links(*_: object) -> None:
         raise PermissionError("this file system has none")
 
-    if not links:
+    if links == "refused":
         monkeypatch.setattr(os, "link", no_links)
+    if links == "unknown":
+        monkeypatch.delattr(os, "link")
     path = tmp_path / "out.png"
     write_atomically(path, b"first", overwrite=False)
     with pytest.raises(FileExistsError, match="--overwrite"):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from l2c import networks, ops, reference
 from l2c.config import ModelConfig
@@ -256,6 +257,7 @@ def mixture(shape: tuple[int, int, int, int], k: int, seed: int = 0) -> tuple[Te
     x.view(n, -1)[:, ::11] = -128.0
     x.view(n, -1)[:, 1::11] = 128.0 - step.view(n, 1)
     x.view(n, -1)[:, 2::11] += 0.3 * step.view(n, 1)
+    x.view(n, -1)[:, 3::11] = 128.0 - 1.1 * step.view(n, 1)  # belongs to the last level already
     params = torch.randn(n, 3, k, g, h, w, generator=generator)
     params[:, 1] = params[:, 1] * 4 * step[:, None] + x[:, None]
     params[:, 2] = params[:, 2] * 4 - step[:, None].log2()  # some are cut at either end
@@ -309,6 +311,46 @@ def test_neighbour_bits(shape: tuple[int, int, int, int], k: int, layout: str, b
     assert plain[0].requires_grad and not plain[1].requires_grad and not plain[2].requires_grad
     for mine, its in zip(gradients(found[0], ours), gradients(expected[0], exact)):
         close(mine, its)
+
+
+@pytest.mark.parametrize("cpu", ["scalar", "avx2"])
+def test_cpp_over_many_tasks_and_threads(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of different b, rows shared out between threads, a part of a vector at the end of each."""
+    if not ops.extension().cpu_has(cpu):
+        pytest.skip(f"this machine has no {cpu}")
+    monkeypatch.setenv("L2C_CPU", cpu)
+    monkeypatch.setitem(globals(), "DEVICE", torch.device("cpu"))
+    x, params, b = mixture((3, 27, 19, 23), 2, seed=8)  # 35,397 latents, tasks of 4,096
+    exact = leaf(x.double()), leaf(params.double())
+    expected = reference.mixture_bits(*exact, 2, b)
+    slopes, neighbours = gradients(expected, exact), reference.neighbour_bits(x.double(), params.double(), 2, b)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            ours = leaf(x), leaf(params)
+            bits = ops.mixture_bits(*ours, 2, b, backend="cpu")
+            close(bits, expected)
+            for mine, its in zip(gradients(bits, ours), slopes):
+                close(mine, its)
+            found = ops.neighbour_bits(x, params, 2, b, backend="cpu")
+            for mine, its in zip(found, neighbours):
+                close(mine, its, widen=30.0)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_transforms_of_pytorch_see_plain_operations() -> None:
+    x, params, b = torch.randn(2, 3, 4, 5), torch.randn(2, 9, 4, 5), torch.tensor([8, 5])
+
+    def bits(x: Tensor) -> Tensor:
+        return ops.mixture_bits(x, params, 1, b)
+
+    expected = bits(x)
+    batched = torch.func.vmap(bits)(torch.stack((x, 2 * x)))
+    torch.testing.assert_close(batched[0], expected)
+    traced = make_fx(bits)(torch.zeros_like(x))
+    torch.testing.assert_close(traced(x), expected)
 
 
 def test_mixture_bits_gradient_is_the_slope(backend: str) -> None:

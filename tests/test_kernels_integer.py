@@ -329,6 +329,7 @@ def test_proof_of_a_device() -> None:
     coder = DeviceCoder(model, DEVICE)
     coder.prove(2, 3)
     assert not coder._geometries
+    coder._proved = False
     right = coder.kernels
 
     def broken(name: str, spoil: Any) -> DeviceCoder:
@@ -345,6 +346,16 @@ def test_proof_of_a_device() -> None:
         broken("rans_encode_fwd", lambda *args: args[5].fill_(1)).prove(2, 3)
     with pytest.raises(BackendError, match="BitstreamError"):
         broken("rans_decode_fwd", lambda *args: args[14].zero_()).prove(2, 3)
+    fills = []
+
+    def spoil_the_last(*args: Any) -> None:
+        """What no later group sees, and no hash of the coder."""
+        fills.append(args)
+        if len(fills) > 4 and len(fills) % 4 == 0:
+            args[5][:, 0, 1::2, 1::2] += 1
+
+    with pytest.raises(BackendError, match="other symbols"):
+        broken("fill_fwd", spoil_the_last).prove(2, 3)
     with pytest.raises(BackendError, match="RuntimeError"):
         broken("mixture_window_fwd", lambda *args: args[0].view(77)).prove(2, 3)
 
