@@ -1070,17 +1070,12 @@ class Codec:
             return self._read_one(job, payload, self.backend)
         except BitstreamError as error:
             failure = error
-        for backend in self._checking_backends(job.height * job.width):
-            try:
+        backend = self._checking_backend(job.height * job.width)
+        if backend is not None:
+            with contextlib.suppress(BitstreamError, RuntimeError, MemoryError):  # whatever it is, the first one counts
                 symbols = self._read_one(job, payload, backend)
-            except (
-                BitstreamError,
-                RuntimeError,
-                MemoryError,
-            ):  # it has too little memory, say: the first failure counts
-                break
-            self._warn_of_latents(backend, str(failure))
-            return symbols
+                self._warn_of_latents(backend, str(failure))
+                return symbols
         raise BitstreamError(f"the latents cannot be decoded: {failure}") from None
 
     def _read_one(self, job: integer.Job, payload: bytes | memoryview, backend: str) -> UInt8Array:
@@ -1095,27 +1090,24 @@ class Codec:
         The end of a stream holds a hash of its symbols, but what becomes of them afterwards is the CRC's to see.
         """
         header = stream.header
-        for backend in self._checking_backends(header.width * header.height // self.transform.s**2):
-            try:
+        backend = self._checking_backend(header.width * header.height // self.transform.s**2)
+        if backend is not None:
+            with contextlib.suppress(BitstreamError, RuntimeError, MemoryError):
                 (symbols,) = self._read([stream], backend)
-            except (BitstreamError, RuntimeError, MemoryError):
-                break
-            if _crc_holds(stream, symbols):
-                self._warn_of_latents(backend, "other latents than the CRC of the header says")
-                return symbols
-            break
+                if _crc_holds(stream, symbols):
+                    self._warn_of_latents(backend, "other latents than the CRC of the header says")
+                    return symbols
         raise BitstreamError("the decoded latents do not match the CRC of the header")
 
-    def _checking_backends(self, positions: int) -> Iterator[str]:
-        """What a failure to decode so many latent positions is checked with: backends that compute rightly here.
+    def _checking_backend(self, positions: int) -> str | None:
+        """What a failure to decode so many latent positions is checked with: a backend that computes rightly here.
 
         PyTorch takes 16 times as long and the reference 200 times, which a file of 60 bytes could otherwise ask for: so
         they are for small pictures and tiles, and the reference for machines where nothing else computes rightly.
         """
         small = positions * self.transform.s**2 <= _MOST_AGAIN
-        for backend in _FALLBACKS.get(self.backend, ()):
-            if (small or backend == "cpu") and self._is_trusted(backend):
-                yield backend
+        others = (name for name in _FALLBACKS.get(self.backend, ()) if small or name == "cpu")
+        return next(filter(self._is_trusted, others), None)
 
     def _is_trusted(self, backend: str) -> bool:
         """Whether a backend gives the known answer here; remembered."""
