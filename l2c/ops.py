@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 INTEGER_BACKENDS = ("auto", "cpu", "triton", "torch", "reference")
 FLOAT_BACKENDS = ("auto", "cpu", "triton", "reference")
+_TRACING_MODES = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -561,7 +562,7 @@ def _is_traced(x: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or (isinstance(x, Tensor) and type(x) not in (Tensor, torch.nn.Parameter))
-        or torch._C._len_torch_dispatch_stack() > 0
+        or any(torch._C._get_dispatch_mode(mode) is not None for mode in _TRACING_MODES)
         or torch._C._functorch.peek_interpreter_stack() is not None
     )
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from l2c import networks, ops, reference
 from l2c.config import ModelConfig
@@ -351,6 +352,8 @@ def test_transforms_of_pytorch_see_plain_operations() -> None:
     torch.testing.assert_close(batched[0], expected)
     traced = make_fx(bits)(torch.zeros_like(x))
     torch.testing.assert_close(traced(x), expected)
+    with FlopCounterMode(display=False):  # which training counts its first step with: that is to be like the others
+        assert ops.choose_float_backend("auto", x, cpp=True) == "cpu"
 
 
 def test_mixture_bits_gradient_is_the_slope(backend: str) -> None:
