@@ -134,7 +134,7 @@ def stages(page: Page, device: str) -> list[str]:
         add(f"entropy decoding, {own}", "entropy decoding: all of P, and the coder", note)
         add(
             "entropy decoding, torch",
-            "the same in the PyTorch form",
+            "the same in the PyTorch form" + (", carried by float64" if device == "cpu" else ""),
             f"{plain['median'] / entropy['median']:.1f} times as long",
         )
     row = page.row("P with its parameters", device)
