@@ -110,6 +110,14 @@ def probability_macs(model: integer.IntegerModel, height: int, width: int) -> in
     return step * sum(cells)
 
 
+def decoder_inputs(codec: l2c.Codec, file: bytes, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents float32 [1, c, h, w] of a file, and its condition."""
+    stream = read_bitstream(file)
+    symbols = torch.from_numpy(codec.read_latents([stream])[0])[None].to(device)
+    cond = codec._condition(stream.header.quality, stream.header.metric_mix)
+    return networks.dequantise(symbols, 8).contiguous(memory_format=torch.channels_last), cond
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("network", ["D", "E"])
 @torch.inference_mode()
@@ -122,10 +130,7 @@ def test_codec_network(
     network: str,
     precision: str,
 ) -> None:
-    stream = read_bitstream(file)
-    symbols = torch.from_numpy(on_device.read_latents([stream])[0])[None].to(device)
-    cond = on_device._condition(stream.header.quality, stream.header.metric_mix)
-    y_hat = networks.dequantise(symbols, 8).contiguous(memory_format=torch.channels_last)
+    y_hat, cond = decoder_inputs(on_device, file, device)
     x = torch.tensor(picture).to(device).permute(2, 0, 1)[None].float() / 255.0
     x = x.contiguous(memory_format=torch.channels_last)
     transform = on_device.transform
@@ -158,11 +163,8 @@ def test_codec_network(
 def test_codec_compiled(
     timed: Callable[..., Any], picture: Any, file: bytes, on_device: l2c.Codec, device: str
 ) -> None:
-    """D through `torch.compile`, which the codec leaves alone: compiling takes half a minute, and again a shape."""
-    stream = read_bitstream(file)
-    symbols = torch.from_numpy(on_device.read_latents([stream])[0])[None].to(device)
-    cond = on_device._condition(stream.header.quality, stream.header.metric_mix)
-    y_hat = networks.dequantise(symbols, 8).contiguous(memory_format=torch.channels_last)
+    """D through `torch.compile`, which the codec leaves alone: it compiles for seconds, and again for other shapes."""
+    y_hat, cond = decoder_inputs(on_device, file, device)
     decoder = on_device.transform.decoder
     with plain_float32(device):
         expected = decoder(y_hat, cond)

@@ -1,7 +1,7 @@
 """Compares a run of `make bench` with the last record, and writes docs/PERFORMANCE.md from records.
 
-    make bench                                                   run everything, compare with the record: this, with
-                                                                 runs/bench.json
+    make bench                                                   run everything, then this on runs/bench.json: compare
+                                                                 with the record
     python bench/performance.py runs/bench.json --keep cpu       make this run the record docs/bench/cpu.json
     python bench/performance.py --write docs/PERFORMANCE.md      write the page from docs/bench/*.json
 

@@ -319,7 +319,7 @@ def _move_to_new(temporary: Path, final: Path) -> None:
             os.link(temporary, final)
         except FileExistsError:
             raise
-        except (OSError, AttributeError, NotImplementedError):  # no hard links here
+        except (OSError, AttributeError):  # no hard links here
             open(final, "xb").close()  # takes the name
             os.replace(temporary, final)
         else:
