@@ -16,7 +16,7 @@ from typing import Any
 
 from l2c.config import ModelConfig, from_mapping
 from l2c.errors import ConfigError
-from l2c.metrics import MSSSIM_LMBDA_RATIO
+from l2c.objective import MSSSIM_LMBDA_RATIO
 from l2c.probability import MAX_MU, MAX_QUALITY
 
 
@@ -64,11 +64,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of L2C Eq. 7. The two distortions are mixed by mu and multiplied by the picture's lambda.
+    """Weights of L2C Eq. 7. The distortion is that of mu (`l2c.objective`), multiplied by the picture's lambda; search
+    and reports have it with the default weights.
 
     Attributes:
-        msssim: lambda_d1 at mu = 1, for 1 - MS-SSIM (see `metrics.MSSSIM_LMBDA_RATIO`).
-        mse: lambda_d2 at mu = 0, for the MSE of pictures in 0..255.
+        msssim: lambda_d1, for all of 1 - MS-SSIM, of luma or RGB (see `objective.MSSSIM_LMBDA_RATIO`).
+        mse: lambda_d2, for all squared errors of pictures in 0..255.
         perceptual: lambda_d3, for the VGG16 term; needs `vgg16`. 0 turns it off.
         rate: lambda_r, for bits per pixel.
         mask: lambda_m, for |mean tau - zeta| of Eq. 3.
@@ -224,7 +225,8 @@ class BiasSetsConfig:
         batch: patches overfitted at once.
         sets: k of k-means, at most 255; index 255 stands for the default biases.
         bands: tables, one for each equal range of quality.
-        mu: the metric mix in eighths; none draws 0 or 8 for each patch. Quality is drawn from each patch's band.
+        mu: the metric mix in eighths; none draws one of the three metrics for each patch. Quality is drawn from each
+            patch's band.
         last_layer: whether the last layer's biases are part of a set.
         curvature_patches: patches on which each set's second-order term is measured.
     """

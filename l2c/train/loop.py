@@ -32,10 +32,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from l2c import networks
+from l2c.bitstream import METRICS
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, ImageError, TrainingError
 from l2c.images import L2CWarning
-from l2c.metrics import mse, msssim, psnr
+from l2c.metrics import msssim, psnr
+from l2c.objective import distortion as distortion_of
 from l2c.ops import bf16_pays
 from l2c.probability import MAX_MU
 from l2c.train.checkpoint import Checkpoint
@@ -143,7 +145,7 @@ def make_batch(
 
 @torch.no_grad()
 def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> list[dict[str, float]]:
-    """Estimated rate (float P) and quality at five qualities, for MSE and for MS-SSIM.
+    """Estimated rate (float P) and quality at five qualities, for each of the three metrics.
 
     Args:
         pictures: uint8 [1, 3, H, W] each, all of one size.
@@ -151,10 +153,9 @@ def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> li
         One row per (mu, quality): bpp, psnr in dB, msssim, and `loss`, the objective in bits per pixel with the
         default weights.
     """
-    weights = LossConfig()
     x = torch.cat(pictures).to(device).float() / 255.0
     rows = []
-    for mu in (0, MAX_MU):
+    for mu in METRICS.values():
         for quality in _VAL_QUALITIES:
             count = len(x)
             cond = Conditions(*(torch.full((count,), v) for v in (quality, mu, nets.config.bits)))
@@ -163,7 +164,7 @@ def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> li
             x_hat = (x_hat[:, :, : x.shape[2], : x.shape[3]] * 255).round() / 255
             bpp = float(bits.mean()) / (x.shape[2] * x.shape[3])
             mean_psnr, mean_msssim = float(psnr(x, x_hat).mean()), float(msssim(x, x_hat).mean())
-            distortion = 255.0**2 * float(mse(x, x_hat).mean()) if mu == 0 else weights.msssim * (1.0 - mean_msssim)
+            distortion = float(distortion_of(x, x_hat, cond.blend(nets.config, LossConfig(), device)).mean())
             loss = bpp + float(cond.lmbda(nets.config)[0]) * distortion
             figures = {"bpp": bpp, "psnr": mean_psnr, "msssim": mean_msssim, "loss": loss}
             rows.append({"mu": mu, "quality": quality, **figures})
@@ -564,7 +565,7 @@ class Loop:
         stamp = {"step": self.step, "seconds": round(self.seconds, 1)}
         self.records.validation([{**stamp, **row} for row in rows])
         self.records.plot()
-        for mu in (0, MAX_MU):
+        for mu in METRICS.values():
             part = [r for r in rows if r["mu"] == mu]
             curve = "  ".join(f"{r['bpp']:.3f}/{r['psnr']:.2f}/{r['msssim']:.4f}" for r in part)
             self.say(f"validation mu={mu}  {curve}  loss {' '.join(format(r['loss'], '.4f') for r in part)}")
