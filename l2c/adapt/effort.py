@@ -10,7 +10,7 @@ from l2c.bitstream import METRICS
 from l2c.errors import UnsupportedError
 
 MAX_TRIES = 5
-REVISION = 2  # of what an adaptation finds with given numbers; records of measurements name it
+REVISION = 1  # of what an adaptation finds with given numbers; records of measurements name it
 
 
 @dataclass(frozen=True)
