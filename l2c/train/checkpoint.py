@@ -30,7 +30,7 @@ class Checkpoint:
         config: of the model.
         nets, average: state dicts of `Networks`: as trained, and their running average.
         stage: name of the stage that wrote it; "" for an exported model.
-        step, seconds: how far the stage is, in steps and in seconds of training.
+        step, seconds, pixels: how far the stage is, in steps, seconds of training, and pixels seen.
         optimizer: its state dict.
         objective: tensors that the stage itself learns (alpha of meta-training).
         salt: how often training was rolled back; enters the choice of pictures, so the same step is not repeated.
@@ -47,6 +47,7 @@ class Checkpoint:
     stage: str = ""
     step: int = 0
     seconds: float = 0.0
+    pixels: int = 0
     optimizer: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Tensor] = field(default_factory=dict)
     salt: int = 0

@@ -98,14 +98,18 @@ class StageConfig:
     """What every stage has.
 
     Attributes:
-        lr: learning rate of Adam (beta of L2C Eq. 9 in meta-training).
+        optimizer: "adam" or "soap", see `train.optimizers`.
+        lr: its learning rate (beta of L2C Eq. 9 in meta-training).
+        hold: Gpixel after which the learning rate falls as 1 / sqrt(pixels seen); none: never. It makes a run without
+            an end: a run that ends takes `decay`.
         batch: pictures per step over all processes.
         minutes, steps: length; the first that is reached ends the stage. Minutes add up over all resumes and count
             validation and saving; a learning rate that falls by minutes depends on the machine's speed, one that falls
             by steps is the same after any kill.
         decay: last share of the length over which the learning rate falls linearly to zero.
         warmup: steps over which it rises.
-        beta1, beta2: Adam's.
+        beta1, beta2: the optimiser's; SOAP wants 0.95 and 0.95.
+        refresh_every: steps between two refreshes of SOAP's bases.
         clip: largest norm of the gradient.
         ema: decay of the running average of the weights, which is what validation and export see.
         quality_min, quality_max: range that quality is drawn from, uniformly (so lambda is log-uniform).
@@ -115,7 +119,9 @@ class StageConfig:
         quantise: quantisation-aware steps for P.
     """
 
+    optimizer: str = "adam"
     lr: float = 1e-4
+    hold: float | None = None
     batch: int = 6
     minutes: float | None = None
     steps: int | None = None
@@ -123,6 +129,7 @@ class StageConfig:
     warmup: int = 200
     beta1: float = 0.9
     beta2: float = 0.98
+    refresh_every: int = 10
     clip: float = 1.0
     ema: float = 0.9995
     quality_min: int = 0
@@ -133,7 +140,10 @@ class StageConfig:
     quantise: bool = False
 
     def __post_init__(self) -> None:
+        _check(self.optimizer in ("adam", "soap"), "optimizer must be adam or soap")
         _check(0.0 < self.lr <= 1.0, "lr must lie in 0..1")
+        _check(self.hold is None or self.hold > 0.0, "hold must be positive")
+        _check(self.refresh_every >= 1, "refresh_every must be positive")
         _check(1 <= self.batch <= 65536, "batch must be 1..65536")
         _check(self.minutes is None or self.minutes > 0, "minutes must be positive")
         _check(self.steps is None or self.steps > 0, "steps must be positive")

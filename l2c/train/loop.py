@@ -41,7 +41,8 @@ from l2c.probability import MAX_MU
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import LossConfig, StageConfig, TrainConfig, recipe_json
 from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, shared_pictures
-from l2c.train.losses import Conditions, LossParts, Networks, quantised_latents
+from l2c.train.losses import Conditions, LossParts, Networks, quality_of_lmbda, quantised_latents
+from l2c.train.optimizers import make_optimizer
 from l2c.train.parallel import Parallel
 from l2c.train.perceptual import VGG16Features, load_vgg16
 from l2c.train.records import Records, machine, write_json
@@ -56,7 +57,7 @@ _MAX_BAD = 3
 _AGREE_STEPS = 10  # several processes compare clocks and signals this often
 _MAX_ROLLBACKS = 3
 _VAL_SIZE = 256
-_VAL_QUALITIES = (50, 250, 450, 650, 850)
+_VAL_LMBDAS = (7.72e-5, 4.40e-4, 2.51e-3, 1.43e-2, 8.13e-2, 4.63e-1)  # quality 5, 25 ... of model 1, and one beyond
 _COMMANDS = "; "  # between the commands of one stage in its entry
 _FIGURES = ("loss", "bpp", "psnr", "mse", "dissimilarity", "mask", "perceptual")
 
@@ -143,7 +144,7 @@ def make_batch(
 
 @torch.no_grad()
 def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> list[dict[str, float]]:
-    """Estimated rate (float P) and quality at five qualities, for MSE and for MS-SSIM.
+    """Estimated rate (float P) and quality at the qualities nearest to fixed lambdas, for MSE and for MS-SSIM.
 
     Args:
         pictures: uint8 [1, 3, H, W] each, all of one size.
@@ -155,7 +156,7 @@ def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> li
     x = torch.cat(pictures).to(device).float() / 255.0
     rows = []
     for mu in (0, MAX_MU):
-        for quality in _VAL_QUALITIES:
+        for quality in {quality_of_lmbda(lmbda, nets.config): None for lmbda in _VAL_LMBDAS}:
             count = len(x)
             cond = Conditions(*(torch.full((count,), v) for v in (quality, mu, nets.config.bits)))
             z, bits = latents_and_bits(nets, x, cond)
@@ -300,12 +301,10 @@ class Loop:
                 for k, parameter in enumerate(own):
                     parameter.copy_(checkpoint.objective[str(k)])
         stage = self.stage
-        self.optimizer = torch.optim.Adam(self.parameters, lr=stage.lr, betas=(stage.beta1, stage.beta2), fused=True)
+        betas = (stage.beta1, stage.beta2)
+        self.optimizer = make_optimizer(stage.optimizer, self.parameters, betas, stage.refresh_every)
         if mine and checkpoint.optimizer:
             self.optimizer.load_state_dict(checkpoint.optimizer)
-        if mine and checkpoint.optimizer:
-            for group in self.optimizer.param_groups:  # the recipe's, where it has changed
-                group["betas"] = (stage.beta1, stage.beta2)
         pairs = zip(self.nets.parameters(), self.average.parameters())
         moving = [(p, a) for p, a in pairs if p.requires_grad]
         self._fresh: list[Tensor] = [p for p, _ in moving]
@@ -316,6 +315,7 @@ class Loop:
                 raise ConfigError(f"{self.name} differentiates inside a step, which torch.compile cannot do")
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
         self.step, self.seconds = (checkpoint.step, checkpoint.seconds) if mine else (0, 0.0)
+        self.pixels = checkpoint.pixels if mine else 0
         self.salt, self.lr_scale = (checkpoint.salt, checkpoint.lr_scale) if mine else (0, 1.0)
         self._restored = self.step
         self.history = checkpoint.history if mine else checkpoint.past()
@@ -343,8 +343,8 @@ class Loop:
         own = {str(k): p.detach() for k, p in enumerate(self.objective.own_parameters())}
         return Checkpoint(
             self.model, self.nets.state_dict(), self.average.state_dict(), self.name, self.step, self.seconds,
-            self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._entry(), self.history, self.bias_sets,
-            self.parent,
+            self.pixels, self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._entry(), self.history,
+            self.bias_sets, self.parent,
         )  # fmt: skip
 
     def progress(self) -> float:
@@ -357,31 +357,33 @@ class Loop:
         return min(1.0, max(shares))
 
     def learning_rate(self) -> float:
-        """Rises over `warmup` steps, stays, and falls linearly to zero over the last `decay` share of the length."""
+        """Rises over `warmup` steps, stays (or falls from `hold` on), and falls linearly to zero over the last `decay`
+        share of the length."""
         stage = self.stage
         rate = stage.lr * self.lr_scale * min(1.0, (self.step + 1) / max(1, stage.warmup))
+        if stage.hold is not None:
+            rate *= min(1.0, math.sqrt(1e9 * stage.hold / max(1, self.pixels)))
         left = 1.0 - self.progress()
         return rate * min(1.0, left / stage.decay) if stage.decay > 0 else rate
 
     def train_step(self, batch: Batch) -> None:
         """One optimiser step; figures are added up on the device."""
-        rate = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         device = self.parallel.device
+        rate = torch.tensor(self.learning_rate(), device=device)
         x = batch.x.to(device, non_blocking=True).float() / 255.0
         x = x.contiguous(memory_format=torch.channels_last)
         cond = batch.cond
         parts = self.wrapped(x, cond.quality, cond.mu, cond.b, batch.noise.to(device), self.autocast)
         loss = parts.total.mean()
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in self.parameters:
+            parameter.grad = None
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.stage.clip)
         bad = (~torch.isfinite(norm)).float()
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        self.optimizer.step()
+        self.optimizer.step(rate, 1.0 - bad)
         self.step += 1
+        self.pixels += self.stage.batch * x.shape[2] * x.shape[3]
+        self.optimizer.after_step(self.step)
         decay = min(self.stage.ema, self.step / (9.0 + self.step))
         with torch.no_grad():
             self._bad = (self._bad + 1.0) * bad
@@ -561,7 +563,7 @@ class Loop:
         if self.parallel.rank:
             return
         rows = validate(self.average, self.val_pictures, self.parallel.device)
-        stamp = {"step": self.step, "seconds": round(self.seconds, 1)}
+        stamp = {"step": self.step, "seconds": round(self.seconds, 1), "gpixel": round(self.pixels / 1e9, 4)}
         self.records.validation([{**stamp, **row} for row in rows])
         self.records.plot()
         for mu in (0, MAX_MU):
