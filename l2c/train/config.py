@@ -35,7 +35,9 @@ class DataConfig:
         pool_shards, pool_steps: tar shards read at a time by each process, and the steps they serve for.
         workers: threads that cut crops ahead of time; 0 cuts them in the training loop.
         limit: use only the first so many pictures.
-        on_device: keep the decoded pictures on the training device and cut there.
+        on_device: keep all pictures on the training device and make batches there, see `train.device_data`; not for
+            tar shards.
+        drawn_bank: drawn pictures kept there.
     """
 
     train: tuple[str, ...] = ()
@@ -46,11 +48,13 @@ class DataConfig:
     scaled_share: float = 0.3
     clean_above: int = 650
     memory_gb: float = 4.0
+    drawn_share: float = 0.0
     pool_shards: int = 2
     pool_steps: int = 500
     workers: int = 2
     limit: int | None = None
     on_device: bool = False
+    drawn_bank: int = 1024
 
     def __post_init__(self) -> None:
         _check(16 <= self.crop <= 4096 and self.crop % 16 == 0, "data.crop must be a multiple of 16 in 16..4096")
@@ -59,6 +63,7 @@ class DataConfig:
         _check(self.memory_gb >= 0.0, "data.memory_gb must not be negative")
         _check(self.pool_shards >= 1 and self.pool_steps >= 1, "data.pool_shards and pool_steps must be positive")
         _check(0 <= self.workers <= 256, "data.workers must be 0..256")
+        _check(self.drawn_bank >= 1, "data.drawn_bank must be positive")
         _check(self.limit is None or self.limit >= 1, "data.limit must be positive")
 
 
@@ -293,6 +298,7 @@ class TrainConfig:
         log_seconds, save_minutes: how often figures are logged, and a checkpoint written and validated.
         autocast: "auto" (bfloat16 where the device is fast at it), "on" or "off".
         compile: run the objective through `torch.compile`.
+        graph: capture steps in a CUDA graph, where batches are made on the device.
     """
 
     model: str
@@ -309,6 +315,7 @@ class TrainConfig:
     save_minutes: float = 10.0
     autocast: str = "auto"
     compile: bool = False
+    graph: bool = True
 
     def __post_init__(self) -> None:
         _check(self.autocast in ("auto", "on", "off"), "autocast must be auto, on or off")

@@ -9,6 +9,7 @@ divided over the processes, each reads its own: there the batch also depends on 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import threading
 import time
@@ -177,6 +178,20 @@ class Sampler:
         if mirror < 0.5:
             region = region.flip(2)
         return torch.rot90(region, int(4 * turns), (1, 2)).clone(memory_format=torch.contiguous_format)
+
+    def pictures(self) -> Iterator[Tensor]:
+        """Every usable picture once, uint8 [3, H, W], decoded in as many threads as there are cores.
+
+        Raises:
+            ConfigError: the sources are shards, which may have no end.
+        """
+        if self._fixed is None:
+            raise ConfigError("data.on_device takes pictures from files, not from tar shards")
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            keys = [(0, index) for index in range(len(self._fixed))]
+            for picture in threads.map(self._load, keys, self._fixed):
+                if picture is not None:
+                    yield picture
 
     def shards_of(self, pool: int) -> list[str]:
         """This process's shards in one pool, which serves the steps from pool * pool_steps on; sources must be shards.

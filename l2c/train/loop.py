@@ -41,6 +41,8 @@ from l2c.probability import MAX_MU
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import LossConfig, StageConfig, TrainConfig, recipe_json
 from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, shared_pictures
+from l2c.train.device_data import Bank, DeviceBatches
+from l2c.train.graph import captured, cuda_capture
 from l2c.train.losses import Conditions, LossParts, Networks, quality_of_lmbda, quantised_latents
 from l2c.train.optimizers import make_optimizer
 from l2c.train.parallel import Parallel
@@ -57,6 +59,7 @@ _MAX_BAD = 3
 _AGREE_STEPS = 10  # several processes compare clocks and signals this often
 _MAX_ROLLBACKS = 3
 _VAL_SIZE = 256
+_DRAWN_SIDE = 512  # of the pictures in a bank of drawn ones
 _VAL_LMBDAS = (7.72e-5, 4.40e-4, 2.51e-3, 1.43e-2, 8.13e-2, 4.63e-1)  # quality 5, 25 ... of model 1, and one beyond
 _COMMANDS = "; "  # between the commands of one stage in its entry
 _FIGURES = ("loss", "bpp", "psnr", "mse", "dissimilarity", "mask", "perceptual")
@@ -253,6 +256,7 @@ class Loop:
             parallel.world,
             parallel.device,
         )
+        self.banks = self._read_banks() if recipe.data.on_device else None
         self.val_pictures = centre_crops(recipe.data.val, _VAL_SIZE, recipe.val_pictures)
         features = load_vgg16(Path(recipe.loss.vgg16)) if recipe.loss.perceptual and recipe.loss.vgg16 else None
         self.features = features.to(parallel.device) if features is not None else None
@@ -268,7 +272,7 @@ class Loop:
         self._restore(resumed or start or self._random())
         self.records = Records(folder, self.step, active=parallel.rank == 0)
         self._data = describe(recipe.data.train)
-        self._check_steps = 1 if parallel.device.type == "cpu" else 16  # reading the counter waits for a GPU
+        self._check_steps = 1 if parallel.device.type == "cpu" else 50  # reading the counter waits for a GPU
         self._stop = False
         self._rollbacks = 0
 
@@ -324,6 +328,10 @@ class Loop:
         self.bias_sets = {} if moves_d else checkpoint.bias_sets
         if moves_d and checkpoint.bias_sets:
             self.say("this stage moves D: the bias sets, which were made for the old one, are dropped")
+        self._rate, self._average_weight = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._at = torch.tensor(self.step, device=device)  # `step`, where batches are made on the device
+        self._device_batches = self._make_device_batches() if self.banks is not None else None
+        self._device_step: Callable[[], None] = self._eager_device_step
         self._bad = torch.zeros((), device=device)
         self._sums = torch.zeros(2 * len(_FIGURES) + 3, device=device, dtype=torch.float64)
 
@@ -366,28 +374,49 @@ class Loop:
         left = 1.0 - self.progress()
         return rate * min(1.0, left / stage.decay) if stage.decay > 0 else rate
 
-    def train_step(self, batch: Batch) -> None:
-        """One optimiser step; figures are added up on the device."""
+    def train_step(self, batch: Batch | None) -> None:
+        """One optimiser step, on a batch made on the host or, None, on one made on the device; figures are added up
+        there."""
         device = self.parallel.device
-        rate = torch.tensor(self.learning_rate(), device=device)
-        x = batch.x.to(device, non_blocking=True).float() / 255.0
-        x = x.contiguous(memory_format=torch.channels_last)
-        cond = batch.cond
-        parts = self.wrapped(x, cond.quality, cond.mu, cond.b, batch.noise.to(device), self.autocast)
-        loss = parts.total.mean()
+        self._begin_step()
+        if batch is None:
+            self._device_step()
+        else:
+            self._compute(batch.x.to(device, non_blocking=True), batch.cond, batch.noise.to(device))
+        self.step += 1
+        self.pixels += self.stage.batch * self.recipe.data.crop**2
+        self.optimizer.after_step(self.step)
+
+    def _begin_step(self) -> None:
+        self._rate.fill_(self.learning_rate())
+        self._average_weight.fill_(1.0 - min(self.stage.ema, (self.step + 1) / (10.0 + self.step)))
+
+    def _eager_device_step(self) -> None:
+        """A step that neither reads from the host nor waits for the device: all that it needs are tensors there."""
+        assert self._device_batches is not None
+        header = self._device_batches.conditions(self._at)
+        x = self._device_batches.pictures(self._at, header[:, 0])
+        self._compute(x, Conditions(*header.unbind(dim=1)), self._device_batches.noise(self._at))
+        self._at += 1
+
+    def _compute(self, x: Tensor, cond: Conditions, noise: Tensor) -> None:
+        """Loss, gradients, optimiser, average and figures of a batch: x uint8 [N, 3, crop, crop], noise as in `Batch`.
+
+        Everything here happens on the device, in tensors that stay: see `_lasting`.
+        """
+        x = (x.float() / 255.0).contiguous(memory_format=torch.channels_last)
+        parts = self.wrapped(x, cond.quality, cond.mu, cond.b, noise, self.autocast)
         for parameter in self.parameters:
             parameter.grad = None
-        loss.backward()
+        parts.total.mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.stage.clip)
         bad = (~torch.isfinite(norm)).float()
-        self.optimizer.step(rate, 1.0 - bad)
-        self.step += 1
-        self.pixels += self.stage.batch * x.shape[2] * x.shape[3]
-        self.optimizer.after_step(self.step)
-        decay = min(self.stage.ema, self.step / (9.0 + self.step))
+        self.optimizer.step(self._rate, 1.0 - bad)
         with torch.no_grad():
-            self._bad = (self._bad + 1.0) * bad
-            torch._foreach_lerp_(self._averaged, self._fresh, 1.0 - decay)
+            self._bad.add_(1.0).mul_(bad)
+            apart = torch._foreach_sub(self._fresh, self._averaged)
+            torch._foreach_mul_(apart, self._average_weight)
+            torch._foreach_add_(self._averaged, apart)
             good = 1.0 - bad
             psnr_each = -10.0 * (parts.mse.detach().clamp_min(1e-4) / 255.0**2).log10()
             figures = [parts.total, parts.bpp, psnr_each, parts.mse, parts.dissimilarity, parts.mask, parts.perceptual]
@@ -396,6 +425,47 @@ class Loop:
             sums = torch.where(known, table, 0.0).sum(dim=1)
             rest = torch.stack((norm.nan_to_num(0.0, 0.0, 0.0), bad, torch.ones_like(bad)))
             self._sums += torch.cat((sums, known.sum(dim=1), rest)).double()
+
+    def _lasting(self) -> list[Tensor]:
+        """Every tensor that a step changes and that outlives it."""
+        mine = [self._bad, self._sums, self._at]
+        return [*self.parameters, *self._averaged, *self.optimizer.tensors(), *mine]
+
+    def _capture(self) -> None:
+        """Put the step on the device into a CUDA graph, if that works there."""
+        device = self.parallel.device
+        if device.type != "cuda" or not self.recipe.graph or self.parallel.world > 1 or not self.objective.compiles:
+            return
+        began = time.monotonic()
+        self._begin_step()
+        self._device_step, reason = captured(
+            self._eager_device_step, self._lasting(), len(self.parameters), cuda_capture, device
+        )
+        how = f"is not captured: {reason}" if reason else "is one CUDA graph"
+        self.say(f"the step {how} ({time.monotonic() - began:.1f} s)")
+
+    def _read_banks(self) -> tuple[Bank, Bank | None]:
+        """Photographs and drawn pictures for batches made on the device. Raises ConfigError as `Sampler` does."""
+        began = time.monotonic()
+        data, device = self.recipe.data, self.parallel.device
+        photographs = Bank(list(self.sampler.pictures()), device)
+        drawn = None
+        if data.drawn_share > 0.0:
+            drawn = Bank(list(draw_batch(data.drawn_bank, max(data.crop, _DRAWN_SIDE), self.recipe.seed)), device)
+        total = photographs.pixels.shape[0] + (drawn.pixels.shape[0] if drawn is not None else 0)
+        self.say(
+            f"{len(photographs)} photographs, {len(drawn) if drawn is not None else 0} drawn pictures, "
+            f"{total / 1e6:.0f} Mpixel in memory after {time.monotonic() - began:.1f} s"
+        )
+        return photographs, drawn
+
+    def _make_device_batches(self) -> DeviceBatches:
+        assert self.banks is not None
+        side = self.recipe.data.crop // self.model.transform.s
+        return DeviceBatches(
+            *self.banks, self.recipe.data, self.stage, self.model.bits, (self.model.transform.c, side, side),
+            self.recipe.seed, self.salt, self.parallel.rank, self.parallel.world,
+        )  # fmt: skip
 
     def run(self) -> bool:
         """Train to the end of the stage, then write its checkpoint, validate, and plot.
@@ -464,6 +534,7 @@ class Loop:
                 batch = prefetcher.get(self.step)
                 if operations == 0.0:
                     operations, peak = self._counted_step(batch)
+                    self._capture()
                 else:
                     self.train_step(batch)
                 if self.step % self._check_steps == 0 and float(self._bad) >= _MAX_BAD:
@@ -472,6 +543,7 @@ class Loop:
                     prefetcher, waited = self._prefetcher(), 0.0
                     base, begin, first_step = self.seconds, time.monotonic(), self.step
                     logged = saved = begin
+                    operations = 0.0
             now = time.monotonic()
             if self.step > first_step:
                 share = (prefetcher.wait_seconds - waited) / max(now - logged, 1e-9)
@@ -479,19 +551,22 @@ class Loop:
         finally:
             prefetcher.close()
 
-    def _prefetcher(self) -> Prefetcher[Batch]:
+    def _prefetcher(self) -> Prefetcher[Batch | None]:
+        """Batches made on the host, or None in each step where they are made on the device."""
         salt = self.salt
 
-        def make(step: int) -> Batch:
+        def make(step: int) -> Batch | None:
+            if self._device_batches is not None:
+                return None
             return make_batch(
                 step, recipe=self.recipe, stage=self.stage, model=self.model, sampler=self.sampler, salt=salt,
                 parallel=self.parallel,
             )  # fmt: skip
 
-        workers = 0 if self.recipe.data.on_device else self.recipe.data.workers
+        workers = 0 if self._device_batches is not None else self.recipe.data.workers
         return Prefetcher(make, self.step, workers)
 
-    def _counted_step(self, batch: Batch) -> tuple[float, float]:
+    def _counted_step(self, batch: Batch | None) -> tuple[float, float]:
         """The first step, its floating-point operations counted on the way, and the convolution peak."""
         if self.recipe.compile:  # the compiler hides the operations from the counter
             self.train_step(batch)
@@ -517,7 +592,10 @@ class Loop:
         row: dict[str, float | int] = {"step": self.step, "seconds": round(self.seconds, 1), "lr": self.learning_rate()}
         row |= {key: round(value, 5) for key, value in zip(_FIGURES, values)}
         row |= {"grad": round(norm, 4), "skipped": round(skipped / count, 4)}
+        pixels = steps * self.stage.batch * self.recipe.data.crop**2
         row |= {
+            "gpixel": round(self.pixels / 1e9, 4),
+            "mpixels_per_second": round(pixels / seconds / 1e6, 3),
             "pictures_per_second": round(steps * self.stage.batch / seconds, 2),
             "waiting": round(waiting, 4),
             "peak_share": round(operations * steps / seconds / peak, 3) if operations > 0 else 0.0,
@@ -526,6 +604,7 @@ class Loop:
         self.say(
             f"step {self.step}  {self.seconds / 60:.1f} min  loss {row['loss']:.4f}  {_text(row['bpp'], 3)} bpp  "
             f"{_text(row['psnr'], 2)} dB  {seconds / steps:.3f} s/step  {row['pictures_per_second']:.1f} pictures/s  "
+            f"{row['mpixels_per_second']:.2f} Mpixel/s  {1e-12 * operations * steps / seconds:.2f} TFLOP/s  "
             f"waiting {100 * waiting:.1f} %  conv peak {100 * float(row['peak_share']):.0f} %  "
             f"left {self._time_left(first_step, elapsed)}"
         )

@@ -82,8 +82,8 @@ class LossParts:
 
 def lmbda_of_quality(quality: Tensor, config: ModelConfig) -> Tensor:
     """Raw lambda of quality 0..MAX_QUALITY (integers, any shape): log-linear between the model's two ends."""
-    ratio = torch.tensor(config.lmbda_max / config.lmbda_min, device=quality.device)
-    return config.lmbda_min * ratio ** (quality.float() / MAX_QUALITY)
+    ratio = config.lmbda_max / config.lmbda_min
+    return config.lmbda_min * torch.pow(ratio, quality.float() / MAX_QUALITY)
 
 
 def quality_of_lmbda(lmbda: float, config: ModelConfig) -> int:

@@ -54,6 +54,10 @@ class Optimizer(abc.ABC):
         """
 
     @abc.abstractmethod
+    def tensors(self) -> list[Tensor]:
+        """Everything that `step` changes beside the parameters."""
+
+    @abc.abstractmethod
     def state_dict(self) -> dict[str, Any]:
         """Plain tensors and numbers."""
 
@@ -120,7 +124,7 @@ class Adam(Optimizer):
         self._rate = torch.zeros((), device=device)
         # On a GPU the rate is read on the device, so that a captured step follows it.
         rate: Any = self._rate if device.type == "cuda" else 0.0
-        self._adam = torch.optim.Adam(parameters, lr=rate, betas=betas, fused=True)
+        self._adam = torch.optim.Adam(parameters, lr=rate, betas=betas, fused=True, capturable=device.type == "cuda")
 
     def step(self, rate: Tensor, keep: Tensor) -> None:
         """See `Optimizer.step`."""
@@ -132,6 +136,10 @@ class Adam(Optimizer):
         self._adam.grad_scale = None  # type: ignore[attr-defined]
         self._adam.found_inf = 1.0 - keep  # type: ignore[attr-defined]
         self._adam.step()
+
+    def tensors(self) -> list[Tensor]:
+        """See `Optimizer.tensors`."""
+        return [tensor for state in self._adam.state.values() for tensor in state.values()]
 
     def state_dict(self) -> dict[str, Any]:
         """See `Optimizer.state_dict`."""
@@ -276,7 +284,7 @@ class Soap(Optimizer):
             self._square.lerp_(flat.square_(), (1.0 - b2) * moves)
             scale = (self._square / correction2).sqrt_().add_(self._epsilon)
             change = (self._mean / scale).mul_(size).split([p.numel() for p in self._vectors])
-            torch._foreach_sub_(self._vectors, [part.view_as(p) for part, p in zip(change, self._vectors)])
+            torch._foreach_sub_(list[Tensor](self._vectors), [part.view_as(p) for part, p in zip(change, self._vectors)])
         self._started.copy_(torch.maximum(self._started, keep))
 
     @torch.no_grad()
@@ -289,6 +297,10 @@ class Soap(Optimizer):
         elif not self._fresh and step % self._refresh_every == 0:
             for bucket in self._rotated:
                 bucket.turn(exact=False)
+
+    def tensors(self) -> list[Tensor]:
+        """See `Optimizer.tensors`."""
+        return _tensors(self.state_dict())
 
     def state_dict(self) -> dict[str, Any]:
         """See `Optimizer.state_dict`."""
