@@ -34,6 +34,7 @@ class Checkpoint:
         optimizer: its state dict.
         objective: tensors that the stage itself learns (alpha of meta-training).
         salt: how often training was rolled back; enters the choice of pictures, so the same step is not repeated.
+        warm_from: step at which the optimiser began without a state: the learning rate rises from there.
         lr_scale: factor on the learning rate, halved at every roll-back.
         entry: facts about this stage for the model card. history: the entries of the stages before it.
         bias_sets: tensors of the bias-sets stage, empty before it.
@@ -52,6 +53,7 @@ class Checkpoint:
     objective: dict[str, Tensor] = field(default_factory=dict)
     salt: int = 0
     lr_scale: float = 1.0
+    warm_from: int = 0
     entry: dict[str, str] = field(default_factory=dict)
     history: list[dict[str, str]] = field(default_factory=list)
     bias_sets: dict[str, Tensor] = field(default_factory=dict)

@@ -108,7 +108,7 @@ class StageConfig:
         hold: Gpixel after which the learning rate falls as 1 / sqrt(pixels seen); none: never. It makes a run without
             an end: a run that ends takes `decay`.
         batch: pictures per step over all processes.
-        minutes, steps: length; the first that is reached ends the stage. Minutes add up over all resumes and count
+        minutes, steps, gpixel: length; the first that is reached ends the stage. Minutes add up over all resumes and count
             validation and saving; a learning rate that falls by minutes depends on the machine's speed, one that falls
             by steps is the same after any kill.
         decay: last share of the length over which the learning rate falls linearly to zero.
@@ -130,6 +130,7 @@ class StageConfig:
     batch: int = 6
     minutes: float | None = None
     steps: int | None = None
+    gpixel: float | None = None
     decay: float = 0.0
     warmup: int = 200
     beta1: float = 0.9
@@ -153,7 +154,9 @@ class StageConfig:
         _check(self.minutes is None or self.minutes > 0, "minutes must be positive")
         _check(self.steps is None or self.steps > 0, "steps must be positive")
         _check(0.0 <= self.decay <= 1.0, "decay must be 0..1")
-        _check(self.decay == 0.0 or self.minutes is not None or self.steps is not None, "decay needs minutes or steps")
+        _check(self.gpixel is None or self.gpixel > 0, "gpixel must be positive")
+        ends = (self.minutes, self.steps, self.gpixel) != (None, None, None)
+        _check(self.decay == 0.0 or ends, "decay needs minutes, steps or gpixel")
         _check(self.warmup >= 0 and self.clip > 0 and 0.0 <= self.ema < 1.0, "warmup, clip or ema is out of range")
         _check(0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0, "beta1 and beta2 must lie in 0..1")
         _check(0 <= self.quality_min <= self.quality_max <= MAX_QUALITY, "quality_min..max must lie in 0..1000")

@@ -320,6 +320,9 @@ class Loop:
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
         self.step, self.seconds = (checkpoint.step, checkpoint.seconds) if mine else (0, 0.0)
         self.pixels = checkpoint.pixels if mine else 0
+        self._warm_from = checkpoint.warm_from if mine else 0
+        if mine and not checkpoint.optimizer:  # a pack has none
+            self._warm_from = self.step
         self.salt, self.lr_scale = (checkpoint.salt, checkpoint.lr_scale) if mine else (0, 1.0)
         self._restored = self.step
         self.history = checkpoint.history if mine else checkpoint.past()
@@ -351,8 +354,8 @@ class Loop:
         own = {str(k): p.detach() for k, p in enumerate(self.objective.own_parameters())}
         return Checkpoint(
             self.model, self.nets.state_dict(), self.average.state_dict(), self.name, self.step, self.seconds,
-            self.pixels, self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._entry(), self.history,
-            self.bias_sets, self.parent,
+            self.pixels, self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._warm_from, self._entry(),
+            self.history, self.bias_sets, self.parent,
         )  # fmt: skip
 
     def progress(self) -> float:
@@ -362,13 +365,15 @@ class Loop:
             shares.append(self.step / self.stage.steps)
         if self.stage.minutes is not None:
             shares.append(self.seconds / (60.0 * self.stage.minutes))
+        if self.stage.gpixel is not None:
+            shares.append(self.pixels / (1e9 * self.stage.gpixel))
         return min(1.0, max(shares))
 
     def learning_rate(self) -> float:
         """Rises over `warmup` steps, stays (or falls from `hold` on), and falls linearly to zero over the last `decay`
         share of the length."""
         stage = self.stage
-        rate = stage.lr * self.lr_scale * min(1.0, (self.step + 1) / max(1, stage.warmup))
+        rate = stage.lr * self.lr_scale * min(1.0, (self.step - self._warm_from + 1) / max(1, stage.warmup))
         if stage.hold is not None:
             rate *= min(1.0, math.sqrt(1e9 * stage.hold / max(1, self.pixels)))
         left = 1.0 - self.progress()
@@ -613,8 +618,12 @@ class Loop:
         times = []
         if self.stage.minutes is not None:
             times.append(60.0 * self.stage.minutes - self.seconds)
-        if self.stage.steps is not None and self.step > first_step:
-            times.append((self.stage.steps - self.step) * elapsed / (self.step - first_step))
+        done = self.step - first_step
+        if self.stage.steps is not None and done:
+            times.append((self.stage.steps - self.step) * elapsed / done)
+        if self.stage.gpixel is not None and done:
+            each = self.stage.batch * self.recipe.data.crop**2
+            times.append((1e9 * self.stage.gpixel - self.pixels) / each * elapsed / done)
         return f"{max(0.0, min(times)) / 60:.1f} min" if times else "no end set"
 
     def _finite(self) -> bool:
