@@ -25,8 +25,8 @@ Fields, 26 bytes
     22      8     model_id     any; hash of the weights that the file was made with
     30      4     latents_crc32  any; CRC-32 of all latent symbols of the picture, in the order of codec.py
     34      2     quality      0..1000, tenths of the 0..100 scale
-    36      1     levels       low 4 bits latent_bits, 1..8; high 4 bits metric_mix in eighths, 0 (MSE)..
-                               8 (MS-SSIM)
+    36      1     levels       low 4 bits latent_bits, 1..8; high 4 bits metric_mix in eighths, 0..8, what
+                               the file was optimised for: an index into l2c/objective.py's axis
     37      1     mode         0..13, what the picture was before it was coded, an index into MODES:
                                RGB L LA RGBA P PA CMYK YCbCr LAB HSV 1 I;16 I F (Pillow's names)
     38      1     bit_depth    1..64, bits a sample before the picture was coded
@@ -66,6 +66,7 @@ number that was not checked before, and all of it happens before a network runs.
 
 from __future__ import annotations
 
+import itertools
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,6 +90,9 @@ SECTION_NAMES = {ALPHA: "ALPHA", ADAPT: "ADAPT", ICC: "ICC", EXIF: "EXIF"}
 UNDERSTOOD = frozenset({ALPHA, ADAPT, ICC, EXIF})
 
 MIN_TILE_SIZE = 512
+# The metrics that have a name, by their metric_mix; what they are: l2c/objective.py.
+METRICS = {"psnr": 0, "mixed": 4, "msssim": 8}
+DEFAULT_METRIC = "mixed"
 _PREAMBLE = struct.Struct("<4sBBII")
 _FIELDS = struct.Struct("<II8sIHBBBB")
 _ENTRY_TILE = struct.Struct("<IIH")
@@ -111,6 +115,17 @@ _RANGES = {
 _MODE_AT = 37
 _TILE_LOG2_AT, _TILE_LOG2_MAX = 39, 15
 _TILE_SIZES = tuple(MIN_TILE_SIZE << k for k in range(_TILE_LOG2_MAX + 1))
+
+
+def metric_name(metric_mix: int) -> str:
+    """What 0..8 is called: a metric, or its place between two of them, such as "3/4 psnr + 1/4 mixed"."""
+    names = sorted(METRICS, key=lambda name: METRICS[name])
+    for low, high in itertools.pairwise(names):
+        first, last = METRICS[low], METRICS[high]
+        if first < metric_mix < last:
+            whole = last - first
+            return f"{last - metric_mix}/{whole} {low} + {metric_mix - first}/{whole} {high}"
+    return next(name for name in names if METRICS[name] == metric_mix)
 
 
 @dataclass(frozen=True)
@@ -145,7 +160,7 @@ class Header:
         latents_crc32: CRC-32 of all latent symbols, in the codec's order.
         quality: 0..1000, tenths of the 0..100 scale.
         latent_bits: b, 1..8.
-        metric_mix: 0 (MSE)..8 (MS-SSIM), eighths.
+        metric_mix: 0..8, eighths of the axis from psnr over mixed to msssim; see METRICS.
         mode: one of MODES, what the picture was.
         bit_depth: 1..64, bits a sample of what the picture was.
         tile_size: side of a tile in pixels, 512 << k for k in 0..15.

@@ -28,11 +28,13 @@ import typer
 
 from l2c.bitstream import (
     ADAPT,
+    DEFAULT_METRIC,
     MIN_TILE_SIZE,
     VERSION,
     Bitstream,
     FileIndex,
     Limits,
+    metric_name,
     read_bitstream,
     read_header,
     section_name,
@@ -89,11 +91,11 @@ _debug = False
 
 
 class Metric(str, Enum):
-    """What the bits are spent on."""
+    """`bitstream.METRICS`, for the command line."""
 
     psnr = "psnr"
-    msssim = "msssim"
     mixed = "mixed"
+    msssim = "msssim"
 
 
 class Mode(str, Enum):
@@ -191,7 +193,12 @@ def encode(
     quality: Annotated[
         float | None, typer.Option(min=0, max=100, help="Quality instead of a target.  [default: 50]")
     ] = None,
-    metric: Annotated[Metric, typer.Option(help="What the bits are spent on.")] = Metric.mixed,
+    metric: Annotated[
+        Metric,
+        typer.Option(
+            help="What the bits are spent on: squared error of RGB, luma and its structure (for eyes), MS-SSIM of RGB."
+        ),
+    ] = Metric(DEFAULT_METRIC),
     effort: Annotated[
         int,
         typer.Option(min=0, max=9, help="Work spent on adapting to the picture; 9 tries several qualities for a rate."),
@@ -866,8 +873,6 @@ def _print_rows(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _print_info(result: Result) -> None:
-    names = {0: "psnr", 4: "mixed", 8: "msssim"}
-    mix = result["metric_mix"]
     tiles, sizes = result["tiles"], [tile["size"] for tile in result["tiles"]]
     channels = [tile["channels"] for tile in tiles]
     rows = [
@@ -876,7 +881,7 @@ def _print_info(result: Result) -> None:
         ("picture", f"{result['width']}x{result['height']}, {result['mode']}, {result['bit_depth']} bits"),
         ("size", f"{result['size_bytes']} bytes, {result['bpp']:.4f} bpp"),
         ("model", result["model_id"]),
-        ("quality", f"{result['quality']:g} of 100, metric {names.get(mix, f'{mix}/8 MS-SSIM')}"),
+        ("quality", f"{result['quality']:g} of 100, metric {metric_name(result['metric_mix'])}"),
         ("latents", f"{result['latent_bits']} bits, CRC-32 {result['latents_crc32']}"),
         (
             "tiles",

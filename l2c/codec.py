@@ -35,7 +35,19 @@ from l2c.adapt.effort import EFFORTS, MAX_EFFORT, MAX_TRIES, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
 from l2c.adapt.modulators import condition_maps
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
-from l2c.bitstream import ADAPT, ALPHA, EXIF, ICC, Bitstream, Header, Limits, read_bitstream, write_bitstream
+from l2c.bitstream import (
+    ADAPT,
+    ALPHA,
+    DEFAULT_METRIC,
+    EXIF,
+    ICC,
+    METRICS,
+    Bitstream,
+    Header,
+    Limits,
+    read_bitstream,
+    write_bitstream,
+)
 from l2c.errors import (
     BackendError,
     BitstreamError,
@@ -45,11 +57,11 @@ from l2c.errors import (
     RateError,
     UnsupportedError,
 )
-from l2c.metrics import mixed_distortion
 from l2c.metrics import msssim as msssim_of
 from l2c.metrics import psnr as psnr_of
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.networks import Adaptation, Grid
+from l2c.objective import Blend, distortion
 from l2c.probability import MAX_MU, MAX_QUALITY, ProbabilityModel
 from l2c.rate_control import (
     ACCEPTED,
@@ -70,7 +82,6 @@ _T = TypeVar("_T")
 UInt8Array = npt.NDArray[np.uint8]
 Output = Literal["numpy", "pil", "torch"]
 PRECISIONS = ("float32", "bfloat16")
-METRICS = {"psnr": 0, "mixed": MAX_MU // 2, "msssim": MAX_MU}
 DEFAULT_TILE = 1024
 DEFAULT_QUALITY = 50.0
 _CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
@@ -290,7 +301,8 @@ class Codec:
             psnr: target in dB over RGB: the file of the least quality found that is no worse.
             msssim: target 0..1, likewise. Both measure whole pictures: some hundred bytes of memory a pixel.
             quality: 0..100 instead of a target; more is better and larger. Without any of these: 50.
-            metric: "psnr", "msssim" or "mixed" (default): what the bits are spent on.
+            metric: what the bits are spent on: "psnr" (squared error of RGB), "msssim" (MS-SSIM of RGB) or "mixed", the
+                default, for eyes: squared error of luma and a little of chroma, and MS-SSIM of luma (`l2c.objective`).
             effort: 0 (default, no adaptation) to 9: how much work goes into adapting the latents and the decoder to
                 the picture; or a mixture of your own, an `l2c.Effort`. Level 9 does its work at three
                 qualities where a rate is asked for. Decoding stays one pass at every level.
@@ -322,7 +334,7 @@ class Codec:
         psnr: float | None = None,
         msssim: float | None = None,
         quality: float | None = None,
-        metric: str = "mixed",
+        metric: str = DEFAULT_METRIC,
         effort: int | Effort = 0,
         b: int | None = None,
         tile: int = DEFAULT_TILE,
@@ -537,16 +549,16 @@ class Codec:
         if not _near(new, size) or not _near(old, size):
             return old if _near(old, size) else new if _near(new, size) else old or new
         assert old is not None and new is not None
-        objectives = []
+        objectives, lmbda = [], self.model.config.lmbda(level / MAX_QUALITY)
+        blend = Blend.of(torch.tensor([batch.mu]), torch.tensor([lmbda]))
         for result in (old, new):
             (pixels,) = self.decode_batch([result.data])
             cost = 0.0
             for top, left, bottom, right in tile_boxes(pixels.shape[0], pixels.shape[1], batch.tile, 1):
                 pair = (part[top:bottom, left:right] for part in (batch.pictures[i].rgb, pixels))
                 x, x_hat = (torch.from_numpy(a.astype(np.float32)).permute(2, 0, 1)[None] / 255.0 for a in pair)
-                distortion = mixed_distortion(x, x_hat, torch.tensor([batch.mu / MAX_MU]))[2]
-                cost += float(distortion) * (bottom - top) * (right - left)
-            objectives.append(self.model.config.lmbda(level / MAX_QUALITY) * cost + 8.0 * len(result.data))
+                cost += float(distortion(x, x_hat, blend)) * (bottom - top) * (right - left)
+            objectives.append(lmbda * cost + 8.0 * len(result.data))
         return old if objectives[0] <= objectives[1] else new
 
     def _rated(self, picture: images.Picture, size: float, search: QualitySearch, result: Encoded | None) -> Encoded:

@@ -1,4 +1,11 @@
-"""PSNR and MS-SSIM in torch: one definition for training, objectives, targets and reports."""
+"""PSNR, MS-SSIM and BT.709 in torch: one definition for training, objectives, targets and reports.
+
+Colour: BT.709 with full range, as the JPEG AI challenge converts for its figures,
+
+    Y  = 0.2126 R + 0.7152 G + 0.0722 B
+    Cb = (B - Y) / 1.8556 + 1/2
+    Cr = (R - Y) / 1.5748 + 1/2        (all in [0, 1])
+"""
 
 from __future__ import annotations
 
@@ -17,6 +24,8 @@ _WINDOW = 11
 _SIGMA = 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 _PIECE = 128
+LUMA = (0.2126, 0.7152, 0.0722)  # of R, G and B
+CB_RANGE, CR_RANGE = 2.0 * (1.0 - LUMA[2]), 2.0 * (1.0 - LUMA[0])  # 1.8556 and 1.5748
 
 
 @functools.lru_cache(maxsize=32)
@@ -179,6 +188,58 @@ class SimilarityTo:
             return maps
 
 
+class PatchSimilarity:
+    """MS-SSIM to a picture that stays, shared out to the patches that cause it.
+
+    MS-SSIM is a product of means over the picture, so a patch's share is taken to first order around the first decoding
+    that is measured: differences between two decodings are then right up to the second order in the change.
+
+    Args:
+        x: float32 [N, C, H, W] in [0, 1].
+        side: of a patch in pixels; the grid starts at the top left.
+    """
+
+    def __init__(self, x: Tensor, side: int) -> None:
+        self._similarity, self._side, self._sides = SimilarityTo(x), side, (x.shape[2], x.shape[3])
+        self._factors: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def __call__(self, x_hat: Tensor) -> Tensor:
+        """Pictures of x's shape in [0, 1] -> float32 [N, rows, columns], meaningful in differences."""
+        maps = self._similarity.maps(x_hat)
+        if self._factors is None:
+            means = [part.flatten(2).mean(dim=2).clamp_min(1e-3) for part in maps]
+            weights = _scale_weights(len(maps))
+            product = torch.stack([m**w for m, w in zip(means, weights)]).prod(dim=0)
+            self._factors = [w * product / m / part[0, 0].numel() for m, w, part in zip(means, weights, maps)]
+        total = torch.zeros((), device=x_hat.device)
+        for k, (part, factor) in enumerate(zip(maps, self._factors)):
+            shares = patch_sums(part, self._side, self._sides, 1 << k, _WINDOW // 2)
+            total = total + (shares * factor[:, :, None, None]).mean(dim=1)
+        return total
+
+
+def patch_sums(
+    part: Tensor, side: int, picture: tuple[int, int] | None = None, stride: int = 1, offset: int = 0
+) -> Tensor:
+    """Sums over the patches that the entries of a map belong to.
+
+    Args:
+        part: float32 [N, C, h, w]; entry i lies at pixel (i + offset) * stride.
+        side: of a patch in pixels.
+        picture: height and width in pixels; None: those of the map.
+    Returns:
+        float32 [N, C, rows, columns].
+    """
+    owners = []
+    for length, pixels in zip(part.shape[2:], picture or part.shape[2:]):
+        count = -(-pixels // side)
+        centre = (torch.arange(length, device=part.device) + offset) * stride
+        owner = (centre // side).clamp_max(count - 1)
+        owners.append((owner[None] == torch.arange(count, device=part.device)[:, None]).to(part.dtype))
+    return owners[0] @ part @ owners[1].T
+
+
 class _MeanContrast(torch.autograd.Function):
     """Mean over one scale's positions of its contrast, or of contrast times luminance: y [N, C, h, w] -> [N, C]."""
 
@@ -224,6 +285,17 @@ def _luminance(mean_x: Tensor, mean_y: Tensor) -> tuple[Tensor, Tensor]:
     return (2.0 * mean_x * mean_y + _C1) / below, below
 
 
+def luma(rgb: Tensor) -> Tensor:
+    """Y of pictures, or of differences of pictures: [N, 3, H, W] -> [N, 1, H, W]."""
+    return LUMA[0] * rgb[:, 0:1] + LUMA[1] * rgb[:, 1:2] + LUMA[2] * rgb[:, 2:3]
+
+
+def chroma(rgb: Tensor) -> Tensor:
+    """Cb - 1/2 and Cr - 1/2 of pictures, or those of differences: [N, 3, H, W] -> [N, 2, H, W]."""
+    y = luma(rgb)
+    return torch.cat(((rgb[:, 2:3] - y) / CB_RANGE, (rgb[:, 0:1] - y) / CR_RANGE), dim=1)
+
+
 def mse(x: Tensor, x_hat: Tensor) -> Tensor:
     """Mean squared error per picture: [N, C, H, W] -> [N], in the square of the input's unit."""
     return (x.float() - x_hat.float()).square().flatten(1).mean(dim=1)
@@ -232,106 +304,3 @@ def mse(x: Tensor, x_hat: Tensor) -> Tensor:
 def psnr(x: Tensor, x_hat: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of pictures in [0, 1], over all colour channels together: [N]."""
     return -10.0 * mse(x, x_hat).clamp_min(1e-12).log10()
-
-
-# 1 - MS-SSIM counts this much more than 255^2 MSE at equal lambda: the ratio of the lambdas that CompressAI trains its
-# two series of models with (220 / 0.18, 2.4 / 0.0018: 1222..1333).
-MSSSIM_LMBDA_RATIO = 1280.0
-
-
-def mixed_distortion(
-    x: Tensor, x_hat: Tensor, mix: Tensor, mse_weight: float = 1.0, msssim_weight: float = MSSSIM_LMBDA_RATIO
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The distortion that mu mixes (the first two terms of L2C Eq. 7 without their common lambda).
-
-    Args:
-        x, x_hat: float32 [N, C, H, W], about [0, 1].
-        mix: float32 [N] on the CPU, 0 (MSE only) to 1 (MS-SSIM only).
-        mse_weight, msssim_weight: of the two terms.
-    Returns:
-        Per picture, float32 [N]: 255^2 MSE; 1 - MS-SSIM, NaN where mix is 0;
-        (1 - mix) mse_weight 255^2 MSE + mix msssim_weight (1 - MS-SSIM).
-    """
-    squared = mse(x, x_hat) * 255.0**2
-    dissimilarity = torch.full_like(squared, float("nan"))
-    chosen, mix = mix.nonzero().flatten().to(x.device), mix.to(x.device)
-    distortion = (1.0 - mix) * mse_weight * squared
-    if len(chosen):
-        dissimilarity = dissimilarity.index_copy(0, chosen, 1.0 - msssim(x[chosen], x_hat[chosen].clamp(0.0, 1.0)))
-        distortion = distortion + mix * msssim_weight * dissimilarity.nan_to_num()
-    return squared, dissimilarity, distortion
-
-
-class DistortionTo:
-    """The third result of `mixed_distortion` at its usual weights, for pictures that stay; see `SimilarityTo`.
-
-    Args:
-        x: float32 [N, C, H, W] in [0, 1]. mix: float32 [N] on the CPU, 0 (MSE only) to 1 (MS-SSIM only).
-    """
-
-    def __init__(self, x: Tensor, mix: Tensor) -> None:
-        self._x, self._mix = x, mix.to(x.device)
-        self._chosen = mix.nonzero().flatten().to(x.device)
-        self._similarity = SimilarityTo(x[self._chosen]) if len(self._chosen) else None
-
-    def __call__(self, x_hat: Tensor) -> Tensor:
-        """Decoded pictures, about [0, 1] -> float32 [N], differentiable once."""
-        x_hat = x_hat.clamp(0.0, 1.0)
-        total = (1.0 - self._mix) * mse(self._x, x_hat) * 255.0**2
-        if self._similarity is None:
-            return total
-        whole = len(self._chosen) == len(x_hat)
-        similarity = self._similarity(x_hat if whole else x_hat[self._chosen])
-        return total.index_add(0, self._chosen, self._mix[self._chosen] * MSSSIM_LMBDA_RATIO * (1.0 - similarity))
-
-
-class PatchDistortion:
-    """The distortion of `mixed_distortion`, shared out to the patches that cause it.
-
-    The squared error is a sum over patches. MS-SSIM is a product of means over the picture, so a patch's share is taken
-    to first order around the first decoding that is measured: differences between two decodings are then right up to
-    the second order in the change, and their sum over patches is the change of the picture's own figure.
-
-    Args:
-        x: float32 [N, C, H, W] in [0, 1].
-        mix: float32 [N] on the CPU, 0 (MSE only) to 1 (MS-SSIM only).
-        side: of a patch in pixels; the grid starts at the top left.
-    """
-
-    def __init__(self, x: Tensor, mix: Tensor, side: int) -> None:
-        self._x, self._mix, self._side = x, mix.to(x.device), side
-        self._chosen = mix.nonzero().flatten().to(x.device)
-        self.rows, self.columns = -(-x.shape[2] // side), -(-x.shape[3] // side)
-        self._similarity = SimilarityTo(x[self._chosen]) if len(self._chosen) else None
-        self._scales: list[Tensor] | None = None
-
-    @torch.no_grad()
-    def __call__(self, x_hat: Tensor) -> Tensor:
-        """Decoded pictures, about [0, 1] -> float32 [N, rows, columns], meaningful in differences."""
-        x_hat = x_hat.clamp(0.0, 1.0)
-        squared = (self._x - x_hat).square().mean(dim=1, keepdim=True) * 255.0**2
-        total = (1.0 - self._mix)[:, None, None] * self._sums(squared, 1, 0)[:, 0] / squared[0].numel()
-        if self._similarity is None:
-            return total
-        maps = self._similarity.maps(x_hat[self._chosen])
-        if self._scales is None:
-            means = [part.flatten(2).mean(dim=2).clamp_min(1e-3) for part in maps]
-            weights = _scale_weights(len(maps))
-            product = torch.stack([m**w for m, w in zip(means, weights)]).prod(dim=0)
-            self._scales = [w * product / m / part[0, 0].numel() for m, w, part in zip(means, weights, maps)]
-        similarity = sum(
-            (self._sums(part, 1 << k, _WINDOW // 2) * factor[:, :, None, None]).mean(dim=1)
-            for k, (part, factor) in enumerate(zip(maps, self._scales))
-        )
-        assert isinstance(similarity, Tensor)
-        weight = self._mix[self._chosen, None, None] * MSSSIM_LMBDA_RATIO
-        return total.index_add(0, self._chosen, -weight * similarity)
-
-    def _sums(self, part: Tensor, stride: int, offset: int) -> Tensor:
-        """Sums over the patches that the entries of a map belong to: [N, C, h, w] -> [N, C, rows, columns]."""
-        sides = []
-        for length, count in ((part.shape[2], self.rows), (part.shape[3], self.columns)):
-            centre = (torch.arange(length, device=part.device) + offset) * stride
-            owner = (centre // self._side).clamp_max(count - 1)
-            sides.append((owner[None] == torch.arange(count, device=part.device)[:, None]).to(part.dtype))
-        return sides[0] @ part @ sides[1].T

@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from l2c import networks
+from l2c import networks, objective
 from l2c.adapt.bias_sets import DEFAULT_INDEX, BiasSets, distortion_gradient, predicted_change, try_sets
 from l2c.adapt.modulators import adapt_conditions
 from l2c.config import ModelConfig, TransformConfig
 from l2c.errors import ConfigError, TrainingError
-from l2c.metrics import MSSSIM_LMBDA_RATIO, mixed_distortion
 from l2c.networks import Adaptation, Transform, num_biases, num_modulators
+from l2c.objective import Blend, Needs, terms
 from l2c.train import bias_sets
 from l2c.train.bias_sets import Patches, band_of, choose_scale, cluster, make_patches, measure_curvature, overfit_biases
 from l2c.train.checkpoint import Checkpoint
@@ -67,7 +67,7 @@ def distortion(scene: Scene, adaptation: Adaptation | None = None) -> Tensor:
     transform, x, z, cond = scene
     with torch.no_grad():
         x_hat = transform.decoder(z, cond, adaptation)[:, :, : x.shape[2], : x.shape[3]]
-    return mixed_distortion(x, x_hat.clamp(0, 1), cond[:, 1])[2]
+    return objective.distortion(x, x_hat.clamp(0, 1), Blend.of_condition(cond))
 
 
 def part(scene: Scene, i: int) -> Scene:
@@ -175,7 +175,7 @@ class TestAdaptConditions:
         leaf = cond[:, None, :1].repeat(1, num_modulators(transform), 1).requires_grad_()
         mix = cond[:, None, 1:].expand(-1, leaf.shape[1], -1)
         x_hat = transform.decoder(z, cond, Adaptation(torch.cat((leaf, mix), dim=2)))[:, :, :44, :61].clamp(0, 1)
-        mixed_distortion(x, x_hat, cond[:, 1])[2].log().sum().backward()
+        objective.distortion(x, x_hat, Blend.of_condition(cond)).log().sum().backward()
         assert leaf.grad is not None
         values = []
         for size in (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0):
@@ -222,12 +222,12 @@ class TestOverfitBiases:
         seen = []
 
         def watched(*arguments: Any) -> Any:
-            seen.append(mixed_distortion(*arguments))
+            seen.append(objective.distortion(*arguments))
             return seen[-1]
 
-        monkeypatch.setattr(bias_sets, "mixed_distortion", watched)
+        monkeypatch.setattr(bias_sets, "distortion", watched)
         biases, before, after = overfit_biases(*scene, replace(CONFIG, lr=3.0, iterations=8))
-        values = torch.stack([value[2].detach() for value in seen])
+        values = torch.stack([value.detach() for value in seen])
         assert len(values) == 9 and torch.equal(values[0], before)
         assert torch.equal(values.amin(dim=0), after)
         assert bool((values[-1] > after).any())  # the last one is not the best
@@ -308,7 +308,7 @@ class TestChoosingSets:
             def along(t: Tensor, biases: Tensor = values[band, k], metric: int = metric) -> Tensor:
                 adaptation = Adaptation(biases=(t * biases).expand(3, -1))
                 x_hat = transform.decoder(z, cond, adaptation)[:, :, :44, :61].clamp(0, 1)
-                return mixed_distortion(x, x_hat, torch.ones(3))[metric].mean()
+                return terms(x, x_hat, Needs(rgb=range(3)))[:, (0, 4)[metric]].mean()
 
             t = torch.zeros((), requires_grad=True)
             start = along(t)
@@ -334,7 +334,7 @@ class TestChoosingSets:
             before, gradient = distortion_gradient(*part(scene, i))
             for band in range(2):
                 predicted = predicted_change(
-                    gradient, BiasSets(values, curvature), band, cond[i : i + 1, 1], MSSSIM_LMBDA_RATIO
+                    gradient, BiasSets(values, curvature), band, Blend.of_condition(cond[i : i + 1])
                 )
                 tried = [distortion(part(scene, i), Adaptation(biases=v[None])) for v in values[band]]
                 actual = torch.stack(tried, dim=1) - before[:, None]

@@ -15,8 +15,8 @@ from l2c.adapt.latents import Regions
 from l2c.adapt.modulators import condition_maps, search_conditions
 from l2c.adapt.section import NO_SET
 from l2c.config import TransformConfig
-from l2c.metrics import PatchDistortion, mixed_distortion
 from l2c.networks import Adaptation, Grid, Transform, condition, num_biases, num_modulators
+from l2c.objective import Blend, PatchDistortion, distortion
 
 
 def scene(config: TransformConfig, rows: int, columns: int, n: int = 1) -> tuple[Transform, Tensor, Tensor]:
@@ -61,19 +61,19 @@ def test_a_part_of_the_picture_sees_the_same_maps() -> None:
     torch.testing.assert_close(part[:, :, halo * 8 :, halo * 8 :], whole[:, :, at[0] :, at[1] :], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("mix", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("mix", [0.0, 0.25, 0.5, 0.75, 1.0])
 def test_patch_distortion_adds_up(mix: float) -> None:
     torch.manual_seed(0)
     x = torch.rand(2, 3, 300, 420)
     first = (x + 0.1 * torch.randn_like(x)).clamp(0, 1)
     second = first.clone()
     second[:, :, :250, :250] = (second[:, :, :250, :250] + 0.01 * torch.randn(2, 3, 250, 250)).clamp(0, 1)
-    measure = PatchDistortion(x, torch.full((2,), mix), 256)
+    blend = Blend.of(torch.full((2,), 8 * mix), torch.full((2,), 0.01))
+    measure = PatchDistortion(x, blend, 256)
     base = measure(first)
     change = measure(second) - base
     assert change.shape == (2, 2, 2)
-    weights = torch.full((2,), mix)
-    true = mixed_distortion(x, second, weights)[2] - mixed_distortion(x, first, weights)[2]
+    true = distortion(x, second, blend) - distortion(x, first, blend)
     torch.testing.assert_close(change.sum(dim=(1, 2)), true, rtol=0.01, atol=1e-3)
     assert (change[:, 0, 0] > 0.9 * change.sum(dim=(1, 2))).all()  # the patch that was changed
 

@@ -140,5 +140,7 @@ def test_rehearsal(run: Path, model: ModelConfig, tmp_path: Path) -> None:
     assert back.step > first.step
     rows = [json.loads(line) for line in (tmp_path / "home" / "pretrain" / JOURNAL).read_text().splitlines()]
     assert rows[0]["step"] == 5 and rows[-1]["step"] == back.step
-    wrong = subprocess.run(["bash", str(ROOT / "experiments" / "gpu_run.sh"), "fly"], env=environment, capture_output=True)
+    wrong = subprocess.run(
+        ["bash", str(ROOT / "experiments" / "gpu_run.sh"), "fly"], env=environment, capture_output=True
+    )
     assert wrong.returncode == 2

@@ -14,9 +14,9 @@ from l2c.adapt import latents
 from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.sequential import adapt_sequentially
 from l2c.config import ModelConfig, TransformConfig
-from l2c.metrics import mixed_distortion
 from l2c.models import Model, load_model
 from l2c.networks import Transform
+from l2c.objective import distortion
 from l2c.probability import MAX_MU, ProbabilityModel
 from l2c.train.losses import lmbda_of_quality
 
@@ -62,7 +62,7 @@ def objective(networks_: Networks, regions: Regions, z: Tensor) -> tuple[Tensor,
         bits = probability.num_bits(z, z, regions.header)
         height, width = regions.x.shape[2:]
         x_hat = model.transform.decoder(z, regions.cond)[:, :, :height, :width].clamp(0, 1)
-    return bits, regions.lmbda * height * width * mixed_distortion(regions.x, x_hat, regions.cond[:, 1])[2]
+    return bits, regions.lmbda * height * width * distortion(regions.x, x_hat, regions.blend)
 
 
 @pytest.mark.parametrize(("mu", "b"), [(0, 8), (8, 8), (4, 7)])

@@ -33,7 +33,7 @@ def test_uniform_is_uniform_and_a_pure_function() -> None:
     u = uniform(counters, 3, torch.tensor(7), 2)
     assert torch.equal(u, uniform(counters, 3, torch.tensor(7), 2))
     assert torch.equal(u[1000:2000], uniform(counters[1000:2000], 3, torch.tensor(7), 2))
-    assert 0.0 <= float(u.min()) and float(u.max()) < 1.0
+    assert float(u.min()) >= 0.0 and float(u.max()) < 1.0
     expected = len(u) / 100
     chi_squared = float((u.histc(100, 0, 1) - expected).square().sum() / expected)
     assert 50 < chi_squared < 160  # 99 degrees of freedom: 99.99 % lie here
@@ -94,7 +94,12 @@ class TestCrops:
                 turned = [torch.rot90(f, t, (1, 2)) for f in (part, part.flip(2), part.flip(1)) for t in range(4)]
                 assert any(torch.equal(crop, t) for t in turned), k
         all_turns = ours.crops(
-            torch.zeros(8, dtype=torch.int64), 16, torch.full((8,), 16.0), torch.zeros(8), torch.zeros(8), torch.arange(8)
+            torch.zeros(8, dtype=torch.int64),
+            16,
+            torch.full((8,), 16.0),
+            torch.zeros(8),
+            torch.zeros(8),
+            torch.arange(8),
         )
         assert len({crop.numpy().tobytes() for crop in all_turns}) == 8
 
@@ -191,9 +196,7 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.fixture
-def device_loop(
-    tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Loop]:
+def device_loop(tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Loop]:
     """A loop whose batches are made on the device."""
     monkeypatch.setattr(loop, "_VAL_SIZE", 64)
     monkeypatch.setattr(loop, "_VAL_LMBDAS", (0.01,))

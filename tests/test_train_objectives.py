@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from l2c import integer, networks
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, TrainingError
-from l2c.metrics import mixed_distortion, msssim
+from l2c.metrics import chroma, luma, msssim
 from l2c.networks import Adaptation, Transform
+from l2c.objective import MIXED, Blend, distortion
 from l2c.train import losses, meta
 from l2c.train.config import LossConfig, MetaConfig, ModulatorsConfig
 from l2c.train.losses import Conditions, LossParts, Networks, latent_loss, quantised_latents
@@ -80,11 +81,17 @@ class TestLosses:
             x_hat = nets.transform.decoder(y_hat, networks.condition(torch.tensor([lmbda]), torch.tensor([mu])))[0]
             inside = x_hat.clamp(0, 1)
             squared = 255**2 * (x[i] - x_hat.clamp(-0.2, 1.2)).square().mean()
-            dissimilarity = 1 - msssim(x[i : i + 1], inside[None])[0]
+            of = luma if mu == 0.5 else lambda pictures: pictures
+            dissimilarity = 1 - msssim(of(x[i : i + 1]), of(inside[None]))[0]
+            a, f, g = MIXED.at(torch.tensor(lmbda))
+            error = x[i : i + 1] - x_hat.clamp(-0.2, 1.2)
+            both = [255**2 * part(error).square().mean() for part in (luma, chroma)]
+            mixed = g * (0.7 * (1 - a) * (f * both[0] + (1 - f) * both[1]) + 700 * a * dissimilarity)
+            distortion = {0.0: 0.7 * squared, 0.5: mixed, 1.0: 700 * dissimilarity}[mu]
             perceptual = (x[i] - inside).abs().sum()
             bpp = nets.probability.num_bits(y_hat, target, torch.tensor([[quality, round(8 * mu), b]]))[0] / (48 * 64)
             mask = (tau[i].mean() - (0.2 + 0.7 * quality / 1000)).abs()
-            objective = lmbda * ((1 - mu) * 0.7 * squared + mu * 700 * dissimilarity + 0.3 * perceptual)
+            objective = lmbda * (distortion + 0.3 * perceptual)
             objective = objective + 1.3 * bpp + 0.4 * mask
             expected = {"bpp": bpp, "mse": squared, "perceptual": perceptual, "mask": mask, "objective": objective}
             expected |= {"total": objective / (lmbda / 0.01) ** 0.5}
@@ -347,7 +354,7 @@ class TestModulators:
         transform: Transform, x: Tensor, z: Tensor, vector: Tensor, i: int, adaptation: Adaptation | None
     ) -> Tensor:
         x_hat = transform.decoder(z[i : i + 1], vector[i : i + 1], adaptation).clamp(-0.2, 1.2)
-        return mixed_distortion(x[i : i + 1], x_hat, vector[i : i + 1, 1])[2][0]
+        return distortion(x[i : i + 1], x_hat, Blend.of_condition(vector[i : i + 1]))[0]
 
     def test_a_model_without_modulators(self, configs: Any) -> None:
         config = ModelConfig.from_file(configs / "c1b4.json")
@@ -386,7 +393,7 @@ class TestQuantize:
         nets.probability.set_fake_quantise(False)
         expected = 0.0
         for quality in (100, 300, 500, 700, 900):
-            for mu in (0, 8):
+            for mu in (0, 4, 8):
                 cond = Conditions(torch.full((2,), quality), torch.full((2,), mu), torch.full((2,), 8))
                 z = quantised_latents(nets, torch.cat(pictures).float() / 255, cond)
                 expected += nets.probability.num_bits(z, z, cond.header()).sum().item()

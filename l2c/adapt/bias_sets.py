@@ -15,8 +15,8 @@ from torch import Tensor
 from l2c.adapt.latents import Regions
 from l2c.adapt.section import BIAS_PATCH, NO_SET
 from l2c.errors import ConfigError
-from l2c.metrics import MSSSIM_LMBDA_RATIO, PatchDistortion, mixed_distortion
 from l2c.networks import Adaptation, Grid, Transform, num_biases
+from l2c.objective import Blend, PatchDistortion, distortion
 
 DEFAULT_INDEX = NO_SET  # "no adaptation": D's own biases
 PRICE = 9.0  # bits that a patch's set costs in the file
@@ -29,7 +29,7 @@ class BiasSets:
     Attributes:
         values: float32 [bands, k, B], changes to D's B biases; bands are equal ranges of quality, k <= 255.
         curvature: float32 [bands, k, 2], the mean second-order change of the distortion that a set causes, for
-            255^2 MSE and for 1 - MS-SSIM.
+            255^2 MSE and for 1 - MS-SSIM of RGB. For `mixed` they stand for the same of luma and chroma.
     """
 
     values: Tensor
@@ -65,7 +65,7 @@ def distortion_gradient(transform: Transform, x: Tensor, z: Tensor, cond: Tensor
     Args:
         x: float32 [N, 3, H, W] in [0, 1]. z: float32 [N, c, h, w], quantised latents. cond: float32 [N, 2].
     Returns:
-        float32 [N] (`metrics.mixed_distortion`), float32 [N, B].
+        float32 [N] (`objective.distortion`), float32 [N, B].
     """
     leaf = torch.zeros(len(x), num_biases(transform.decoder), device=x.device, requires_grad=True)
     with torch.enable_grad():
@@ -74,15 +74,13 @@ def distortion_gradient(transform: Transform, x: Tensor, z: Tensor, cond: Tensor
     return value.detach(), gradient
 
 
-def predicted_change(gradient: Tensor, sets: BiasSets, band: int, mix: Tensor, msssim_weight: float) -> Tensor:
+def predicted_change(gradient: Tensor, sets: BiasSets, band: int, blend: Blend) -> Tensor:
     """First-order change of each set plus its mean curvature: float32 [N, k], the less the better.
 
     Args:
-        gradient: float32 [N, B] from `distortion_gradient`. mix: float32 [N], metric mix 0..1.
-        msssim_weight: what 1 - MS-SSIM is multiplied by in the distortion.
+        gradient: float32 [N, B] from `distortion_gradient`. blend: of the N pictures.
     """
-    weights = torch.stack((1.0 - mix, mix * msssim_weight), dim=1).to(gradient.device)
-    return gradient @ sets.values[band].to(gradient).T + weights @ sets.curvature[band].to(gradient).T
+    return gradient @ sets.values[band].to(gradient).T + blend.coarse() @ sets.curvature[band].to(gradient).T
 
 
 @torch.no_grad()
@@ -145,7 +143,7 @@ def search_sets(
         return None
     side = BIAS_PATCH // transform.s
     grid = Grid(side, -regions.corner[0], -regions.corner[1])
-    measure = PatchDistortion(regions.x, regions.cond[:, 1].cpu(), BIAS_PATCH)
+    measure = PatchDistortion(regions.x, regions.blend, BIAS_PATCH)
     shape = (len(regions), measure.rows, measure.columns)
     weight = (regions.lmbda * regions.pixels)[:, None, None]
 
@@ -158,9 +156,8 @@ def search_sets(
         (gradient,) = torch.autograd.grad(regions.cost(x_hat).sum(), leaf)
     values = sets.values[list(bands)].to(z.device)
     predicted = torch.einsum("nkb,nbrc->nrck", values, gradient)
-    mix = regions.cond[:, 1]
     curvature = sets.curvature[list(bands)].to(z.device)  # [N, k, 2], of a whole patch's mean
-    bend = (1.0 - mix)[:, None] * curvature[:, :, 0] + (mix * MSSSIM_LMBDA_RATIO)[:, None] * curvature[:, :, 1]
+    bend = (curvature * regions.blend.coarse()[:, None]).sum(dim=2)
     area = _areas(regions.x, BIAS_PATCH)
     predicted += regions.lmbda[:, None, None, None] * area[None, :, :, None] * bend[:, None, None, :]
     ranked = predicted.topk(min(count, values.shape[1]), dim=3, largest=False).indices
@@ -192,4 +189,4 @@ def _areas(x: Tensor, side: int) -> Tensor:
 
 def _distortion(transform: Transform, x: Tensor, z: Tensor, cond: Tensor, biases: Tensor | None) -> Tensor:
     x_hat = transform.decoder(z, cond, None if biases is None else Adaptation(biases=biases))
-    return mixed_distortion(x, x_hat[:, :, : x.shape[2], : x.shape[3]].clamp(0.0, 1.0), cond[:, 1].cpu())[2]
+    return distortion(x, x_hat[:, :, : x.shape[2], : x.shape[3]].clamp(0.0, 1.0), Blend.of_condition(cond))

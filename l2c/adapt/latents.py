@@ -29,8 +29,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2c import ops
-from l2c.metrics import DistortionTo
 from l2c.networks import Adaptation, Transform, quantise, to_levels
+from l2c.objective import Blend, DistortionTo
 from l2c.probability import ProbabilityModel
 from l2c.rate_control import Steering
 
@@ -111,12 +111,17 @@ class Regions:
         return x_hat[:, :, top * s : top * s + height, left * s : left * s + width].float()
 
     def cost(self, x_hat: Tensor) -> Tensor:
-        """lambda * pixels * D (`metrics.mixed_distortion`), in bits: float32 [N], differentiable in x_hat."""
+        """lambda * pixels * D (`objective.distortion`), in bits: float32 [N], differentiable in x_hat."""
         return self.lmbda * self.pixels * self._distortion(x_hat)
 
     @functools.cached_property
     def _distortion(self) -> DistortionTo:
-        return DistortionTo(self.x, self.cond[:, 1].cpu())
+        return DistortionTo(self.x, self.blend)
+
+    @functools.cached_property
+    def blend(self) -> Blend:
+        """What the distortion is made of."""
+        return Blend.of(self.header[:, 1], self.lmbda)
 
 
 @dataclass

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from l2c.adapt.latents import Regions
 from l2c.adapt.section import CONDITION_PATCH, CONDITION_UNIT
-from l2c.metrics import PatchDistortion, mixed_distortion
 from l2c.networks import Adaptation, Grid, Transform, num_modulators
+from l2c.objective import Blend, PatchDistortion, distortion
 
 # OML 5.2 tries these on the raw lambda and the distortion itself. Ours move the normalised log lambda down the gradient
 # of log D: the same decades then cover moves from nothing to the whole range, at any rate and for both metrics.
@@ -37,20 +37,20 @@ def adapt_conditions(
         cond: float32 [N, 2], the pictures' own conditions; the metric mix in it chooses the distortion.
         num_steps: n, SGD steps, at least 1.
     Returns:
-        conditions float32 [N, K, 2]; distortion (`metrics.mixed_distortion`) before and after, float32 [N].
+        conditions float32 [N, K, 2]; distortion (`objective.distortion`) before and after, float32 [N].
     """
     k = num_modulators(transform)
     mix = cond[:, None, 1:].expand(-1, k, -1)
-    mix_host = cond[:, 1].cpu()
+    blend = Blend.of_condition(cond)
 
-    def distortion(moved: Tensor) -> Tensor:
+    def distortion_at(moved: Tensor) -> Tensor:
         x_hat = transform.decoder(z, cond, Adaptation(torch.cat((moved, mix), dim=2)))
-        return mixed_distortion(x, x_hat[:, :, : x.shape[2], : x.shape[3]].clamp(0.0, 1.0), mix_host)[2]
+        return distortion(x, x_hat[:, :, : x.shape[2], : x.shape[3]].clamp(0.0, 1.0), blend)
 
     def gradient(at: Tensor) -> tuple[Tensor, Tensor]:
         leaf = at.detach().requires_grad_()
         with torch.enable_grad():
-            value = distortion(leaf)
+            value = distortion_at(leaf)
             (slope,) = torch.autograd.grad(value.log().sum(), leaf)
         return value.detach(), slope
 
@@ -61,14 +61,14 @@ def adapt_conditions(
     trial = torch.full_like(before, float("inf"))
     with torch.no_grad():
         for size in STEP_SIZES:
-            value = distortion(_float16(start - size * slope))
+            value = distortion_at(_float16(start - size * slope))
             better = value < trial
             trial, gamma = torch.where(better, value, trial), torch.where(better, size, gamma)
     for step in range(num_steps):
         at = _float16(best - gamma[:, None, None] * slope)
         if step == num_steps - 1:
             with torch.no_grad():
-                value, fresh = distortion(at), slope
+                value, fresh = distortion_at(at), slope
         else:
             value, fresh = gradient(at)
         improved = value < least
@@ -105,7 +105,7 @@ def search_conditions(
     """
     k = num_modulators(transform)
     grid = Grid(CONDITION_PATCH // transform.s, -regions.corner[0], -regions.corner[1])
-    measure = PatchDistortion(regions.x, regions.cond[:, 1].cpu(), CONDITION_PATCH)
+    measure = PatchDistortion(regions.x, regions.blend, CONDITION_PATCH)
     weight = (regions.lmbda * regions.pixels)[:, None, None]
     shape = (len(regions), k, measure.rows, measure.columns)
     force = biases if biases is not None else Adaptation()

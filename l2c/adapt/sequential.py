@@ -18,9 +18,9 @@ from torch import Tensor
 
 from l2c import integer, networks, ops
 from l2c.adapt.section import BIAS_PATCH, NO_SET, grid_shape
-from l2c.metrics import mixed_distortion
 from l2c.models import Model
 from l2c.networks import Adaptation
+from l2c.objective import Blend, distortion
 from l2c.probability import MAX_MU, MAX_QUALITY, ProbabilityModel
 
 ITERATIONS = 10
@@ -113,7 +113,7 @@ def _overfit(
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             x_hat = transform.decoder(z, cond)[:, :, : x.shape[2], : x.shape[3]].float()
             rate = probability.num_bits(z, z, torch.tensor([header]))
-        cost = lmbda * pixels * mixed_distortion(x, x_hat.clamp(0.0, 1.0), cond[:, 1])[2]
+        cost = lmbda * pixels * distortion(x, x_hat.clamp(0.0, 1.0), Blend.of_condition(cond))
         value = float(cost.detach()) + _coded_bits(model, rounded.detach(), header)
         if value < least:
             best, least = rounded.detach(), value
@@ -141,12 +141,12 @@ def _best_set(model: Model, x: Tensor, z: Tensor, cond: Tensor, level: int, bf16
     if model.bias_sets is None:
         return NO_SET
     values = model.bias_sets.values[model.bias_sets.band(level, MAX_QUALITY)]
-    best, least = NO_SET, float("inf")
+    best, least, blend = NO_SET, float("inf"), Blend.of_condition(cond)
     for index in range(-1, len(values)):
         change = Adaptation(biases=values[index][None]) if index >= 0 else None
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             x_hat = model.transform.decoder(z, cond, change)[:, :, : x.shape[2], : x.shape[3]].float()
-        value = float(mixed_distortion(x, x_hat.clamp(0.0, 1.0), cond[:, 1])[2])
+        value = float(distortion(x, x_hat.clamp(0.0, 1.0), blend))
         if value < least:
             best, least = (index if index >= 0 else NO_SET), value
     return best

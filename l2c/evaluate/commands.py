@@ -9,6 +9,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from l2c.bitstream import DEFAULT_METRIC, METRICS
 from l2c.errors import UnsupportedError
 
 _Number = TypeVar("_Number", int, float)
@@ -41,9 +42,9 @@ def evaluate_folder(
     sources: Annotated[list[Path], typer.Argument(metavar="PICTURES...", help="Folders or picture files.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="RECORD", help="Folder of the record.")],
     rates: Annotated[str, typer.Option(help="Target rates in bits per pixel.")] = "0.06,0.12,0.25,0.5,0.75,1,1.5,2",
-    metrics: Annotated[
-        str, typer.Option(help="What our files are optimised for: psnr, msssim, mixed.")
-    ] = "msssim,psnr",
+    metrics: Annotated[str, typer.Option(help=f"What our files are optimised for: {', '.join(METRICS)}.")] = ",".join(
+        METRICS
+    ),
     efforts: Annotated[str, typer.Option(help="Effort levels of ours, 0..9.")] = "0",
     peers: Annotated[str, typer.Option(help="Other codecs, 'all' at hand or 'none'; see below.")] = "all",
     figures: Annotated[
@@ -70,7 +71,8 @@ def evaluate_folder(
 
     \b
     Peers:   jpeg, mozjpeg, jpeg2000, webp, avif, jxl, hevc (x265), av1 (libaom), vvc (vvenc, 4:2:0); all intra
-    Figures: psnr-rgb, psnr-y, ms-ssim-rgb, ms-ssim-y, vmaf, ssimulacra2; Y is BT.709 with full range
+    Figures: psnr-rgb, psnr-y, ms-ssim-rgb, ms-ssim-y, vmaf, vmaf-neg, ssimulacra2, butteraugli (3-norm; needs libjxl's
+             butteraugli_main); Y is BT.709 with full range
     """
     from l2c.codec import Codec
     from l2c.evaluate.run import Plan, evaluate, report
@@ -103,7 +105,9 @@ def papers_tables(
     rates: Annotated[str, typer.Option(help="Target rates in bits per pixel.")] = "0.06,0.12,0.25,0.5,0.75,1,1.5,2",
     examples: Annotated[int, typer.Option(min=1, help="Pictures shown in Table I and measured for fig5.")] = 4,
     effort: Annotated[int, typer.Option(min=0, max=9, help="Effort level of Table I.")] = 4,
-    metric: Annotated[str, typer.Option(help="What Tables I and II are optimised for: psnr, msssim, mixed.")] = "mixed",
+    metric: Annotated[
+        str, typer.Option(help=f"What Tables I and II are optimised for: {', '.join(METRICS)}.")
+    ] = DEFAULT_METRIC,
     meta: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Table II: checkpoint of the training stage meta.")
     ] = None,

@@ -19,13 +19,13 @@ from PIL import Image
 
 from l2c import ops
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, CONDITION_UNIT, NO_SET, PatchChanges
-from l2c.bitstream import ADAPT, Bitstream, read_bitstream
+from l2c.bitstream import ADAPT, Bitstream, metric_name, read_bitstream
 from l2c.codec import Codec, tile_boxes
 from l2c.errors import UnsupportedError
 from l2c.evaluate.measures import FIGURES, UInt8Array, measure
 from l2c.images import load_picture
 from l2c.networks import dequantise
-from l2c.probability import MAX_MU, MAX_QUALITY
+from l2c.probability import MAX_QUALITY
 
 _BITS_PATCH = 64  # pixels a side over which bits are summed
 _LOSSLESS_PIXELS = 2_000_000  # larger pictures are stored in the page at WebP quality 95
@@ -104,11 +104,10 @@ def _url(pixels: UInt8Array, kind: str, **options: Any) -> str:
 def _facts(data: bytes, original: UInt8Array, decoded: UInt8Array) -> list[tuple[str, str]]:
     header = read_bitstream(data).header
     figures = measure(original, decoded, _FIGURES)
-    metric = {0: "PSNR", MAX_MU: "MS-SSIM"}.get(header.metric_mix, f"{header.metric_mix}/{MAX_MU} MS-SSIM")
     return [
         ("size", f"{len(data):,} bytes"),
         ("bits per pixel", f"{8 * len(data) / (header.width * header.height):.4f}"),
-        ("quality", f"{100 * header.quality / MAX_QUALITY:g}, for {metric}"),
+        ("quality", f"{100 * header.quality / MAX_QUALITY:g}, for {metric_name(header.metric_mix)}"),
         ("PSNR RGB", f"{figures['psnr-rgb']:.2f} dB"),
         ("PSNR Y", f"{figures['psnr-y']:.2f} dB"),
         ("MS-SSIM RGB", f"{figures['ms-ssim-rgb']:.5f}"),

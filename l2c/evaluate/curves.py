@@ -18,7 +18,9 @@ _LABELS = {
     "ms-ssim-rgb": "MS-SSIM, RGB (dB)",
     "ms-ssim-y": "MS-SSIM, Y (dB)",
     "vmaf": "VMAF",
+    "vmaf-neg": "VMAF-NEG",
     "ssimulacra2": "SSIMULACRA 2",
+    "butteraugli": "Butteraugli (3-norm, negative)",
 }
 
 
@@ -94,7 +96,7 @@ def rate_table(curves: Sequence[Curve], anchor: Curve, figures: Sequence[str]) -
 def quality_table(curves: Sequence[Curve], figures: Sequence[str]) -> str:
     """Markdown: means at every target, measured codecs."""
     lines = [
-        "| codec | target bpp | bpp | " + " | ".join(_LABELS[name].replace(" (dB)", "") for name in figures) + " |",
+        "| codec | target bpp | bpp | " + " | ".join(_LABELS[name].split(" (")[0] for name in figures) + " |",
         "|---" * (3 + len(figures)) + "|",
     ]
     for curve in curves:

@@ -1,19 +1,17 @@
-"""How good decoded pixels are: PSNR and MS-SSIM over RGB and over Y, VMAF, SSIMULACRA2.
+"""How good decoded pixels are: PSNR and MS-SSIM over RGB and over Y, VMAF and VMAF-NEG, SSIMULACRA2, Butteraugli.
 
-Colour: BT.709 with full range, as the JPEG AI challenge converts for its figures,
-
-    Y  = 0.2126 R + 0.7152 G + 0.0722 B
-    Cb = (B - Y) / 1.8556 + 1/2
-    Cr = (R - Y) / 1.5748 + 1/2        (all in [0, 1])
-
-Y is not rounded for PSNR and MS-SSIM; VMAF reads 8-bit 4:4:4 planes.
+Colour: BT.709 with full range, see `l2c.metrics`. Y is not rounded for PSNR and MS-SSIM; VMAF reads 8-bit 4:4:4 planes.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
+import shutil
+import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +21,15 @@ from torch import Tensor
 
 from l2c.errors import BackendError, UnsupportedError
 from l2c.evaluate.ffmpeg import run_ffmpeg
+from l2c.metrics import CB_RANGE as _CB
+from l2c.metrics import CR_RANGE as _CR
+from l2c.metrics import LUMA as _LUMA
 from l2c.metrics import msssim, psnr
 
 UInt8Array = npt.NDArray[np.uint8]
 
-_LUMA = (0.2126, 0.7152, 0.0722)
-_CB, _CR = 2.0 * (1.0 - _LUMA[2]), 2.0 * (1.0 - _LUMA[0])
+_VMAF_MODELS = {"vmaf": "vmaf_v0.6.1", "vmaf-neg": "vmaf_v0.6.1neg"}
+_BUTTERAUGLI = "butteraugli_main"
 
 
 def to_ycbcr(rgb: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
@@ -65,11 +66,13 @@ def from_planes(planes: npt.NDArray[np.unsignedinteger], bits: int = 8) -> UInt8
     return np.clip(np.rint(to_rgb(values / most) * 255.0), 0, 255).astype(np.uint8)
 
 
-def vmaf(original: UInt8Array, decoded: UInt8Array) -> float:
+def vmaf(original: UInt8Array, decoded: UInt8Array, names: Sequence[str] = ("vmaf",)) -> dict[str, float]:
     """VMAF (model v0.6.1, libvmaf through ffmpeg) of 8-bit 4:4:4 planes: 0..100.
 
     Args:
         original, decoded: uint8 [H, W, 3].
+        names: "vmaf", "vmaf-neg" (the model that gives nothing for enhancement, such as more contrast), or both at
+            the cost of one.
     Raises:
         BackendError: no ffmpeg with libvmaf is at hand.
     """
@@ -81,8 +84,10 @@ def vmaf(original: UInt8Array, decoded: UInt8Array) -> float:
             path.write_bytes(to_planes(pixels).tobytes())
             inputs += ["-f", "rawvideo", "-pix_fmt", "yuv444p", "-s", f"{width}x{height}", "-i", str(path)]
         log = Path(folder, "log.json")
-        run_ffmpeg([*inputs, "-lavfi", f"libvmaf=log_fmt=json:log_path={log}", "-f", "null", "-"])
-        return float(json.loads(log.read_text())["pooled_metrics"]["vmaf"]["mean"])
+        models = "|".join(f"version={_VMAF_MODELS[name]}\\:name={name}" for name in names)
+        run_ffmpeg([*inputs, "-lavfi", f"libvmaf=log_fmt=json:log_path={log}:model='{models}'", "-f", "null", "-"])
+        pooled = json.loads(log.read_text())["pooled_metrics"]
+        return {name: float(pooled[name]["mean"]) for name in names}
 
 
 def ssimulacra2(original: UInt8Array, decoded: UInt8Array) -> float:
@@ -91,14 +96,39 @@ def ssimulacra2(original: UInt8Array, decoded: UInt8Array) -> float:
         from ssimulacra2 import compute_ssimulacra2
     except ImportError:
         raise BackendError("the figure ssimulacra2 needs the package ssimulacra2: pip install 'l2c[eval]'") from None
+    with tempfile.TemporaryDirectory() as folder:  # the package reads files
+        return float(compute_ssimulacra2(*_saved(folder, original, decoded)))
+
+
+def butteraugli(original: UInt8Array, decoded: UInt8Array) -> float:
+    """Butteraugli's distance (libjxl's `butteraugli_main`, 80 nits), its 3-norm: 0 is equal, 1 just noticeable.
+
+    The greatest value over the picture, which the program says, too, depends on one place and is not used.
+
+    Raises:
+        BackendError: the program is not at hand, or failed.
+    """
+    program = shutil.which(_BUTTERAUGLI)
+    if program is None:
+        raise BackendError(f"the figure butteraugli needs libjxl's {_BUTTERAUGLI} (Debian: libjxl-devtools)")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [program, *_saved(folder, original, decoded), "--pnorm", "3"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"^3-norm: ([0-9.]+(?:e[-+]?[0-9]+)?)$", done.stdout, re.MULTILINE)
+    if done.returncode or found is None:
+        raise BackendError(f"{_BUTTERAUGLI} failed: {(done.stderr or done.stdout).strip()[-200:] or 'no message'}")
+    return float(found[1])
+
+
+def _saved(folder: str, original: UInt8Array, decoded: UInt8Array) -> list[str]:
+    """Paths of PNG files of both."""
     from PIL import Image
 
-    with tempfile.TemporaryDirectory() as folder:  # the package reads files
-        paths = []
-        for name, pixels in (("original", original), ("decoded", decoded)):
-            paths.append(str(Path(folder, f"{name}.png")))
-            Image.fromarray(pixels).save(paths[-1], compress_level=1)
-        return float(compute_ssimulacra2(*paths))
+    paths = []
+    for name, pixels in (("original", original), ("decoded", decoded)):
+        paths.append(str(Path(folder, f"{name}.png")))
+        Image.fromarray(pixels).save(paths[-1], compress_level=1)
+    return paths
 
 
 def _tensor(pixels: UInt8Array) -> Tensor:
@@ -110,7 +140,8 @@ def measure(original: UInt8Array, decoded: UInt8Array, figures: tuple[str, ...])
 
     Args:
         original, decoded: uint8 [H, W, 3] of one shape.
-        figures: psnr-rgb, psnr-y (dB), ms-ssim-rgb, ms-ssim-y (0..1), vmaf, ssimulacra2.
+        figures: psnr-rgb, psnr-y (dB), ms-ssim-rgb, ms-ssim-y (0..1), vmaf, vmaf-neg, ssimulacra2, butteraugli (the
+            less the better).
     Raises:
         UnsupportedError: an unknown figure, or other shapes. BackendError: what a figure needs is not installed.
     """
@@ -120,7 +151,7 @@ def measure(original: UInt8Array, decoded: UInt8Array, figures: tuple[str, ...])
     luma, luma_hat = (
         torch.from_numpy(to_ycbcr(pixels / 255.0)[0].astype(np.float32))[None, None] for pixels in (original, decoded)
     )
-    results = {}
+    results: dict[str, float] = {}
     for name in figures:
         if name == "psnr-rgb":
             results[name] = float(psnr(x, x_hat))
@@ -130,21 +161,27 @@ def measure(original: UInt8Array, decoded: UInt8Array, figures: tuple[str, ...])
             results[name] = float(msssim(x, x_hat))
         elif name == "ms-ssim-y":
             results[name] = float(msssim(luma, luma_hat))
-        elif name == "vmaf":
-            results[name] = vmaf(original, decoded)
+        elif name in _VMAF_MODELS:
+            if name not in results:
+                results |= vmaf(original, decoded, [other for other in figures if other in _VMAF_MODELS])
         elif name == "ssimulacra2":
             results[name] = ssimulacra2(original, decoded)
+        elif name == "butteraugli":
+            results[name] = butteraugli(original, decoded)
         else:
             raise UnsupportedError(f"there is no figure {name!r}: choose from {', '.join(FIGURES)}")
     return results
 
 
-FIGURES = ("psnr-rgb", "psnr-y", "ms-ssim-rgb", "ms-ssim-y", "vmaf", "ssimulacra2")
+FIGURES = ("psnr-rgb", "psnr-y", "ms-ssim-rgb", "ms-ssim-y", "vmaf", "vmaf-neg", "ssimulacra2", "butteraugli")
 DEFAULT_FIGURES = FIGURES[:5]
 
 
 def in_db(name: str, value: float) -> float:
-    """A figure as it is drawn and compared: MS-SSIM m as -10 log10(1 - m), everything else as it is."""
+    """A figure as it is drawn and compared, more being better: MS-SSIM m as -10 log10(1 - m), Butteraugli's distance
+    as its negative, everything else as it is."""
+    if name == "butteraugli":
+        return -value
     return -10.0 * float(np.log10(max(1.0 - value, 1e-9))) if name.startswith("ms-ssim") else value
 
 

@@ -66,7 +66,7 @@ def mean_drops(
     Args:
         checkpoints: of the stage meta.
         crops: float32 [3, H, W] in [0, 1], all of one size.
-        qualities: 0..100. mu: metric mix in eighths.
+        qualities: 0..100. mu: metric mix in eighths, see `bitstream.METRICS`.
         learning_rates: the paper's; ours are rescaled.
     """
     x = torch.stack(list(crops)).contiguous(memory_format=torch.channels_last)

@@ -14,6 +14,7 @@ import torch
 
 from l2c import __version__
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, REVISION, Effort
+from l2c.bitstream import METRICS
 from l2c.codec import Codec
 from l2c.errors import RateError, UnsupportedError
 from l2c.evaluate.curves import plot, plot_time, quality_table, rate_table
@@ -25,7 +26,7 @@ from l2c.images import load_picture, write_atomically
 DEFAULT_RATES = (0.06, 0.12, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # the eight of the JPEG AI challenge
 
 
-METRICS = {"psnr": "PSNR", "msssim": "MS-SSIM", "mixed": "both"}
+_TITLES = {"psnr": "PSNR", "mixed": "mixed", "msssim": "MS-SSIM"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Plan:
 
     pictures: Sequence[Path]
     rates: Sequence[float] = DEFAULT_RATES
-    metrics: Sequence[str] = ("msssim", "psnr")
+    metrics: Sequence[str] = tuple(METRICS)
     efforts: Sequence[int] = (0,)
     peers: Sequence[str] = ("all",)
     figures: tuple[str, ...] = DEFAULT_FIGURES
@@ -155,7 +156,7 @@ def own_name(metric: str, effort: int) -> str:
 
 def own_title(metric: str, effort: int) -> str:
     """The same for people."""
-    return f"L2C for {METRICS[metric]}, effort {effort}"
+    return f"L2C for {_TITLES[metric]}, effort {effort}"
 
 
 def _ours(codec: Codec, pixels: UInt8Array, rate: float, metric: str, effort: int) -> dict[str, Any]:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 
 from l2c.adapt.effort import Effort
-from l2c.codec import METRICS, Codec
+from l2c.bitstream import DEFAULT_METRIC, METRICS
+from l2c.codec import Codec
 from l2c.errors import RateError, UnsupportedError
 from l2c.evaluate.curves import axes_of
 from l2c.evaluate.measures import UInt8Array, in_db, measure
@@ -82,7 +83,7 @@ class Tables:
     rates: Sequence[float] = DEFAULT_RATES
     examples: int = 4
     effort: int = 4
-    metric: str = "mixed"
+    metric: str = DEFAULT_METRIC
     tell: Callable[[str], None] = lambda what: None
     _pixels: dict[Path, UInt8Array] = field(default_factory=dict)
 

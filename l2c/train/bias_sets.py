@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from l2c.adapt.bias_sets import BiasSets, distortion_gradient, predicted_change, try_sets
+from l2c.bitstream import METRICS
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
-from l2c.metrics import MSSSIM_LMBDA_RATIO, mixed_distortion
 from l2c.networks import Adaptation, Transform, num_biases
-from l2c.probability import MAX_MU, MAX_QUALITY
+from l2c.objective import Blend, Needs, distortion, terms
+from l2c.probability import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import BiasSetsConfig, TrainConfig
 from l2c.train.data import Sampler, describe
@@ -78,7 +79,7 @@ def make_patches(recipe: TrainConfig, bits: int, sampler: Sampler, numbers: Sequ
         band, bands = i % config.bands, config.bands
         first, end = (-(-(MAX_QUALITY + 1) * edge // bands) for edge in (band, band + 1))  # up, as band_of goes down
         quality = int(rng.integers(first, end))
-        mu = config.mu if config.mu is not None else int(rng.integers(0, 2)) * MAX_MU
+        mu = config.mu if config.mu is not None else int(rng.choice(list(METRICS.values())))
         clean = quality > recipe.data.clean_above or rng.random() < recipe.data.scaled_share
         crops.append(sampler.crop_for(rng, i // config.batch, clean))
         conditions.append((quality, mu))
@@ -94,7 +95,7 @@ def overfit_biases(
     Args:
         x: float32 [N, 3, H, W] in [0, 1]. z: float32 [N, c, h, w], quantised latents. cond: float32 [N, 2].
     Returns:
-        biases float32 [N, B]; distortion (`metrics.mixed_distortion`) before and after, float32 [N].
+        biases float32 [N, B]; distortion (`objective.distortion`) before and after, float32 [N].
     """
     leaf = torch.zeros(len(x), num_biases(transform.decoder), device=x.device, requires_grad=True)
     movable = torch.ones_like(leaf[0])
@@ -102,13 +103,13 @@ def overfit_biases(
         convolutions = [m for m in transform.decoder.modules() if isinstance(m, torch.nn.Conv2d) and m.bias is not None]
         movable[-convolutions[-1].out_channels :] = 0.0
     optimizer = torch.optim.Adam([leaf], lr=config.lr)
-    mix = cond[:, 1].cpu()
+    blend = Blend.of_condition(cond)
     best, before, least = leaf.detach().clone(), torch.empty(0), torch.full((len(x),), float("inf"), device=x.device)
     for k in range(config.iterations + 1):
         last = k == config.iterations
         with torch.set_grad_enabled(not last):
             x_hat = transform.decoder(z, cond, Adaptation(biases=leaf * movable))
-            value = mixed_distortion(x, x_hat[:, :, : x.shape[2], : x.shape[3]].clamp(0.0, 1.0), mix)[2]
+            value = distortion(x, x_hat[:, :, : x.shape[2], : x.shape[3]].clamp(0.0, 1.0), blend)
         now = value.detach()
         before = now if k == 0 else before
         better = now < least
@@ -146,7 +147,7 @@ def _kmeans() -> Any:
 
 @torch.no_grad()
 def measure_curvature(transform: Transform, values: Tensor, batches: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """Mean over patches of D(set) - D(default) - gradient . set, for both metrics: float32 [sets, 2].
+    """Mean over patches of D(set) - D(default) - gradient . set, for squared error and MS-SSIM: float32 [sets, 2].
 
     Args:
         values: float32 [sets, B], of one band.
@@ -189,7 +190,7 @@ def choose_scale(
         before, gradient = distortion_gradient(transform, x, z, cond)
         for scale in SCALES:
             sets = BiasSets((values * scale)[None], (curvature * scale**2)[None])
-            ranked = predicted_change(gradient, sets, 0, cond[:, 1], MSSSIM_LMBDA_RATIO).argsort(dim=1)
+            ranked = predicted_change(gradient, sets, 0, Blend.of_condition(cond)).argsort(dim=1)
             _, after = try_sets(transform, x, z, cond, sets, 0, ranked[:, :_SHORT_LIST])
             gains[scale] += float(((before - after) / before.clamp_min(1e-12)).sum()) / count
     best = max(gains, key=lambda scale: gains[scale])
@@ -197,10 +198,10 @@ def choose_scale(
 
 
 def _both(transform: Transform, x: Tensor, z: Tensor, cond: Tensor, biases: Tensor) -> tuple[Tensor, Tensor]:
-    """255^2 MSE and 1 - MS-SSIM of each patch."""
+    """255^2 MSE and 1 - MS-SSIM of each patch, of RGB."""
     x_hat = transform.decoder(z, cond, Adaptation(biases=biases))[:, :, : x.shape[2], : x.shape[3]].clamp(0.0, 1.0)
-    squared, dissimilarity, _ = mixed_distortion(x, x_hat, torch.full((len(x),), 0.5))
-    return squared, dissimilarity
+    values = terms(x, x_hat, Needs(rgb=range(len(x))))
+    return values[:, 0], values[:, 4]
 
 
 def run(

@@ -16,7 +16,7 @@ from typing import Any
 
 from l2c.config import ModelConfig, from_mapping
 from l2c.errors import ConfigError
-from l2c.metrics import MSSSIM_LMBDA_RATIO
+from l2c.objective import MSSSIM_LMBDA_RATIO
 from l2c.probability import MAX_MU, MAX_QUALITY
 
 
@@ -69,11 +69,12 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of L2C Eq. 7. The two distortions are mixed by mu and multiplied by the picture's lambda.
+    """Weights of L2C Eq. 7. The distortion is that of mu (`l2c.objective`), multiplied by the picture's lambda; search
+    and reports have it with the default weights.
 
     Attributes:
-        msssim: lambda_d1 at mu = 1, for 1 - MS-SSIM (see `metrics.MSSSIM_LMBDA_RATIO`).
-        mse: lambda_d2 at mu = 0, for the MSE of pictures in 0..255.
+        msssim: lambda_d1, for all of 1 - MS-SSIM, of luma or RGB (see `objective.MSSSIM_LMBDA_RATIO`).
+        mse: lambda_d2, for all squared errors of pictures in 0..255.
         perceptual: lambda_d3, for the VGG16 term; needs `vgg16`. 0 turns it off.
         rate: lambda_r, for bits per pixel.
         mask: lambda_m, for |mean tau - zeta| of Eq. 3.
@@ -108,7 +109,7 @@ class StageConfig:
         hold: Gpixel after which the learning rate falls as 1 / sqrt(pixels seen); none: never. It makes a run without
             an end: a run that ends takes `decay`.
         batch: pictures per step over all processes.
-        minutes, steps, gpixel: length; the first that is reached ends the stage. Minutes add up over all resumes and count
+        minutes, steps, gpixel: length; the first that is reached ends the stage. Minutes add up over all resumes, count
             validation and saving; a learning rate that falls by minutes depends on the machine's speed, one that falls
             by steps is the same after any kill.
         decay: last share of the length over which the learning rate falls linearly to zero.
@@ -242,7 +243,8 @@ class BiasSetsConfig:
         batch: patches overfitted at once.
         sets: k of k-means, at most 255; index 255 stands for the default biases.
         bands: tables, one for each equal range of quality.
-        mu: the metric mix in eighths; none draws 0 or 8 for each patch. Quality is drawn from each patch's band.
+        mu: the metric mix in eighths; none draws one of the three metrics for each patch. Quality is drawn from each
+            patch's band.
         last_layer: whether the last layer's biases are part of a set.
         curvature_patches: patches on which each set's second-order term is measured.
     """
@@ -297,7 +299,8 @@ class TrainConfig:
     Attributes:
         model: path of the model configuration, relative to the recipe.
         seed: of everything random; batch and noise of a step depend on it and on the step alone.
-        val_pictures: validation crops of 256x256 pixels.
+        val_pictures: validation crops of 256x256 pixels from each source, at most.
+        val_drawn: how many validation pictures are drawn by code.
         log_seconds, save_minutes: how often figures are logged, and a checkpoint written and validated.
         autocast: "auto" (bfloat16 where the device is fast at it), "on" or "off".
         compile: run the objective through `torch.compile`.
@@ -314,6 +317,7 @@ class TrainConfig:
     bias_sets: BiasSetsConfig = field(default_factory=BiasSetsConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     val_pictures: int = 12
+    val_drawn: int = 12
     log_seconds: float = 30.0
     save_minutes: float = 10.0
     autocast: str = "auto"
@@ -323,6 +327,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(self.autocast in ("auto", "on", "off"), "autocast must be auto, on or off")
         _check(self.val_pictures >= 1, "val_pictures must be positive")
+        _check(self.val_drawn >= 0, "val_drawn must not be negative")
         _check(self.seed >= 0, "seed must not be negative")
         _check(self.log_seconds >= 0 and self.save_minutes >= 0, "log_seconds and save_minutes must not be negative")
 

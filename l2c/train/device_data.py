@@ -11,20 +11,25 @@ rates, and which pictures need which term of the loss is known on the host.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from l2c.bitstream import METRICS
 from l2c.errors import ConfigError
+from l2c.objective import Needs
 from l2c.probability import MAX_MU
 from l2c.train.config import DataConfig, StageConfig
 
 _MASK = 0xFFFFFFFF
 _TAPS = 3  # a crop that is scaled down averages 3x3 samples a pixel: enough down to a third
-_MIXED = MAX_MU // 2
-_SHARES = ((0, 0.25), (_MIXED, 0.375), (MAX_MU, 0.25))  # of the metrics in a batch; the rest has any mu
+_SHARES = (
+    (METRICS["psnr"], 0.25),
+    (METRICS["mixed"], 0.375),
+    (METRICS["msssim"], 0.25),
+)  # of the metrics in a batch; the rest has any mu
 
 
 def hashed(counters: Tensor, *keys: int | Tensor) -> Tensor:
@@ -47,6 +52,12 @@ def hashed(counters: Tensor, *keys: int | Tensor) -> Tensor:
 def uniform(counters: Tensor, *keys: int | Tensor) -> Tensor:
     """Random float32 in [0, 1), 24 bits each; see `hashed`."""
     return (hashed(counters, *keys) >> 8).float() * 2.0**-24
+
+
+def _span(places: Iterable[int]) -> range:
+    """Places that follow each other, as a range."""
+    found = list(places)
+    return range(found[0], found[-1] + 1) if found else range(0)
 
 
 @dataclass(frozen=True)
@@ -149,6 +160,10 @@ class Bank:
 class DeviceBatches:
     """Makes this process's share of every batch on the device.
 
+    Attributes:
+        composition: of the global batch.
+        needs: which of this process's pictures need which MS-SSIM.
+
     Args:
         photographs: pictures that are cut, scaled and turned. drawn: bank of drawn pictures, cut only; or None.
         data, stage: see `DataConfig`, `StageConfig`.
@@ -186,6 +201,12 @@ class DeviceBatches:
         self._from_drawn = torch.tensor([k for k, flag in enumerate(flags) if flag], device=device, dtype=torch.int64)
         self._from_photographs = torch.tensor(
             [k for k, flag in enumerate(flags) if not flag], device=device, dtype=torch.int64
+        )
+        mus = [self.composition.mu[j] for j in mine]
+        middle, last = METRICS["mixed"], METRICS["msssim"]
+        self.needs = Needs(
+            luma=_span(k for k, mu in enumerate(mus) if 0 < mu < last),
+            rgb=_span(k for k, mu in enumerate(mus) if mu > middle),
         )
         size = latent[0] * latent[1] * latent[2]
         self._latent = latent

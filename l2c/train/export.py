@@ -12,11 +12,12 @@ from torch import Tensor
 
 from l2c import integer, networks
 from l2c.adapt.bias_sets import BiasSets
+from l2c.bitstream import METRICS, metric_name
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
 from l2c.images import write_atomically
 from l2c.models import Model, load_model, save_model
-from l2c.probability import MAX_MU, MAX_QUALITY
+from l2c.probability import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import TrainConfig
 from l2c.train.data import centre_crops
@@ -36,7 +37,7 @@ def rate_curve(nets: Networks, pictures: list[Tensor]) -> list[tuple[float, floa
     for quality in _CURVE_QUALITIES:
         total = 0.0
         for picture in pictures:
-            cond = Conditions(*(torch.tensor([v]) for v in (quality, MAX_MU // 2, nets.config.bits)))
+            cond = Conditions(*(torch.tensor([v]) for v in (quality, METRICS["mixed"], nets.config.bits)))
             _, bits = latents_and_bits(nets, picture.float() / 255.0, cond)
             total += float(bits) / picture[0, 0].numel()
         least = curve[-1][1] * 1.001 if curve else 1e-6
@@ -135,10 +136,9 @@ def card(
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
-        metric = "psnr" if row["mu"] == 0 else "msssim"
         lines.append(
-            f"| {metric} | {row['quality'] / 10:g} | {row['bpp']:.4f} | {row['psnr']:.2f} | {row['msssim']:.4f} "
-            f"| {row['loss']:.4f} |"
+            f"| {metric_name(int(row['mu']))} | {row['quality'] / 10:g} | {row['bpp']:.4f} | {row['psnr']:.2f} "
+            f"| {row['msssim']:.4f} | {row['loss']:.4f} |"
         )
     return "\n".join(lines) + "\n"
 

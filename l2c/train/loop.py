@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -32,16 +32,20 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from l2c import networks
+from l2c.bitstream import METRICS
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, ImageError, TrainingError
 from l2c.images import L2CWarning
-from l2c.metrics import mse, msssim, psnr
+from l2c.metrics import msssim, psnr
+from l2c.objective import Needs
+from l2c.objective import distortion as distortion_of
 from l2c.ops import bf16_pays
 from l2c.probability import MAX_MU
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import LossConfig, StageConfig, TrainConfig, recipe_json
 from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, shared_pictures
 from l2c.train.device_data import Bank, DeviceBatches
+from l2c.train.drawn import draw_batch
 from l2c.train.graph import captured, cuda_capture
 from l2c.train.losses import Conditions, LossParts, Networks, quality_of_lmbda, quantised_latents
 from l2c.train.optimizers import make_optimizer
@@ -49,6 +53,7 @@ from l2c.train.parallel import Parallel
 from l2c.train.perceptual import VGG16Features, load_vgg16
 from l2c.train.records import Records, machine, write_json
 from l2c.train.speed import convolution_peak
+from l2c.train.validation import validation_set
 
 try:
     import fcntl
@@ -59,6 +64,7 @@ _MAX_BAD = 3
 _AGREE_STEPS = 10  # several processes compare clocks and signals this often
 _MAX_ROLLBACKS = 3
 _VAL_SIZE = 256
+_SEEN = "seen"  # kind of the validation pictures that are trained on: the gap to the others shows overfitting
 _DRAWN_SIDE = 512  # of the pictures in a bank of drawn ones
 _VAL_LMBDAS = (7.72e-5, 4.40e-4, 2.51e-3, 1.43e-2, 8.13e-2, 4.63e-1)  # quality 5, 25 ... of model 1, and one beyond
 _COMMANDS = "; "  # between the commands of one stage in its entry
@@ -105,10 +111,12 @@ class Objective(nn.Module, abc.ABC):
         """For the model card, beside what every stage has."""
         return {}
 
-    def forward(self, x: Tensor, quality: Tensor, mu: Tensor, b: Tensor, noise: Tensor, autocast: bool) -> LossParts:
+    def forward(
+        self, x: Tensor, quality: Tensor, mu: Tensor, b: Tensor, noise: Tensor, autocast: bool, needs: Needs | None
+    ) -> LossParts:
         """`loss` under bfloat16 autocast where asked for; plain tensors, so that DDP and the compiler see them."""
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
-            return self.loss(x, Conditions(quality, mu, b), noise)
+            return self.loss(x, Conditions(quality, mu, b, needs=needs), noise)
 
 
 def sample_conditions(config: StageConfig, bits: int, rng: np.random.Generator) -> tuple[int, int, int]:
@@ -147,7 +155,7 @@ def make_batch(
 
 @torch.no_grad()
 def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> list[dict[str, float]]:
-    """Estimated rate (float P) and quality at the qualities nearest to fixed lambdas, for MSE and for MS-SSIM.
+    """Estimated rate (float P) and quality for each of the three metrics, at the qualities nearest to fixed lambdas.
 
     Args:
         pictures: uint8 [1, 3, H, W] each, all of one size.
@@ -155,10 +163,9 @@ def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> li
         One row per (mu, quality): bpp, psnr in dB, msssim, and `loss`, the objective in bits per pixel with the
         default weights.
     """
-    weights = LossConfig()
     x = torch.cat(pictures).to(device).float() / 255.0
     rows = []
-    for mu in (0, MAX_MU):
+    for mu in METRICS.values():
         for quality in {quality_of_lmbda(lmbda, nets.config): None for lmbda in _VAL_LMBDAS}:
             count = len(x)
             cond = Conditions(*(torch.full((count,), v) for v in (quality, mu, nets.config.bits)))
@@ -167,11 +174,16 @@ def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> li
             x_hat = (x_hat[:, :, : x.shape[2], : x.shape[3]] * 255).round() / 255
             bpp = float(bits.mean()) / (x.shape[2] * x.shape[3])
             mean_psnr, mean_msssim = float(psnr(x, x_hat).mean()), float(msssim(x, x_hat).mean())
-            distortion = 255.0**2 * float(mse(x, x_hat).mean()) if mu == 0 else weights.msssim * (1.0 - mean_msssim)
+            distortion = float(distortion_of(x, x_hat, cond.blend(nets.config, LossConfig(), device)).mean())
             loss = bpp + float(cond.lmbda(nets.config)[0]) * distortion
             figures = {"bpp": bpp, "psnr": mean_psnr, "msssim": mean_msssim, "loss": loss}
             rows.append({"mu": mu, "quality": quality, **figures})
     return rows
+
+
+def mean_log_loss(rows: Sequence[Mapping[str, float]]) -> float:
+    """Mean of ln(loss) over rows of `validate`: 100 times a difference is about the mean difference in percent."""
+    return sum(math.log(row["loss"]) for row in rows) / len(rows)
 
 
 @torch.no_grad()
@@ -257,7 +269,9 @@ class Loop:
             parallel.device,
         )
         self.banks = self._read_banks() if recipe.data.on_device else None
-        self.val_pictures = centre_crops(recipe.data.val, _VAL_SIZE, recipe.val_pictures)
+        self.val_pictures = validation_set(recipe.data.val, _VAL_SIZE, recipe.val_pictures, recipe.val_drawn)
+        limit = 4 * recipe.val_pictures
+        self.val_pictures[_SEEN] = centre_crops(recipe.data.train, _VAL_SIZE, recipe.val_pictures, limit)
         features = load_vgg16(Path(recipe.loss.vgg16)) if recipe.loss.perceptual and recipe.loss.vgg16 else None
         self.features = features.to(parallel.device) if features is not None else None
         if features is None:
@@ -401,7 +415,8 @@ class Loop:
         assert self._device_batches is not None
         header = self._device_batches.conditions(self._at)
         x = self._device_batches.pictures(self._at, header[:, 0])
-        self._compute(x, Conditions(*header.unbind(dim=1)), self._device_batches.noise(self._at))
+        cond = Conditions(*header.unbind(dim=1), needs=self._device_batches.needs)
+        self._compute(x, cond, self._device_batches.noise(self._at))
         self._at += 1
 
     def _compute(self, x: Tensor, cond: Conditions, noise: Tensor) -> None:
@@ -410,7 +425,7 @@ class Loop:
         Everything here happens on the device, in tensors that stay: see `_lasting`.
         """
         x = (x.float() / 255.0).contiguous(memory_format=torch.channels_last)
-        parts = self.wrapped(x, cond.quality, cond.mu, cond.b, noise, self.autocast)
+        parts = self.wrapped(x, cond.quality, cond.mu, cond.b, noise, self.autocast, cond.needs)
         for parameter in self.parameters:
             parameter.grad = None
         parts.total.mean().backward()
@@ -453,10 +468,13 @@ class Loop:
         """Photographs and drawn pictures for batches made on the device. Raises ConfigError as `Sampler` does."""
         began = time.monotonic()
         data, device = self.recipe.data, self.parallel.device
-        photographs = Bank(list(self.sampler.pictures()), device)
+        pictures = list(self.sampler.pictures())
+        photographs = Bank(pictures, device)
         drawn = None
         if data.drawn_share > 0.0:
-            drawn = Bank(list(draw_batch(data.drawn_bank, max(data.crop, _DRAWN_SIDE), self.recipe.seed)), device)
+            photos = [picture.permute(1, 2, 0).numpy() for picture in pictures[:: max(1, len(pictures) // 64)]]
+            side = max(data.crop, _DRAWN_SIDE)
+            drawn = Bank(list(draw_batch(data.drawn_bank, side, self.recipe.seed, photos)), device)
         total = photographs.pixels.shape[0] + (drawn.pixels.shape[0] if drawn is not None else 0)
         self.say(
             f"{len(photographs)} photographs, {len(drawn) if drawn is not None else 0} drawn pictures, "
@@ -648,16 +666,26 @@ class Loop:
             self._rollbacks = 0
 
     def _validate(self) -> None:
+        """Figures of every kind of validation picture into the journal, those of the first kind into the curves."""
         if self.parallel.rank:
             return
-        rows = validate(self.average, self.val_pictures, self.parallel.device)
+        device = self.parallel.device
+        kinds = {kind: validate(self.average, part, device) for kind, part in self.val_pictures.items()}
         stamp = {"step": self.step, "seconds": round(self.seconds, 1), "gpixel": round(self.pixels / 1e9, 4)}
+        figures = {
+            kind: [{key: round(value, 6) for key, value in row.items()} for row in rows] for kind, rows in kinds.items()
+        }
+        facts = {"device": machine()["device"], "lr": self.learning_rate(), "batch": self.stage.batch}
+        self.records.journal({**stamp, **facts, "crop": self.recipe.data.crop, "kinds": figures})
+        shown, rows = next(iter(kinds.items()))
         self.records.validation([{**stamp, **row} for row in rows])
         self.records.plot()
-        for mu in (0, MAX_MU):
+        for mu in METRICS.values():
             part = [r for r in rows if r["mu"] == mu]
             curve = "  ".join(f"{r['bpp']:.3f}/{r['psnr']:.2f}/{r['msssim']:.4f}" for r in part)
-            self.say(f"validation mu={mu}  {curve}  loss {' '.join(format(r['loss'], '.4f') for r in part)}")
+            self.say(f"{shown} mu={mu}  {curve}  loss {' '.join(format(r['loss'], '.4f') for r in part)}")
+        means = (f"{kind} {mean_log_loss(rows):+.4f}" for kind, rows in kinds.items())
+        self.say(f"mean ln loss: {', '.join(means)}")
 
     def _roll_back(self) -> None:
         self._rollbacks += 1

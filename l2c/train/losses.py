@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from l2c import networks
 from l2c.config import ModelConfig
-from l2c.metrics import mixed_distortion
 from l2c.networks import Adaptation
+from l2c.objective import MSSSIM_LMBDA_RATIO, Blend, Needs, terms, weighted
 from l2c.probability import MAX_MU, MAX_QUALITY, ProbabilityModel
 from l2c.train.config import LossConfig
 from l2c.train.perceptual import VGG16Features, perceptual_distance
@@ -30,15 +30,20 @@ class Networks(nn.Module):
 
 @dataclass
 class Conditions:
-    """What each picture of a batch is coded for. Held on the CPU, so that reading it never waits for a device.
+    """What each picture of a batch is coded for.
+
+    Held on the CPU, so that reading it never waits for a device; or held on a device with `needs`, which then says on
+    the host what has to be known of mu, so that the loss never reads it.
 
     Attributes:
         quality: int64 [N], 0..1000. mu: int64 [N], metric mix in eighths, 0..8. b: int64 [N], bits 1..8.
+        needs: which pictures need which MS-SSIM, for batches of fixed composition; None: read from mu.
     """
 
     quality: Tensor
     mu: Tensor
     b: Tensor
+    needs: Needs | None = field(default=None, kw_only=True)
 
     def lmbda(self, config: ModelConfig) -> Tensor:
         """Raw lambda, float32 [N]."""
@@ -52,6 +57,11 @@ class Conditions:
         """mu in 0..1, float32 [N]."""
         return self.mu.float() / MAX_MU
 
+    def blend(self, config: ModelConfig, weights: LossConfig, device: torch.device) -> Blend:
+        """What the distortion is made of (`l2c.objective`), with the weights of a recipe, on the pictures' device."""
+        blend = Blend.of(self.mu, self.lmbda(config).to(device), self.needs)
+        return blend.scaled(weights.mse, weights.msssim / MSSSIM_LMBDA_RATIO)
+
     def header(self) -> Tensor:
         """What P sees, int64 [N, 3]."""
         return torch.stack((self.quality, self.mu, self.b), dim=1)
@@ -63,8 +73,8 @@ class LossParts:
 
     Attributes:
         bpp: rate in bits per pixel.
-        mse: of pictures in 0..255.
-        dissimilarity: 1 - MS-SSIM, NaN where its weight is zero.
+        mse: of RGB in 0..255.
+        dissimilarity: 1 - MS-SSIM: of RGB where mu > 4, of luma where 0 < mu <= 4, NaN where mu is 0.
         perceptual: the VGG16 term, zero where it is off.
         mask: |mean tau - zeta| (Eq. 3), zero without a mask.
         objective: the weighted sum of Eq. 7, in bits per pixel.
@@ -82,8 +92,7 @@ class LossParts:
 
 def lmbda_of_quality(quality: Tensor, config: ModelConfig) -> Tensor:
     """Raw lambda of quality 0..MAX_QUALITY (integers, any shape): log-linear between the model's two ends."""
-    ratio = config.lmbda_max / config.lmbda_min
-    return config.lmbda_min * torch.pow(ratio, quality.float() / MAX_QUALITY)
+    return config.lmbda_min * (config.lmbda_max / config.lmbda_min) ** (quality.float() / MAX_QUALITY)
 
 
 def quality_of_lmbda(lmbda: float, config: ModelConfig) -> int:
@@ -132,9 +141,10 @@ def latent_loss(
 ) -> LossParts:
     """L2C Eq. 7 as a function of the latents before Q: what training and overfitting minimise.
 
-        L = lambda [(1 - mu) l_d2 255^2 MSE + mu l_d1 (1 - MS-SSIM) + l_d3 L_d3] + l_r bpp + l_m |mean tau - zeta|
+        L = lambda [D(mu) + l_d3 L_d3] + l_r bpp + l_m |mean tau - zeta|
 
-    D sees rounded latents, straight through (L2C III).
+    D(mu) takes the place of the first two terms of Eq. 7 (`l2c.objective`); l_d2 multiplies its squared errors and
+    l_d1 / MSSSIM_LMBDA_RATIO its dissimilarities. The decoder sees rounded latents, straight through (L2C III).
 
     Args:
         x: float32 [N, 3, H, W] in [0, 1], sides multiples of s.
@@ -156,16 +166,23 @@ def latent_loss(
     x_hat = nets.transform.decoder(y_hat, cond.vector(nets.config).to(x.device), adaptation).clamp(-0.2, 1.2)
     bits = nets.probability.num_bits(y_hat, target, cond.header())
     bpp = bits / (x.shape[2] * x.shape[3])
-    squared, dissimilarity, distortion = mixed_distortion(x, x_hat, cond.mix(), weights.mse, weights.msssim)
+    blend = cond.blend(nets.config, weights, x.device)
+    values = terms(x, x_hat, blend.needs)
     perceptual = torch.zeros_like(bpp)
     if features is not None:
         perceptual = perceptual_distance(features, x, x_hat.clamp(0.0, 1.0))
     mask = torch.zeros_like(bpp)
     if tau is not None:
         mask = (tau.flatten(1).mean(dim=1) - mask_target(cond.quality, weights).to(x.device)).abs()
+    distortion = weighted(values, blend.weights)
     objective = lmbda * (distortion + weights.perceptual * perceptual) + weights.rate * bpp + weights.mask * mask
     total = objective * (lmbda / 0.01) ** -0.5
-    return LossParts(bpp, squared, dissimilarity, perceptual, mask, objective, total)
+    return LossParts(bpp, values[:, 0], shown_dissimilarity(values), perceptual, mask, objective, total)
+
+
+def shown_dissimilarity(values: Tensor) -> Tensor:
+    """`LossParts.dissimilarity` of terms float32 [N, len(TERMS)]."""
+    return torch.where(values[:, 4].isnan(), values[:, 3], values[:, 4])
 
 
 def quantiser_step(b: Tensor, device: torch.device) -> Tensor:

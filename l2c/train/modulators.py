@@ -7,11 +7,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from l2c.errors import ConfigError
-from l2c.metrics import mixed_distortion
 from l2c.networks import Adaptation, num_modulators
+from l2c.objective import terms, weighted
 from l2c.train.config import LossConfig, ModulatorsConfig
 from l2c.train.loop import Objective
-from l2c.train.losses import Conditions, LossParts, Networks, quantised_latents
+from l2c.train.losses import Conditions, LossParts, Networks, quantised_latents, shown_dissimilarity
 from l2c.train.perceptual import VGG16Features
 
 
@@ -61,11 +61,14 @@ class ModulatorsObjective(Objective):
         adaptation: Adaptation | None = None,
         psi: dict[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """`mixed_distortion` of D's output, with other conditions or other modulators where they are given."""
+        """255^2 MSE, 1 - MS-SSIM (see `LossParts`) and distortion of the decoder's output, float32 [N] each, with other
+        conditions or other modulators where they are given."""
         decoder = self.nets.transform.decoder
         others = {f"mods.{name}": p for name, p in (psi or {}).items()}
         x_hat = functional_call(decoder, others, (z, cond.vector(self.nets.config).to(x.device), adaptation))
-        return mixed_distortion(x, x_hat.clamp(-0.2, 1.2), cond.mix(), self.weights.mse, self.weights.msssim)
+        blend = cond.blend(self.nets.config, self.weights, x.device)
+        values = terms(x, x_hat.clamp(-0.2, 1.2), blend.needs)
+        return values[:, 0], shown_dissimilarity(values), weighted(values, blend.weights)
 
     def _by_lambdas(self, x: Tensor, z: Tensor, cond: Conditions) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 5 on each picture's K conditions. The gradient is that of log D, so one alpha serves all rates."""

@@ -284,7 +284,9 @@ class Soap(Optimizer):
             self._square.lerp_(flat.square_(), (1.0 - b2) * moves)
             scale = (self._square / correction2).sqrt_().add_(self._epsilon)
             change = (self._mean / scale).mul_(size).split([p.numel() for p in self._vectors])
-            torch._foreach_sub_(list[Tensor](self._vectors), [part.view_as(p) for part, p in zip(change, self._vectors)])
+            torch._foreach_sub_(
+                list[Tensor](self._vectors), [part.view_as(p) for part, p in zip(change, self._vectors)]
+            )
         self._started.copy_(torch.maximum(self._started, keep))
 
     @torch.no_grad()

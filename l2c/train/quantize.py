@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from l2c import integer
+from l2c.bitstream import METRICS
 from l2c.errors import TrainingError
 from l2c.networks import quantise
-from l2c.probability import MAX_MU
 from l2c.train.config import LossConfig
 from l2c.train.loop import Objective, latents_and_bits
 from l2c.train.losses import Conditions, LossParts, Networks, analyse, latent_loss, quantised_latents
@@ -55,7 +55,7 @@ def rates(nets: Networks, exact: integer.IntegerModel, pictures: list[Tensor]) -
     for picture in pictures:
         x = picture.float() / 255.0
         for quality in _QUALITIES:
-            for mu in (0, MAX_MU):
+            for mu in METRICS.values():
                 header = (quality, mu, nets.config.bits)
                 z, bits = latents_and_bits(nets, x, Conditions(*(torch.tensor([v]) for v in header)))
                 in_float += float(bits)

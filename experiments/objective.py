@@ -1,0 +1,145 @@
+"""Which weights of `mixed` (l2c/objective.py) give the figures that stand for eyes most at equal rate.
+
+    python experiments/objective.py PICTURES... --out RECORD.jsonl [--rates 0.15 0.4 1] [--crop 384] [--iterations 8]
+        [--objectives rgb half msssim a=0.2 a=0.35 a=0.5,f=0.8 shipped] [--metrics]
+
+Each picture's centre is encoded at each rate for every objective by a latent search of so many iterations, decoded and
+measured. All objectives use the model's networks at mu = 4, so only what the search moves latents towards differs:
+
+    none     no search
+    rgb      squared error of RGB, as psnr
+    half     half of that and half of MS-SSIM of RGB: what model 1 was trained for at mu = 4
+    msssim   MS-SSIM of RGB
+    a=A,f=F  `mixed` with these weights at every lambda (f = 0.8 where it is not named)
+    shipped  `mixed` as it is
+
+`--metrics` adds the three metrics of the axis as users have them: networks and search at mu = 0, 4 and 8. A stopped run
+goes on where it was. The table has differences from the first objective, means over pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import l2c
+from l2c import objective
+from l2c.bitstream import METRICS
+from l2c.evaluate.measures import FIGURES, measure
+from l2c.images import load_picture
+from l2c.train.data import list_pictures
+
+# Measured along model 1's rate-distortion curves on validation pictures, medians over 0.07..2 bpp: how much 255^2 MSE
+# of Y, that of chroma, and 1280 (1 - MS-SSIM_Y) change where 255^2 MSE of RGB changes by one.
+SLOPES = (0.86, 0.14, 0.35)
+_FIXED = {
+    "rgb": (1.0, 0.0, 0.0, 0.0, 0.0),
+    "half": (0.5, 0.0, 0.0, 0.0, 0.5 * objective.MSSSIM_LMBDA_RATIO),
+    "msssim": (0.0, 0.0, 0.0, 0.0, objective.MSSSIM_LMBDA_RATIO),
+}
+
+
+def gain_for(structure: float, luma: float) -> float:
+    """g with which a lambda gives about the rate that it gives with psnr."""
+    squared = luma * SLOPES[0] + (1.0 - luma) * SLOPES[1]
+    return 1.0 / ((1.0 - structure) * squared + structure * SLOPES[2])
+
+
+@contextmanager
+def searching_for(name: str) -> Iterator[None]:
+    """The objective of this name in place of the shipped one."""
+    weights, mixed = objective.term_weights, objective.MIXED
+    try:
+        if name in _FIXED:
+            objective.term_weights = _constant(_FIXED[name])
+        elif name not in ("none", "shipped"):
+            values = {"f": 0.8} | {key: float(value) for key, value in (part.split("=") for part in name.split(","))}
+            a, f = values["a"], values["f"]
+            gain = values.get("g", gain_for(a, f))
+            objective.MIXED = objective.MixedWeights((a, a), (f, f), (gain, gain))
+        yield
+    finally:
+        objective.term_weights, objective.MIXED = weights, mixed
+
+
+def _constant(weights: tuple[float, ...]) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda mu, lmbda: torch.tensor(weights, device=lmbda.device).repeat(len(lmbda), 1)
+
+
+def centre(path: Path, side: int) -> np.ndarray:
+    """uint8 [side, side, 3], or less where the picture has less."""
+    pixels = load_picture(path).rgb
+    top, left = (max(0, (length - side) // 2) for length in pixels.shape[:2])
+    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pictures", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--rates", nargs="+", type=float, default=[0.15, 0.4, 1.0])
+    parser.add_argument("--crop", type=int, default=384)
+    parser.add_argument("--iterations", type=int, default=8)
+    parser.add_argument("--objectives", nargs="+", default=["rgb", "half", "msssim", "shipped"])
+    parser.add_argument("--metrics", action="store_true")
+    parser.add_argument("--figures", nargs="+", default=list(FIGURES))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", default=None)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    codec = l2c.Codec(args.model) if args.model else l2c.Codec()
+    names = [*args.objectives, *(f"metric {name}" for name in METRICS if args.metrics)]
+    rows = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    known = {(row["picture"], row["rate"], row["objective"]) for row in rows}
+    paths = list_pictures(*args.pictures)
+    for path in paths:
+        pixels = centre(path, args.crop)
+        for rate in args.rates:
+            for name in names:
+                if (path.stem, rate, name) in known:
+                    continue
+                metric = name.removeprefix("metric ") if name.startswith("metric ") else "mixed"
+                effort = l2c.Effort(0 if name == "none" else args.iterations)
+                with searching_for("shipped" if name.startswith("metric ") else name):
+                    encoded = codec.encode_detailed(pixels, bpp=rate, metric=metric, effort=effort)
+                row: dict[str, Any] = {"picture": path.stem, "rate": rate, "objective": name, "bpp": encoded.bpp}
+                row |= {"quality": encoded.quality, "model": codec.model.name, "iterations": args.iterations}
+                row |= measure(pixels, codec.decode(encoded.data), tuple(args.figures))
+                rows.append(row)
+                with args.out.open("a") as record:
+                    record.write(json.dumps(row) + "\n")
+                print(path.stem, rate, name, f"{encoded.bpp:.4f}", flush=True)
+    shown = {path.stem for path in paths}
+    print(table([row for row in rows if row["picture"] in shown], names, args.rates, args.figures))
+
+
+def table(rows: list[dict[str, Any]], names: list[str], rates: list[float], figures: list[str]) -> str:
+    """Markdown: for each rate the first objective's means, and differences from them."""
+    found = {(row["objective"], row["rate"], row["picture"]): row for row in rows}
+    lines = ["| bpp | objective | bpp, % | " + " | ".join(figures) + " |", "|---" * (3 + len(figures)) + "|"]
+    for rate in rates:
+        pictures = sorted({row["picture"] for row in rows if all((n, rate, row["picture"]) in found for n in names)})
+        for name in names:
+            cells = []
+            for figure in ("bpp", *figures):
+                pairs = np.array([[found[n, rate, p][figure] for p in pictures] for n in (names[0], name)])
+                mean, change = pairs[0].mean(), (pairs[1] - pairs[0]).mean()
+                if figure == "bpp":
+                    cells.append(f"{100 * change / mean:+.1f}")
+                else:
+                    digits = 4 if figure.startswith("ms-ssim") else 3 if figure == "butteraugli" else 2
+                    cells.append(f"{mean:.{digits}f}" if name == names[0] else f"{change:+.{digits}f}")
+            lines.append(f"| {rate:g} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""The distortion on the axis of metrics against its definition written out picture by picture."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import l2c
+from l2c import bitstream, metrics, networks, objective
+from l2c.adapt.latents import Regions
+from l2c.bitstream import DEFAULT_METRIC, METRICS, metric_name
+from l2c.config import ModelConfig
+from l2c.evaluate.measures import measure, to_ycbcr
+from l2c.objective import Blend, DistortionTo, MixedWeights, Needs, distortion, term_weights, terms
+from l2c.probability import MAX_MU, MAX_QUALITY
+from l2c.train import losses
+from l2c.train.config import LossConfig
+from l2c.train.losses import Conditions, Networks, latent_loss
+
+RATIO = objective.MSSSIM_LMBDA_RATIO
+LMBDAS = (1e-4, 0.004, 0.02, 0.3)
+# BT.709, full range, as ITU-R BT.709-6 gives it by its luma coefficients; rows Y, Cb, Cr of columns R, G, B.
+BT709 = np.array([[0.2126, 0.7152, 0.0722], [-0.1146, -0.3854, 0.5], [0.5, -0.4542, -0.0458]])
+
+
+def pictures(n: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Smooth pictures and noisy ones that go beyond [0, 1]."""
+    generator = torch.Generator().manual_seed(height)
+    small = torch.rand(n, 3, -(-height // 8), -(-width // 8), generator=generator)
+    x = torch.nn.functional.interpolate(small, (height, width), mode="bilinear").clamp(0, 1)
+    noise = torch.randn(x.shape, generator=generator) * torch.linspace(0.02, 0.15, n)[:, None, None, None]
+    return x, x + noise * torch.tensor([0.5, 1.0, 2.0])[:, None, None]
+
+
+def plain(x: Tensor, x_hat: Tensor, mu: int, lmbda: float) -> float:
+    """The module's formula for one picture [3, H, W], in double precision but for MS-SSIM."""
+    a, b = (np.einsum("kc,chw->khw", BT709_EXACT, t.double().numpy()) for t in (x, x_hat))
+    inside = np.einsum("kc,chw->khw", BT709_EXACT, x_hat.clamp(0, 1).double().numpy())
+    y, y_hat = (torch.from_numpy(t[:1]).float()[None] for t in (a, inside))
+    squared = 255.0**2 * ((a - b) ** 2).mean(axis=(1, 2))
+    low, high = objective.MIXED.lmbdas
+    t = min(max((np.log(lmbda) - np.log(low)) / (np.log(high) - np.log(low)), 0.0), 1.0)
+    share, f, g = (
+        pair[0] + (pair[1] - pair[0]) * (3 * t**2 - 2 * t**3)
+        for pair in (objective.MIXED.structure, objective.MIXED.luma, objective.MIXED.gain)
+    )
+    mixed = (1 - share) * (f * squared[0] + (1 - f) * squared[1:].mean())
+    mixed += share * RATIO * (1.0 - float(metrics.msssim(y, y_hat)))
+    of = {
+        "psnr": 255.0**2 * float((x - x_hat).double().square().mean()),
+        "mixed": g * mixed,
+        "msssim": RATIO * (1.0 - float(metrics.msssim(x[None], x_hat[None].clamp(0, 1)))),
+    }
+    return sum(max(0.0, 1.0 - abs(mu - METRICS[name]) / 4) * value for name, value in of.items())
+
+
+BT709_EXACT = np.array(
+    [
+        [0.2126, 0.7152, 0.0722],
+        [-0.2126 / 1.8556, -0.7152 / 1.8556, (1 - 0.0722) / 1.8556],
+        [(1 - 0.2126) / 1.5748, -0.7152 / 1.5748, -0.0722 / 1.5748],
+    ]
+)
+
+
+class TestAxis:
+    def test_the_names_are_the_ends_and_the_middle(self) -> None:
+        assert METRICS == {"psnr": 0, "mixed": MAX_MU // 2, "msssim": MAX_MU}
+        assert [metric_name(mu) for mu in (0, 4, 8)] == ["psnr", "mixed", "msssim"]
+        assert metric_name(1) == "3/4 psnr + 1/4 mixed" and metric_name(6) == "2/4 mixed + 2/4 msssim"
+
+    def test_hats(self) -> None:
+        """At mu = 0, 4 and 8 one metric alone counts; between, both neighbours by their distance."""
+        lmbda = torch.full((9,), 0.01)
+        weights = term_weights(torch.arange(9), lmbda)
+        assert weights.shape == (9, 5) and weights.dtype == torch.float32 and bool((weights >= 0).all())
+        ends = {name: weights[mu] for name, mu in METRICS.items()}
+        assert ends["psnr"].tolist() == [1, 0, 0, 0, 0]
+        assert ends["msssim"].tolist() == [0, 0, 0, 0, RATIO]
+        assert ends["mixed"][0] == 0 and ends["mixed"][4] == 0 and bool((ends["mixed"][1:4] > 0).all())
+        for mu in range(9):
+            low, high = (ends["psnr"], ends["mixed"]) if mu < 4 else (ends["mixed"], ends["msssim"])
+            share = (mu % 4) / 4 if mu < 8 else 1.0
+            torch.testing.assert_close(weights[mu], (1 - share) * low + share * high)
+
+    def test_weights_go_over_smoothly_in_log_lambda(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        made = MixedWeights((0.5, 0.3), (0.8, 0.7), (2.0, 1.0), (0.001, 0.1))
+        monkeypatch.setattr(objective, "MIXED", made)
+        a, f, g = made.at(torch.tensor([1e-5, 0.001, 0.01, 0.1, 1.0]))
+        torch.testing.assert_close(a, torch.tensor([0.5, 0.5, 0.4, 0.3, 0.3]))
+        torch.testing.assert_close(f, torch.tensor([0.8, 0.8, 0.75, 0.7, 0.7]))
+        torch.testing.assert_close(g, torch.tensor([2.0, 2.0, 1.5, 1.0, 1.0]))
+        weights = term_weights(torch.tensor([4]), torch.tensor([0.01]))
+        expected = [0, 1.5 * 0.6 * 0.75, 1.5 * 0.6 * 0.25, 1.5 * 0.4 * RATIO, 0]
+        torch.testing.assert_close(weights, torch.tensor([expected]))
+
+    def test_the_shipped_weights_are_possible(self) -> None:
+        made = objective.MIXED
+        assert all(0 < value < 1 for value in (*made.structure, *made.luma)) and min(made.gain) > 0
+        assert 0 < made.lmbdas[0] < made.lmbdas[1]
+        lmbda = torch.logspace(-5, 0, 200)
+        for values in made.at(lmbda):  # no jump: a step of quality hardly changes what is sought
+            assert float(values.diff().abs().max() / values.max()) < 0.05
+
+
+class TestColour:
+    def test_matrix(self) -> None:
+        unit = torch.eye(3)[:, :, None, None]
+        found = torch.cat((metrics.luma(unit), metrics.chroma(unit)), dim=1)[:, :, 0, 0].T  # columns R, G, B
+        np.testing.assert_allclose(found.numpy(), BT709, atol=1e-4)
+
+    def test_the_reports_convert_alike(self) -> None:
+        x = torch.rand(1, 3, 7, 9, generator=torch.Generator().manual_seed(1))
+        expected = to_ycbcr(x[0].permute(1, 2, 0).numpy())
+        found = torch.cat((metrics.luma(x), metrics.chroma(x) + 0.5), dim=1)[0]
+        np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+class TestDistortion:
+    @pytest.mark.parametrize("size", [(180, 171), (40, 25), (9, 5)])
+    def test_every_mu_in_one_batch(self, size: tuple[int, int]) -> None:
+        x, x_hat = pictures(9, *size)
+        lmbda = torch.tensor((LMBDAS * 3)[:9])
+        value = distortion(x, x_hat, Blend.of(torch.arange(9), lmbda))
+        expected = [plain(x[i], x_hat[i], i, float(lmbda[i])) for i in range(9)]
+        np.testing.assert_allclose(value.numpy(), expected, rtol=2e-4)
+
+    @pytest.mark.parametrize("mu", [[0, 0, 4, 4, 8], [8, 4, 0, 5, 3], [0] * 5, [8] * 5, [4] * 5])
+    def test_static_form(self, mu: list[int]) -> None:
+        """What the host names gives what is read from mu, and more than needed changes nothing."""
+        x, x_hat = pictures(5, 48, 40)
+        lmbda = torch.tensor([0.001, 0.003, 0.01, 0.03, 0.1])
+        read = Blend.of(torch.tensor(mu), lmbda)
+        value = distortion(x, x_hat, read)
+        everything = Blend.of(torch.tensor(mu), lmbda, Needs(range(5), range(5)))
+        torch.testing.assert_close(distortion(x, x_hat, everything), value)
+        if mu == sorted(mu):
+            first, last = sum(m == 0 for m in mu), sum(m < 8 for m in mu)
+            static = Blend.of(torch.tensor(mu), lmbda, Needs(range(first, last), range(last, 5)))
+            assert torch.equal(distortion(x, x_hat, static), value)
+
+    def test_needs_too_small_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="more than"):
+            Blend.of(torch.tensor([0, 4]), torch.ones(2), Needs(rgb=range(2)))
+        with pytest.raises(ValueError, match="more than"):
+            Blend.of(torch.tensor([4, 8]), torch.ones(2), Needs(luma=range(1)))
+
+    def test_only_what_is_needed_is_computed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[tuple[int, ...]] = []
+
+        def watched(x: Tensor, x_hat: Tensor) -> Tensor:
+            seen.append(tuple(x.shape[:2]))
+            return metrics.msssim(x, x_hat)
+
+        monkeypatch.setattr(objective, "msssim", watched)
+        x, x_hat = pictures(4, 24, 24)
+        for mu, shapes in (([0] * 4, []), ([4] * 4, [(4, 1)]), ([8, 0, 4, 8], [(1, 1), (2, 3)])):
+            seen.clear()
+            distortion(x, x_hat, Blend.of(torch.tensor(mu), torch.full((4,), 0.01)))
+            assert seen == shapes
+
+    def test_terms_that_are_not_needed_are_nan(self) -> None:
+        x, x_hat = pictures(3, 24, 24)
+        known = ~terms(x, x_hat, Needs(luma=(1,), rgb=(0, 2))).isnan()
+        assert known.tolist() == [
+            [True, False, False, False, True], [True, True, True, True, False], [True, False, False, False, True]
+        ]  # fmt: skip
+
+    def test_float32_under_autocast(self) -> None:
+        x, x_hat = pictures(3, 180, 170)
+        blend = Blend.of(torch.tensor([0, 4, 8]), torch.full((3,), 0.01))
+        expected = distortion(x, x_hat, blend)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(distortion(x, x_hat, blend), expected)
+
+    @pytest.mark.parametrize("mu", [1, 4, 6, 8])
+    @pytest.mark.parametrize("size", [(176, 180), (30, 41), (1, 1), (7, 64)])
+    def test_gradients_are_finite(self, mu: int, size: tuple[int, int]) -> None:
+        """Flat, black, white, equal, opposite, saturated pictures."""
+        noise = torch.rand(3, *size, generator=torch.Generator().manual_seed(0))
+        flat = torch.full((3, *size), 0.4)
+        zero, one = torch.zeros_like(flat), torch.ones_like(flat)
+        pairs = [(flat, flat), (zero, zero), (one, one), (zero, one), (flat, noise), (noise, noise), (noise, 1 - noise),
+                 (noise, flat), (one, noise + 0.2), (zero, noise - 0.2)]  # fmt: skip
+        x = torch.stack([a for a, _ in pairs])
+        blend = Blend.of(torch.full((len(x),), mu), torch.full((len(x),), 0.02))
+        for form in (lambda y: distortion(x, y, blend), DistortionTo(x, blend)):
+            y = torch.stack([b for _, b in pairs]).requires_grad_()
+            value = form(y)
+            (gradient,) = torch.autograd.grad(value.sum(), y)
+            assert bool(torch.isfinite(value).all()) and bool(torch.isfinite(gradient).all())
+            equal = value.detach()[[0, 1, 2, 5]]
+            assert bool((equal.abs() < 2e-2).all()), equal  # 1 - MS-SSIM of float32, times 1280
+            assert bool((value.detach()[[3, 4, 6, 7]] > 1.0).all())
+
+    def test_search_form(self) -> None:
+        x, x_hat = pictures(9, 170, 165)
+        for mu in (torch.arange(9), torch.zeros(9), torch.full((9,), 4), torch.full((9,), 8), torch.arange(9).flip(0)):
+            blend = Blend.of(mu, torch.logspace(-4, -0.5, 9))
+            first, second = (x_hat.clone().requires_grad_() for _ in range(2))
+            expected, value = distortion(x, first.clamp(0, 1), blend), DistortionTo(x, blend)(second)
+            torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-2)
+            slopes = [torch.autograd.grad(v.sum(), at)[0] for v, at in ((expected, first), (value, second))]
+            torch.testing.assert_close(*slopes, rtol=2e-3, atol=2e-4 * float(slopes[0].abs().max()))
+
+    def test_luma_counts_most(self) -> None:
+        """The same energy in RGB costs mixed more where it is grey than where it is opposite in red and blue."""
+        x = torch.full((1, 3, 64, 64), 0.5)
+        noise = 0.05 * torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(2))
+        values = {}
+        for name, mu in METRICS.items():
+            blend = Blend.of(torch.tensor([mu]), torch.tensor([0.01]))
+            grey = distortion(x, x + noise * torch.tensor([1.0, 1.0, 1.0])[:, None, None], blend)
+            colour = distortion(x, x + noise * torch.tensor([1.5**0.5, 0.0, -(1.5**0.5)])[:, None, None], blend)
+            values[name] = float(grey / colour)
+        assert values["psnr"] == pytest.approx(1.0, abs=1e-3)
+        assert values["mixed"] > 3.0
+
+
+class _NoSynchronisation(TorchDispatchMode):
+    """Refuses what would make a host wait for a device, or has a shape that depends on data."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "item")
+        if any(part in name for part in waits):
+            raise AssertionError(f"{name} waits for the device")
+        if "index.Tensor" in name and any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
+            raise AssertionError("a mask as an index has a shape that depends on data")
+        if "_to_copy" in name and (kwargs or {}).get("device") not in (None, args[0].device):
+            raise AssertionError(f"a copy from {args[0].device} to {kwargs['device']}")
+        return func(*args, **(kwargs or {}))
+
+
+class TestWithoutWaiting:
+    @staticmethod
+    def _loss(mu: Tensor, quality: Tensor, x: Tensor, x_hat: Tensor, config: ModelConfig) -> Tensor:
+        cond = Conditions(quality, mu, torch.full_like(mu, 8), needs=Needs(range(2, 5), range(4, 6)))
+        blend = cond.blend(config, LossConfig(msssim=900.0), x.device)
+        return (cond.lmbda(config) * distortion(x, x_hat, blend)).sum()
+
+    def test_nothing_is_read_back(self, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+        """On the meta device nothing can be read; the mode sees what a GPU would have to wait for."""
+        x, x_hat = (t.to("meta") for t in pictures(6, 180, 170))
+        mu = torch.tensor([0, 0, 4, 4, 5, 8]).to("meta")
+        monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # knows no meta
+        metrics._band.cache_clear()
+        self._loss(mu, mu * 100, x, x_hat, tiny_config)  # the filters are made on the host, once
+        with _NoSynchronisation():
+            y = x_hat.clone().requires_grad_()
+            self._loss(mu, mu * 100, x, y, tiny_config).backward()
+        assert y.grad is not None and y.grad.device.type == "meta"
+        metrics._band.cache_clear()
+
+    def test_the_mode_sees_what_it_should(self) -> None:
+        x = pictures(3, 24, 24)[0]
+        for waiting in (lambda: float(x.sum()), lambda: x[:, 0, 0, 0].nonzero()):
+            with _NoSynchronisation(), pytest.raises(AssertionError, match="waits"):
+                waiting()
+        with pytest.raises((NotImplementedError, RuntimeError), match="meta"):
+            Blend.of(torch.tensor([0, 4, 8]).to("meta"), torch.ones(3))  # read from mu where `needs` is missing
+        with _NoSynchronisation(), pytest.raises(AssertionError, match="mask"):
+            x[torch.tensor([True, False, True])]
+
+    def test_the_same_as_on_the_host(self, tiny_config: ModelConfig) -> None:
+        x, x_hat = pictures(6, 180, 170)
+        mu = torch.tensor([0, 0, 4, 4, 5, 8])
+        static = self._loss(mu, mu * 100, x, x_hat, tiny_config)
+        cond = Conditions(mu * 100, mu, torch.full_like(mu, 8))
+        blend = cond.blend(tiny_config, LossConfig(msssim=900.0), x.device)
+        torch.testing.assert_close(static, (cond.lmbda(tiny_config) * distortion(x, x_hat, blend)).sum())
+
+
+class TestOneDefinition:
+    """Training's loss, the search's objective and the codec's comparison of files have the same distortion."""
+
+    @pytest.fixture
+    def nets(self, tiny_config: ModelConfig) -> Iterator[Networks]:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            yield Networks(tiny_config).eval().requires_grad_(False)
+
+    @pytest.mark.parametrize("mu", [0, 2, 4, 7, 8])
+    def test_training_is_search_is_report(
+        self, nets: Networks, drawn_picture: np.ndarray, mu: int, tiny_config: ModelConfig
+    ) -> None:
+        x = torch.from_numpy(drawn_picture[:48, :64].copy()).permute(2, 0, 1)[None].float() / 255
+        quality = 640
+        cond = Conditions(torch.tensor([quality]), torch.tensor([mu]), torch.tensor([8]))
+        y = 3 * losses.analyse(nets, x, cond)[0]
+        # the training's D may leave [0, 1] a little, decoded pixels do not
+        parts = latent_loss(_Clamped(nets), x, y, None, cond, LossConfig(), None)  # type: ignore[arg-type]
+        lmbda = tiny_config.lmbda(quality / MAX_QUALITY)
+        z = losses.through_quantiser(y, losses.quantiser_step(cond.b, x.device))
+        regions = Regions(
+            x, y, None, networks.condition(torch.tensor([lmbda]), torch.tensor([mu / MAX_MU])), cond.header(),
+            torch.tensor([lmbda]),
+        )  # fmt: skip
+        x_hat = regions.decode(nets.transform, z).clamp(0, 1)
+        search = regions.cost(x_hat) / regions.pixels  # lambda D
+        torch.testing.assert_close(parts.objective - parts.bpp, search, rtol=1e-4, atol=1e-5)
+        report = lmbda * plain(x[0], x_hat[0], mu, lmbda)
+        assert float(search) == pytest.approx(report, rel=3e-4)
+
+    def test_reports_agree_with_the_terms(self, drawn_picture: np.ndarray) -> None:
+        noise = np.random.default_rng(1).integers(-9, 10, drawn_picture.shape)
+        pair = drawn_picture, (drawn_picture + noise).clip(0, 255).astype(np.uint8)
+        found = measure(*pair, ("psnr-rgb", "psnr-y", "ms-ssim-rgb", "ms-ssim-y"))
+        x, x_hat = (torch.from_numpy(p.copy()).permute(2, 0, 1)[None].float() / 255 for p in pair)
+        values = terms(x, x_hat, Needs(range(1), range(1)))[0].tolist()
+        assert 10 * np.log10(255**2 / values[0]) == pytest.approx(found["psnr-rgb"], abs=1e-3)
+        assert 10 * np.log10(255**2 / values[1]) == pytest.approx(found["psnr-y"], abs=1e-3)
+        assert 1 - values[3] == pytest.approx(found["ms-ssim-y"], abs=1e-5)
+        assert 1 - values[4] == pytest.approx(found["ms-ssim-rgb"], abs=1e-5)
+
+
+class _Clamped:
+    """Networks whose D stays in [0, 1], as decoded pixels do."""
+
+    def __init__(self, nets: Networks) -> None:
+        self.config, self.probability, self.transform = nets.config, nets.probability, self
+        self._decoder = nets.transform.decoder
+
+    def decoder(self, *arguments: Any) -> Tensor:
+        return self._decoder(*arguments).clamp(0, 1)
+
+
+class TestDefault:
+    def test_of_the_api(self, tiny_model_path: Any, drawn_picture: np.ndarray) -> None:
+        assert DEFAULT_METRIC == "mixed"
+        codec = l2c.Codec(str(tiny_model_path))
+        made = {name: codec.encode(drawn_picture, quality=60, metric=name) for name in METRICS}
+        for name, data in made.items():
+            assert bitstream.read_header(data).header.metric_mix == METRICS[name]
+        assert codec.encode(drawn_picture, quality=60) == made["mixed"]
+        assert codec.encode_batch([drawn_picture], quality=60) == [made["mixed"]]
+        assert l2c.encode(drawn_picture, quality=60, model=str(tiny_model_path)) == made["mixed"]
+
+    def test_of_the_command_line(self) -> None:
+        from l2c import cli
+        from l2c.evaluate import commands
+
+        assert [metric.value for metric in cli.Metric] == list(METRICS)
+        assert inspect.signature(cli.encode).parameters["metric"].default == "mixed"
+        assert inspect.signature(commands.papers_tables).parameters["metric"].default == "mixed"
+        assert inspect.signature(commands.evaluate_folder).parameters["metrics"].default == "psnr,mixed,msssim"
