@@ -36,6 +36,7 @@ class DataConfig:
         workers: threads that cut crops ahead of time; 0 cuts them in the training loop.
         limit: use only the first so many pictures.
         on_device: keep the decoded pictures on the training device and cut there.
+        drawn_share: share of crops that are drawn by code instead (`l2c.train.drawn`).
     """
 
     train: tuple[str, ...] = ()
@@ -51,6 +52,7 @@ class DataConfig:
     workers: int = 2
     limit: int | None = None
     on_device: bool = False
+    drawn_share: float = 0.1
 
     def __post_init__(self) -> None:
         _check(16 <= self.crop <= 4096 and self.crop % 16 == 0, "data.crop must be a multiple of 16 in 16..4096")
@@ -60,6 +62,7 @@ class DataConfig:
         _check(self.pool_shards >= 1 and self.pool_steps >= 1, "data.pool_shards and pool_steps must be positive")
         _check(0 <= self.workers <= 256, "data.workers must be 0..256")
         _check(self.limit is None or self.limit >= 1, "data.limit must be positive")
+        _check(0.0 <= self.drawn_share <= 1.0, "data.drawn_share must be 0..1")
 
 
 @dataclass(frozen=True)
