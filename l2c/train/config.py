@@ -37,7 +37,8 @@ class DataConfig:
         limit: use only the first so many pictures.
         on_device: keep all pictures on the training device and make batches there, see `train.device_data`; not for
             tar shards.
-        drawn_bank: drawn pictures kept there.
+        drawn_share: share of crops that are drawn by code instead (`l2c.train.drawn`).
+        drawn_bank: drawn pictures kept on the device, where batches are made there.
     """
 
     train: tuple[str, ...] = ()
@@ -48,12 +49,12 @@ class DataConfig:
     scaled_share: float = 0.3
     clean_above: int = 650
     memory_gb: float = 4.0
-    drawn_share: float = 0.0
     pool_shards: int = 2
     pool_steps: int = 500
     workers: int = 2
     limit: int | None = None
     on_device: bool = False
+    drawn_share: float = 0.1
     drawn_bank: int = 1024
 
     def __post_init__(self) -> None:
@@ -65,6 +66,7 @@ class DataConfig:
         _check(0 <= self.workers <= 256, "data.workers must be 0..256")
         _check(self.drawn_bank >= 1, "data.drawn_bank must be positive")
         _check(self.limit is None or self.limit >= 1, "data.limit must be positive")
+        _check(0.0 <= self.drawn_share <= 1.0, "data.drawn_share must be 0..1")
 
 
 @dataclass(frozen=True)
