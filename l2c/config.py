@@ -36,6 +36,8 @@ class TransformConfig:
         modulator_width: hidden width of each modulator's two fully connected layers.
         local_gain: whether E divides, and D multiplies, each coefficient by a factor that depends on the picture
             around it (block family).
+        companding: whether E and D share one bounded gain and compand large latents, so that nothing clips (block
+            family).
     """
 
     family: str
@@ -49,6 +51,7 @@ class TransformConfig:
     modulated: bool = False
     modulator_width: int = 32
     local_gain: bool = False
+    companding: bool = False
 
     def __post_init__(self) -> None:
         if self.family not in ("paper", "block"):
@@ -57,6 +60,8 @@ class TransformConfig:
             raise ConfigError(f"transform.s is {self.s}: the paper's networks down-sample by 4")
         if self.family == "paper" and self.local_gain:
             raise ConfigError("transform.local_gain: the paper's networks have none")
+        if self.family == "paper" and self.companding:
+            raise ConfigError("transform.companding: the paper's networks have none")
         if self.s not in (2, 4, 8, 16, 32):
             raise ConfigError(f"transform.s is {self.s}: it must be 2, 4, 8, 16 or 32")
         limit = 4096 if self.family == "paper" else 3 * self.s * self.s

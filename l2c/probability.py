@@ -65,6 +65,24 @@ def constant_planes(quality: int, mu: int, b: int, scale: int, num_scales: int) 
     return [*hats, mu * PLANE_ONE // MAX_MU, (8 - b) * PLANE_ONE // 8, *one_hot]
 
 
+def plane_tensor(header: Tensor, num_scales: int) -> Tensor:
+    """`constant_planes` of every scale, where the header is a tensor: nothing is read back from its device.
+
+    Args:
+        header: int64 [N, 3]: quality, mu and b of each picture.
+    Returns:
+        int64 [num_scales + 1, N, planes], on the header's device.
+    """
+    quality, mu, b = (column[:, None] for column in header.unbind(dim=1))
+    spacing = MAX_QUALITY // (QUALITY_KNOTS - 1)
+    knots = spacing * torch.arange(QUALITY_KNOTS, device=header.device)
+    hats = (PLANE_ONE - (quality - knots).abs() * PLANE_ONE // spacing).clamp_min(0)
+    same = torch.cat((hats, mu * PLANE_ONE // MAX_MU, (8 - b) * PLANE_ONE // 8), dim=1)
+    one_hot = PLANE_ONE * torch.eye(num_scales + 1, device=header.device, dtype=header.dtype)
+    scales = one_hot[:, None].expand(-1, len(header), -1)
+    return torch.cat((same.expand(num_scales + 1, -1, -1), scales), dim=2)
+
+
 def num_planes(num_scales: int) -> int:
     """Length of `constant_planes`."""
     return QUALITY_KNOTS + 2 + num_scales + 1
@@ -236,10 +254,7 @@ class ProbabilityModel(nn.Module):
         pyramid = [(context, target, inside)]
         for _ in range(num_scales):
             pyramid.append(tuple(t[:, :, ::2, ::2] for t in pyramid[-1]))  # type: ignore[arg-type]
-        integers = torch.tensor(
-            [[constant_planes(q, mu, b, i, num_scales) for q, mu, b in header.tolist()] for i in range(num_scales + 1)],
-            device=context.device,
-        )
+        integers = plane_tensor(header.to(context.device), num_scales)
         # Integer inputs up to 127 / 16 are exact in bfloat16.
         autocast = torch.is_autocast_enabled(context.device.type)
         dtype = torch.get_autocast_dtype(context.device.type) if autocast else context.dtype

@@ -52,7 +52,7 @@ Fault = Callable[[int, LossParts], LossParts]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small validation pictures, no plots, no TensorBoard, no measuring of the machine: this process only."""
     monkeypatch.setattr(loop, "_VAL_SIZE", 64)
-    monkeypatch.setattr(loop, "_VAL_QUALITIES", (500,))
+    monkeypatch.setattr(loop, "_VAL_LMBDAS", (0.01,))
     monkeypatch.setattr(speed, "_SECONDS", 1e-3)
     monkeypatch.setattr(records, "_open_board", lambda folder, purge_step: None)
     monkeypatch.setattr(records.Records, "plot", lambda self: None)
@@ -234,7 +234,7 @@ class TestLoop:
         resumed.run()
         assert "resumed at step 3" in capsys.readouterr().err
         ends = [Checkpoint.load(part.path) for part in (straight, resumed)]
-        assert ends[0].step == 6 and ends[0].optimizer["state"][0]["step"] == 6
+        assert ends[0].step == 6 and ends[0].optimizer["adam"][0]["step"] == 6
         assert_same(*ends, "seconds", "entry")
         rows = [table(part.folder / "log.csv") for part in (straight, resumed)]
         figures = ("step", "lr", *loop._FIGURES, "grad", "skipped")
@@ -355,15 +355,15 @@ class TestNotFinite:
         training = loop_for(tmp_path, recipe_for(pictures), model, fault)
         for step in range(2):
             training.train_step(batch_for(training, step))
-        before = copy.deepcopy(flat([training.nets.state_dict(), training.optimizer.state_dict()["state"]]))
+        before = copy.deepcopy(flat([training.nets.state_dict(), training.optimizer.state_dict()["adam"]]))
         training.train_step(batch_for(training, 2))
-        after = flat([training.nets.state_dict(), training.optimizer.state_dict()["state"]])
+        after = flat([training.nets.state_dict(), training.optimizer.state_dict()["adam"]])
         assert [key for key in before if not torch.equal(before[key], after[key])] == []
         assert training.step == 3 and training._finite()
         assert all(bool(p.isfinite().all()) for p in training.average.parameters())
         training.train_step(batch_for(training, 3))
         assert not any(
-            torch.equal(before[k], v) for k, v in flat(training.optimizer.state_dict()["state"], ".1").items()
+            torch.equal(before[k], v) for k, v in flat(training.optimizer.state_dict()["adam"], ".1").items()
         )
 
     def test_figures_leave_bad_steps_out(self, pictures: Path, model: ModelConfig, tmp_path: Path) -> None:

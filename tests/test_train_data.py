@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from torch import Tensor
 
 from l2c.errors import ConfigError, ImageError
 from l2c.train import data
-from l2c.train.config import DataConfig
+from l2c.train.config import DataConfig as AnyDataConfig
 from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, list_pictures
 
 CROP = 32
+DataConfig = partial(AnyDataConfig, drawn_share=0.0)  # crops of pictures; tests/test_train_drawn.py has the drawn ones
 
 
 def png(value: int, height: int = 40, width: int = 48) -> bytes:

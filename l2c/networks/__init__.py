@@ -55,7 +55,8 @@ class Transform(nn.Module):
         if config.family == "paper":
             self.encoder, self.decoder = PaperEncoder(config), PaperDecoder(config)
         else:
-            self.encoder, self.decoder = BlockEncoder(config), BlockDecoder(config)
+            self.decoder = BlockDecoder(config)
+            self.encoder = BlockEncoder(config, self.decoder.companding)
 
 
 def num_modulators(transform: Transform) -> int:

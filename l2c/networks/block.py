@@ -2,10 +2,11 @@
 
 E is `gain(lambda) * (l A x + f(A x))` and D is `A^-1 (k y + g(y))`, where A is an s x s block transform (trainable,
 starting as the orthonormal DCT over an orthonormal colour transform), f, g are residual networks at H/s, and l, k are
-local gains that come out of the same networks (`LocalGain`, both 1 where a model has none). So the
-model starts as a JPEG with a learned context model, rather than from noise: with the few hours of two cores that
-we had, that start was worth more than any other choice (figures in docs/ABLATION.md). The channels are ordered by
-frequency, which is the order that the nested mask (L2C Eq. 2) needs.
+local gains that come out of the same networks (`LocalGain`, both 1 where a model has none). Models with
+`TransformConfig.companding` have one gain for E and D and a compander behind it (`Companding`): in them nothing can
+clip. So the model starts as a JPEG with a learned context model, rather than from noise: with the few hours of two
+cores that we had, that start was worth more than any other choice (figures in docs/ABLATION.md). The channels are
+ordered by frequency, which is the order that the nested mask (L2C Eq. 2) needs.
 
 All heavy layers work at H/s, so the cost per pixel is small: see `l2c.networks.kmac_per_pixel`.
 """
@@ -29,6 +30,9 @@ _FEATURE_SCALE = 1.0 / 64.0
 _CHROMA_DELAY = 1.9  # a chroma frequency ranks with the luma frequency this many times higher
 _LOG_STEP_CONSTANT = math.log(6.0 / math.log(2.0))
 _MAX_LOCAL_GAIN = math.log(8.0)  # local gains lie in 1/8..8
+_MAX_LEVEL = 127.0  # the largest latent
+_KNEE = 32.0  # latents: where the companding begins to show
+_SHARPNESS = 4.0  # of the smooth minimum with the largest gain
 
 
 class ResidualBlock(nn.Module):
@@ -104,17 +108,94 @@ class LocalGain(nn.Conv2d):
         super().__init__(width, c, 1, bias=False)
         nn.init.zeros_(self.weight)
 
+    def logarithm(self, features: Tensor) -> Tensor:
+        """[N, width, h, w] -> the factors' logarithms, float32 [N, c, h, w] in -log 8..log 8."""
+        return super().forward(features).float().tanh() * _MAX_LOCAL_GAIN
+
     def forward(self, features: Tensor) -> Tensor:
         """[N, width, h, w] -> float32 [N, c, h, w] in 1/8..8."""
-        return (super().forward(features).float().tanh() * _MAX_LOCAL_GAIN).exp()
+        return self.logarithm(features).exp()
+
+
+class Companding(nn.Module):
+    """Coefficients u <-> latents y with one gain g for E and D, such that no coefficient of A x can clip.
+
+        y = sign(u) T ln(1 + g |u| / T)        with T = _KNEE for all channels but the three means (DC): there y = g u
+
+    A coefficient of a picture in [0, 1] is at most B_k = 127.5 sum_j |A_kj| (E keeps the sums of its A at or below the
+    DCT's, `bounded_transform`), so g_k <= T (exp(127 / T) - 1) / B_k, or 127 / B_k for the means, keeps y in -127..127.
+    The step at u, 1/g + |u|/T, falls as g rises, for every u; where |y| < T it is about uniform. A g of the means is
+    such that g B is an integer, at high rates a multiple of 6: then black and white, and all eight corners of RGB,
+    lie on latents that are integers.
+
+    g is a function of (log lambda, mu) and starts where a uniform quantiser is optimal at high rate, see `Gain`.
+    """
+
+    limit: Tensor
+    bound: Tensor
+    is_mean: Tensor
+
+    def __init__(self, config: TransformConfig) -> None:
+        super().__init__()
+        self.gain = Gain(config.c, config.modulator_width)
+        basis, frequency = block_basis(config.s)
+        bound = (_PIXEL_SCALE / 2.0 * basis.abs().sum(dim=1))[: config.c]
+        is_mean = frequency[: config.c] == 0
+        limit = torch.where(is_mean, _MAX_LEVEL, _KNEE * math.expm1(_MAX_LEVEL / _KNEE)) / bound
+        self.register_buffer("bound", bound[None, :, None, None], persistent=False)
+        self.register_buffer("is_mean", is_mean[None, :, None, None], persistent=False)
+        self.register_buffer("limit", limit.log()[None, :, None, None], persistent=False)
+
+    def log_gain(self, cond: Tensor, local: Tensor | None = None) -> Tensor:
+        """log g for conditions [N, 2], changed by `local`, log factors [N, c, h, w] (the means have none), or None.
+
+        Returns:
+            float32 [N, c, 1, 1], or [N, c, h, w] with `local`; at most log of the largest g.
+        """
+        with torch.autocast(cond.device.type, enabled=False):
+            wanted = self.gain(cond).log()
+            snapped = self._snapped(wanted)
+            if local is not None:
+                wanted = wanted + local.float()
+            # A smooth minimum: at most ln 2 / _SHARPNESS below the smaller one.
+            bounded = self.limit - F.softplus(_SHARPNESS * (self.limit - wanted)) / _SHARPNESS
+            return torch.where(self.is_mean, snapped, bounded)
+
+    def _snapped(self, wanted: Tensor) -> Tensor:
+        """log g of the means, moved so that g B is an integer (a multiple of 6 from 48 on); straight-through."""
+        extreme = (wanted + self.bound.log()).exp()
+        whole = extreme.round().clamp_min(1.0)
+        sixths = ((extreme / 6.0).round() * 6.0).clamp_max(_MAX_LEVEL // 6 * 6)
+        snapped = torch.where(extreme < 48.0, whole, sixths).log() - self.bound.log()
+        return wanted + (snapped - wanted).detach()
+
+    def to_latents(self, u: Tensor, log_gain: Tensor) -> Tensor:
+        """Coefficients [N, c, h, w] -> latents, both float32."""
+        scaled = u * log_gain.exp()
+        return torch.where(self.is_mean, scaled, scaled.sign() * _KNEE * torch.log1p(scaled.abs() / _KNEE))
+
+    def to_coefficients(self, y: Tensor, log_gain: Tensor) -> Tensor:
+        """Latents [N, c, h, w] -> coefficients, both float32: the inverse of `to_latents`."""
+        expanded = y.sign() * _KNEE * torch.expm1(y.abs() / _KNEE)
+        return torch.where(self.is_mean, y, expanded) * (-log_gain).exp()
+
+
+def bounded_transform(weight: Tensor, sums: Tensor) -> Tensor:
+    """A [K, K, 1, 1] with each row scaled down where its sum of magnitudes exceeds `sums` [K, 1, 1, 1]."""
+    return weight * (sums / weight.abs().sum(dim=1, keepdim=True)).clamp_max(1.0)
 
 
 class BlockEncoder(nn.Module):
-    """E with I as a head on its trunk. Layers at H/s only."""
+    """E with I as a head on its trunk. Layers at H/s only.
+
+    Args:
+        companding: D's, where the model has one.
+    """
 
     whitening: Tensor
+    sums: Tensor
 
-    def __init__(self, config: TransformConfig) -> None:
+    def __init__(self, config: TransformConfig, companding: Companding | None = None) -> None:
         super().__init__()
         self.s, self.c = config.s, config.c
         dims = 3 * config.s**2
@@ -124,7 +205,10 @@ class BlockEncoder(nn.Module):
             self.transform.weight.copy_(basis[:, :, None, None])
         # Natural pictures have a spectrum that falls with frequency: this levels it for the convolutions.
         self.register_buffer("whitening", (_FEATURE_SCALE * (1.0 + frequency))[None, :, None, None], persistent=False)
-        self.gain = Gain(config.c, config.modulator_width)
+        self.register_buffer("sums", basis.abs().sum(dim=1)[:, None, None, None], persistent=False)
+        # D owns the companding: here it is no submodule, so that its parameters have one name.
+        self._companding = (companding,)
+        self.gain = Gain(config.c, config.modulator_width) if companding is None else None
         self.first = nn.Conv2d(dims, config.width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(config.width) for _ in range(config.encoder_blocks))
         self.mods = nn.ModuleList(Modulator(config.width, config.modulator_width) for _ in range(config.encoder_blocks))
@@ -149,16 +233,27 @@ class BlockEncoder(nn.Module):
             y: float32 [N, c, H/s, W/s] in quantiser steps; tau: float32 [N, 1, H/s, W/s] in (0, 1), or None.
         """
         with torch.autocast(x.device.type, enabled=False):
-            coefficients = self.transform(F.pixel_unshuffle((x - 0.5) * _PIXEL_SCALE, self.s))
+            blocks = F.pixel_unshuffle((x - 0.5) * _PIXEL_SCALE, self.s)
+            if self.gain is None:
+                coefficients = F.conv2d(blocks, bounded_transform(self.transform.weight, self.sums))
+            else:
+                coefficients = self.transform(blocks)
         adapter = Adapter(None, cond, coefficients.shape[2])
         features = adapter.finish(self.first(coefficients * self.whitening), slope=_SLOPE)
         for block, mod in zip(self.blocks, self.mods):
             features = block(features, adapter, mod)
         delta = self.head(features).float() / self.whitening[:, : self.c]
         kept = coefficients[:, : self.c]
-        if self.local_gain is not None:
-            kept = kept * self.local_gain(features)
-        y = (kept + delta) * self.gain(cond)
+        (companding,) = self._companding
+        if companding is not None:
+            local = self.local_gain.logarithm(features) if self.local_gain is not None else None
+            with torch.autocast(x.device.type, enabled=False):
+                y = companding.to_latents(kept + delta, companding.log_gain(cond, local))
+        else:
+            if self.local_gain is not None:
+                kept = kept * self.local_gain(features)
+            assert self.gain is not None
+            y = (kept + delta) * self.gain(cond)
         tau = self.importance(features).float().sigmoid() if self.importance is not None else None
         return y, tau
 
@@ -178,7 +273,8 @@ class BlockDecoder(nn.Module):
             self.transform.weight.copy_(basis.T[:, :, None, None])
         self.register_buffer("whitening", (_FEATURE_SCALE * (1.0 + frequency))[None, :, None, None], persistent=False)
         self.c = config.c
-        self.gain = Gain(config.c, config.modulator_width)
+        self.companding = Companding(config) if config.companding else None
+        self.gain = Gain(config.c, config.modulator_width) if self.companding is None else None
         self.first = nn.Conv2d(config.c, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(config.decoder_blocks))
         # OML puts the K modulators after decoding blocks; here K = decoder_blocks + (1 for the fine stage).
@@ -210,12 +306,21 @@ class BlockDecoder(nn.Module):
             float32 [N, 3, s h, s w], about [0, 1] (not clamped).
         """
         adapter = Adapter(adaptation, cond, y_hat.shape[2])
-        scaled = y_hat / self.gain(cond)
+        if self.companding is not None:
+            with torch.autocast(y_hat.device.type, enabled=False):
+                scaled = self.companding.to_coefficients(y_hat.float(), self.companding.log_gain(cond))
+        else:
+            assert self.gain is not None
+            scaled = y_hat / self.gain(cond)
         x = adapter.finish(self.first(scaled * self.whitening[:, : self.c]), slope=_SLOPE)
         for block, mod in zip(self.blocks, self.mods):
             x = block(x, adapter, mod)
         delta = adapter.finish(self.head(x)).float() / self.whitening
-        if self.local_gain is not None:
+        if self.local_gain is not None and self.companding is not None:
+            with torch.autocast(y_hat.device.type, enabled=False):
+                changed = self.companding.log_gain(cond, -self.local_gain.logarithm(x))
+                scaled = self.companding.to_coefficients(y_hat.float(), changed)
+        elif self.local_gain is not None:
             scaled = scaled * self.local_gain(x)
         with torch.autocast(y_hat.device.type, enabled=False):
             coefficients = torch.cat((delta[:, : self.c] + scaled, delta[:, self.c :]), dim=1)

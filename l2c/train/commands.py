@@ -126,3 +126,32 @@ def export(
 
     recipe, model = _recipe(config, data, val, list(set_ or []))
     print(json.dumps(write(recipe, model, out, init, target, notes), indent=1))
+
+
+@app.command("pack", short_help="Pack a stage's checkpoint and records for a journey.")
+def pack(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+    target: Annotated[Path, typer.Argument(metavar="PACK", help="Parts PACK.000, PACK.001 ... are written.")],
+    stage: Annotated[str, typer.Option(help="Which stage.")] = "pretrain",
+    bits: Annotated[int, typer.Option(help="16: networks and average; 8: the average alone, a quarter as large.")] = 16,
+    part_mib: Annotated[int, typer.Option(min=1, help="Largest size of a part in MiB.")] = 15,
+) -> None:
+    """Write what a run needs to go on elsewhere (without the optimiser's state, which is made anew), in parts."""
+    from l2c.train.pack import pack as write
+
+    for part in write(run, target, stage, bits, part_mib << 20):
+        print(f"{part} {part.stat().st_size}")
+
+
+@app.command("unpack", short_help="Make a run from a pack; the stage then resumes in it.")
+def unpack(
+    source: Annotated[Path, typer.Argument(metavar="PACK", help="Common name of the parts PACK.000, PACK.001 ...")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
+) -> None:
+    """Write a pack's checkpoint and records into RUN, which must have none of that stage."""
+    import json
+
+    from l2c.train.pack import summary
+    from l2c.train.pack import unpack as write
+
+    print(json.dumps(summary(write(source, run))))

@@ -35,7 +35,10 @@ class DataConfig:
         pool_shards, pool_steps: tar shards read at a time by each process, and the steps they serve for.
         workers: threads that cut crops ahead of time; 0 cuts them in the training loop.
         limit: use only the first so many pictures.
-        on_device: keep the decoded pictures on the training device and cut there.
+        on_device: keep all pictures on the training device and make batches there, see `train.device_data`; not for
+            tar shards.
+        drawn_share: share of crops that are drawn by code instead (`l2c.train.drawn`).
+        drawn_bank: drawn pictures kept on the device, where batches are made there.
     """
 
     train: tuple[str, ...] = ()
@@ -51,6 +54,8 @@ class DataConfig:
     workers: int = 2
     limit: int | None = None
     on_device: bool = False
+    drawn_share: float = 0.1
+    drawn_bank: int = 1024
 
     def __post_init__(self) -> None:
         _check(16 <= self.crop <= 4096 and self.crop % 16 == 0, "data.crop must be a multiple of 16 in 16..4096")
@@ -59,7 +64,9 @@ class DataConfig:
         _check(self.memory_gb >= 0.0, "data.memory_gb must not be negative")
         _check(self.pool_shards >= 1 and self.pool_steps >= 1, "data.pool_shards and pool_steps must be positive")
         _check(0 <= self.workers <= 256, "data.workers must be 0..256")
+        _check(self.drawn_bank >= 1, "data.drawn_bank must be positive")
         _check(self.limit is None or self.limit >= 1, "data.limit must be positive")
+        _check(0.0 <= self.drawn_share <= 1.0, "data.drawn_share must be 0..1")
 
 
 @dataclass(frozen=True)
@@ -99,14 +106,18 @@ class StageConfig:
     """What every stage has.
 
     Attributes:
-        lr: learning rate of Adam (beta of L2C Eq. 9 in meta-training).
+        optimizer: "adam" or "soap", see `train.optimizers`.
+        lr: its learning rate (beta of L2C Eq. 9 in meta-training).
+        hold: Gpixel after which the learning rate falls as 1 / sqrt(pixels seen); none: never. It makes a run without
+            an end: a run that ends takes `decay`.
         batch: pictures per step over all processes.
-        minutes, steps: length; the first that is reached ends the stage. Minutes add up over all resumes and count
+        minutes, steps, gpixel: length; the first that is reached ends the stage. Minutes add up over all resumes, count
             validation and saving; a learning rate that falls by minutes depends on the machine's speed, one that falls
             by steps is the same after any kill.
         decay: last share of the length over which the learning rate falls linearly to zero.
         warmup: steps over which it rises.
-        beta1, beta2: Adam's.
+        beta1, beta2: the optimiser's; SOAP wants 0.95 and 0.95.
+        refresh_every: steps between two refreshes of SOAP's bases.
         clip: largest norm of the gradient.
         ema: decay of the running average of the weights, which is what validation and export see.
         quality_min, quality_max: range that quality is drawn from, uniformly (so lambda is log-uniform).
@@ -116,14 +127,18 @@ class StageConfig:
         quantise: quantisation-aware steps for P.
     """
 
+    optimizer: str = "adam"
     lr: float = 1e-4
+    hold: float | None = None
     batch: int = 6
     minutes: float | None = None
     steps: int | None = None
+    gpixel: float | None = None
     decay: float = 0.0
     warmup: int = 200
     beta1: float = 0.9
     beta2: float = 0.98
+    refresh_every: int = 10
     clip: float = 1.0
     ema: float = 0.9995
     quality_min: int = 0
@@ -134,12 +149,17 @@ class StageConfig:
     quantise: bool = False
 
     def __post_init__(self) -> None:
+        _check(self.optimizer in ("adam", "soap"), "optimizer must be adam or soap")
         _check(0.0 < self.lr <= 1.0, "lr must lie in 0..1")
+        _check(self.hold is None or self.hold > 0.0, "hold must be positive")
+        _check(self.refresh_every >= 1, "refresh_every must be positive")
         _check(1 <= self.batch <= 65536, "batch must be 1..65536")
         _check(self.minutes is None or self.minutes > 0, "minutes must be positive")
         _check(self.steps is None or self.steps > 0, "steps must be positive")
         _check(0.0 <= self.decay <= 1.0, "decay must be 0..1")
-        _check(self.decay == 0.0 or self.minutes is not None or self.steps is not None, "decay needs minutes or steps")
+        _check(self.gpixel is None or self.gpixel > 0, "gpixel must be positive")
+        ends = (self.minutes, self.steps, self.gpixel) != (None, None, None)
+        _check(self.decay == 0.0 or ends, "decay needs minutes, steps or gpixel")
         _check(self.warmup >= 0 and self.clip > 0 and 0.0 <= self.ema < 1.0, "warmup, clip or ema is out of range")
         _check(0.0 <= self.beta1 < 1.0 and 0.0 <= self.beta2 < 1.0, "beta1 and beta2 must lie in 0..1")
         _check(0 <= self.quality_min <= self.quality_max <= MAX_QUALITY, "quality_min..max must lie in 0..1000")
@@ -281,10 +301,12 @@ class TrainConfig:
     Attributes:
         model: path of the model configuration, relative to the recipe.
         seed: of everything random; batch and noise of a step depend on it and on the step alone.
-        val_pictures: validation crops of 256x256 pixels.
+        val_pictures: validation crops of 256x256 pixels from each source, at most.
+        val_drawn: how many validation pictures are drawn by code.
         log_seconds, save_minutes: how often figures are logged, and a checkpoint written and validated.
         autocast: "auto" (bfloat16 where the device is fast at it), "on" or "off".
         compile: run the objective through `torch.compile`.
+        graph: capture steps in a CUDA graph, where batches are made on the device.
     """
 
     model: str
@@ -297,14 +319,17 @@ class TrainConfig:
     bias_sets: BiasSetsConfig = field(default_factory=BiasSetsConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     val_pictures: int = 12
+    val_drawn: int = 12
     log_seconds: float = 30.0
     save_minutes: float = 10.0
     autocast: str = "auto"
     compile: bool = False
+    graph: bool = True
 
     def __post_init__(self) -> None:
         _check(self.autocast in ("auto", "on", "off"), "autocast must be auto, on or off")
         _check(self.val_pictures >= 1, "val_pictures must be positive")
+        _check(self.val_drawn >= 0, "val_drawn must not be negative")
         _check(self.seed >= 0, "seed must not be negative")
         _check(self.log_seconds >= 0 and self.save_minutes >= 0, "log_seconds and save_minutes must not be negative")
 

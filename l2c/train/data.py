@@ -9,6 +9,7 @@ divided over the processes, each reads its own: there the batch also depends on 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import threading
 import time
@@ -29,6 +30,7 @@ from torch.nn import functional as F
 from l2c.errors import ConfigError, ImageError, L2CError
 from l2c.images import MAX_PIXELS, L2CWarning, load_picture
 from l2c.train.config import DataConfig
+from l2c.train.drawn import UPRIGHT, WITH_PHOTO, draw, random_kind
 
 T = TypeVar("T")
 
@@ -147,21 +149,47 @@ class Sampler:
         self._left_out: set[str] = set()
 
     def crop_for(self, rng: np.random.Generator, step: int, clean: bool) -> Tensor:
-        """One crop, mirrored and turned by quarters at random.
+        """One crop, mirrored and turned by quarters at random, or drawn by code (a share `config.drawn_share`).
 
         A picture that is too small or cannot be read is left out with one warning, and the next one takes its place.
 
         Args:
-            rng: six numbers are drawn from it, whatever the picture.
+            rng: six numbers are drawn from it, whatever the picture. Crops that are not drawn are the same ones at any
+                `drawn_share`.
             step: chooses the pool of shards.
             clean: scale the picture down by a factor drawn from scale_min..scale_max, or less far where that would
                 take more than the picture has; otherwise its own pixels.
         Returns:
             uint8 [3, crop, crop], contiguous, shares no memory.
         Raises:
-            ConfigError: a shard cannot be read, or none of the pictures is usable.
+            ConfigError: a shard cannot be read, none of the pictures is usable, or matplotlib's fonts are missing.
         """
-        at, shrink, down, across, mirror, turns = rng.random(6)
+        numbers = rng.random(6)
+        turns = 4 * numbers[5]
+        if turns % 1 < self._config.drawn_share:  # which says nothing about the whole turns
+            return self._drawn(numbers, step, clean)
+        region = self._region(numbers, step, clean)
+        if numbers[4] < 0.5:
+            region = region.flip(2)
+        return torch.rot90(region, int(turns), (1, 2)).clone(memory_format=torch.contiguous_format)
+
+    def _drawn(self, numbers: np.ndarray[Any, Any], step: int, clean: bool) -> Tensor:
+        """A crop drawn by code, with the ordinary crop of these numbers as its photograph where it shows one.
+
+        What holds text is mirrored and turned in one of sixteen only.
+        """
+        rng = np.random.default_rng((numbers * 2**53).astype(np.uint64))
+        kind, photo = random_kind(rng), None
+        if kind in WITH_PHOTO:
+            photo = self._region(numbers, step, clean).permute(1, 2, 0).cpu().numpy()
+        pixels = torch.from_numpy(draw(kind, self._crop, rng, photo)).permute(2, 0, 1)
+        if kind not in UPRIGHT or rng.random() < 1 / 16:
+            pixels = torch.rot90(pixels.flip(2) if rng.random() < 0.5 else pixels, int(rng.integers(4)), (1, 2))
+        return pixels.to(self._device).clone(memory_format=torch.contiguous_format)
+
+    def _region(self, numbers: np.ndarray[Any, Any], step: int, clean: bool) -> Tensor:
+        """Window of a picture, scaled where it is to be clean: uint8 [3, crop, crop], may share memory."""
+        at, shrink, down, across = numbers[:4].tolist()
         picture = self._picture(step, at)
         height, width = picture.shape[1:]
         side = self._crop
@@ -174,9 +202,21 @@ class Sampler:
             size = (self._crop, self._crop)
             scaled = F.interpolate(region[None].float(), size, mode="bicubic", align_corners=False, antialias=True)
             region = scaled[0].round().clamp(0, 255).to(torch.uint8)
-        if mirror < 0.5:
-            region = region.flip(2)
-        return torch.rot90(region, int(4 * turns), (1, 2)).clone(memory_format=torch.contiguous_format)
+        return region
+
+    def pictures(self) -> Iterator[Tensor]:
+        """Every usable picture once, uint8 [3, H, W], decoded in as many threads as there are cores.
+
+        Raises:
+            ConfigError: the sources are shards, which may have no end.
+        """
+        if self._fixed is None:
+            raise ConfigError("data.on_device takes pictures from files, not from tar shards")
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            keys = [(0, index) for index in range(len(self._fixed))]
+            for picture in threads.map(self._load, keys, self._fixed):
+                if picture is not None:
+                    yield picture
 
     def shards_of(self, pool: int) -> list[str]:
         """This process's shards in one pool, which serves the steps from pool * pool_steps on; sources must be shards.

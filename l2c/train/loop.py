@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -37,17 +37,23 @@ from l2c.config import ModelConfig
 from l2c.errors import ConfigError, ImageError, TrainingError
 from l2c.images import L2CWarning
 from l2c.metrics import msssim, psnr
+from l2c.objective import Needs
 from l2c.objective import distortion as distortion_of
 from l2c.ops import bf16_pays
 from l2c.probability import MAX_MU
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import LossConfig, StageConfig, TrainConfig, recipe_json
 from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, shared_pictures
-from l2c.train.losses import Conditions, LossParts, Networks, quantised_latents
+from l2c.train.device_data import Bank, DeviceBatches
+from l2c.train.drawn import draw_batch
+from l2c.train.graph import captured, cuda_capture
+from l2c.train.losses import Conditions, LossParts, Networks, quality_of_lmbda, quantised_latents
+from l2c.train.optimizers import make_optimizer
 from l2c.train.parallel import Parallel
 from l2c.train.perceptual import VGG16Features, load_vgg16
 from l2c.train.records import Records, machine, write_json
 from l2c.train.speed import convolution_peak
+from l2c.train.validation import validation_set
 
 try:
     import fcntl
@@ -58,7 +64,9 @@ _MAX_BAD = 3
 _AGREE_STEPS = 10  # several processes compare clocks and signals this often
 _MAX_ROLLBACKS = 3
 _VAL_SIZE = 256
-_VAL_QUALITIES = (50, 250, 450, 650, 850)
+_SEEN = "seen"  # kind of the validation pictures that are trained on: the gap to the others shows overfitting
+_DRAWN_SIDE = 512  # of the pictures in a bank of drawn ones
+_VAL_LMBDAS = (7.72e-5, 4.40e-4, 2.51e-3, 1.43e-2, 8.13e-2, 4.63e-1)  # quality 5, 25 ... of model 1, and one beyond
 _COMMANDS = "; "  # between the commands of one stage in its entry
 _FIGURES = ("loss", "bpp", "psnr", "mse", "dissimilarity", "mask", "perceptual")
 
@@ -103,10 +111,12 @@ class Objective(nn.Module, abc.ABC):
         """For the model card, beside what every stage has."""
         return {}
 
-    def forward(self, x: Tensor, quality: Tensor, mu: Tensor, b: Tensor, noise: Tensor, autocast: bool) -> LossParts:
+    def forward(
+        self, x: Tensor, quality: Tensor, mu: Tensor, b: Tensor, noise: Tensor, autocast: bool, needs: Needs | None
+    ) -> LossParts:
         """`loss` under bfloat16 autocast where asked for; plain tensors, so that DDP and the compiler see them."""
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
-            return self.loss(x, Conditions(quality, mu, b), noise)
+            return self.loss(x, Conditions(quality, mu, b, needs=needs), noise)
 
 
 def sample_conditions(config: StageConfig, bits: int, rng: np.random.Generator) -> tuple[int, int, int]:
@@ -145,7 +155,7 @@ def make_batch(
 
 @torch.no_grad()
 def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> list[dict[str, float]]:
-    """Estimated rate (float P) and quality at five qualities, for each of the three metrics.
+    """Estimated rate (float P) and quality for each of the three metrics, at the qualities nearest to fixed lambdas.
 
     Args:
         pictures: uint8 [1, 3, H, W] each, all of one size.
@@ -156,7 +166,7 @@ def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> li
     x = torch.cat(pictures).to(device).float() / 255.0
     rows = []
     for mu in METRICS.values():
-        for quality in _VAL_QUALITIES:
+        for quality in {quality_of_lmbda(lmbda, nets.config): None for lmbda in _VAL_LMBDAS}:
             count = len(x)
             cond = Conditions(*(torch.full((count,), v) for v in (quality, mu, nets.config.bits)))
             z, bits = latents_and_bits(nets, x, cond)
@@ -169,6 +179,11 @@ def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> li
             figures = {"bpp": bpp, "psnr": mean_psnr, "msssim": mean_msssim, "loss": loss}
             rows.append({"mu": mu, "quality": quality, **figures})
     return rows
+
+
+def mean_log_loss(rows: Sequence[Mapping[str, float]]) -> float:
+    """Mean of ln(loss) over rows of `validate`: 100 times a difference is about the mean difference in percent."""
+    return sum(math.log(row["loss"]) for row in rows) / len(rows)
 
 
 @torch.no_grad()
@@ -253,7 +268,10 @@ class Loop:
             parallel.world,
             parallel.device,
         )
-        self.val_pictures = centre_crops(recipe.data.val, _VAL_SIZE, recipe.val_pictures)
+        self.banks = self._read_banks() if recipe.data.on_device else None
+        self.val_pictures = validation_set(recipe.data.val, _VAL_SIZE, recipe.val_pictures, recipe.val_drawn)
+        limit = 4 * recipe.val_pictures
+        self.val_pictures[_SEEN] = centre_crops(recipe.data.train, _VAL_SIZE, recipe.val_pictures, limit)
         features = load_vgg16(Path(recipe.loss.vgg16)) if recipe.loss.perceptual and recipe.loss.vgg16 else None
         self.features = features.to(parallel.device) if features is not None else None
         if features is None:
@@ -268,7 +286,7 @@ class Loop:
         self._restore(resumed or start or self._random())
         self.records = Records(folder, self.step, active=parallel.rank == 0)
         self._data = describe(recipe.data.train)
-        self._check_steps = 1 if parallel.device.type == "cpu" else 16  # reading the counter waits for a GPU
+        self._check_steps = 1 if parallel.device.type == "cpu" else 50  # reading the counter waits for a GPU
         self._stop = False
         self._rollbacks = 0
 
@@ -301,12 +319,10 @@ class Loop:
                 for k, parameter in enumerate(own):
                     parameter.copy_(checkpoint.objective[str(k)])
         stage = self.stage
-        self.optimizer = torch.optim.Adam(self.parameters, lr=stage.lr, betas=(stage.beta1, stage.beta2), fused=True)
+        betas = (stage.beta1, stage.beta2)
+        self.optimizer = make_optimizer(stage.optimizer, self.parameters, betas, stage.refresh_every)
         if mine and checkpoint.optimizer:
             self.optimizer.load_state_dict(checkpoint.optimizer)
-        if mine and checkpoint.optimizer:
-            for group in self.optimizer.param_groups:  # the recipe's, where it has changed
-                group["betas"] = (stage.beta1, stage.beta2)
         pairs = zip(self.nets.parameters(), self.average.parameters())
         moving = [(p, a) for p, a in pairs if p.requires_grad]
         self._fresh: list[Tensor] = [p for p, _ in moving]
@@ -317,6 +333,10 @@ class Loop:
                 raise ConfigError(f"{self.name} differentiates inside a step, which torch.compile cannot do")
             self.wrapped = torch.compile(self.wrapped)  # type: ignore[assignment]
         self.step, self.seconds = (checkpoint.step, checkpoint.seconds) if mine else (0, 0.0)
+        self.pixels = checkpoint.pixels if mine else 0
+        self._warm_from = checkpoint.warm_from if mine else 0
+        if mine and not checkpoint.optimizer:  # a pack has none
+            self._warm_from = self.step
         self.salt, self.lr_scale = (checkpoint.salt, checkpoint.lr_scale) if mine else (0, 1.0)
         self._restored = self.step
         self.history = checkpoint.history if mine else checkpoint.past()
@@ -325,6 +345,10 @@ class Loop:
         self.bias_sets = {} if moves_d else checkpoint.bias_sets
         if moves_d and checkpoint.bias_sets:
             self.say("this stage moves D: the bias sets, which were made for the old one, are dropped")
+        self._rate, self._average_weight = torch.zeros((), device=device), torch.zeros((), device=device)
+        self._at = torch.tensor(self.step, device=device)  # `step`, where batches are made on the device
+        self._device_batches = self._make_device_batches() if self.banks is not None else None
+        self._device_step: Callable[[], None] = self._eager_device_step
         self._bad = torch.zeros((), device=device)
         self._sums = torch.zeros(2 * len(_FIGURES) + 3, device=device, dtype=torch.float64)
 
@@ -344,8 +368,8 @@ class Loop:
         own = {str(k): p.detach() for k, p in enumerate(self.objective.own_parameters())}
         return Checkpoint(
             self.model, self.nets.state_dict(), self.average.state_dict(), self.name, self.step, self.seconds,
-            self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._entry(), self.history, self.bias_sets,
-            self.parent,
+            self.pixels, self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._warm_from, self._entry(),
+            self.history, self.bias_sets, self.parent,
         )  # fmt: skip
 
     def progress(self) -> float:
@@ -355,38 +379,64 @@ class Loop:
             shares.append(self.step / self.stage.steps)
         if self.stage.minutes is not None:
             shares.append(self.seconds / (60.0 * self.stage.minutes))
+        if self.stage.gpixel is not None:
+            shares.append(self.pixels / (1e9 * self.stage.gpixel))
         return min(1.0, max(shares))
 
     def learning_rate(self) -> float:
-        """Rises over `warmup` steps, stays, and falls linearly to zero over the last `decay` share of the length."""
+        """Rises over `warmup` steps, stays (or falls from `hold` on), and falls linearly to zero over the last `decay`
+        share of the length."""
         stage = self.stage
-        rate = stage.lr * self.lr_scale * min(1.0, (self.step + 1) / max(1, stage.warmup))
+        rate = stage.lr * self.lr_scale * min(1.0, (self.step - self._warm_from + 1) / max(1, stage.warmup))
+        if stage.hold is not None:
+            rate *= min(1.0, math.sqrt(1e9 * stage.hold / max(1, self.pixels)))
         left = 1.0 - self.progress()
         return rate * min(1.0, left / stage.decay) if stage.decay > 0 else rate
 
-    def train_step(self, batch: Batch) -> None:
-        """One optimiser step; figures are added up on the device."""
-        rate = self.learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+    def train_step(self, batch: Batch | None) -> None:
+        """One optimiser step, on a batch made on the host or, None, on one made on the device; figures are added up
+        there."""
         device = self.parallel.device
-        x = batch.x.to(device, non_blocking=True).float() / 255.0
-        x = x.contiguous(memory_format=torch.channels_last)
-        cond = batch.cond
-        parts = self.wrapped(x, cond.quality, cond.mu, cond.b, batch.noise.to(device), self.autocast)
-        loss = parts.total.mean()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        self._begin_step()
+        if batch is None:
+            self._device_step()
+        else:
+            self._compute(batch.x.to(device, non_blocking=True), batch.cond, batch.noise.to(device))
+        self.step += 1
+        self.pixels += self.stage.batch * self.recipe.data.crop**2
+        self.optimizer.after_step(self.step)
+
+    def _begin_step(self) -> None:
+        self._rate.fill_(self.learning_rate())
+        self._average_weight.fill_(1.0 - min(self.stage.ema, (self.step + 1) / (10.0 + self.step)))
+
+    def _eager_device_step(self) -> None:
+        """A step that neither reads from the host nor waits for the device: all that it needs are tensors there."""
+        assert self._device_batches is not None
+        header = self._device_batches.conditions(self._at)
+        x = self._device_batches.pictures(self._at, header[:, 0])
+        cond = Conditions(*header.unbind(dim=1), needs=self._device_batches.needs)
+        self._compute(x, cond, self._device_batches.noise(self._at))
+        self._at += 1
+
+    def _compute(self, x: Tensor, cond: Conditions, noise: Tensor) -> None:
+        """Loss, gradients, optimiser, average and figures of a batch: x uint8 [N, 3, crop, crop], noise as in `Batch`.
+
+        Everything here happens on the device, in tensors that stay: see `_lasting`.
+        """
+        x = (x.float() / 255.0).contiguous(memory_format=torch.channels_last)
+        parts = self.wrapped(x, cond.quality, cond.mu, cond.b, noise, self.autocast, cond.needs)
+        for parameter in self.parameters:
+            parameter.grad = None
+        parts.total.mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.stage.clip)
         bad = (~torch.isfinite(norm)).float()
-        self.optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]
-        self.optimizer.step()
-        self.step += 1
-        decay = min(self.stage.ema, self.step / (9.0 + self.step))
+        self.optimizer.step(self._rate, 1.0 - bad)
         with torch.no_grad():
-            self._bad = (self._bad + 1.0) * bad
-            torch._foreach_lerp_(self._averaged, self._fresh, 1.0 - decay)
+            self._bad.add_(1.0).mul_(bad)
+            apart = torch._foreach_sub(self._fresh, self._averaged)
+            torch._foreach_mul_(apart, self._average_weight)
+            torch._foreach_add_(self._averaged, apart)
             good = 1.0 - bad
             psnr_each = -10.0 * (parts.mse.detach().clamp_min(1e-4) / 255.0**2).log10()
             figures = [parts.total, parts.bpp, psnr_each, parts.mse, parts.dissimilarity, parts.mask, parts.perceptual]
@@ -395,6 +445,50 @@ class Loop:
             sums = torch.where(known, table, 0.0).sum(dim=1)
             rest = torch.stack((norm.nan_to_num(0.0, 0.0, 0.0), bad, torch.ones_like(bad)))
             self._sums += torch.cat((sums, known.sum(dim=1), rest)).double()
+
+    def _lasting(self) -> list[Tensor]:
+        """Every tensor that a step changes and that outlives it."""
+        mine = [self._bad, self._sums, self._at]
+        return [*self.parameters, *self._averaged, *self.optimizer.tensors(), *mine]
+
+    def _capture(self) -> None:
+        """Put the step on the device into a CUDA graph, if that works there."""
+        device = self.parallel.device
+        if device.type != "cuda" or not self.recipe.graph or self.parallel.world > 1 or not self.objective.compiles:
+            return
+        began = time.monotonic()
+        self._begin_step()
+        self._device_step, reason = captured(
+            self._eager_device_step, self._lasting(), len(self.parameters), cuda_capture, device
+        )
+        how = f"is not captured: {reason}" if reason else "is one CUDA graph"
+        self.say(f"the step {how} ({time.monotonic() - began:.1f} s)")
+
+    def _read_banks(self) -> tuple[Bank, Bank | None]:
+        """Photographs and drawn pictures for batches made on the device. Raises ConfigError as `Sampler` does."""
+        began = time.monotonic()
+        data, device = self.recipe.data, self.parallel.device
+        pictures = list(self.sampler.pictures())
+        photographs = Bank(pictures, device)
+        drawn = None
+        if data.drawn_share > 0.0:
+            photos = [picture.permute(1, 2, 0).numpy() for picture in pictures[:: max(1, len(pictures) // 64)]]
+            side = max(data.crop, _DRAWN_SIDE)
+            drawn = Bank(list(draw_batch(data.drawn_bank, side, self.recipe.seed, photos)), device)
+        total = photographs.pixels.shape[0] + (drawn.pixels.shape[0] if drawn is not None else 0)
+        self.say(
+            f"{len(photographs)} photographs, {len(drawn) if drawn is not None else 0} drawn pictures, "
+            f"{total / 1e6:.0f} Mpixel in memory after {time.monotonic() - began:.1f} s"
+        )
+        return photographs, drawn
+
+    def _make_device_batches(self) -> DeviceBatches:
+        assert self.banks is not None
+        side = self.recipe.data.crop // self.model.transform.s
+        return DeviceBatches(
+            *self.banks, self.recipe.data, self.stage, self.model.bits, (self.model.transform.c, side, side),
+            self.recipe.seed, self.salt, self.parallel.rank, self.parallel.world,
+        )  # fmt: skip
 
     def run(self) -> bool:
         """Train to the end of the stage, then write its checkpoint, validate, and plot.
@@ -463,6 +557,7 @@ class Loop:
                 batch = prefetcher.get(self.step)
                 if operations == 0.0:
                     operations, peak = self._counted_step(batch)
+                    self._capture()
                 else:
                     self.train_step(batch)
                 if self.step % self._check_steps == 0 and float(self._bad) >= _MAX_BAD:
@@ -471,6 +566,7 @@ class Loop:
                     prefetcher, waited = self._prefetcher(), 0.0
                     base, begin, first_step = self.seconds, time.monotonic(), self.step
                     logged = saved = begin
+                    operations = 0.0
             now = time.monotonic()
             if self.step > first_step:
                 share = (prefetcher.wait_seconds - waited) / max(now - logged, 1e-9)
@@ -478,19 +574,22 @@ class Loop:
         finally:
             prefetcher.close()
 
-    def _prefetcher(self) -> Prefetcher[Batch]:
+    def _prefetcher(self) -> Prefetcher[Batch | None]:
+        """Batches made on the host, or None in each step where they are made on the device."""
         salt = self.salt
 
-        def make(step: int) -> Batch:
+        def make(step: int) -> Batch | None:
+            if self._device_batches is not None:
+                return None
             return make_batch(
                 step, recipe=self.recipe, stage=self.stage, model=self.model, sampler=self.sampler, salt=salt,
                 parallel=self.parallel,
             )  # fmt: skip
 
-        workers = 0 if self.recipe.data.on_device else self.recipe.data.workers
+        workers = 0 if self._device_batches is not None else self.recipe.data.workers
         return Prefetcher(make, self.step, workers)
 
-    def _counted_step(self, batch: Batch) -> tuple[float, float]:
+    def _counted_step(self, batch: Batch | None) -> tuple[float, float]:
         """The first step, its floating-point operations counted on the way, and the convolution peak."""
         if self.recipe.compile:  # the compiler hides the operations from the counter
             self.train_step(batch)
@@ -516,7 +615,10 @@ class Loop:
         row: dict[str, float | int] = {"step": self.step, "seconds": round(self.seconds, 1), "lr": self.learning_rate()}
         row |= {key: round(value, 5) for key, value in zip(_FIGURES, values)}
         row |= {"grad": round(norm, 4), "skipped": round(skipped / count, 4)}
+        pixels = steps * self.stage.batch * self.recipe.data.crop**2
         row |= {
+            "gpixel": round(self.pixels / 1e9, 4),
+            "mpixels_per_second": round(pixels / seconds / 1e6, 3),
             "pictures_per_second": round(steps * self.stage.batch / seconds, 2),
             "waiting": round(waiting, 4),
             "peak_share": round(operations * steps / seconds / peak, 3) if operations > 0 else 0.0,
@@ -525,6 +627,7 @@ class Loop:
         self.say(
             f"step {self.step}  {self.seconds / 60:.1f} min  loss {row['loss']:.4f}  {_text(row['bpp'], 3)} bpp  "
             f"{_text(row['psnr'], 2)} dB  {seconds / steps:.3f} s/step  {row['pictures_per_second']:.1f} pictures/s  "
+            f"{row['mpixels_per_second']:.2f} Mpixel/s  {1e-12 * operations * steps / seconds:.2f} TFLOP/s  "
             f"waiting {100 * waiting:.1f} %  conv peak {100 * float(row['peak_share']):.0f} %  "
             f"left {self._time_left(first_step, elapsed)}"
         )
@@ -533,8 +636,12 @@ class Loop:
         times = []
         if self.stage.minutes is not None:
             times.append(60.0 * self.stage.minutes - self.seconds)
-        if self.stage.steps is not None and self.step > first_step:
-            times.append((self.stage.steps - self.step) * elapsed / (self.step - first_step))
+        done = self.step - first_step
+        if self.stage.steps is not None and done:
+            times.append((self.stage.steps - self.step) * elapsed / done)
+        if self.stage.gpixel is not None and done:
+            each = self.stage.batch * self.recipe.data.crop**2
+            times.append((1e9 * self.stage.gpixel - self.pixels) / each * elapsed / done)
         return f"{max(0.0, min(times)) / 60:.1f} min" if times else "no end set"
 
     def _finite(self) -> bool:
@@ -559,16 +666,26 @@ class Loop:
             self._rollbacks = 0
 
     def _validate(self) -> None:
+        """Figures of every kind of validation picture into the journal, those of the first kind into the curves."""
         if self.parallel.rank:
             return
-        rows = validate(self.average, self.val_pictures, self.parallel.device)
-        stamp = {"step": self.step, "seconds": round(self.seconds, 1)}
+        device = self.parallel.device
+        kinds = {kind: validate(self.average, part, device) for kind, part in self.val_pictures.items()}
+        stamp = {"step": self.step, "seconds": round(self.seconds, 1), "gpixel": round(self.pixels / 1e9, 4)}
+        figures = {
+            kind: [{key: round(value, 6) for key, value in row.items()} for row in rows] for kind, rows in kinds.items()
+        }
+        facts = {"device": machine()["device"], "lr": self.learning_rate(), "batch": self.stage.batch}
+        self.records.journal({**stamp, **facts, "crop": self.recipe.data.crop, "kinds": figures})
+        shown, rows = next(iter(kinds.items()))
         self.records.validation([{**stamp, **row} for row in rows])
         self.records.plot()
         for mu in METRICS.values():
             part = [r for r in rows if r["mu"] == mu]
             curve = "  ".join(f"{r['bpp']:.3f}/{r['psnr']:.2f}/{r['msssim']:.4f}" for r in part)
-            self.say(f"validation mu={mu}  {curve}  loss {' '.join(format(r['loss'], '.4f') for r in part)}")
+            self.say(f"{shown} mu={mu}  {curve}  loss {' '.join(format(r['loss'], '.4f') for r in part)}")
+        means = (f"{kind} {mean_log_loss(rows):+.4f}" for kind, rows in kinds.items())
+        self.say(f"mean ln loss: {', '.join(means)}")
 
     def _roll_back(self) -> None:
         self._rollbacks += 1

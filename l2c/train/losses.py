@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,6 +93,12 @@ class LossParts:
 def lmbda_of_quality(quality: Tensor, config: ModelConfig) -> Tensor:
     """Raw lambda of quality 0..MAX_QUALITY (integers, any shape): log-linear between the model's two ends."""
     return config.lmbda_min * (config.lmbda_max / config.lmbda_min) ** (quality.float() / MAX_QUALITY)
+
+
+def quality_of_lmbda(lmbda: float, config: ModelConfig) -> int:
+    """The quality 0..MAX_QUALITY whose lambda is nearest to this one on a logarithmic scale."""
+    share = math.log(lmbda / config.lmbda_min) / max(math.log(config.lmbda_max / config.lmbda_min), 1e-9)
+    return round(min(max(share, 0.0), 1.0) * MAX_QUALITY)
 
 
 def mask_target(quality: Tensor, weights: LossConfig) -> Tensor:

@@ -2,6 +2,7 @@
 
     log.csv          one row per report of the training loop: step and its mean figures
     validation.csv   one row per (step, mu, quality): seconds, bpp, psnr in dB, msssim, loss in bits per pixel
+    journal.jsonl    one JSON row per validation, which travels with a run: step, gpixel, seconds, device, lr, figures
     curves.png       drawn from the two, so it covers the runs before a resume as well
     tensorboard/     the same numbers as scalars, where the `tensorboard` package is installed
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch.utils.tensorboard import SummaryWriter
 
+JOURNAL = "journal.jsonl"
 _LOG, _VALIDATION, _CURVES, _BOARD = "log.csv", "validation.csv", "curves.png", "tensorboard"
 
 
@@ -62,6 +64,10 @@ class Records:
             with self._going_on():
                 _remove_after(folder / name, step)
         with self._going_on():
+            rows = read_journal(folder / JOURNAL)
+            if any(row["step"] > step for row in rows):
+                _write_journal(folder / JOURNAL, [row for row in rows if row["step"] <= step])
+        with self._going_on():
             self._board = _open_board(folder / _BOARD, step + 1)
 
     def log(self, row: Mapping[str, float | int]) -> None:
@@ -84,6 +90,14 @@ class Records:
                 if key not in ("step", "mu", "quality")
             ]
         )
+
+    def journal(self, row: Mapping[str, Any]) -> None:
+        """Append a row, which has a `step`, to journal.jsonl."""
+        if not self.active:
+            return
+        path = self.folder / JOURNAL
+        with self._going_on():
+            _write_journal(path, [*read_journal(path), row])
 
     def plot(self) -> None:
         """Write curves.png from the CSV files; does nothing without rows or without matplotlib."""
@@ -136,6 +150,21 @@ class Records:
                 self._warned = True
                 message = f"records of this run are incomplete, training goes on: {error}"
                 warnings.warn(message, L2CWarning, stacklevel=3)  # past contextlib
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Rows of a journal; none where there is no file. A damaged line is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    return rows
+
+
+def _write_journal(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
 
 
 def write_json(path: Path, data: Any) -> None:
