@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -352,3 +353,12 @@ class TestDefault:
         assert inspect.signature(cli.encode).parameters["metric"].default == "mixed"
         assert inspect.signature(commands.papers_tables).parameters["metric"].default == "mixed"
         assert inspect.signature(commands.evaluate_folder).parameters["metrics"].default == "psnr,mixed,msssim"
+
+
+def test_the_page_has_the_weights() -> None:
+    rows = {}
+    for line in (Path(__file__).parent.parent / "docs" / "OBJECTIVE.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[0][:2] in ("", "a,", "f,", "g,"):
+            rows[cells[0][:1]] = tuple(float(cell.split("= ")[-1]) for cell in cells[1:3])
+    assert MixedWeights(rows["a"], rows["f"], rows["g"], rows[""]) == objective.MIXED
