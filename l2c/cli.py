@@ -117,6 +117,10 @@ PrecisionOption = Annotated[
     Precision,
     typer.Option(help="Of the networks. bfloat16 is faster on newer machines; pixels move by about a level."),
 ]
+MetricOption = Annotated[
+    Metric,
+    typer.Option(help="What bits are spent on: mixed, for eyes (luma and its structure); psnr and msssim, of RGB."),
+]
 ModelOption = Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", "-f", help="Replace files that exist.")]
@@ -193,12 +197,7 @@ def encode(
     quality: Annotated[
         float | None, typer.Option(min=0, max=100, help="Quality instead of a target.  [default: 50]")
     ] = None,
-    metric: Annotated[
-        Metric,
-        typer.Option(
-            help="What the bits are spent on: squared error of RGB, luma and its structure (for eyes), MS-SSIM of RGB."
-        ),
-    ] = Metric(DEFAULT_METRIC),
+    metric: MetricOption = Metric(DEFAULT_METRIC),
     effort: Annotated[
         int,
         typer.Option(min=0, max=9, help="Work spent on adapting to the picture; 9 tries several qualities for a rate."),
@@ -465,6 +464,7 @@ def bench(
         str | None, typer.Argument(metavar="[IN]", help="Picture.  [default: a drawn one, 768x512]")
     ] = None,
     quality: Annotated[float, typer.Option(min=0, max=100, help="Quality to encode at.")] = 50,
+    metric: MetricOption = Metric(DEFAULT_METRIC),
     repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median is shown.")] = 5,
     device: DeviceOption = "cpu",
     precision: PrecisionOption = Precision.float32,
@@ -484,10 +484,10 @@ def bench(
     else:
         with _errors_of(source):
             pixels = load_picture(sys.stdin.buffer if source == _STANDARD else source).rgb
-    codec.decode(codec.encode(pixels, quality=quality))  # loads, packs and warms up everything once
+    codec.decode(codec.encode(pixels, quality=quality, metric=metric.value))  # loads, packs and warms everything up
     encode_runs, decode_runs = [], []
     for _ in range(repeats):
-        encoded = codec.encode_detailed(pixels, quality=quality)
+        encoded = codec.encode_detailed(pixels, quality=quality, metric=metric.value)
         encode_runs.append(encoded.seconds)
         decoded = codec.decode_detailed(encoded.data)
         decode_runs.append(decoded.seconds)
@@ -499,6 +499,7 @@ def bench(
         "height": pixels.shape[0],
         "bpp": encoded.bpp,
         "quality": quality,
+        "metric": metric.value,
         "repeats": repeats,
         "model": codec.model.name,
         "model_id": codec.model.model_id.hex(),

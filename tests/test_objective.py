@@ -350,7 +350,8 @@ class TestDefault:
         from l2c.evaluate import commands
 
         assert [metric.value for metric in cli.Metric] == list(METRICS)
-        assert inspect.signature(cli.encode).parameters["metric"].default == "mixed"
+        for command in (cli.encode, cli.bench):
+            assert inspect.signature(command).parameters["metric"].default == "mixed"
         assert inspect.signature(commands.papers_tables).parameters["metric"].default == "mixed"
         assert inspect.signature(commands.evaluate_folder).parameters["metrics"].default == "psnr,mixed,msssim"
 
