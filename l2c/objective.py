@@ -139,10 +139,6 @@ class Blend:
             return self
         return Blend(torch.cat((self.weights[:, :3] * squared, self.weights[:, 3:] * dissimilarity), 1), self.needs)
 
-    def coarse(self) -> Tensor:
-        """Weights of squared error and of dissimilarity, whatever they are over: float32 [N, 2]."""
-        return torch.stack((self.weights[:, :3].sum(dim=1), self.weights[:, 3:].sum(dim=1)), dim=1)
-
 
 def term_weights(mu: Tensor, lmbda: Tensor) -> Tensor:
     """The weight of each term in each picture's distortion; see the module.

@@ -278,7 +278,7 @@ class TestCluster:
         quality = torch.arange(1001)
         config = replace(CONFIG, patches=1001, sets=1, bands=bands)
         tables = cluster(self.patches(quality[:, None].float(), quality), config, seed=0)
-        sets = BiasSets(tables, torch.zeros(bands, 1, 2))
+        sets = BiasSets(tables, torch.zeros(bands, 1, 5))
         of = torch.tensor([sets.band(q, 1000) for q in range(1001)])
         expected = torch.stack([quality[of == b].float().mean() for b in range(bands)])
         torch.testing.assert_close(tables[:, 0, 0], expected, rtol=1e-4, atol=0.0)
@@ -298,17 +298,17 @@ def values(scene: Scene) -> Tensor:
 
 class TestChoosingSets:
     def test_curvature(self, scene: Scene, values: Tensor) -> None:
-        """D(set) - D(0) - dD/dt at t = 0 along t * set: the mean over all patches, of both metrics."""
+        """D(set) - D(0) - dD/dt at t = 0 along t * set: the mean over all patches, of every term."""
         transform, x, z, cond = scene
         batches = [(x[:2], z[:2], cond[:2]), (x[2:], z[2:], cond[2:])]
         curvature = torch.stack([measure_curvature(transform, band, iter(batches)) for band in values])
-        assert curvature.shape == (2, 5, 2)
-        for band, k, metric in ((0, 0, 0), (0, 3, 1), (1, 2, 0), (1, 4, 1)):
+        assert curvature.shape == (2, 5, 5)
+        for band, k, term in ((0, 0, 0), (0, 3, 4), (1, 2, 1), (1, 4, 3), (1, 1, 2)):
 
-            def along(t: Tensor, biases: Tensor = values[band, k], metric: int = metric) -> Tensor:
+            def along(t: Tensor, biases: Tensor = values[band, k], term: int = term) -> Tensor:
                 adaptation = Adaptation(biases=(t * biases).expand(3, -1))
                 x_hat = transform.decoder(z, cond, adaptation)[:, :, :44, :61].clamp(0, 1)
-                return terms(x, x_hat, Needs(rgb=range(3)))[:, (0, 4)[metric]].mean()
+                return terms(x, x_hat, Needs(range(3), range(3)))[:, term].mean()
 
             t = torch.zeros((), requires_grad=True)
             start = along(t)
@@ -317,7 +317,7 @@ class TestChoosingSets:
             with torch.no_grad():
                 end = along(torch.ones(()))
             expected = end - start.detach() - t.grad
-            torch.testing.assert_close(curvature[band, k, metric], expected, rtol=0.02, atol=2e-5 * start.item())
+            torch.testing.assert_close(curvature[band, k, term], expected, rtol=0.02, atol=2e-5 * start.item())
 
     def test_gradient(self, scene: Scene) -> None:
         value, gradient = distortion_gradient(*scene)
@@ -346,7 +346,7 @@ class TestChoosingSets:
     def test_try_sets(self, scene: Scene, values: Tensor) -> None:
         found = overfit_biases(*scene, CONFIG)[0]
         table = torch.cat((values[0], found, found + 30.0))[None]  # 5 random, each patch's own, 3 that harm
-        sets = BiasSets(table, torch.zeros(1, 11, 2))
+        sets = BiasSets(table, torch.zeros(1, 11, 5))
         everything = torch.arange(11).expand(3, -1)
         all_values = torch.stack([distortion(scene, Adaptation(biases=v.expand(3, -1))) for v in table[0]], dim=1)
         best, least = try_sets(*scene, sets, 0, everything)
@@ -361,7 +361,7 @@ class TestChoosingSets:
         torch.testing.assert_close(least, torch.minimum(chosen.amin(dim=1), distortion(scene)))
 
     def test_default_where_no_set_helps(self, scene: Scene) -> None:
-        sets = BiasSets(torch.full((2, 3, num_biases(scene[0].decoder)), 5.0), torch.zeros(2, 3, 2))
+        sets = BiasSets(torch.full((2, 3, num_biases(scene[0].decoder)), 5.0), torch.zeros(2, 3, 5))
         best, least = try_sets(*scene, sets, 1, torch.tensor([[0, 1, 2]] * 3))
         assert best.tolist() == [DEFAULT_INDEX] * 3
         torch.testing.assert_close(least, distortion(scene))
@@ -387,13 +387,13 @@ class TestChooseScale:
             exact = transform.decoder(z, cond).clamp(0, 1)
         torch.manual_seed(1)
         values = torch.randn(3, num_biases(transform.decoder))
-        assert choose_scale(transform, values, torch.ones(3, 2), [(exact, z, cond)])[1] == pytest.approx(0.0, abs=1e-6)
+        assert choose_scale(transform, values, torch.ones(3, 5), [(exact, z, cond)])[1] == pytest.approx(0.0, abs=1e-6)
 
 
 class TestBiasSetsFile:
     @pytest.fixture
     def tensors(self, scene: Scene) -> dict[str, Tensor]:
-        return BiasSets(torch.randn(2, 5, num_biases(scene[0].decoder)), torch.randn(2, 5, 2)).to_tensors()
+        return BiasSets(torch.randn(2, 5, num_biases(scene[0].decoder)), torch.randn(2, 5, 5)).to_tensors()
 
     def test_round_trip(self, scene: Scene, tensors: dict[str, Tensor]) -> None:
         assert tensors["bias_sets.values"].dtype == torch.float16
@@ -402,6 +402,12 @@ class TestBiasSetsFile:
         assert all(torch.equal(tensors[k], v) for k, v in sets.to_tensors().items())
         assert BiasSets.from_tensors({"other": torch.zeros(1)}, scene[0]) is None
         assert [sets.band(q, 1000) for q in (0, 500, 501, 1000)] == [0, 0, 1, 1]
+
+    def test_curvature_of_older_models(self, scene: Scene, tensors: dict[str, Tensor]) -> None:
+        """Two columns, for squared error and MS-SSIM of RGB: what they say counts for luma and chroma, too."""
+        old = tensors["bias_sets.curvature"][:, :, [0, 4]]
+        sets = BiasSets.from_tensors(tensors | {"bias_sets.curvature": old}, scene[0])
+        assert sets is not None and torch.equal(sets.curvature, old[:, :, [0, 0, 0, 1, 1]])
 
     @pytest.mark.parametrize(
         "name, change, message",
@@ -414,6 +420,7 @@ class TestBiasSetsFile:
             ("curvature", lambda v: None, "no curvature"),
             ("curvature", lambda v: v[:, :4], "no curvature"),
             ("curvature", lambda v: v[..., 0], "no curvature"),
+            ("curvature", lambda v: v[..., :3], "no curvature"),
             ("values", lambda v: v * float("nan"), "not finite"),
             ("curvature", lambda v: v / 0.0, "not finite"),
         ],

@@ -16,7 +16,7 @@ from l2c.adapt.latents import Regions
 from l2c.adapt.section import BIAS_PATCH, NO_SET
 from l2c.errors import ConfigError
 from l2c.networks import Adaptation, Grid, Transform, num_biases
-from l2c.objective import Blend, PatchDistortion, distortion
+from l2c.objective import TERMS, Blend, PatchDistortion, distortion
 
 DEFAULT_INDEX = NO_SET  # "no adaptation": D's own biases
 PRICE = 9.0  # bits that a patch's set costs in the file
@@ -28,8 +28,8 @@ class BiasSets:
 
     Attributes:
         values: float32 [bands, k, B], changes to D's B biases; bands are equal ranges of quality, k <= 255.
-        curvature: float32 [bands, k, 2], the mean second-order change of the distortion that a set causes, for
-            255^2 MSE and for 1 - MS-SSIM of RGB. For `mixed` they stand for the same of luma and chroma.
+        curvature: float32 [bands, k, len(TERMS)], the mean second-order change that a set causes in each term of the
+            distortion (`objective.terms`).
     """
 
     values: Tensor
@@ -45,15 +45,21 @@ class BiasSets:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], transform: Transform) -> BiasSets | None:
-        """Read `to_tensors`; None where the model has no sets. Raises ConfigError: they do not fit the networks."""
+        """Read `to_tensors`; None where the model has no sets. Raises ConfigError: they do not fit the networks.
+
+        Models from before `mixed` was of luma have the curvature of 255^2 MSE and 1 - MS-SSIM of RGB alone, which then
+        stands for that of luma and chroma, too.
+        """
         if "bias_sets.values" not in tensors:
             return None
         values, curvature = tensors["bias_sets.values"], tensors.get("bias_sets.curvature")
         bands, k, b = values.shape if values.dim() == 3 else (0, 0, 0)
         if not (1 <= bands <= 16 and 1 <= k <= DEFAULT_INDEX and b == num_biases(transform.decoder)):
             raise ConfigError(f"bias sets of shape {tuple(values.shape)} do not fit the networks")
-        if curvature is None or curvature.shape != (bands, k, 2):
+        if curvature is None or curvature.shape not in {(bands, k, 2), (bands, k, len(TERMS))}:
             raise ConfigError("the bias sets have no curvature of their shape")
+        if curvature.shape[2] == 2:
+            curvature = curvature[:, :, [int(name.endswith("dissimilarity")) for name in TERMS]]
         if not bool(torch.isfinite(values).all()) or not bool(torch.isfinite(curvature).all()):
             raise ConfigError("the bias sets are not finite")
         return cls(values.float(), curvature.float())
@@ -80,7 +86,7 @@ def predicted_change(gradient: Tensor, sets: BiasSets, band: int, blend: Blend) 
     Args:
         gradient: float32 [N, B] from `distortion_gradient`. blend: of the N pictures.
     """
-    return gradient @ sets.values[band].to(gradient).T + blend.coarse() @ sets.curvature[band].to(gradient).T
+    return gradient @ sets.values[band].to(gradient).T + blend.weights @ sets.curvature[band].to(gradient).T
 
 
 @torch.no_grad()
@@ -156,8 +162,8 @@ def search_sets(
         (gradient,) = torch.autograd.grad(regions.cost(x_hat).sum(), leaf)
     values = sets.values[list(bands)].to(z.device)
     predicted = torch.einsum("nkb,nbrc->nrck", values, gradient)
-    curvature = sets.curvature[list(bands)].to(z.device)  # [N, k, 2], of a whole patch's mean
-    bend = (curvature * regions.blend.coarse()[:, None]).sum(dim=2)
+    curvature = sets.curvature[list(bands)].to(z.device)  # [N, k, terms], of a whole patch's mean
+    bend = (curvature * regions.blend.weights[:, None]).sum(dim=2)
     area = _areas(regions.x, BIAS_PATCH)
     predicted += regions.lmbda[:, None, None, None] * area[None, :, :, None] * bend[:, None, None, :]
     ranked = predicted.topk(min(count, values.shape[1]), dim=3, largest=False).indices

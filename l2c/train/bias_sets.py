@@ -19,7 +19,7 @@ from l2c.bitstream import METRICS
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
 from l2c.networks import Adaptation, Transform, num_biases
-from l2c.objective import Blend, Needs, distortion, terms
+from l2c.objective import TERMS, Blend, Needs, distortion, terms
 from l2c.probability import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import BiasSetsConfig, TrainConfig
@@ -147,25 +147,26 @@ def _kmeans() -> Any:
 
 @torch.no_grad()
 def measure_curvature(transform: Transform, values: Tensor, batches: Iterator[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """Mean over patches of D(set) - D(default) - gradient . set, for squared error and MS-SSIM: float32 [sets, 2].
+    """Mean over patches of D(set) - D(default) - gradient . set for each term of the distortion (`objective.TERMS`) as
+    D: float32 [sets, len(TERMS)].
 
     Args:
         values: float32 [sets, B], of one band.
         batches: (x, z, cond) as in `overfit_biases`; cond's metric mix is not used.
     """
-    sums, count = torch.zeros(len(values), 2), 0
+    sums, count = torch.zeros(len(values), len(TERMS)), 0
     for x, z, cond in batches:
         leaf = torch.zeros(len(x), values.shape[1], device=x.device, requires_grad=True)
         with torch.enable_grad():
-            start = _both(transform, x, z, cond, leaf)
+            start = _all_terms(transform, x, z, cond, leaf)
             slopes = [torch.autograd.grad(d.sum(), leaf, retain_graph=True)[0] for d in start]
         count += len(x)
         for number, row in enumerate(values):
             biases = row.to(x.device)
-            moved = _both(transform, x, z, cond, biases.expand(len(x), -1))
-            for metric in range(2):
-                change = moved[metric] - start[metric].detach() - slopes[metric] @ biases
-                sums[number, metric] += float(change.sum())
+            moved = _all_terms(transform, x, z, cond, biases.expand(len(x), -1))
+            for term in range(len(TERMS)):
+                change = moved[term] - start[term].detach() - slopes[term] @ biases
+                sums[number, term] += float(change.sum())
     return sums / count
 
 
@@ -178,7 +179,7 @@ def choose_scale(
     sets was seen to raise the distortion by 10-29 %, with a tenth of it many lowered it.
 
     Args:
-        values: float32 [sets, B]. curvature: float32 [sets, 2] at scale 1, from `measure_curvature`.
+        values: float32 [sets, B]. curvature: float32 [sets, len(TERMS)] at scale 1, from `measure_curvature`.
         batches: as there; here the metric mix counts.
     Returns:
         The factor, one of SCALES; mean relative fall of the distortion where each patch takes the best of the
@@ -197,11 +198,10 @@ def choose_scale(
     return best, gains[best]
 
 
-def _both(transform: Transform, x: Tensor, z: Tensor, cond: Tensor, biases: Tensor) -> tuple[Tensor, Tensor]:
-    """255^2 MSE and 1 - MS-SSIM of each patch, of RGB."""
+def _all_terms(transform: Transform, x: Tensor, z: Tensor, cond: Tensor, biases: Tensor) -> tuple[Tensor, ...]:
+    """`objective.terms` of the patches: one float32 [N] for each term."""
     x_hat = transform.decoder(z, cond, Adaptation(biases=biases))[:, :, : x.shape[2], : x.shape[3]].clamp(0.0, 1.0)
-    values = terms(x, x_hat, Needs(rgb=range(len(x))))
-    return values[:, 0], values[:, 4]
+    return terms(x, x_hat, Needs(range(len(x)), range(len(x)))).unbind(dim=1)
 
 
 def run(
