@@ -339,6 +339,7 @@ class Loop:
             self._warm_from = self.step
         self.salt, self.lr_scale = (checkpoint.salt, checkpoint.lr_scale) if mine else (0, 1.0)
         self._restored = self.step
+        self._validated_pixels = self.pixels
         self.history = checkpoint.history if mine else checkpoint.past()
         # Sets belong to the D that they were overfitted to.
         moves_d = any(p.requires_grad for p in self.nets.transform.decoder.parameters())
@@ -547,7 +548,8 @@ class Loop:
                         logged, waited = now, prefetcher.wait_seconds
                     if save:
                         self._save()
-                        self._validate()
+                        if self._validation_is_due():
+                            self._validate()
                         saved = logged = time.monotonic()
                         waited = prefetcher.wait_seconds
                     if stop:
@@ -665,10 +667,15 @@ class Loop:
         if self.parallel.agree([written])[0] and self.step > self._restored and float(self._bad) == 0.0:
             self._rollbacks = 0
 
+    def _validation_is_due(self) -> bool:
+        every = self.recipe.val_gpixel
+        return every is None or self.pixels // (1e9 * every) > self._validated_pixels // (1e9 * every)
+
     def _validate(self) -> None:
         """Figures of every kind of validation picture into the journal, those of the first kind into the curves."""
         if self.parallel.rank:
             return
+        self._validated_pixels = self.pixels
         device = self.parallel.device
         kinds = {kind: validate(self.average, part, device) for kind, part in self.val_pictures.items()}
         stamp = {"step": self.step, "seconds": round(self.seconds, 1), "gpixel": round(self.pixels / 1e9, 4)}
