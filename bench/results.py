@@ -1,6 +1,6 @@
 """Writes docs/RESULTS.md from a record of `l2c eval` on Kodak.
 
-    l2c eval KODAK -o docs/results --efforts 0,4
+    l2c eval KODAK -o docs/results --metrics msssim,psnr --efforts 0,4
     l2c tables KODAK --every 4 -o docs/results --metric msssim
     python bench/published.py KODAK --out docs/results/agreement.json
     python bench/results.py docs/results --out docs/RESULTS.md

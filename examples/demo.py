@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import l2c
+from l2c.bitstream import DEFAULT_METRIC, METRICS
 from l2c.metrics import msssim, psnr
 
 PICTURES = ("astronaut", "coffee", "chelsea", "rocket")
@@ -34,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Compress a photograph, restore it in a second process, compare.")
     parser.add_argument("--picture", choices=PICTURES, default="coffee")
     parser.add_argument("--bpp", type=float, default=0.5)
-    parser.add_argument("--metric", choices=("psnr", "msssim", "mixed"), default="mixed")
+    parser.add_argument("--metric", choices=tuple(METRICS), default=DEFAULT_METRIC)
     parser.add_argument("--model", default=None, help="name or file of the model (default: the shipped one)")
     parser.add_argument("--out", type=Path, default=Path("demo_out"))
     arguments = parser.parse_args()

@@ -51,10 +51,10 @@ class MixedWeights:
         lmbdas: between these two the weights go over smoothly (3 t^2 - 2 t^3 in t, linear in log lambda).
     """
 
-    structure: tuple[float, float] = (0.5, 0.5)
-    luma: tuple[float, float] = (0.8, 0.8)
-    gain: tuple[float, float] = (1.0, 1.0)
-    lmbdas: tuple[float, float] = (0.002, 0.05)
+    structure: tuple[float, float] = (0.35, 0.2)
+    luma: tuple[float, float] = (0.7, 0.8)
+    gain: tuple[float, float] = (1.85, 1.56)
+    lmbdas: tuple[float, float] = (0.002, 0.03)
 
     def at(self, lmbda: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """a, f and g of raw lambdas, float32 of any shape: three of that shape."""

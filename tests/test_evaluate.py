@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from l2c.config import ModelConfig
 from l2c.errors import BackendError, UnsupportedError
 from l2c.evaluate import ffmpeg, measures, peers, records, run
 from l2c.evaluate import tables as tables_module
-from l2c.evaluate.curves import bd_rate, plot_time, points
+from l2c.evaluate.curves import _LABELS, bd_rate, plot_time, points
 from l2c.evaluate.meta import mean_drops
 from l2c.evaluate.peers import PEERS, Peer, RateSearch
 from l2c.evaluate.records import Curve, RowFile, from_compressai, load_published, mean_curves, to_compressai, to_csv
@@ -93,13 +95,52 @@ class TestMeasures:
                 head = f"YUV4MPEG2 W{width} H{height} F1:1 Ip C444 XCOLORRANGE=FULL\nFRAME\n".encode()
                 files.append(tmp_path / f"{name}{k}.y4m")
                 files[-1].write_bytes(head + measures.to_planes(pixels).tobytes())
-            done = subprocess.run(
-                [ffmpeg.executable(), "-i", files[0], "-i", files[1], "-lavfi", "libvmaf", "-f", "null", "-"],
-                capture_output=True, check=True, text=True,
-            )  # fmt: skip
-            score = float(done.stderr.split("VMAF score: ")[1].split()[0])
-            assert measures.vmaf(original, decoded) == pytest.approx(score, abs=1e-3)
-            assert 5.0 < score < 100.0
+            scores = []
+            for graph in ("libvmaf", "libvmaf=model=version=vmaf_v0.6.1neg"):
+                done = subprocess.run(
+                    [ffmpeg.executable(), "-i", files[0], "-i", files[1], "-lavfi", graph, "-f", "null", "-"],
+                    capture_output=True, check=True, text=True,
+                )  # fmt: skip
+                scores.append(float(done.stderr.split("VMAF score: ")[1].split()[0]))
+            assert measures.vmaf(original, decoded) == pytest.approx({"vmaf": scores[0]}, abs=1e-3)
+            both = measures.measure(original, decoded, ("vmaf-neg", "vmaf"))
+            assert both == pytest.approx({"vmaf": scores[0], "vmaf-neg": scores[1]}, abs=1e-3)
+            assert 5.0 < scores[0] < 100.0
+
+    def test_vmaf_neg_gives_nothing_for_contrast(self) -> None:
+        original = photo("astronaut", 200, 240)
+        stronger = ((original.astype(float) - 128) * 1.15 + 128).clip(0, 255).round().astype(np.uint8)
+        found = measures.measure(original, stronger, ("vmaf", "vmaf-neg"))
+        assert found["vmaf"] > found["vmaf-neg"] + 2.0
+
+    def test_butteraugli(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+        if shutil.which("butteraugli_main") is None:
+            pytest.skip("libjxl's butteraugli_main is not at hand")
+        distances = [measures.measure(*pairs[k], ("butteraugli",))["butteraugli"] for k in (0, 5)]
+        assert distances[0] > distances[1] > 0.0
+        assert measures.butteraugli(pairs[0][0], pairs[0][0]) == 0.0
+
+    def test_butteraugli_reads_what_the_program_says(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A program in its place: it sees both pictures, original first, and its 3-norm is taken."""
+        pixels = photo("coffee", 20, 30)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with pytest.raises(BackendError, match="libjxl-devtools"):
+            measures.butteraugli(pixels, pixels)
+        program = tmp_path / "butteraugli_main"
+        code = "import sys; from PIL import Image; a, b = (Image.open(p).getpixel((0, 0))[0] for p in sys.argv[1:3])"
+        code += "; print(9.5); print(f'3-norm: {a}.{b}'); assert sys.argv[3:] == ['--pnorm', '3']"
+        program.write_text(f"#!{sys.executable}\n{code}\n")
+        program.chmod(0o755)
+        other = pixels.copy()
+        other[0, 0, 0] = 77
+        assert measures.butteraugli(pixels, other) == pytest.approx(pixels[0, 0, 0] + 0.77)
+        program.write_text(f"#!{sys.executable}\nimport sys; sys.exit('no such thing')\n")
+        with pytest.raises(BackendError, match="no such thing"):
+            measures.butteraugli(pixels, other)
+
+    def test_more_is_better_in_comparisons(self) -> None:
+        assert measures.in_db("butteraugli", 1.5) == -1.5 and measures.in_db("vmaf", 80.0) == 80.0
+        assert set(measures.FIGURES) == set(_LABELS)
 
     def test_ssimulacra2(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
         scores = [measures.ssimulacra2(*pairs[k]) for k in (0, 5)]

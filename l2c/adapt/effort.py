@@ -10,7 +10,7 @@ from l2c.bitstream import METRICS
 from l2c.errors import UnsupportedError
 
 MAX_TRIES = 5
-REVISION = 2  # of what an adaptation finds with given numbers; records of measurements name it
+REVISION = 1  # of what an adaptation finds with given numbers; records of measurements name it
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,12 @@ class Effort:
         return float(share * np.interp(mu, places, savings))
 
 
-# Where six iterations end best, measured on validation pictures at 0.06 to 1.5 bpp.
+# Where six iterations end best, measured on validation pictures at 0.06 to 1.5 bpp. `mixed` was not searched for that:
+# with model 1 its iterations save 0.025 less of the rate than those of `psnr` at equal quality (mean of 8 files).
 _RATES = (0.06, 0.12, 0.25, 0.5, 1.0, 1.5)
 _SAVINGS = {
     "psnr": (0.10, 0.10, 0.10, 0.095, 0.09, 0.07),
-    "mixed": (0.10, 0.105, 0.10, 0.09, 0.085, 0.07),
+    "mixed": (0.075, 0.075, 0.075, 0.07, 0.065, 0.045),
     "msssim": (0.10, 0.11, 0.10, 0.085, 0.08, 0.07),
 }
 

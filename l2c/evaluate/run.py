@@ -14,7 +14,7 @@ import torch
 
 from l2c import __version__
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, REVISION, Effort
-from l2c.bitstream import METRICS
+from l2c.bitstream import DEFAULT_METRIC, METRICS
 from l2c.codec import Codec
 from l2c.errors import RateError, UnsupportedError
 from l2c.evaluate.curves import plot, plot_time, quality_table, rate_table
@@ -22,6 +22,7 @@ from l2c.evaluate.measures import DEFAULT_FIGURES, FIGURES, UInt8Array, measure
 from l2c.evaluate.peers import PEERS, RateSearch, choose
 from l2c.evaluate.records import Curve, Row, RowFile, load_published, mean_curves, to_compressai, to_csv
 from l2c.images import load_picture, write_atomically
+from l2c.objective import MIXED
 
 DEFAULT_RATES = (0.06, 0.12, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # the eight of the JPEG AI challenge
 
@@ -103,7 +104,7 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     record = RowFile(folder / "rows.jsonl")
     own = {} if peers_only else {own_name(m, e): (m, e) for e in plan.efforts for m in plan.metrics}
-    versions = {name: own_version(codec, effort) for name, (_, effort) in own.items()}
+    versions = {name: own_version(codec, effort, metric) for name, (metric, effort) in own.items()}
     versions |= {name: peer.describe() for name, peer in peers.items()}
     known = {(row["picture"], row["codec"], row["target"]): row for row in record.rows if _fresh(row, versions, plan)}
     outcome = Outcome([])
@@ -142,11 +143,14 @@ def _fresh(row: Row, versions: dict[str, str], plan: Plan) -> bool:
     return row.get("version") == versions.get(row["codec"]) and all(name in row for name in plan.figures)
 
 
-def own_version(codec: Codec, effort: int | Effort = 0) -> str:
-    """What rows of ours depend on."""
+def own_version(codec: Codec, effort: int | Effort = 0, metric: str = DEFAULT_METRIC) -> str:
+    """What rows of ours depend on: where there is a search for `mixed`, on its weights, too."""
     mixture = effort if isinstance(effort, Effort) else EFFORTS[effort]
     version = f"l2c {__version__}, model {codec.model.model_id.hex()}, torch {torch.__version__}"
-    return f"{version}, {mixture}, revision {REVISION}" if mixture.adapts else version
+    if not mixture.adapts:
+        return version
+    version += f", {mixture}, revision {REVISION}"
+    return f"{version}, {MIXED}" if metric == "mixed" else version
 
 
 def own_name(metric: str, effort: int) -> str:

@@ -313,7 +313,7 @@ class Tables:
     def _row(self, path: Path, rate: float, metric: str, effort: Effort, quality: float | None) -> Row:
         """One file; without a quality that of the rate, which is a row without figures where there is none."""
         threads = f"{self.codec.device}, {torch.get_num_threads()} threads"
-        version = f"{own_version(self.codec, effort)}, {threads}"
+        version = f"{own_version(self.codec, effort, metric)}, {threads}"
         key = path.stem, f"tables-{metric}" + (f"-{effort}" if effort.adapts else ""), float(rate), version
         if key in self._known:
             return self._known[key]

@@ -112,7 +112,14 @@ class Objective(nn.Module, abc.ABC):
         return {}
 
     def forward(
-        self, x: Tensor, quality: Tensor, mu: Tensor, b: Tensor, noise: Tensor, autocast: bool, needs: Needs | None
+        self,
+        x: Tensor,
+        quality: Tensor,
+        mu: Tensor,
+        b: Tensor,
+        noise: Tensor,
+        autocast: bool,
+        needs: Needs | None = None,
     ) -> LossParts:
         """`loss` under bfloat16 autocast where asked for; plain tensors, so that DDP and the compiler see them."""
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
