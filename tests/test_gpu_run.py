@@ -38,7 +38,9 @@ def run(model: ModelConfig, tmp_path: Path) -> Path:
     (folder / "pretrain").mkdir(parents=True)
     torch.manual_seed(0)
     nets, average = Networks(model).state_dict(), Networks(model).state_dict()
-    checkpoint = Checkpoint(model, nets, average, "pretrain", 7, 12.5, 7 * 64 * 64 * 6, entry={"stage": "pretrain"})
+    checkpoint = Checkpoint(
+        model, nets, average, "pretrain", 7, 12.5, entry={"stage": "pretrain"}, pixels=7 * 64 * 64 * 6
+    )
     checkpoint.save(folder / "pretrain" / "checkpoint.pt")
     (folder / "pretrain" / JOURNAL).write_text('{"step": 5, "gpixel": 0.1}\n')
     return folder
@@ -112,7 +114,8 @@ def test_rehearsal(run: Path, model: ModelConfig, tmp_path: Path) -> None:
     pack(run, parts / "trunk" / "trunk")
     (tmp_path / "model.json").write_text(model.to_json())
     recipe: dict[str, Any] = {
-        "model": "model.json", "val_pictures": 1, "val_drawn": 1, "val_gpixel": 1.0, "log_seconds": 1, "autocast": "off",
+        "model": "model.json", "val_pictures": 1, "val_drawn": 1, "val_gpixel": 1.0, "log_seconds": 1,
+        "autocast": "off",
         "data": {"crop": 64, "on_device": True, "drawn_share": 0.2, "drawn_bank": 2},
         "pretrain": {"optimizer": "soap", "lr": 1e-3, "batch": 4, "warmup": 5},
     }  # fmt: skip

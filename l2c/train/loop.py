@@ -277,8 +277,9 @@ class Loop:
         )
         self.banks = self._read_banks() if recipe.data.on_device else None
         self.val_pictures = validation_set(recipe.data.val, _VAL_SIZE, recipe.val_pictures, recipe.val_drawn)
-        limit = 4 * recipe.val_pictures
-        self.val_pictures[_SEEN] = centre_crops(recipe.data.train, _VAL_SIZE, recipe.val_pictures, limit)
+        if self.sampler.lasting:
+            limit = 4 * recipe.val_pictures
+            self.val_pictures[_SEEN] = centre_crops(recipe.data.train, _VAL_SIZE, recipe.val_pictures, limit)
         features = load_vgg16(Path(recipe.loss.vgg16)) if recipe.loss.perceptual and recipe.loss.vgg16 else None
         self.features = features.to(parallel.device) if features is not None else None
         if features is None:
@@ -376,8 +377,8 @@ class Loop:
         own = {str(k): p.detach() for k, p in enumerate(self.objective.own_parameters())}
         return Checkpoint(
             self.model, self.nets.state_dict(), self.average.state_dict(), self.name, self.step, self.seconds,
-            self.pixels, self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._warm_from, self._entry(),
-            self.history, self.bias_sets, self.parent,
+            self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._entry(), self.history, self.bias_sets,
+            self.parent, self.pixels, self._warm_from,
         )  # fmt: skip
 
     def progress(self) -> float:
