@@ -93,10 +93,11 @@ def _product_of_means(means: list[Tensor]) -> Tensor:
     return result.mean(dim=1)
 
 
-def _scale_weights(scales: int) -> list[float]:
+@functools.lru_cache(maxsize=8)
+def _scale_weights(scales: int) -> tuple[float, ...]:
     """Exponents of the first scales, renormalised to sum 1."""
-    weights = torch.tensor(MSSSIM_WEIGHTS[:scales])
-    return list((weights / weights.sum()).tolist())
+    weights = torch.tensor(MSSSIM_WEIGHTS[:scales], device="cpu")
+    return tuple((weights / weights.sum()).tolist())
 
 
 def _similarity_maps(x: Tensor, x_hat: Tensor) -> list[Tensor]:

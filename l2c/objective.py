@@ -115,16 +115,9 @@ class Blend:
         Args:
             mu: [N], eighths 0..8, on any device.
             lmbda: float32 [N], the raw trade-off, on the pictures' device.
-            needs: None: read from mu, which waits for its device.
-        Raises:
-            ValueError: `needs` leaves out a picture (seen only where mu is on the CPU).
+            needs: None: read from mu, which waits for its device. A picture that it leaves out loses its MS-SSIM.
         """
-        if needs is None or mu.device.type == "cpu":
-            read = Needs.of(mu)
-            if needs is not None and not (set(read.luma) <= set(needs.luma) and set(read.rgb) <= set(needs.rgb)):
-                raise ValueError(f"mu {mu.tolist()} needs {read}, more than {needs}")
-            needs = needs or read
-        return cls(term_weights(mu.to(lmbda.device), lmbda), needs)
+        return cls(term_weights(mu.to(lmbda.device), lmbda), Needs.of(mu) if needs is None else needs)
 
     @classmethod
     def of_condition(cls, cond: Tensor) -> Blend:

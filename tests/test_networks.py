@@ -1,10 +1,15 @@
 """E, I, D: published sizes, cost per pixel, quantiser and mask, forward shapes for any s and c."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from l2c import networks
 from l2c.config import ModelConfig, TransformConfig
+from l2c.errors import ConfigError
 from l2c.networks.block import BlockDecoder, BlockEncoder, block_basis
 from l2c.networks.paper import PaperEncoder
 from l2c.probability import ProbabilityModel
@@ -83,6 +88,120 @@ def test_local_gain() -> None:
         assert torch.equal(same, before) and not torch.allclose(moved, before)
         assert 1 / 8.001 <= float(gains.min()) < 1 / 7 and 7 < float(gains.max()) <= 8.001
     assert networks.num_biases(transform.decoder) == networks.num_biases(plain.decoder)
+
+
+def companding_transform(**changes: object) -> networks.Transform:
+    torch.manual_seed(0)
+    config = TransformConfig("block", 8, 96, 16, 1, 1, 8, mask=False, modulated=True, local_gain=True, companding=True)
+    return networks.Transform(dataclasses.replace(config, **changes))
+
+
+class TestCompanding:
+    LMBDAS = torch.logspace(-5, 3, 33)
+
+    def conditions(self) -> torch.Tensor:
+        return networks.condition(self.LMBDAS, torch.linspace(0, 1, 33))
+
+    def without_residuals(self, transform: networks.Transform) -> networks.Transform:
+        for layer in (transform.encoder.head, transform.decoder.head, transform.decoder.last):
+            for parameter in layer.parameters():
+                torch.nn.init.zeros_(parameter)
+        return transform
+
+    @pytest.mark.parametrize("trained", [False, True])
+    def test_no_picture_can_clip(self, trained: bool) -> None:
+        """Each coefficient's worst picture, at gains and local gains beyond any that training would ask for."""
+        transform = self.without_residuals(companding_transform())
+        if trained:  # as if training had blown everything up
+            with torch.no_grad():
+                transform.encoder.transform.weight.mul_(3.0).add_(0.3 * torch.randn(192, 192, 1, 1))
+                transform.encoder.local_gain.weight.normal_(0.0, 9.0)
+                transform.decoder.companding.gain.fc2.weight.normal_(0.0, 9.0)
+        weight = transform.encoder.transform.weight[:96, :, 0, 0]
+        worst = F.pixel_shuffle((weight.sign() / 2 + 0.5)[:, :, None, None].detach(), 8)  # [96, 3, 8, 8]
+        x = torch.cat((worst, 1.0 - worst, torch.rand(8, 3, 8, 8).round()))
+        for cond in self.conditions():
+            with torch.no_grad():
+                y, _ = transform.encoder(x, cond[None].expand(len(x), -1))
+            assert float(y.abs().max()) <= 127.01
+        if not trained:
+            assert float(y[:96].diagonal(dim1=0, dim2=1).abs().min()) > 125.0  # the range is used
+
+    def test_inverse(self) -> None:
+        companding = companding_transform().decoder.companding
+        cond = self.conditions()
+        bound = companding.bound.expand(33, -1, -1, -1)
+        local = torch.randn(33, 96, 1, 1)
+        for gains in (companding.log_gain(cond), companding.log_gain(cond, local)):
+            for share in (-1.0, -0.3, -1e-3, 0.0, 1e-4, 0.5, 1.0):
+                y = companding.to_latents(share * bound, gains)
+                torch.testing.assert_close(companding.to_coefficients(y, gains), share * bound, rtol=1e-4, atol=1e-3)
+
+    def test_steps_shrink_as_the_gain_grows(self) -> None:
+        """At every coefficient, so no level of contrast gets worse as quality rises."""
+        companding = companding_transform().decoder.companding
+        gains = companding.log_gain(self.conditions())
+        shares = torch.linspace(0.0, 1.0, 40)[:, None, None, None, None]
+        u = (shares * companding.bound).expand(-1, 33, -1, -1, -1).clone().requires_grad_()
+        companding.to_latents(u, gains).sum().backward()
+        step = 1.0 / u.grad[..., 0, 0]  # [shares, lambdas, c]: coefficients a latent
+        plain = ~companding.is_mean[0, :, 0, 0]
+        rises = step[:, 1:] / step[:, :-1] - 1.0
+        assert float(rises[:, :, plain].max()) <= 1e-4
+        assert float(step[0, -1, plain].max()) < 1.2 and float(step[0, -1, ~plain].max()) < 14.1
+
+    def test_slope_at_zero(self) -> None:
+        """Most latents are exactly 0: the gradient that E learns from must pass there."""
+        companding = companding_transform().decoder.companding
+        gains = companding.log_gain(self.conditions())
+        y = torch.zeros(33, 96, 1, 1, requires_grad=True)
+        companding.to_coefficients(y, gains).sum().backward()
+        torch.testing.assert_close(y.grad, (-gains).exp())
+
+    def test_extreme_colours_are_exact(self) -> None:
+        """Black and white at every rate; all corners of RGB once the steps are fine enough."""
+        transform = self.without_residuals(companding_transform())
+        corners = torch.tensor([[(k >> c) & 1 for c in range(3)] for k in range(8)]).float()
+        x = corners[:, :, None, None].expand(-1, -1, 16, 16)
+        for lmbda, cond in zip(self.LMBDAS, self.conditions()):
+            conds = cond[None].expand(8, -1)
+            with torch.no_grad():
+                y, _ = transform.encoder(x, conds)
+                x_hat = transform.decoder(y.round().clamp(-128, 127), conds)
+            error = 255.0 * (x_hat - x).abs().amax(dim=(1, 2, 3))
+            assert float(error[[0, 7]].max()) < 0.01, lmbda
+            if lmbda > 0.02:
+                assert float(error.max()) < 0.01, lmbda
+        transform.decoder.companding._snapped = lambda wanted: wanted  # type: ignore[method-assign]
+        with torch.no_grad():
+            y, _ = transform.encoder(x, networks.condition(torch.full((8,), 0.01), torch.zeros(8)))
+        assert float((y - y.round()).abs().max()) > 0.1  # without the snapping they would not be
+
+    def test_one_gain_with_one_name(self) -> None:
+        transform = companding_transform()
+        names = [name for name, _ in transform.named_parameters() if ".gain." in name]
+        assert names and all(name.startswith("decoder.companding.gain.") for name in names)
+        x, cond = torch.rand(1, 3, 16, 16), networks.condition(torch.tensor([0.01]), torch.zeros(1))
+        twin = copy.deepcopy(transform)
+        with torch.no_grad():
+            before = transform.encoder(x, cond)[0]
+            transform.decoder.companding.gain.fc2.bias.add_(0.5)
+            assert not torch.equal(transform.encoder(x, cond)[0], before)
+            assert torch.equal(twin.encoder(x, cond)[0], before)
+            twin.decoder.companding.gain.fc2.bias.add_(0.5)
+            assert torch.equal(twin.encoder(x, cond)[0], transform.encoder(x, cond)[0])
+
+    def test_gradients_are_finite(self) -> None:
+        transform = companding_transform()
+        for x in (torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16), torch.full((2, 3, 16, 16), 127.5 / 255)):
+            cond = networks.condition(torch.tensor([5e-5, 2.0]), torch.tensor([0.0, 1.0]))
+            y, _ = transform.encoder(x, cond)
+            transform.decoder(y + (y.round() - y).detach(), cond).sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in transform.parameters() if p.grad is not None)
+
+    def test_the_paper_family_has_none(self) -> None:
+        with pytest.raises(ConfigError, match="companding"):
+            TransformConfig("paper", 4, 8, 192, companding=True)
 
 
 def test_block_basis_is_orthonormal() -> None:

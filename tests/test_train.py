@@ -52,7 +52,7 @@ Fault = Callable[[int, LossParts], LossParts]
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small validation pictures, no plots, no TensorBoard, no measuring of the machine: this process only."""
     monkeypatch.setattr(loop, "_VAL_SIZE", 64)
-    monkeypatch.setattr(loop, "_VAL_LMBDAS", (0.01,))
+    monkeypatch.setattr(loop, "_VAL_LMBDAS", ((0.0008 * 0.15) ** 0.5,))
     monkeypatch.setattr(speed, "_SECONDS", 1e-3)
     monkeypatch.setattr(records, "_open_board", lambda folder, purge_step: None)
     monkeypatch.setattr(records.Records, "plot", lambda self: None)
@@ -465,7 +465,7 @@ class TestFullDisk:
         training = loop_for(tmp_path, recipe_for(pictures, save_minutes=0.0), model, fault)
         with full, pytest.warns(L2CWarning, match=r"cannot write the checkpoint .*is intact; training goes on"):
             training.run()
-        assert found == [2, ["checkpoint.pt", "lock", "log.csv", "run.json", "validation.csv"]]
+        assert found == [2, ["checkpoint.pt", "journal.jsonl", "lock", "log.csv", "run.json", "validation.csv"]]
         assert Checkpoint.load(training.path).step == 6
         assert column(tmp_path / "log.csv", "step") == [1, 2, 3, 4, 5, 6]
 
@@ -837,7 +837,7 @@ class TestRecipes:
             ("pretrain.batch=0", "batch must be"),
             ("pretrain.minutes=0", "minutes must be"),
             ("pretrain.steps=-3", "steps must be"),
-            ("pretrain.decay=0.5", "decay needs minutes or steps"),
+            ("pretrain.decay=0.5", "decay needs minutes, steps or gpixel"),
             ("pretrain.clip=0", "clip or ema"),
             ("pretrain.ema=1", "clip or ema"),
             ("pretrain.beta2=1", "beta1 and beta2"),

@@ -91,6 +91,11 @@ def test_only_some_kinds_show_the_photograph(kind: str) -> None:
     assert (np.mean(shares) > 0.1) == (kind in WITH_PHOTO), np.mean(shares)
 
 
+def test_without_a_photograph_smooth_colours_are_shown() -> None:
+    for kind in WITH_PHOTO:
+        assert np.median([colours(picture) for picture in pictures(kind, 30)]) > 800
+
+
 def test_parts_of_photographs_keep_their_pixels_or_show_more() -> None:
     shown = photo(40, 50)
     windows = {shown[y : y + 20, x : x + 30].tobytes() for y in range(21) for x in range(21)}
@@ -121,7 +126,7 @@ def test_text_can_be_read() -> None:
 def test_styles_have_contrast() -> None:
     styles = [random_style(rng(i), canvas.FACES, 8, 40) for i in range(400)]
     for style in styles:
-        assert min(abs(luma(style.ink) - luma(c)) for c in (style.page, style.panel)) > 70
+        assert min(abs(luma(style.ink) - luma(c)) for c in (style.page, style.panel)) >= 90
         assert 8 <= style.unit <= 40 and (style.face[1] or style.language == "plain")
     assert {style.language for style in styles} == {"plain", "accents", "greek", "cyrillic"}
     assert len({style.face for style in styles}) == len(set(canvas.FACES))
@@ -192,6 +197,16 @@ def test_words_have_the_length_asked_for() -> None:
             text = random_words(rng(chars), language, chars)
             assert 1 <= len(text) <= chars and text.strip() == text
     assert len({random_words(rng(i), "plain", 30) for i in range(50)}) == 50
+
+
+def test_shapes_cover_settled_text() -> None:
+    paper, font = Canvas(40, 120, (255, 255, 255), 2), font_of("DejaVuSans", 16, True)
+    paper.text(10, 5, "covered", font, (0, 0, 0))
+    assert colours(paper.finish()) > 2
+    paper.settle()
+    paper.box((0, 0, 60, 40), (255, 0, 0))
+    picture = paper.finish()
+    assert (picture[:, :60] == (255, 0, 0)).all() and colours(picture[:, 60:]) > 2
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3])

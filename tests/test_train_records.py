@@ -175,7 +175,7 @@ class TestCsv:
             made.log(row(30))
             made.validation(validation_rows(30))
             made.plot()
-        assert len(caught) == 1
+        assert len([w for w in caught if w.category is L2CWarning]) == 1  # matplotlib may miss its font cache, too
         assert [p.name for p in tmp_path.iterdir()] == ["log.csv"]
         made.log(row(40))  # there is room again
         assert steps(tmp_path / "log.csv") == [10, 40]

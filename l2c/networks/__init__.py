@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from l2c.config import ModelConfig, TransformConfig
 from l2c.networks.adaptation import Adaptation, num_biases
-from l2c.networks.block import BlockDecoder, BlockEncoder
+from l2c.networks.block import BlockDecoder, BlockEncoder, Companding
 from l2c.networks.modulators import condition
 from l2c.networks.paper import PaperDecoder, PaperEncoder
 from l2c.ops import dequantise, quantise, to_levels
@@ -55,8 +55,8 @@ class Transform(nn.Module):
         if config.family == "paper":
             self.encoder, self.decoder = PaperEncoder(config), PaperDecoder(config)
         else:
-            self.decoder = BlockDecoder(config)
-            self.encoder = BlockEncoder(config, self.decoder.companding)
+            companding = Companding(config) if config.companding else None
+            self.encoder, self.decoder = BlockEncoder(config, companding), BlockDecoder(config, companding)
 
 
 def num_modulators(transform: Transform) -> int:

@@ -89,11 +89,15 @@ class Gain(nn.Module):
             self.fc2.weight.mul_(0.1)
         nn.init.zeros_(self.fc2.bias)
 
-    def forward(self, cond: Tensor) -> Tensor:
-        """Conditions [N, 2] -> gains float32 [N, channels, 1, 1], positive."""
+    def logarithm(self, cond: Tensor) -> Tensor:
+        """Conditions [N, 2] -> log of the gains, float32 [N, channels, 1, 1]."""
         with torch.autocast(cond.device.type, enabled=False):
             log_gain = 0.5 * (log_lmbda(cond) - _LOG_STEP_CONSTANT) + self.fc2(F.relu(self.fc1(cond)))
-            return log_gain.exp()[:, :, None, None]
+            return log_gain[:, :, None, None]
+
+    def forward(self, cond: Tensor) -> Tensor:
+        """Conditions [N, 2] -> gains float32 [N, channels, 1, 1], positive."""
+        return self.logarithm(cond).exp()
 
 
 class LocalGain(nn.Conv2d):
@@ -153,7 +157,7 @@ class Companding(nn.Module):
             float32 [N, c, 1, 1], or [N, c, h, w] with `local`; at most log of the largest g.
         """
         with torch.autocast(cond.device.type, enabled=False):
-            wanted = self.gain(cond).log()
+            wanted = self.gain.logarithm(cond)
             snapped = self._snapped(wanted)
             if local is not None:
                 wanted = wanted + local.float()
@@ -163,7 +167,7 @@ class Companding(nn.Module):
 
     def _snapped(self, wanted: Tensor) -> Tensor:
         """log g of the means, moved so that g B is an integer (a multiple of 6 from 48 on); straight-through."""
-        extreme = (wanted + self.bound.log()).exp()
+        extreme = (wanted + self.bound.log()).clamp_max(6.0).exp()  # far above the largest level is far enough
         whole = extreme.round().clamp_min(1.0)
         sixths = ((extreme / 6.0).round() * 6.0).clamp_max(_MAX_LEVEL // 6 * 6)
         snapped = torch.where(extreme < 48.0, whole, sixths).log() - self.bound.log()
@@ -172,12 +176,22 @@ class Companding(nn.Module):
     def to_latents(self, u: Tensor, log_gain: Tensor) -> Tensor:
         """Coefficients [N, c, h, w] -> latents, both float32."""
         scaled = u * log_gain.exp()
-        return torch.where(self.is_mean, scaled, scaled.sign() * _KNEE * torch.log1p(scaled.abs() / _KNEE))
+        above, below = _halves(scaled / _KNEE)
+        return torch.where(self.is_mean, scaled, _KNEE * (above.log1p() - below.log1p()))
 
     def to_coefficients(self, y: Tensor, log_gain: Tensor) -> Tensor:
         """Latents [N, c, h, w] -> coefficients, both float32: the inverse of `to_latents`."""
-        expanded = y.sign() * _KNEE * torch.expm1(y.abs() / _KNEE)
-        return torch.where(self.is_mean, y, expanded) * (-log_gain).exp()
+        above, below = _halves(y / _KNEE)
+        return torch.where(self.is_mean, y, _KNEE * (above.expm1() - below.expm1())) * (-log_gain).exp()
+
+
+def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x where it is positive and -x where it is negative, 0 elsewhere.
+
+    At 0, where most latents are, the first has slope 1 and the second none: an odd function made of the two keeps its
+    slope there, which sign(x) f(|x|) would lose.
+    """
+    return x.clamp_min(0.0), F.relu(-x)
 
 
 def bounded_transform(weight: Tensor, sums: Tensor) -> Tensor:
@@ -259,11 +273,15 @@ class BlockEncoder(nn.Module):
 
 
 class BlockDecoder(nn.Module):
-    """D: residual blocks at H/s, one residual block at H/(s/2), an inverse block transform."""
+    """D: residual blocks at H/s, one residual block at H/(s/2), an inverse block transform.
+
+    Args:
+        companding: E's, where the model has one; D owns it.
+    """
 
     whitening: Tensor
 
-    def __init__(self, config: TransformConfig) -> None:
+    def __init__(self, config: TransformConfig, companding: Companding | None = None) -> None:
         super().__init__()
         self.s = config.s
         dims, width, fine = 3 * config.s**2, config.width, config.fine_width
@@ -273,7 +291,7 @@ class BlockDecoder(nn.Module):
             self.transform.weight.copy_(basis.T[:, :, None, None])
         self.register_buffer("whitening", (_FEATURE_SCALE * (1.0 + frequency))[None, :, None, None], persistent=False)
         self.c = config.c
-        self.companding = Companding(config) if config.companding else None
+        self.companding = companding
         self.gain = Gain(config.c, config.modulator_width) if self.companding is None else None
         self.first = nn.Conv2d(config.c, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(config.decoder_blocks))

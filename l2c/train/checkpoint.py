@@ -30,16 +30,17 @@ class Checkpoint:
         config: of the model.
         nets, average: state dicts of `Networks`: as trained, and their running average.
         stage: name of the stage that wrote it; "" for an exported model.
-        step, seconds, pixels: how far the stage is, in steps, seconds of training, and pixels seen.
+        step, seconds: how far the stage is, in steps and in seconds of training.
         optimizer: its state dict.
         objective: tensors that the stage itself learns (alpha of meta-training).
         salt: how often training was rolled back; enters the choice of pictures, so the same step is not repeated.
-        warm_from: step at which the optimiser began without a state: the learning rate rises from there.
         lr_scale: factor on the learning rate, halved at every roll-back.
         entry: facts about this stage for the model card. history: the entries of the stages before it.
         bias_sets: tensors of the bias-sets stage, empty before it.
         parent: what the stage started from, `mark` of that checkpoint, behind "run " where it lay in the same run and
             behind "init " where the user named it; "" for random networks.
+        pixels: how far the stage is, in pixels seen.
+        warm_from: step at which the optimiser began without a state: the learning rate rises from there.
     """
 
     config: ModelConfig
@@ -48,16 +49,16 @@ class Checkpoint:
     stage: str = ""
     step: int = 0
     seconds: float = 0.0
-    pixels: int = 0
     optimizer: dict[str, Any] = field(default_factory=dict)
     objective: dict[str, Tensor] = field(default_factory=dict)
     salt: int = 0
     lr_scale: float = 1.0
-    warm_from: int = 0
     entry: dict[str, str] = field(default_factory=dict)
     history: list[dict[str, str]] = field(default_factory=list)
     bias_sets: dict[str, Tensor] = field(default_factory=dict)
     parent: str = ""
+    pixels: int = 0
+    warm_from: int = 0
 
     def mark(self) -> str:
         """Stage, step and the head of a SHA-256 over the average networks and bias sets."""

@@ -302,6 +302,7 @@ class TrainConfig:
         model: path of the model configuration, relative to the recipe.
         seed: of everything random; batch and noise of a step depend on it and on the step alone.
         val_pictures: validation crops of 256x256 pixels from each source, at most.
+        val_gpixel: validate at the first checkpoint after every so many Gpixel, and at the end; none: with every one.
         val_drawn: how many validation pictures are drawn by code.
         log_seconds, save_minutes: how often figures are logged, and a checkpoint written and validated.
         autocast: "auto" (bfloat16 where the device is fast at it), "on" or "off".
@@ -319,6 +320,7 @@ class TrainConfig:
     bias_sets: BiasSetsConfig = field(default_factory=BiasSetsConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     val_pictures: int = 12
+    val_gpixel: float | None = None
     val_drawn: int = 12
     log_seconds: float = 30.0
     save_minutes: float = 10.0
@@ -329,6 +331,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(self.autocast in ("auto", "on", "off"), "autocast must be auto, on or off")
         _check(self.val_pictures >= 1, "val_pictures must be positive")
+        _check(self.val_gpixel is None or self.val_gpixel > 0, "val_gpixel must be positive")
         _check(self.val_drawn >= 0, "val_drawn must not be negative")
         _check(self.seed >= 0, "seed must not be negative")
         _check(self.log_seconds >= 0 and self.save_minutes >= 0, "log_seconds and save_minutes must not be negative")

@@ -204,6 +204,11 @@ class Sampler:
             region = scaled[0].round().clamp(0, 255).to(torch.uint8)
         return region
 
+    @property
+    def lasting(self) -> bool:
+        """Whether the same pictures serve every step; shards come and go."""
+        return self._fixed is not None
+
     def pictures(self) -> Iterator[Tensor]:
         """Every usable picture once, uint8 [3, H, W], decoded in as many threads as there are cores.
 

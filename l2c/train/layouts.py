@@ -228,10 +228,10 @@ def _icon(canvas: Canvas, rng: Rng, x: float, y: float, size: float, colour: Col
 def shadow(canvas: Canvas, style: Style, box: Box, under: Colour) -> None:
     """A soft dark rim, a little lower than the box."""
     depth = style.unit * 0.5
-    for i in range(6, 0, -1):
-        grow = depth * i / 6
+    for i in range(4, 0, -1):
+        grow = depth * i / 4
         left, top, right, bottom = box
-        dark = mix(under, BLACK, 0.25 * (1 - i / 7) ** 2)
+        dark = mix(under, BLACK, 0.25 * (1 - i / 5) ** 2)
         canvas.box((left - grow, top - grow / 2, right + grow, bottom + grow), dark, radius=style.radius + grow)
 
 

@@ -277,8 +277,9 @@ class Loop:
         )
         self.banks = self._read_banks() if recipe.data.on_device else None
         self.val_pictures = validation_set(recipe.data.val, _VAL_SIZE, recipe.val_pictures, recipe.val_drawn)
-        limit = 4 * recipe.val_pictures
-        self.val_pictures[_SEEN] = centre_crops(recipe.data.train, _VAL_SIZE, recipe.val_pictures, limit)
+        if self.sampler.lasting:
+            limit = 4 * recipe.val_pictures
+            self.val_pictures[_SEEN] = centre_crops(recipe.data.train, _VAL_SIZE, recipe.val_pictures, limit)
         features = load_vgg16(Path(recipe.loss.vgg16)) if recipe.loss.perceptual and recipe.loss.vgg16 else None
         self.features = features.to(parallel.device) if features is not None else None
         if features is None:
@@ -346,6 +347,7 @@ class Loop:
             self._warm_from = self.step
         self.salt, self.lr_scale = (checkpoint.salt, checkpoint.lr_scale) if mine else (0, 1.0)
         self._restored = self.step
+        self._validated_pixels = self.pixels
         self.history = checkpoint.history if mine else checkpoint.past()
         # Sets belong to the D that they were overfitted to.
         moves_d = any(p.requires_grad for p in self.nets.transform.decoder.parameters())
@@ -375,8 +377,8 @@ class Loop:
         own = {str(k): p.detach() for k, p in enumerate(self.objective.own_parameters())}
         return Checkpoint(
             self.model, self.nets.state_dict(), self.average.state_dict(), self.name, self.step, self.seconds,
-            self.pixels, self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._warm_from, self._entry(),
-            self.history, self.bias_sets, self.parent,
+            self.optimizer.state_dict(), own, self.salt, self.lr_scale, self._entry(), self.history, self.bias_sets,
+            self.parent, self.pixels, self._warm_from,
         )  # fmt: skip
 
     def progress(self) -> float:
@@ -554,7 +556,8 @@ class Loop:
                         logged, waited = now, prefetcher.wait_seconds
                     if save:
                         self._save()
-                        self._validate()
+                        if self._validation_is_due():
+                            self._validate()
                         saved = logged = time.monotonic()
                         waited = prefetcher.wait_seconds
                     if stop:
@@ -672,10 +675,15 @@ class Loop:
         if self.parallel.agree([written])[0] and self.step > self._restored and float(self._bad) == 0.0:
             self._rollbacks = 0
 
+    def _validation_is_due(self) -> bool:
+        every = self.recipe.val_gpixel
+        return every is None or self.pixels // (1e9 * every) > self._validated_pixels // (1e9 * every)
+
     def _validate(self) -> None:
         """Figures of every kind of validation picture into the journal, those of the first kind into the curves."""
         if self.parallel.rank:
             return
+        self._validated_pixels = self.pixels
         device = self.parallel.device
         kinds = {kind: validate(self.average, part, device) for kind, part in self.val_pictures.items()}
         stamp = {"step": self.step, "seconds": round(self.seconds, 1), "gpixel": round(self.pixels / 1e9, 4)}

@@ -134,8 +134,9 @@ def _report_quantised(loop: Loop, start: Checkpoint, recipe: TrainConfig, model:
     exact = integer.from_float(finished.probability, model)
     before = start.networks(model)[1] if recipe.quantize.scope == "probability" else finished
     plain = integer.from_float(before.probability, model)
-    in_float, rounded = rates(before, plain, loop.val_pictures)
-    _, in_integers = rates(finished, exact, loop.val_pictures)
+    pictures = next(iter(loop.val_pictures.values()))
+    in_float, rounded = rates(before, plain, pictures)
+    _, in_integers = rates(finished, exact, pictures)
     loop.say(
         f"rate of the integer P against the float P before this stage: {100 * (in_integers / in_float - 1):+.3f} % "
         f"(rounded without this stage: {100 * (rounded / in_float - 1):+.3f} %)"

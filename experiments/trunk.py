@@ -1,0 +1,111 @@
+"""Where a training run stands: score any model on its validation pictures, draw J against pixels.
+
+    python experiments/trunk.py score MODEL RECIPE --val DIR --val DIR >> rows.jsonl
+    python experiments/trunk.py plot journal.jsonl [other.jsonl ...] --out trunk.png [--reference rows.jsonl]
+
+J is the mean of ln(loss) over the conditions of `l2c.train.loop.validate` (three metrics x six lambdas): 100 times a
+difference is about the mean difference of the objective in percent. MODEL is an exported model or a checkpoint; its
+row has the form of a journal's (`l2c.train.records`). `plot` also prints, for each journal, J of every kind of picture
+at its last row, the slope of ln J's excess against pixels over its second half, and the gap between validation and
+pictures that were trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from l2c.train.checkpoint import Checkpoint
+from l2c.train.config import load_recipe
+from l2c.train.loop import mean_log_loss, validate
+from l2c.train.records import read_journal
+from l2c.train.validation import validation_set
+
+_SEEN = "seen"
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """Print a journal row for a model."""
+    recipe, _ = load_recipe(arguments.recipe, [f"data.val={json.dumps(arguments.val)}"])
+    checkpoint = Checkpoint.load(Path(arguments.model))
+    nets = checkpoint.networks(checkpoint.config)[1].eval()
+    pictures = validation_set(recipe.data.val, 256, recipe.val_pictures, recipe.val_drawn)
+    kinds = {kind: validate(nets, part, torch.device("cpu")) for kind, part in pictures.items()}
+    row = {"step": checkpoint.step, "gpixel": checkpoint.pixels / 1e9, "name": Path(arguments.model).stem}
+    print(json.dumps(row | {"kinds": kinds}))
+
+
+def curve(rows: list[dict[str, Any]], kind: str) -> list[tuple[float, float]]:
+    """(Gpixel, J) of one kind of picture."""
+    return [(row["gpixel"], mean_log_loss(row["kinds"][kind])) for row in rows if kind in row["kinds"]]
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """d J / d ln pixels over the second half of the pixels; NaN with fewer than two points there."""
+    late = [(math.log(g), j) for g, j in points if g > 0.5 * points[-1][0]]
+    if len(late) < 2:
+        return math.nan
+    mean_x, mean_y = (sum(values) / len(late) for values in zip(*late))
+    return sum((x - mean_x) * (y - mean_y) for x, y in late) / sum((x - mean_x) ** 2 for x, _ in late)
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Draw, and print where each journal stands."""
+    from matplotlib.figure import Figure
+
+    references = read_journal(Path(arguments.reference)) if arguments.reference else []
+    journals = {path: [row for row in read_journal(Path(path)) if row["gpixel"] > 0] for path in arguments.journals}
+    kinds = sorted({kind for rows in journals.values() for row in rows for kind in row["kinds"]})
+    figure = Figure(figsize=(4.2 * len(kinds), 4.0), layout="constrained")
+    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for ax, kind in zip(axes, kinds):
+        for path, rows in journals.items():
+            points = curve(rows, kind)
+            if points:
+                ax.plot(*zip(*points), marker=".", label=Path(path).parent.parent.name or path)
+        for row in references:
+            if kind in row["kinds"]:
+                ax.axhline(mean_log_loss(row["kinds"][kind]), linestyle="--", color="grey", label=row.get("name"))
+        ax.set(title=kind, xlabel="Gpixel", ylabel="J", xscale="log")
+        ax.grid(alpha=0.3, which="both")
+        ax.legend(fontsize="small")
+    figure.savefig(arguments.out, dpi=90)
+    for row in references:
+        print(row.get("name"), {k: round(mean_log_loss(v), 4) for k, v in row["kinds"].items()})
+    for path, rows in journals.items():
+        if not rows:
+            continue
+        last = {kind: mean_log_loss(part) for kind, part in rows[-1]["kinds"].items()}
+        slopes = {kind: round(slope(curve(rows, kind)), 4) for kind in last}
+        print(f"{path}: {rows[-1]['gpixel']:.3f} Gpixel, J { ({k: round(v, 4) for k, v in last.items()}) }")
+        print(f"  dJ / d ln pixels {slopes}")
+        photographs = [value for kind, value in last.items() if kind not in (_SEEN, "drawn")]
+        if _SEEN in last and photographs:
+            print(f"  validation above trained on: {100 * (sum(photographs) / len(photographs) - last[_SEEN]):+.2f} %")
+
+
+def main() -> None:
+    """See the head of this file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    part = commands.add_parser("score")
+    part.add_argument("model")
+    part.add_argument("recipe")
+    part.add_argument("--val", action="append", required=True)
+    part.set_defaults(run=score)
+    part = commands.add_parser("plot")
+    part.add_argument("journals", nargs="+")
+    part.add_argument("--out", default="trunk.png")
+    part.add_argument("--reference")
+    part.set_defaults(run=plot)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
