@@ -148,11 +148,12 @@ class TestDistortion:
             static = Blend.of(torch.tensor(mu), lmbda, Needs(range(first, last), range(last, 5)))
             assert torch.equal(distortion(x, x_hat, static), value)
 
-    def test_needs_too_small_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="more than"):
-            Blend.of(torch.tensor([0, 4]), torch.ones(2), Needs(rgb=range(2)))
-        with pytest.raises(ValueError, match="more than"):
-            Blend.of(torch.tensor([4, 8]), torch.ones(2), Needs(luma=range(1)))
+    def test_what_needs_leave_out_does_not_count(self) -> None:
+        """`needs` is taken at its word: a picture outside keeps its squared error of RGB alone."""
+        x, x_hat = pictures(3, 24, 24)
+        mu, lmbda = torch.tensor([2, 4, 8]), torch.full((3,), 0.01)
+        value = distortion(x, x_hat, Blend.of(mu, lmbda, Needs()))
+        torch.testing.assert_close(value, torch.tensor([0.5, 0.0, 0.0]) * 255**2 * metrics.mse(x, x_hat))
 
     def test_only_what_is_needed_is_computed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         seen: list[tuple[int, ...]] = []
