@@ -121,7 +121,7 @@ class StageConfig:
         clip: largest norm of the gradient.
         ema: decay of the running average of the weights, which is what validation and export see.
         quality_min, quality_max: range that quality is drawn from, uniformly (so lambda is log-uniform).
-        mu: the metric mix in eighths; none: 0 and 8 in two pictures of five each, else any.
+        mu: the metric mix in eighths; none: `device_data.MU_SHARES`.
         random_bits: share of pictures that are quantised with a b drawn from bits_min..bits instead of all bits.
         bits_min: see random_bits.
         quantise: quantisation-aware steps for P.

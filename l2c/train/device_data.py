@@ -25,11 +25,8 @@ from l2c.train.config import DataConfig, StageConfig
 
 _MASK = 0xFFFFFFFF
 _TAPS = 3  # a crop that is scaled down averages 3x3 samples a pixel: enough down to a third
-_SHARES = (
-    (METRICS["psnr"], 0.25),
-    (METRICS["mixed"], 0.375),
-    (METRICS["msssim"], 0.25),
-)  # of the metrics in a batch; the rest has any mu
+# (mu, share of a batch); the rest has any mu.
+MU_SHARES = ((METRICS["psnr"], 0.25), (METRICS["mixed"], 0.375), (METRICS["msssim"], 0.25))
 
 
 def hashed(counters: Tensor, *keys: int | Tensor) -> Tensor:
@@ -81,9 +78,9 @@ class Composition:
         if stage.mu is not None:
             groups = [(stage.mu, batch)]
         else:
-            counts = [round(share * batch) for _, share in _SHARES]
-            groups = [(mu, count) for (mu, _), count in zip(_SHARES, counts)]
-            others = [mu for mu in range(MAX_MU + 1) if mu not in dict(_SHARES)]
+            counts = [round(share * batch) for _, share in MU_SHARES]
+            groups = [(mu, count) for (mu, _), count in zip(MU_SHARES, counts)]
+            others = [mu for mu in range(MAX_MU + 1) if mu not in dict(MU_SHARES)]
             rest = max(0, batch - sum(counts))
             groups += [(others[(k * len(others)) // rest], 1) for k in range(rest)]
             groups.sort()

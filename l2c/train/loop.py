@@ -44,7 +44,7 @@ from l2c.probability import MAX_MU
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import LossConfig, StageConfig, TrainConfig, recipe_json
 from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, shared_pictures
-from l2c.train.device_data import Bank, DeviceBatches
+from l2c.train.device_data import MU_SHARES, Bank, DeviceBatches
 from l2c.train.drawn import draw_batch
 from l2c.train.graph import captured, cuda_capture
 from l2c.train.losses import Conditions, LossParts, Networks, quality_of_lmbda, quantised_latents
@@ -129,8 +129,9 @@ class Objective(nn.Module, abc.ABC):
 def sample_conditions(config: StageConfig, bits: int, rng: np.random.Generator) -> tuple[int, int, int]:
     """(quality, mu, b) of one picture; see `StageConfig`."""
     quality = int(rng.integers(config.quality_min, config.quality_max + 1))
-    draw = rng.random()
-    mu = 0 if draw < 0.4 else MAX_MU if draw < 0.8 else int(rng.integers(0, MAX_MU + 1))
+    draw, other = rng.random(), int(rng.integers(0, MAX_MU + 1))
+    edges = np.cumsum([share for _, share in MU_SHARES])
+    mu = next((mu for (mu, _), edge in zip(MU_SHARES, edges) if draw < edge), other)
     b = int(rng.integers(min(config.bits_min, bits), bits + 1)) if rng.random() < config.random_bits else bits
     return quality, config.mu if config.mu is not None else mu, b
 
