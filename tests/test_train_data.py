@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from l2c.errors import ConfigError, ImageError
+from l2c.images import L2CWarning, load_picture
 from l2c.train import data
 from l2c.train.config import DataConfig as AnyDataConfig
 from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, list_pictures
@@ -221,26 +222,18 @@ def test_threads_get_the_same_crops(folder: Path) -> None:
             assert torch.equal(got, want)
 
 
-def test_where_crops_are(folder: Path) -> None:
-    """The meta device holds no pixels, but is a device other than the CPU."""
-    for on_device, expected in [(False, "cpu"), (True, "meta")]:
-        config = DataConfig(on_device=on_device)
-        sampler = Sampler(config, [str(folder)], CROP, seed=0, device=torch.device("meta"))
-        for clean in (False, True):
-            crop = sampler.crop_for(rng(0, 0), 0, clean)
-            assert crop.device.type == expected and crop.shape == (3, CROP, CROP)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_pictures_on_the_device(folder: Path) -> None:
-    device = torch.device("cuda")
-    here = Sampler(DataConfig(), [str(folder)], CROP, seed=0, device=device)
-    there = Sampler(DataConfig(on_device=True), [str(folder)], CROP, seed=0, device=device)
-    for j in range(20):
-        for clean in (False, True):
-            a, b = (sampler.crop_for(rng(0, j), 0, clean) for sampler in (here, there))
-            assert a.device.type == "cpu" and b.device.type == "cuda"
-            assert int((a.int() - b.cpu().int()).abs().max()) <= int(clean)
+def test_every_picture_once(folder: Path, tmp_path: Path) -> None:
+    """Those that cannot be read or are too small are left out with a warning, shards are refused."""
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "small.png")
+    sampler = Sampler(DataConfig(), [str(folder), str(tmp_path)], CROP, seed=0)
+    with pytest.warns(L2CWarning, match="left out") as caught:
+        pictures = list(sampler.pictures())
+    assert len(caught) == 2 and sampler.lasting
+    files = list_pictures(folder)
+    assert len(pictures) == len(files)
+    for picture, file in zip(pictures, files):
+        assert torch.equal(picture, torch.from_numpy(load_picture(file).rgb).permute(2, 0, 1))
 
 
 # Memory

@@ -226,7 +226,7 @@ def run(
     _kmeans()  # a missing package shows before the work
     nets = start.networks(model)[1].to(device).requires_grad_(False)
     nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    sampler = Sampler(recipe.data, recipe.data.train, config.patch, recipe.seed, device=device)
+    sampler = Sampler(recipe.data, recipe.data.train, config.patch, recipe.seed)
     patches, seconds = _all_patches(recipe, model, folder, nets, sampler, device)
     gain = 1.0 - (patches.after / patches.before).log().mean().exp()
     _say(f"distortion of the patches: {100 * gain:.2f} % less on (geometric) average with their own biases")

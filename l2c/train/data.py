@@ -119,24 +119,15 @@ class Sampler:
         crop: side of the crops in pixels.
         seed: of the order of shards.
         rank, world: this process, and how many share the shards.
-        device: where pictures are kept and crops are cut if `config.on_device` is set; otherwise in host memory.
     Raises:
         ConfigError: a source does not exist, holds no picture, or shards are mixed with files.
     """
 
     def __init__(
-        self,
-        config: DataConfig,
-        sources: Sequence[str],
-        crop: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device = torch.device("cpu"),
+        self, config: DataConfig, sources: Sequence[str], crop: int, seed: int, rank: int = 0, world: int = 1
     ) -> None:
         self._config, self._sources, self._crop = config, tuple(sources), crop
         self._seed, self._rank, self._world = seed, rank, world
-        self._device = device if config.on_device else torch.device("cpu")
         files, self._shards = _resolve(sources)
         # Files and a limited number of pictures are one pool that lasts for ever; shards come pool by pool.
         self._fixed: list[_Encoded] | None = None
@@ -185,7 +176,7 @@ class Sampler:
         pixels = torch.from_numpy(draw(kind, self._crop, rng, photo)).permute(2, 0, 1)
         if kind not in UPRIGHT or rng.random() < 1 / 16:
             pixels = torch.rot90(pixels.flip(2) if rng.random() < 0.5 else pixels, int(rng.integers(4)), (1, 2))
-        return pixels.to(self._device).clone(memory_format=torch.contiguous_format)
+        return pixels.clone(memory_format=torch.contiguous_format)
 
     def _region(self, numbers: np.ndarray[Any, Any], step: int, clean: bool) -> Tensor:
         """Window of a picture, scaled where it is to be clean: uint8 [3, crop, crop], may share memory."""
@@ -218,8 +209,7 @@ class Sampler:
         if self._fixed is None:
             raise ConfigError("data.on_device takes pictures from files, not from tar shards")
         with ThreadPoolExecutor(os.cpu_count()) as threads:
-            keys = [(0, index) for index in range(len(self._fixed))]
-            for picture in threads.map(self._load, keys, self._fixed):
+            for picture in threads.map(self._read, self._fixed):
                 if picture is not None:
                     yield picture
 
@@ -252,21 +242,13 @@ class Sampler:
         )
 
     def _load(self, key: tuple[int, int], encoded: _Encoded) -> Tensor | None:
-        """Decoded picture, uint8 [3, H, W], kept if there is room; None if it is not usable."""
+        """`_read`, kept if there is room."""
         with self._lock:
-            if encoded.name in self._left_out:
-                return None
             kept = self._decoded.get(key)
         if kept is not None:
             return kept
-        try:
-            picture = _decode(encoded, self._crop).to(self._device)
-        except ImageError as error:
-            with self._lock:
-                known = encoded.name in self._left_out
-                self._left_out.add(encoded.name)
-            if not known:
-                _warn_left_out(error)
+        picture = self._read(encoded)
+        if picture is None:
             return None
         with self._lock:
             room = 1e9 * self._config.memory_gb - self._decoded_bytes
@@ -274,6 +256,21 @@ class Sampler:
                 self._decoded[key] = picture
                 self._decoded_bytes += picture.numel()
         return picture
+
+    def _read(self, encoded: _Encoded) -> Tensor | None:
+        """Decoded picture, uint8 [3, H, W]; None, with a warning the first time, if it is not usable."""
+        with self._lock:
+            if encoded.name in self._left_out:
+                return None
+        try:
+            return _decode(encoded, self._crop)
+        except ImageError as error:
+            with self._lock:
+                known = encoded.name in self._left_out
+                self._left_out.add(encoded.name)
+            if not known:
+                _warn_left_out(error)
+            return None
 
     def _pool_at(self, step: int) -> tuple[int, list[_Encoded]]:
         """Number and pictures of the pool that serves `step`; has the next one read in the background."""

@@ -267,15 +267,8 @@ class Loop:
         self._objective = objective
         self.parent = resumed.parent if resumed is not None else parent
         self._commands = commands_of(resumed)
-        self.sampler = Sampler(
-            recipe.data,
-            recipe.data.train,
-            recipe.data.crop,
-            recipe.seed,
-            parallel.rank,
-            parallel.world,
-            parallel.device,
-        )
+        data = recipe.data
+        self.sampler = Sampler(data, data.train, data.crop, recipe.seed, parallel.rank, parallel.world)
         self.banks = self._read_banks() if recipe.data.on_device else None
         self.val_pictures = validation_set(recipe.data.val, _VAL_SIZE, recipe.val_pictures, recipe.val_drawn)
         if self.sampler.lasting:
@@ -289,6 +282,8 @@ class Loop:
         shared = shared_pictures(recipe.data.train, recipe.data.val)
         if shared and parallel.rank == 0:
             warnings.warn(f"{shared} pictures are in training and validation", L2CWarning, stacklevel=2)
+        if parallel.device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # the shapes of a run are few
         choice = recipe.autocast
         self.autocast = choice == "on" or (choice == "auto" and bf16_pays(parallel.device))
         self.is_new = resumed is None
