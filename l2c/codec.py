@@ -96,6 +96,7 @@ _FALLBACKS = {"cpu": ("torch", "reference"), "torch": ("cpu", "reference"), "tri
 _MOST_AGAIN = 1 << 22  # pixels of what PyTorch decodes again
 _MOST_THREADS = 64  # csrc/thread_pool.h
 _QUEUED_PIXELS = 1 << 26  # of the pictures that lie on a GPU at the same time
+_LEAST_FILE, _SECTION_ENTRY = 50, 10  # bytes: the head with one tile, and what a section adds to it (bitstream.py)
 _TRIMMED = 1.01  # files up to this many times the target are trimmed, larger ones steered
 
 
@@ -188,6 +189,10 @@ class _Batch:
         """The same for one of the pictures alone, or for some of them."""
         pictures, sections = [self.pictures[i] for i in members], [self.sections[i] for i in members]
         return replace(self, pictures=pictures, sections=sections)
+
+    def overhead(self, i: int) -> float:
+        """Bytes of a picture's file that no quality changes, about: metadata and alpha, the header, a coder's flush."""
+        return _LEAST_FILE + sum(len(body) + _SECTION_ENTRY for body in self.sections[i].values())
 
 
 def _of_device(call: Callable[_P, _T]) -> Callable[_P, _T]:
@@ -287,8 +292,13 @@ class Codec:
     # --- encoding -----------------------------------------------------------------------------------------------
 
     def encode(self, image: Any, **options: Unpack[EncodeOptions]) -> bytes:
-        """Encode one picture; arguments and errors as `encode_detailed`. Returns the file."""
-        return self.encode_detailed(image, **options).data
+        """Encode one picture; arguments and errors as `encode_detailed`. Returns the file.
+
+        Warns (`L2CWarning`) where a target was not reached.
+        """
+        encoded = self.encode_detailed(image, **options)
+        _warn_unreached([encoded])
+        return encoded.data
 
     def encode_detailed(self, image: Any, **options: Unpack[EncodeOptions]) -> Encoded:
         """Encode one picture and say how it went.
@@ -321,8 +331,10 @@ class Codec:
         return self.encode_batch_detailed([image], **options)[0]
 
     def encode_batch(self, images_: Iterable[Any], **options: Unpack[EncodeOptions]) -> list[bytes]:
-        """Encode pictures of any sizes together; arguments and errors as `encode_detailed`."""
-        return [encoded.data for encoded in self.encode_batch_detailed(images_, **options)]
+        """Encode pictures of any sizes together; arguments, errors and warnings as `encode`."""
+        batch = self.encode_batch_detailed(images_, **options)
+        _warn_unreached(batch)
+        return [encoded.data for encoded in batch]
 
     @_of_device
     def encode_batch_detailed(
@@ -421,12 +433,13 @@ class Codec:
         """
         searches = [
             QualitySearch(
-                size / (1.0 - self._saving(batch, p, size)),
+                self._unadapted(batch, i, sizes[i]),
                 p.height * p.width,
                 self.model.rate_curve,
                 _ADAPTED_TOLERANCE if batch.effort.adapts else TOLERANCE,
+                overhead=batch.overhead(i),
             )
-            for size, p in zip(sizes, batch.pictures)
+            for i, p in enumerate(batch.pictures)
         ]
         results: list[Encoded | None]
         if not batch.effort.adapts:
@@ -451,9 +464,18 @@ class Codec:
         return rated
 
     @staticmethod
-    def _saving(batch: _Batch, picture: images.Picture, size: float) -> float:
-        """Share by which the unadapted file of a picture should exceed `size`."""
-        return batch.effort.saving(batch.mu, 8.0 * size / (picture.height * picture.width))
+    def _unadapted(batch: _Batch, i: int, size: float, factor: float = 1.0) -> float:
+        """Size of the unadapted file of a picture at whose quality the search for `size` bytes should begin.
+
+        Args:
+            factor: of what the effort is known to save.
+        """
+        picture, overhead = batch.pictures[i], batch.overhead(i)
+        if size <= overhead:
+            return size
+        payload = size - overhead
+        saving = batch.effort.saving(batch.mu, 8.0 * payload / (picture.height * picture.width))
+        return overhead + payload / (1.0 - factor * saving)
 
     def _find(self, batch: _Batch, searches: list[QualitySearch]) -> dict[int, tuple[int, tuple[bytes, str]]]:
         """Run the searches of all pictures; returns the level and file of each one's best, where one was encoded."""
@@ -493,8 +515,8 @@ class Codec:
                 return
             factor = _TRIES[k]
             others = [
-                search.towards(size / (1.0 - factor * self._saving(batch, picture, size)), _ADAPTED_TOLERANCE)
-                for search, size, picture in zip(searches, sizes, batch.pictures)
+                search.towards(self._unadapted(batch, i, size, factor), _ADAPTED_TOLERANCE)
+                for i, (search, size) in enumerate(zip(searches, sizes))
             ]
             self._find(batch, others)
             more = [0 if search.best is None else search.best for search in others]
@@ -511,9 +533,9 @@ class Codec:
         for i, (level, first) in enumerate(zip(levels, firsts)):
             if _near(results[i], sizes[i]) or time.perf_counter() > batch.deadline:
                 continue
-            only = batch.only(i)
-            target = _aim(sizes[i]) * searches[i].sizes[level] / first
-            again = searches[i].towards(target, TOLERANCE)
+            only, search = batch.only(i), searches[i]
+            grown = search.payload(search.sizes[level]) / search.payload(first)
+            again = search.towards(search.overhead + search.payload(_aim(sizes[i])) * grown, TOLERANCE)
             self._find(only, [again])
             other = 0 if again.best is None else again.best
             if other != level:
@@ -536,7 +558,10 @@ class Codec:
         """
         (number, count), progress = turn, batch.progress
         batch = replace(batch, progress=lambda share, stage: progress((number + share) / count, stage))
-        aims = [_aim(size) / search.sizes[level] for size, search, level in zip(sizes, searches, levels)]
+        aims = [
+            search.payload(_aim(size)) / search.payload(search.sizes[level])
+            for size, search, level in zip(sizes, searches, levels)
+        ]
         firsts = [0] * len(levels)
         for i, adapted in self._adapt(batch, levels, aims):
             results[i], firsts[i] = self._fit(batch, i, adapted, levels[i], sizes[i])
@@ -588,7 +613,8 @@ class Codec:
         best: tuple[bytes, str] | None = None
         first = steers = trims = restores = 0
         goal, trust, change, before = (1.0 - 0.1 * ACCEPTED) * size, 1.0, 0.0, 0
-        steering = Steering(_aim(size), beta=adapted.beta)
+        overhead = batch.overhead(i)
+        steering = Steering(max(_aim(size) - overhead, 1.0), beta=adapted.beta)
         while True:
             file = self._write_adapted(batch, i, adapted, level)
             now = len(file[0])
@@ -599,7 +625,7 @@ class Codec:
             if (1.0 - 0.5 * ACCEPTED) * size <= now <= size or (late and not adapted.searched):
                 break
             if not (trims or restores or late) and now > _TRIMMED * size and steers < MAX_STEERS:
-                adapted.steer(steering.next_beta(now))
+                adapted.steer(steering.next_beta(max(now - overhead, 1.0)))
                 steers += 1
                 continue
             if change:
@@ -1376,6 +1402,13 @@ def _rising(progress: Callable[[float, str], None]) -> Callable[[float, str], No
         progress(most, stage)
 
     return tell
+
+
+def _warn_unreached(batch: Sequence[Encoded]) -> None:
+    """One warning for each picture whose target was not reached."""
+    for name, encoded in zip(_names(len(batch)), batch):
+        if not encoded.target_reached:
+            warnings.warn(f"{name}the target was not reached: {encoded.reason}", images.L2CWarning, stacklevel=3)
 
 
 def _aim(size: float) -> float:

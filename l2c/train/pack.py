@@ -1,6 +1,6 @@
 """Checkpoints packed for a journey: to and from a GPU machine, or to the next session by way of the repository.
 
-    PACK.000, PACK.001 ...   one safetensors file, cut into parts of a size that may travel
+    PACK.000, PACK.001 ...   one safetensors file through zlib, cut into parts of a size that may travel
 
 It holds the networks and their average (float16, 16 bits), or the average alone with 8 bits a weight (each output
 channel a scale of its own), the stage's counters, its history and its records. The optimiser's state stays behind: a
@@ -10,6 +10,7 @@ run that goes on from a pack makes a new one and warms up again.
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def pack(run: Path, target: Path, stage: str = "pretrain", bits: int = 16, part_
         "config": checkpoint.config.to_json(),
         "journal": journal.read_text(encoding="utf-8") if journal.exists() else "",
     }
-    data = save(tensors, metadata={"l2c-pack": json.dumps(facts)})
+    data = zlib.compress(save(tensors, metadata={"l2c-pack": json.dumps(facts)}))
     for old in _parts(target):
         old.unlink()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def read(source: Path) -> tuple[Checkpoint, str]:
     if not parts or numbers != list(range(len(parts))):
         raise TrainingError(f"parts of {source} are missing: there are {', '.join(p.name for p in parts) or 'none'}")
     try:
-        data = b"".join(part.read_bytes() for part in parts)
+        data = zlib.decompress(b"".join(part.read_bytes() for part in parts))
         tensors = load(data)
         facts = json.loads(_metadata(data)["l2c-pack"])
         config = ModelConfig.from_json(facts.pop("config"))
@@ -106,7 +107,7 @@ def read(source: Path) -> tuple[Checkpoint, str]:
         average = _long(tensors, "average.")
         nets = _long(tensors, "nets.") or average
         checkpoint = Checkpoint(config, nets, average, **facts)
-    except (ConfigError, OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+    except (ConfigError, OSError, SafetensorError, LookupError, TypeError, ValueError, zlib.error) as error:
         raise TrainingError(f"{source} is not a pack of this version: {error}") from None
     checkpoint.networks(config)  # raises TrainingError where tensors are missing
     return checkpoint, journal
