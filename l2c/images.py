@@ -194,6 +194,38 @@ def to_pil(rgb: U8, alpha: Alpha | None = None, mode: str = "RGB") -> Image.Imag
     return Image.fromarray(to_original(rgb, alpha, mode))
 
 
+def with_metadata(
+    image: Image.Image,
+    *,
+    icc: bytes | None = None,
+    exif: bytes | None = None,
+    xmp: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
+) -> Image.Image:
+    """The image with what was kept (as in `Picture`) under Pillow's names in its `info`.
+
+    A profile that is for other samples is not shown: colours of a grey picture with its grey profile become sRGB.
+
+    Warns:
+        L2CWarning: the profile cannot be applied.
+    """
+    if icc is not None and (profiles.colour_space(icc) == "GRAY") == (image.mode in ("L", "LA")):
+        image.info["icc_profile"] = icc
+    elif icc is not None and image.mode not in ("L", "LA"):
+        notes: list[str] = []
+        image, _ = _with_fitting_profile(image, icc, "PNG", "picture", notes)
+        for note in notes:
+            if "left out" in note:  # a grey picture shown in colour loses nothing
+                python_warnings.warn(note, L2CWarning, stacklevel=2)
+    if exif is not None:
+        image.info["exif"] = exif_blocks.PREFIX + exif
+    if xmp is not None:
+        image.info["xmp"] = xmp
+    if dpi is not None:
+        image.info["dpi"] = dpi
+    return image
+
+
 def save_picture(
     target: str | os.PathLike[str] | BinaryIO,
     rgb: U8,
@@ -594,6 +626,7 @@ _PHOTOMETRIC, _SAMPLE_FORMAT, _BITS, _PLANAR, _TIFF_RESOLUTION, _TIFF_IPTC = 262
 _NOT_INVERTED = frozenset({"I;16", "I;16N", "I;16B", "I;16R", "F;32F", "F;32BF"})
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PHOTOSHOP_IPTC = 0x0404
+_RESOLUTION = frozenset({0x011A, 0x011B, 0x0128})
 _DPI_STEPS = 10000
 _FLOAT_SLACK = 1e-3  # what resizing overshoots 0 and 1 by
 # Comments and texts in PNG files that programs write about themselves.
@@ -1133,7 +1166,7 @@ def _serialised_exif(tags: Image.Exif, is_tiff: bool) -> bytes | None:
     for tag in (_EXIF_IFD, _GPS_IFD):
         if tag in tags and (directory := tags.get_ifd(tag)):
             kept[tag] = dict(directory)
-    if not kept:
+    if not set(kept) - _RESOLUTION:  # `Picture.dpi` says it in fewer bytes
         return None
     kept[_ORIENTATION] = 1
     return kept.tobytes().removeprefix(exif_blocks.PREFIX)
