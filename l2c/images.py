@@ -126,8 +126,9 @@ def load_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS, truncated:
                 of three dimensions is 1, 3 or 4; else [H, W, C] as above. So [3, 5, 3] is 5 x 3 in RGB.
         max_pixels: refuse larger pictures before their pixels are decoded; None: no limit. Takes the place
             of `PIL.Image.MAX_IMAGE_PIXELS`.
-        truncated: read what there is of a file that is cut off or damaged after its head, with a warning. A JPEG file
-            that lacks only its end marker is read in any case. Such a file is read alone: other threads wait.
+        truncated: read what there is of a file that is cut off or damaged after its head, with a warning (of an
+            opened PIL image without). Such a file is read alone: other threads wait. A JPEG file that lacks only
+            its end marker is read in any case.
     Raises:
         ImageError: unreadable, truncated, empty, or an array that is no picture (shape, dtype, NaN, out of
             range); one line that names the source and the cause.
@@ -412,7 +413,7 @@ def keep(picture: Picture, metadata: Metadata) -> Picture:
     Warns:
         L2CWarning: the profile cannot be applied.
     """
-    if metadata is True or metadata == "all":
+    if metadata in (True, "all"):
         return picture
     if metadata not in (False, "color", "none"):
         raise UnsupportedError(f"metadata is {metadata!r}: choose 'all' (True), 'color' or 'none' (False)")
@@ -730,18 +731,9 @@ def _has_all_scans(data: bytes) -> bool:
 
 
 def _from_image(image: Image.Image, max_pixels: int | None, notes: list[str], truncated: bool) -> Picture:
-    """A PIL image; as `_from_stream`, but its file is Pillow's."""
-    name, before = "PIL image", len(notes)
-    try:
-        with _pillow.reading():
-            return _from_pillow(image, name, max_pixels, notes, None)
-    except ImageError:
-        if not truncated:
-            raise
-    del notes[before:]
-    with _pillow.reading(truncated=True):
-        picture = _from_pillow(image, name, max_pixels, notes, None)
-    return _noted(picture, f"{name}: {_FILLED}", notes)
+    """A PIL image. Not every plugin can begin again after an error, so there is one try, and no note on what is cut."""
+    with _pillow.reading(truncated):
+        return _from_pillow(image, "PIL image", max_pixels, notes, None)
 
 
 def _from_file(
@@ -1131,6 +1123,8 @@ def _read_dpi(image: Image.Image, orientation: int) -> tuple[float, float] | Non
         return None
     if not all(1 <= value * _DPI_STEPS < 2**32 - 1 for value in (x, y)) or max(abs(x - 72), abs(y - 72)) < 0.05:
         return None
+    if image.format in ("BMP", "DIB") and max(abs(x - 96), abs(y - 96)) < 0.05:
+        return None  # writers must put something there, and ours puts this
     x, y = (round(value * _DPI_STEPS) / _DPI_STEPS for value in (x, y))
     return (y, x) if orientation >= 5 else (x, y)
 
