@@ -630,9 +630,9 @@ _PHOTOSHOP_IPTC = 0x0404
 _RESOLUTION = frozenset({0x011A, 0x011B, 0x0128})
 _DPI_STEPS = 10000
 _FLOAT_SLACK = 1e-3  # what resizing overshoots 0 and 1 by
-# Comments and texts in PNG files that programs write about themselves.
+# Comments, and texts in PNG files, that programs and devices write about themselves.
 _ABOUT_A_PROGRAM = re.compile(rb"(?i)\s*(creat(ed (by|with)|or:)|lavc|lead tech|optimized by|file written by)")
-_PNG_NOISE = frozenset({"Software", "software", "date:create", "date:modify", "date:timestamp"})
+_PNG_NOISE = frozenset({"Software", "software", "Source", "source", "date:create", "date:modify", "date:timestamp"})
 # What a TIFF file says about the photograph; its other tags describe how that file stores pixels.
 # ImageDescription, Make, Model, X/YResolution, ResolutionUnit, Software, DateTime, Artist, Copyright
 _TIFF_KEPT = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298)
@@ -1035,7 +1035,7 @@ def _deep_grey(values: npt.NDArray[Any], mode: str, most: int, name: str, notes:
                 f"{name}: values from {least} to {greatest} may be meant as 0..1 (overexposed) or 0..255: scale them"
             )
         notes.append(f"{name}: floating-point grey, read as 0..{255 // scale}, is reduced to 8 bits")
-        return np.rint(np.clip(values * np.float32(scale), 0, 255)).astype(np.uint8), 32
+        return np.rint(values * np.float32(scale)).astype(np.uint8), 32
     if least < 0 or greatest > 65535:
         raise ImageError(f"{name}: values from {least} to {greatest}, expected 0..65535")
     notes.append(f"{name}: {12 if most == 4095 else 16}-bit grey is reduced to 8 bits")
@@ -1210,7 +1210,7 @@ def _from_array(array: npt.NDArray[Any], name: str, max_pixels: int | None, note
             raise ImageError(f"{name}: contains NaN or infinity")
         if least < -_FLOAT_SLACK or greatest > 1 + _FLOAT_SLACK:
             raise ImageError(f"{name}: values from {least} to {greatest}, expected 0..1 for {array.dtype}")
-        array = np.rint(np.clip(array, 0, 1) * array.dtype.type(255)).astype(np.uint8)
+        array = np.rint(array * array.dtype.type(255)).astype(np.uint8)  # the slack is less than half a level
     elif size == 2:
         array = array.astype(np.uint16, copy=False)  # native byte order
         notes.append(f"{name}: 16-bit colour is reduced to 8 bits")
