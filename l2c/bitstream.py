@@ -54,6 +54,8 @@ know the type refuses the file. A type from 0x8000 on is ancillary: a reader tha
                    patch), in the form that the docstring of adapt/section.py defines
     0x8001  ICC    the picture's ICC profile as it was
     0x8002  EXIF   the picture's EXIF: a TIFF structure ("II" or "MM" first), Orientation set to 1
+    0x8003  XMP    the picture's XMP packet, Orientation set to 1, in the form that the docstring of images.py defines
+    0x8004  DPI    the picture's dots per inch, in the form that the docstring of images.py defines
 
 What a payload holds is the codec's affair (codec.py, csrc/rans.h). A payload starts at head_size + the sizes
 of all sections + the sizes of the payloads before it, so a reader can decode a region from the tiles that it
@@ -85,9 +87,11 @@ ALPHA = 0x0001
 ADAPT = 0x0010
 ICC = 0x8001
 EXIF = 0x8002
+XMP = 0x8003
+DPI = 0x8004
 FIRST_ANCILLARY = 0x8000
-SECTION_NAMES = {ALPHA: "ALPHA", ADAPT: "ADAPT", ICC: "ICC", EXIF: "EXIF"}
-UNDERSTOOD = frozenset({ALPHA, ADAPT, ICC, EXIF})
+SECTION_NAMES = {ALPHA: "ALPHA", ADAPT: "ADAPT", ICC: "ICC", EXIF: "EXIF", XMP: "XMP", DPI: "DPI"}
+UNDERSTOOD = frozenset(SECTION_NAMES)
 
 MIN_TILE_SIZE = 512
 # The metrics that have a name, by their metric_mix; what they are: l2c/objective.py.

@@ -324,6 +324,8 @@ def decode(
             alpha=picture.alpha if original else None,
             icc=picture.icc,
             exif=picture.exif,
+            xmp=picture.xmp,
+            dpi=picture.dpi,
             mode=picture.mode if original else "RGB",
             format=format_ or ("png" if target == _STANDARD else None),
             quality=quality,

@@ -40,9 +40,11 @@ from l2c.bitstream import (
     ADAPT,
     ALPHA,
     DEFAULT_METRIC,
+    DPI,
     EXIF,
     ICC,
     METRICS,
+    XMP,
     Bitstream,
     Header,
     Limits,
@@ -113,7 +115,8 @@ class EncodeOptions(TypedDict, total=False):
     effort: int | Effort
     b: int | None
     tile: int
-    metadata: bool
+    metadata: images.Metadata
+    truncated: bool
     max_seconds: float | None
     progress: Callable[[float, str], None] | None
 
@@ -319,7 +322,10 @@ class Codec:
                 qualities where a rate is asked for. Decoding stays one pass at every level.
             b: quantisation bits 1..8 (default: the model's).
             tile: side of a tile in pixels: 512, 1024, ...; with effort at most 2048.
-            metadata: keep ICC profile and EXIF (default True). Alpha is always kept.
+            metadata: what is kept beside the pixels: "all" (True, the default): ICC profile, EXIF, XMP and dots per
+                inch; "color": the profile alone; "none" (False): nothing, with colours converted to sRGB. Alpha is
+                always kept.
+            truncated: read what there is of a picture file that is cut off or damaged, with a warning.
             max_seconds: the adaptation ends at this time after the call began and the best file so far is returned;
                 what comes before and after it (the search for a quality, writing) takes its own time.
             progress: called with the share done (0..1) and the name of the stage while pictures are adapted, in the
@@ -351,7 +357,8 @@ class Codec:
         effort: int | Effort = 0,
         b: int | None = None,
         tile: int = DEFAULT_TILE,
-        metadata: bool = True,
+        metadata: images.Metadata = True,
+        truncated: bool = False,
         max_seconds: float | None = None,
         progress: Callable[[float, str], None] | None = None,
     ) -> list[Encoded]:
@@ -366,11 +373,11 @@ class Codec:
         names, pictures = _names(len(images_)), []
         for name, image in zip(names, images_):
             with _naming(name):
-                picture = images.load_picture(image, max_pixels=self.limits.max_pixels)
+                picture = images.load_picture(image, max_pixels=self.limits.max_pixels, truncated=truncated)
                 if picture.alpha is not None:  # from here on also what distortion and targets are measured against
                     picture = replace(picture, rgb=fill_transparent(picture.rgb, picture.alpha))
-                pictures.append(picture)
-        sections = [_sections(picture, metadata) for picture in pictures]
+                pictures.append(images.keep(picture, metadata))
+        sections = [_sections(picture) for picture in pictures]
         for name, picture, kept in zip(names, pictures, sections):  # no file that this codec would refuse to decode
             with _naming(name):
                 self._check_latent_limits(picture.width, picture.height, tile)
@@ -902,7 +909,7 @@ class Codec:
 
         Args:
             data: the bytes of a file.
-            as_: "numpy" (uint8 [H, W, 3]), "pil" (an image with its ICC profile and EXIF in `info`) or "torch"
+            as_: "numpy" (uint8 [H, W, 3]), "pil" (an image with what was kept in `info`) or "torch"
                 (uint8 [3, H, W] on this codec's device).
             mode: "rgb", or "original": grey pictures as [H, W], with alpha [H, W, 2] or [H, W, 4].
         Raises:
@@ -964,6 +971,8 @@ class Codec:
             alpha=_alpha(stream),
             icc=bytes(sections[ICC]) if ICC in sections else None,
             exif=bytes(sections[EXIF]) if EXIF in sections else None,
+            xmp=images.unpack_xmp(sections[XMP]) if XMP in sections else None,
+            dpi=images.unpack_dpi(sections[DPI]) if DPI in sections else None,
         )
         seconds = {"container": parsed - start, "entropy": middle - parsed, "decoder": end - middle}
         seconds["total"] = time.perf_counter() - start
@@ -1431,12 +1440,16 @@ def _result(picture: images.Picture, file: tuple[bytes, str], level: int) -> Enc
     return Encoded(data, 8.0 * len(data) / pixels, 100.0 * level / MAX_QUALITY, latents_sha256=digest)
 
 
-def _sections(picture: images.Picture, metadata: bool) -> dict[int, bytes]:
+def _sections(picture: images.Picture) -> dict[int, bytes]:
     sections: dict[int, bytes] = {}
-    if metadata and picture.icc:
+    if picture.icc:
         sections[ICC] = picture.icc
-    if metadata and picture.exif:
+    if picture.exif:
         sections[EXIF] = picture.exif
+    if picture.xmp:
+        sections[XMP] = images.pack_xmp(picture.xmp)
+    if picture.dpi:
+        sections[DPI] = images.pack_dpi(picture.dpi)
     if picture.alpha is not None:
         sections[ALPHA] = images.pack_alpha(picture.alpha)
     return sections
@@ -1472,12 +1485,14 @@ def _present(pixels: Any, stream: Bitstream, as_: Output, mode: str) -> Any:
     if as_ == "numpy":
         return images.to_original(pixels, _alpha(stream), header.mode) if original else pixels
     picture = images.to_pil(pixels, _alpha(stream) if original else None, header.mode if original else "RGB")
-    profile = bytes(stream.metadata.get(ICC, b""))
-    if profile and (profile[16:20] == b"GRAY") == (picture.mode in ("L", "LA")):  # a grey profile misreads RGB
-        picture.info["icc_profile"] = profile
-    if EXIF in stream.metadata:
-        picture.info["exif"] = b"Exif\x00\x00" + bytes(stream.metadata[EXIF])
-    return picture
+    kept = stream.metadata
+    return images.with_metadata(
+        picture,
+        icc=bytes(kept[ICC]) if ICC in kept else None,
+        exif=bytes(kept[EXIF]) if EXIF in kept else None,
+        xmp=images.unpack_xmp(kept[XMP]) if XMP in kept else None,
+        dpi=images.unpack_dpi(kept[DPI]) if DPI in kept else None,
+    )
 
 
 def _finish(job: integer.Job) -> bytes:

@@ -1,7 +1,8 @@
 """Pictures in and out: whatever a user hands over -> uint8 RGB and what is kept beside it; back to a file.
 
-What is kept without loss: alpha, ICC profile, EXIF (Orientation is applied to the pixels, then its tag is set
-to 1). What the codec gets is always uint8 RGB; `Picture.mode` and `Picture.bit_depth` say what it came from.
+What is kept without loss: alpha, ICC profile, EXIF and XMP (Orientation is applied to the pixels, then its tag is set
+to 1), dots per inch. What the codec gets is always uint8 RGB; `Picture.mode` and `Picture.bit_depth` say what it came
+from. Colours that a file describes without an ICC profile (PNG's gAMA, cHRM and cICP) get one that says the same.
 
     source                            becomes                                           comes back as
     L, 1, LA, L or 1 with a key       grey in all three channels                        L, LA
@@ -10,7 +11,7 @@ to 1). What the codec gets is always uint8 RGB; `Picture.mode` and `Picture.bit_
     CMYK                              sRGB, through its ICC profile where it has one    RGB
     YCbCr, HSV, LAB                   RGB (LAB through an ICC transform to sRGB)        RGB
     I;16, I, 16-bit colour, uint16    8 bits, with a warning                            L, RGB, RGBA
-    F                                 8 bits, with a warning                            L
+    F, in 0..1 or 0..255              8 bits, with a warning                            L
     float arrays and tensors, 0..1    8 bits                                            L, LA, RGB, RGBA
 
 The ALPHA section of a file (`pack_alpha`, `unpack_alpha`), specification:
@@ -23,6 +24,11 @@ The ALPHA section of a file (`pack_alpha`, `unpack_alpha`), specification:
     Residual of sample a[y, x], modulo 256 or 65536, samples outside the picture being 0:
                1: a[y, x]     2: a[y, x] - a[y, x-1]     3: a[y, x] - a[y-1, x]
                4: a[y, x] - a[y, x-1] - a[y-1, x] + a[y-1, x-1]
+
+The XMP section (`pack_xmp`, `unpack_xmp`): one zlib stream (RFC 1950) of the packet, 1..2^26 bytes, and nothing more.
+
+The DPI section (`pack_dpi`, `unpack_dpi`), 8 bytes: horizontal and vertical dots per inch in ten-thousandths, each a
+little-endian number in 1..2^32-1.
 """
 
 from __future__ import annotations
@@ -31,6 +37,7 @@ import contextlib
 import errno
 import io
 import os
+import re
 import secrets
 import stat
 import struct
@@ -39,21 +46,26 @@ import threading
 import warnings as python_warnings
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeAlias, cast
+from typing import Any, BinaryIO, Literal, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
+from l2c import exif as exif_blocks
+from l2c import profiles
 from l2c.bitstream import Limits
 from l2c.errors import BitstreamError, ImageError, L2CError, LimitError, UnsupportedError
 
 U8: TypeAlias = npt.NDArray[np.uint8]
 Alpha: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
 
+Metadata: TypeAlias = bool | Literal["all", "color", "none"]
+
 MAX_PIXELS = Limits().max_pixels
+MAX_TEXT_BYTES = 2**26  # of a compressed text, XMP packet or profile in a PNG file, and of all its texts
 
 
 class L2CWarning(UserWarning):
@@ -72,6 +84,9 @@ class Picture:
         icc: ICC profile, or None.
         exif: TIFF structure ("II" or "MM" first, no "Exif" prefix) with Orientation 1, or None.
         warnings: what was warned about while loading, one line each.
+        xmp: XMP packet with Orientation 1, 1..2^26 bytes, or None.
+        dpi: dots per inch (horizontal, vertical), each in 0.0001..429496.7295, or None where the source says none or
+            72, which is what readers take where nothing is said.
     """
 
     rgb: U8 = field(repr=False)
@@ -81,6 +96,8 @@ class Picture:
     icc: bytes | None = field(default=None, repr=False)
     exif: bytes | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = ()
+    xmp: bytes | None = field(default=None, repr=False)
+    dpi: tuple[float, float] | None = None
 
     @property
     def height(self) -> int:
@@ -93,7 +110,7 @@ class Picture:
         return int(self.rgb.shape[1])
 
 
-def load_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Picture:
+def load_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS, truncated: bool = False) -> Picture:
     """Reads whatever a user passes as a picture.
 
     Args:
@@ -103,25 +120,30 @@ def load_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Picture
                 (Pillow runs Ghostscript for it); the first frame of several;
             a PIL image: its current frame; not changed;
             a numpy array [H, W], [H, W, 1] (grey), [H, W, 2] (grey, alpha), [H, W, 3] or [H, W, 4]: uint8,
-                uint16 (colour is reduced to 8 bits with a warning, alpha is kept), floating in [0, 1];
+                uint16 (colour is reduced to 8 bits with a warning, alpha is kept), floating in [0, 1] (up to 1e-3
+                outside, as resizing leaves it, is clipped);
             a torch tensor on any device, the same dtypes and bfloat16: [H, W]; [C, H, W] whenever the first
                 of three dimensions is 1, 3 or 4; else [H, W, C] as above. So [3, 5, 3] is 5 x 3 in RGB.
         max_pixels: refuse larger pictures before their pixels are decoded; None: no limit. Takes the place
             of `PIL.Image.MAX_IMAGE_PIXELS`.
+        truncated: read what there is of a file that is cut off or damaged after its head, with a warning (of an
+            opened PIL image without). Such a file is read alone: other threads wait. A JPEG file that lacks only
+            its end marker is read in any case.
     Raises:
         ImageError: unreadable, truncated, empty, or an array that is no picture (shape, dtype, NaN, out of
             range); one line that names the source and the cause.
-        LimitError: more than `max_pixels`.
+        LimitError: more than `max_pixels`, or more than 2^26 bytes of text or profile in a PNG file.
+        UnsupportedError: PQ or HLG (high dynamic range) or narrow-range samples.
     Warns:
         L2CWarning: bits, frames or metadata of the source that are not kept.
     """
     notes: list[str] = []
     if isinstance(source, Image.Image):
-        picture = _from_pillow(source, "PIL image", max_pixels, notes)
+        picture = _from_image(source, max_pixels, notes, truncated)
     elif isinstance(source, (str, os.PathLike)):
-        picture = _from_path(Path(source), max_pixels, notes)
+        picture = _from_path(Path(source), max_pixels, notes, truncated)
     elif isinstance(source, (bytes, bytearray, memoryview)):
-        picture = _from_stream(io.BytesIO(source), "bytes", max_pixels, notes)
+        picture = _from_stream(io.BytesIO(source), "bytes", max_pixels, notes, truncated)
     elif _is_tensor(source):
         picture = _from_array(_tensor_to_array(source), "tensor", max_pixels, notes)
     elif isinstance(source, np.ndarray):
@@ -134,7 +156,7 @@ def load_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS) -> Picture
             raise ImageError(f"{name}: cannot be read: {_one_line(error)}") from error
         if not isinstance(data, bytes):
             raise ImageError(f"{name}: a picture is read from a file opened in binary mode")
-        picture = _from_stream(io.BytesIO(data), name, max_pixels, notes)
+        picture = _from_stream(io.BytesIO(data), name, max_pixels, notes, truncated)
     else:
         raise ImageError(
             f"{type(source).__name__} is no picture: pass a path, bytes, a binary file, a PIL image, "
@@ -173,6 +195,38 @@ def to_pil(rgb: U8, alpha: Alpha | None = None, mode: str = "RGB") -> Image.Imag
     return Image.fromarray(to_original(rgb, alpha, mode))
 
 
+def with_metadata(
+    image: Image.Image,
+    *,
+    icc: bytes | None = None,
+    exif: bytes | None = None,
+    xmp: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
+) -> Image.Image:
+    """The image with what was kept (as in `Picture`) under Pillow's names in its `info`.
+
+    A profile that is for other samples is not shown: colours of a grey picture with its grey profile become sRGB.
+
+    Warns:
+        L2CWarning: the profile cannot be applied.
+    """
+    if icc is not None and (profiles.colour_space(icc) == "GRAY") == (image.mode in ("L", "LA")):
+        image.info["icc_profile"] = icc
+    elif icc is not None and image.mode not in ("L", "LA"):
+        notes: list[str] = []
+        image, _ = _with_fitting_profile(image, icc, "PNG", "picture", notes)
+        for note in notes:
+            if "left out" in note:  # a grey picture shown in colour loses nothing
+                python_warnings.warn(note, L2CWarning, stacklevel=2)
+    if exif is not None:
+        image.info["exif"] = exif_blocks.PREFIX + exif
+    if xmp is not None:
+        image.info["xmp"] = xmp
+    if dpi is not None:
+        image.info["dpi"] = dpi
+    return image
+
+
 def save_picture(
     target: str | os.PathLike[str] | BinaryIO,
     rgb: U8,
@@ -180,6 +234,8 @@ def save_picture(
     alpha: Alpha | None = None,
     icc: bytes | None = None,
     exif: bytes | None = None,
+    xmp: bytes | None = None,
+    dpi: tuple[float, float] | None = None,
     mode: str = "RGB",
     format: str | None = None,
     quality: int | None = None,
@@ -194,7 +250,8 @@ def save_picture(
         target: a path (its extension names the format; replaced in one step), or a binary file object.
         rgb: uint8 [H, W, 3].
         alpha: uint8 or uint16 [H, W] or None; uint16 is rounded to 8 bits with a warning.
-        icc, exif: as in `Picture`; written where the format can hold them.
+        icc, exif, xmp, dpi: as in `Picture`; written where the format can hold them. For a format without profiles
+            the colours are converted to sRGB.
         mode: `Picture.mode`: grey sources are written as grey.
         format: Pillow's name of the format, needed for file objects, else taken from the extension.
         quality: 0..100 for JPEG (default 95), WebP (default: lossless), AVIF (default 90); others have none.
@@ -227,7 +284,7 @@ def save_picture(
             rgb, alpha = _flattened(rgb, alpha, background), None
         elif alpha.dtype == np.uint16:
             notes.append(f"{name}: 16-bit alpha is written with 8 bits")
-    image = to_pil(rgb, alpha, mode)
+    image, icc = _with_fitting_profile(to_pil(rgb, alpha, mode), icc, format_, name, notes)
     if format_ in _PALETTE_FORMATS and image.mode == "RGB" and image.getcolors(256) is None:
         notes.append(f"{name}: {format_} holds 256 colours")
 
@@ -236,31 +293,179 @@ def save_picture(
         arguments.update(quality=quality)
         arguments.pop("lossless", None)
     if icc is not None:
-        if icc[16:20] == b"CMYK" or (icc[16:20] == b"GRAY" and image.mode not in ("L", "LA")):
-            notes.append(f"{name}: the {icc[16:20].decode()} ICC profile does not fit a colour picture, left out")
-        else:
-            arguments["icc_profile"] = icc
-    if exif is not None:
-        marker = _EXIF_PREFIX + exif
-        if format_ == "JPEG" and len(marker) > _JPEG_MARKER_MAX:
-            notes.append(f"{name}: {len(exif)} bytes of EXIF are more than a JPEG file holds, left out")
-        else:
-            arguments["exif"] = marker
+        arguments["icc_profile"] = icc
+    below = _metadata_arguments(arguments, format_, exif, xmp, dpi, name, notes)
     arguments.update(options or {})
 
-    encoded = io.BytesIO()
+    encoded = _encoded(image, format_, arguments, name, notes)
+    if below is not None:
+        encoded = exif_blocks.add_directories(encoded, below)
+    if path is None:
+        cast(BinaryIO, target).write(encoded)
+    else:
+        write_atomically(path, encoded, overwrite=overwrite)
+    for note in notes:
+        python_warnings.warn(note, L2CWarning, stacklevel=2)
+
+
+def _encoded(image: Image.Image, format_: str, arguments: dict[str, Any], name: str, notes: list[str]) -> bytes:
+    """The bytes of the file. Raises UnsupportedError."""
+    stream = io.BytesIO()
     try:
-        image.save(encoded, format_, **arguments)
+        image.save(stream, format_, **arguments)
     except MemoryError:
         raise
     except Exception as error:  # writers raise whatever they like; nothing is on disk yet
+        tags = arguments.get("tiffinfo", {})
+        known = {tag: tags[tag] for tag in (*_TIFF_KEPT, _TIFF_XMP) if tag in tags}
+        if format_ == "TIFF" and len(known) < len(tags):
+            notes.append(f"{name}: some EXIF tags cannot be written as TIFF, left out")
+            return _encoded(image, format_, arguments | {"tiffinfo": known}, name, notes)
         raise UnsupportedError(f"{name}: cannot be written as {format_}: {_one_line(error)}") from error
-    if path is None:
-        cast(BinaryIO, target).write(encoded.getbuffer())
-    else:
-        write_atomically(path, encoded.getbuffer(), overwrite=overwrite)
-    for note in notes:
-        python_warnings.warn(note, L2CWarning, stacklevel=2)
+    return stream.getvalue()
+
+
+def _with_fitting_profile(
+    image: Image.Image, icc: bytes | None, format_: str, name: str, notes: list[str]
+) -> tuple[Image.Image, bytes | None]:
+    """The picture and its profile as the format can hold them: converted to sRGB where it holds none."""
+    if icc is None:
+        return image, None
+    space, grey = profiles.colour_space(icc), image.mode in ("L", "LA")
+    fits = space == ("GRAY" if grey else "RGB") or (space == "RGB" and grey)
+    if fits and format_ in _ICC_FORMATS:
+        return image, icc
+    # A grey picture is what its grey profile is for, in whatever form it is shown.
+    shown = image.convert("L") if space == "GRAY" else image.convert("RGB")
+    try:
+        colours = profiles.to_srgb(shown, icc)
+    except ValueError as error:
+        notes.append(f"{name}: the {space} ICC profile does not fit the picture ({error}), left out")
+        return image, None
+    if colours is None:
+        return image, None
+    why = f"{format_} holds no ICC profile" if fits else f"the {space} ICC profile does not fit a colour picture"
+    notes.append(f"{name}: {why}; the colours are converted to sRGB")
+    converted = Image.fromarray(colours)
+    if grey:
+        converted = converted.convert("L")
+    if image.mode in ("LA", "RGBA"):
+        converted.putalpha(image.getchannel("A"))
+    return converted, None
+
+
+def _metadata_arguments(
+    arguments: dict[str, Any],
+    format_: str,
+    exif: bytes | None,
+    xmp: bytes | None,
+    dpi: tuple[float, float] | None,
+    name: str,
+    notes: list[str],
+) -> bytes | None:
+    """Adds what Pillow's writer takes; returns the EXIF directories that go into a finished TIFF file."""
+    below: bytes | None = None
+    tags: dict[int, Any] = {}
+    if exif is not None:
+        marker = exif_blocks.PREFIX + exif
+        if format_ not in _EXIF_FORMATS:
+            notes.append(f"{name}: {format_} holds no EXIF, left out")
+        elif format_ in ("JPEG", "MPO") and len(marker) > _JPEG_MARKER_MAX:
+            notes.append(f"{name}: {len(exif)} bytes of EXIF are more than a JPEG file holds, left out")
+        elif format_ == "TIFF":
+            try:
+                tags, below = exif_blocks.for_tiff(exif)
+            except Exception as error:  # Pillow's reader and writer of tags raise nearly everything
+                notes.append(f"{name}: EXIF cannot be written as TIFF tags ({_one_line(error)}), left out")
+        else:
+            arguments["exif"] = marker
+    if xmp is not None:
+        if format_ == "PNG":
+            texts = PngImagePlugin.PngInfo()
+            texts.add_itxt(_PNG_XMP, xmp.decode("utf-8", "replace"))
+            arguments["pnginfo"] = texts
+        elif format_ == "TIFF":
+            tags[_TIFF_XMP] = xmp
+        elif format_ not in _XMP_FORMATS:
+            notes.append(f"{name}: {format_} holds no XMP, left out")
+        elif format_ in ("JPEG", "MPO") and len(xmp) > _JPEG_XMP_MAX:
+            notes.append(f"{name}: {len(xmp)} bytes of XMP are more than a JPEG file holds, left out")
+        else:
+            arguments["xmp"] = xmp
+    if tags:  # Pillow takes either this or EXIF
+        arguments["tiffinfo"] = tags
+    if dpi is not None:
+        if format_ in _DPI_FORMATS and (format_ not in ("JPEG", "MPO") or max(dpi) < 65535):
+            arguments["dpi"] = dpi
+        else:
+            notes.append(f"{name}: {format_} holds no dots per inch, left out")
+    return below
+
+
+def keep(picture: Picture, metadata: Metadata) -> Picture:
+    """The picture with what is to be kept beside it; alpha always is.
+
+    Args:
+        metadata: "all" (True): everything; "color": the ICC profile alone, so no place, time or name; "none" (False):
+            nothing, the colours converted to sRGB where a profile says that they are others.
+    Raises:
+        UnsupportedError: another choice.
+    Warns:
+        L2CWarning: the profile cannot be applied.
+    """
+    if metadata in (True, "all"):
+        return picture
+    if metadata not in (False, "color", "none"):
+        raise UnsupportedError(f"metadata is {metadata!r}: choose 'all' (True), 'color' or 'none' (False)")
+    picture = replace(picture, exif=None, xmp=None, dpi=None)
+    if metadata == "color" or picture.icc is None:
+        return picture
+    grey = profiles.colour_space(picture.icc) == "GRAY"
+    try:
+        image = Image.fromarray(picture.rgb)
+        colours = profiles.to_srgb(image.convert("L") if grey else image, picture.icc)
+    except ValueError as error:
+        python_warnings.warn(
+            f"the ICC profile cannot be applied ({error}), left out: colours may change", L2CWarning, stacklevel=2
+        )
+        colours = None
+    return replace(picture, icc=None, rgb=picture.rgb if colours is None else colours)
+
+
+def pack_xmp(xmp: bytes) -> bytes:
+    """The XMP section (format: module docstring) of a packet of 1..2^26 bytes."""
+    return zlib.compress(xmp, 9)
+
+
+def unpack_xmp(data: bytes | bytearray | memoryview) -> bytes:
+    """Inverse of `pack_xmp`; never expands more than 2^26 bytes.
+
+    Raises:
+        BitstreamError: not a packed packet.
+    """
+    inflater = zlib.decompressobj()
+    try:
+        xmp = inflater.decompress(data, MAX_TEXT_BYTES + 1)
+    except zlib.error as error:
+        raise BitstreamError(f"XMP: {error}") from error
+    if not 0 < len(xmp) <= MAX_TEXT_BYTES or not inflater.eof or inflater.unused_data:
+        raise BitstreamError(f"XMP: not one whole zlib stream of 1..{MAX_TEXT_BYTES} bytes")
+    return xmp
+
+
+def pack_dpi(dpi: tuple[float, float]) -> bytes:
+    """The DPI section (format: module docstring); dots per inch as in `Picture`."""
+    return struct.pack("<II", *(round(value * _DPI_STEPS) for value in dpi))
+
+
+def unpack_dpi(data: bytes | bytearray | memoryview) -> tuple[float, float]:
+    """Inverse of `pack_dpi`. Raises BitstreamError: not 8 bytes, or a zero."""
+    if len(data) != 8:
+        raise BitstreamError(f"DPI: {len(data)} bytes, expected 8")
+    x, y = struct.unpack("<II", data)
+    if not x or not y:
+        raise BitstreamError("DPI: 0 dots per inch")
+    return x / _DPI_STEPS, y / _DPI_STEPS
 
 
 def write_atomically(
@@ -408,16 +613,33 @@ _SAVE_DEFAULTS: dict[str, dict[str, Any]] = {
     "AVIF": {"quality": 90, "subsampling": "4:4:4"},
     "TIFF": {"compression": "tiff_adobe_deflate"},
 }
-_EXIF_PREFIX = b"Exif\x00\x00"
+# Formats whose writers in Pillow and its plugins take them; all others drop them without a word.
+_ICC_FORMATS = frozenset({"PNG", "JPEG", "MPO", "WEBP", "AVIF", "TIFF", "JXL", "HEIF"})
+_EXIF_FORMATS = _ICC_FORMATS
+_XMP_FORMATS = _ICC_FORMATS
+_DPI_FORMATS = frozenset({"PNG", "JPEG", "MPO", "TIFF", "BMP"})
 _JPEG_MARKER_MAX = 65533
-_ORIENTATION, _EXIF_IFD, _GPS_IFD = 0x0112, 0x8769, 0x8825
+_JPEG_XMP_MAX = _JPEG_MARKER_MAX - len(b"http://ns.adobe.com/xap/1.0/\x00")
+_PNG_XMP, _TIFF_XMP = "XML:com.adobe.xmp", 700
+_ORIENTATION, _EXIF_IFD, _GPS_IFD = exif_blocks.ORIENTATION, exif_blocks.EXIF_IFD, exif_blocks.GPS_IFD
+_PHOTOMETRIC, _SAMPLE_FORMAT, _BITS, _PLANAR, _TIFF_RESOLUTION, _TIFF_IPTC = 262, 339, 258, 284, 282, 33723
+# What Pillow calls samples of more than 8 bits that it hands over as they are.
+_NOT_INVERTED = frozenset({"I;16", "I;16N", "I;16B", "I;16R", "F;32F", "F;32BF"})
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_PHOTOSHOP_IPTC = 0x0404
+_RESOLUTION = frozenset({0x011A, 0x011B, 0x0128})
+_DPI_STEPS = 10000
+_FLOAT_SLACK = 1e-3  # what resizing overshoots 0 and 1 by
+# Comments, and texts in PNG files, that programs and devices write about themselves.
+_ABOUT_A_PROGRAM = re.compile(rb"(?i)\s*(creat(ed (by|with)|or:)|lavc|lead tech|optimized by|file written by)")
+_PNG_NOISE = frozenset({"Software", "software", "Source", "source", "date:create", "date:modify", "date:timestamp"})
 # What a TIFF file says about the photograph; its other tags describe how that file stores pixels.
 # ImageDescription, Make, Model, X/YResolution, ResolutionUnit, Software, DateTime, Artist, Copyright
 _TIFF_KEPT = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298)
 _pillow_limit_lock = threading.Lock()
 
 
-def _from_path(path: Path, max_pixels: int | None, notes: list[str]) -> Picture:
+def _from_path(path: Path, max_pixels: int | None, notes: list[str], truncated: bool) -> Picture:
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed below; only opening it is inside this try)
     except OSError as error:
@@ -425,29 +647,186 @@ def _from_path(path: Path, max_pixels: int | None, notes: list[str]) -> Picture:
     except ValueError as error:  # a null character in the name
         raise ImageError(f"{str(path)!r}: {error}") from error
     with file:
-        return _from_stream(file, str(path), max_pixels, notes)
+        return _from_stream(file, str(path), max_pixels, notes, truncated)
 
 
-def _from_stream(stream: BinaryIO, name: str, max_pixels: int | None, notes: list[str]) -> Picture:
-    with _pillow_errors(name), _without_pillow_limit():
-        image = Image.open(stream)
-    with image:
-        return _from_pillow(image, name, max_pixels, notes)
+def _from_stream(stream: BinaryIO, name: str, max_pixels: int | None, notes: list[str], truncated: bool) -> Picture:
+    """A picture file; one whose pixels cannot be read gets a second chance where that is right or allowed."""
+    if not stream.seekable():  # a pipe
+        stream = io.BytesIO(stream.read())
+    start = stream.tell()
+    before = len(notes)
+    try:
+        return _from_file(stream, name, max_pixels, notes)
+    except ImageError:
+        del notes[before:]
+        stream.seek(start)
+        completed = _with_end_marker(stream, max_pixels)
+        if completed is not None:
+            notes.append(f"{name}: lacks its end marker, nothing else is missing")
+            return _from_file(completed, name, max_pixels, notes)
+        if not truncated:
+            raise
+    stream.seek(start)
+    return _noted(_from_file(stream, name, max_pixels, notes, truncated=True), f"{name}: {_FILLED}", notes)
 
 
-@contextlib.contextmanager
-def _without_pillow_limit() -> Iterator[None]:
-    """Lifts Pillow's process-wide pixel limit while a header is read; the caller checks its own right after.
+_FILLED = "cut off or damaged, what cannot be read is filled"
 
-    Opening decodes no pixels. Decoding runs outside of this, so that the time without a guard is short.
+
+def _with_end_marker(stream: BinaryIO, max_pixels: int | None) -> io.BytesIO | None:
+    """A JPEG file that lacks its end marker and nothing else, with one; None for all others.
+
+    libjpeg shows a file of several scans only once it has seen the end marker, and with one takes missing data for
+    zeros. So what follows the data is varied: a picture that changes with it was cut.
     """
-    with _pillow_limit_lock:
-        before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = None
+    data = stream.read(2)
+    if data != _JPEG_START:
+        return None
+    data = (data + stream.read()).removesuffix(b"\xff")
+    if not _has_all_scans(data):
+        return None
+    seen: npt.NDArray[Any] | None = None
+    for filler in (b"", b"\x55" * 64, b"\xaa" * 64):
+        try:
+            with _for_opening():
+                image = Image.open(io.BytesIO(data + filler + _JPEG_END))
+            if max_pixels is not None and image.width * image.height > max_pixels:
+                return None
+            pixels = np.asarray(image)
+        except Exception:  # broken elsewhere
+            return None
+        if seen is not None and not np.array_equal(seen, pixels):
+            return None
+        seen = pixels
+    return io.BytesIO(data + _JPEG_END)
+
+
+def _has_all_scans(data: bytes) -> bool:
+    """Whether the scans of a JPEG file without end marker bring each coefficient of each component to its last bit."""
+    missing: set[tuple[int, int]] = set()
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
+            at += 2
+        else:
+            (size,) = struct.unpack_from(">H", data, at + 2)
+            body = data[at + 4 : at + 2 + size]
+            if marker == 0xD9 or len(body) != size - 2:
+                return False
+            try:
+                if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                    missing = {(body[6 + 3 * i], k) for i in range(body[5]) for k in range(64)}
+                elif marker == 0xDA:
+                    first, last, bits = body[1 + 2 * body[0] :][:3]
+                    if bits & 15 == 0:
+                        missing -= {(body[1 + 2 * i], k) for i in range(body[0]) for k in range(first, last + 1)}
+            except (IndexError, ValueError):
+                return False
+            at += 2 + size
+    return not missing
+
+
+def _from_image(image: Image.Image, max_pixels: int | None, notes: list[str], truncated: bool) -> Picture:
+    """A PIL image. Not every plugin can begin again after an error, so there is one try, and no note on what is cut."""
+    with _pillow.reading(truncated):
+        return _from_pillow(image, "PIL image", max_pixels, notes, None)
+
+
+def _from_file(
+    stream: BinaryIO, name: str, max_pixels: int | None, notes: list[str], truncated: bool = False
+) -> Picture:
+    start = stream.tell()
+    with _pillow.reading(truncated):
+        code_points = _code_points(stream)
+        stream.seek(start)
+        try:
+            with _pillow_errors(name), _for_opening():
+                image = Image.open(stream)
+        except ImageError as error:
+            stream.seek(start)
+            layout = exif_blocks.describe_tiff(stream)
+            if layout and isinstance(error.__cause__, UnidentifiedImageError):
+                raise ImageError(f"{name}: a TIFF file that Pillow cannot read ({layout})") from error
+            raise
+        if _misreads_planes(image):
+            stream.seek(start)
+            with _pillow_errors(name), _for_opening(libtiff=True):
+                image = Image.open(stream)
+        with image:
+            return _from_pillow(image, name, max_pixels, notes, code_points)
+
+
+def _noted(picture: Picture, note: str, notes: list[str]) -> Picture:
+    """The picture with one more note, before all others."""
+    notes.insert(0, note)
+    return replace(picture, warnings=(note, *picture.warnings))
+
+
+class _PillowSettings:
+    """Pillow's process-wide switches while pictures are read.
+
+    Its limits on text in PNG files become ours while anyone reads. LOAD_TRUNCATED_IMAGES is for one reader alone, so
+    that nobody else's broken picture passes for a whole one.
+    """
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._readers = 0  # -1: one that takes truncated pictures, and no other
+        self._before = (0, 0, False)
+
+    @contextlib.contextmanager
+    def reading(self, truncated: bool = False) -> Iterator[None]:
+        """Enters one reader."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._readers == 0 or (self._readers > 0 and not truncated))
+            if self._readers == 0:
+                self._before = (
+                    PngImagePlugin.MAX_TEXT_CHUNK,
+                    PngImagePlugin.MAX_TEXT_MEMORY,
+                    ImageFile.LOAD_TRUNCATED_IMAGES,
+                )
+                PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
+            if truncated:
+                ImageFile.LOAD_TRUNCATED_IMAGES = True
+            self._readers = -1 if truncated else self._readers + 1
         try:
             yield
         finally:
-            Image.MAX_IMAGE_PIXELS = before
+            with self._condition:
+                self._readers = 0 if truncated else self._readers - 1
+                if self._readers == 0:
+                    (
+                        PngImagePlugin.MAX_TEXT_CHUNK,
+                        PngImagePlugin.MAX_TEXT_MEMORY,
+                        ImageFile.LOAD_TRUNCATED_IMAGES,
+                    ) = self._before
+                self._condition.notify_all()
+
+
+_pillow = _PillowSettings()
+
+
+@contextlib.contextmanager
+def _for_opening(libtiff: bool = False) -> Iterator[None]:
+    """Lifts Pillow's process-wide pixel limit while a header is read; the caller checks its own right after.
+
+    Opening decodes no pixels. Decoding runs outside of this, so that the time without a guard is short.
+
+    Args:
+        libtiff: TIFF files are read by libtiff, the uncompressed ones too.
+    """
+    with _pillow_limit_lock:
+        before = Image.MAX_IMAGE_PIXELS, TiffImagePlugin.READ_LIBTIFF
+        Image.MAX_IMAGE_PIXELS = None
+        TiffImagePlugin.READ_LIBTIFF = libtiff or before[1]
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS, TiffImagePlugin.READ_LIBTIFF = before
 
 
 @contextlib.contextmanager
@@ -462,21 +841,38 @@ def _pillow_errors(name: str) -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise ImageError(f"{name}: not a picture in a format that Pillow reads") from error
     except Exception as error:  # parsers of broken files raise nearly everything
+        if "MAX_TEXT" in str(error):
+            raise LimitError(
+                f"{name}: more than {MAX_TEXT_BYTES} bytes of text, XMP or ICC profile, unpacked"
+            ) from error
         raise ImageError(f"{name}: cannot be read: {_one_line(error)}") from error
 
 
-def _from_pillow(image: Image.Image, name: str, max_pixels: int | None, notes: list[str]) -> Picture:
+def _from_pillow(
+    image: Image.Image,
+    name: str,
+    max_pixels: int | None,
+    notes: list[str],
+    code_points: tuple[int, int, int, int] | None,
+) -> Picture:
     """Pixels and metadata of an opened image; `name` heads the messages."""
     _check_size(image.height, image.width, name, max_pixels)
     if image.format == "EPS":
         raise ImageError(f"{name}: EPS is not read, because Pillow would run Ghostscript on it")
+    if _misreads_planes(image):
+        raise ImageError(
+            f"{name}: a TIFF file whose planes Pillow misreads without libtiff; pass the file, not the image"
+        )
     deep = _has_16_bits(image)  # known only before the pixels are loaded
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    turned = tags.get(_ORIENTATION, 1)  # Pillow turns TIFF files itself
+    negative = _is_negative(image)
     with _pillow_errors(name):
         image.load()
         _check_size(image.height, image.width, name, max_pixels)  # ICO and ICNS may change it
-        icc = image.info.get("icc_profile") or None
+        icc = _profile(image, code_points, name, notes)
         orientation, exif = _read_exif(image, name, notes)
-        rgb, alpha, depth = _pixels(image, icc, deep, name, notes)
+        rgb, alpha, depth = _pixels(image, icc, deep, negative, name, notes)
     if image.mode in ("CMYK", "LAB"):
         icc = None  # the colours are sRGB now
     try:
@@ -490,7 +886,13 @@ def _from_pillow(image: Image.Image, name: str, max_pixels: int | None, notes: l
     rgb = np.ascontiguousarray(_upright(rgb, orientation))
     if alpha is not None:
         alpha = cast(Alpha, np.ascontiguousarray(_upright(alpha, orientation)))
-    return Picture(rgb, mode, depth, alpha, icc, exif, tuple(notes))
+    if orientation == 1 and turned in range(2, 9):
+        orientation = turned
+    exif = _exif_of_turned(exif, orientation, rgb, name, notes)
+    xmp = _read_xmp(image, orientation, rgb, name, notes)
+    dpi = _read_dpi(image, orientation)
+    _note_what_is_dropped(image, name, notes)
+    return Picture(rgb, mode, depth, alpha, icc, exif, tuple(notes), xmp, dpi)
 
 
 def _has_16_bits(image: Image.Image) -> bool:
@@ -504,14 +906,83 @@ def _has_16_bits(image: Image.Image) -> bool:
     return False
 
 
+def _misreads_planes(image: Image.Image) -> bool:
+    """Whether Pillow's own TIFF reader scrambles this file.
+
+    Of uncompressed planes it unpacks each by one letter of its name for the whole pixel, such as the R of "RGB;16L":
+    right for several samples of 8 bits, but 16-bit samples are taken for 8-bit ones. libtiff's reader is right.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or getattr(image, "use_load_libtiff", True):
+        return False
+    bits = image.tag_v2.get(_BITS, (1,))
+    return bool(image.tag_v2.get(_PLANAR, 1) == 2) and (len(bits) == 1 or any(size != 8 for size in bits))
+
+
+def _is_negative(image: Image.Image) -> bool:
+    """Whether a TIFF file calls 0 white and Pillow does not turn that round: it does for up to 8 bits alone."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile) or image.tag_v2.get(_PHOTOMETRIC) != 0:
+        return False
+    raw = {str(tile[3][0]) for tile in image.tile if isinstance(tile[3], tuple)}
+    return image.mode in ("I;16", "I;16B", "I", "F") and raw <= _NOT_INVERTED
+
+
+def _code_points(stream: BinaryIO) -> tuple[int, int, int, int] | None:
+    """Primaries, transfer, matrix and range (ITU-T H.273) that a PNG file's cICP states, or an AVIF file's nclx.
+
+    An AVIF file's matrix and range are its decoder's affair, and its BT.709 transfer is shown as sRGB everywhere.
+    """
+    head = stream.read(8)
+    if head == b"\x89PNG\r\n\x1a\n":
+        while len(start := stream.read(8)) == 8 and start[4:] not in (b"IDAT", b"IEND"):
+            (size,) = struct.unpack(">I", start[:4])
+            if start[4:] == b"cICP":
+                points = stream.read(4)
+                return cast("tuple[int, int, int, int]", tuple(points)) if size == len(points) == 4 else None
+            stream.seek(size + 4, io.SEEK_CUR)
+    elif head[4:] == b"ftyp":
+        head = stream.read(2**16)
+        at = head.find(b"colrnclx")
+        if at >= 0 and len(head) >= at + 12:
+            primaries, transfer = struct.unpack_from(">HH", head, at + 8)
+            if 2 not in (primaries, transfer):
+                return primaries, 13 if transfer in (1, 6, 14, 15) else transfer, 0, 1
+    return None
+
+
+def _profile(
+    image: Image.Image, code_points: tuple[int, int, int, int] | None, name: str, notes: list[str]
+) -> bytes | None:
+    """The ICC profile: the file's, or one that says the same; in PNG files cICP goes before iCCP, sRGB, gAMA, cHRM."""
+    icc: bytes | None = image.info.get("icc_profile") or None
+    grey = _PLAIN_MODES.get(image.mode, image.mode) in _GREY_MODES
+    if code_points is not None and (image.format == "PNG" or icc is None):
+        try:
+            return profiles.from_code_points(*code_points, grey)
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{name}: {error}") from None
+        except ValueError as error:
+            notes.append(f"{name}: cICP with {error} is not understood, left out")
+    gamma, chromaticities = image.info.get("gamma"), image.info.get("chromaticity")
+    if icc is not None or "srgb" in image.info or (gamma is None and chromaticities is None):
+        return icc
+    try:
+        return profiles.from_gamma(gamma, chromaticities, grey)
+    except (ValueError, TypeError) as error:
+        notes.append(f"{name}: gAMA or cHRM states {_one_line(error)}, left out")
+        return None
+
+
 def _pixels(
-    image: Image.Image, icc: bytes | None, deep: bool, name: str, notes: list[str]
+    image: Image.Image, icc: bytes | None, deep: bool, negative: bool, name: str, notes: list[str]
 ) -> tuple[U8, Alpha | None, int]:
     """Colours uint8 [H, W, 3], alpha or None, and bits a sample of the source."""
     mode = _PLAIN_MODES.get(image.mode, image.mode)
     key = image.info.get("transparency")
     if mode in ("I;16", "I", "F"):
-        grey, depth = _deep_grey(np.asarray(image), mode, name, notes)
+        twelve = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_BITS) == (12,)
+        grey, depth = _deep_grey(np.asarray(image), mode, 4095 if twelve else 65535, name, notes)
+        if negative:
+            grey = 255 - grey
         alpha: U8 | None = None
         if mode == "I;16" and isinstance(key, int):
             alpha = np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)
@@ -536,6 +1007,8 @@ def _pixels(
         alpha = np.where((grey > 0) == (key > 0), 0, 255).astype(np.uint8) if isinstance(key, int) else None
         return _grey_to_rgb(grey), alpha, depth
     if mode in ("L", "LA"):
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and 2 in image.tag_v2.get(_SAMPLE_FORMAT, ()):
+            raise ImageError(f"{name}: a TIFF file of signed 8-bit samples is not read")
         if not transparent:
             return _grey_to_rgb(np.asarray(image.convert("L"))), None, depth
         both = np.asarray(image.convert("LA"))
@@ -547,20 +1020,27 @@ def _pixels(
     return np.array(image.convert("RGB")), None, depth
 
 
-def _deep_grey(values: npt.NDArray[Any], mode: str, name: str, notes: list[str]) -> tuple[U8, int]:
-    """Grey uint8 [H, W] and bits a sample from Pillow's I;16 (uint16), I (int32) and F (float32) pictures."""
+def _deep_grey(values: npt.NDArray[Any], mode: str, most: int, name: str, notes: list[str]) -> tuple[U8, int]:
+    """Grey uint8 [H, W] and bits a sample from Pillow's I;16 (uint16, 0..most), I (int32) and F (float32) pictures."""
     least, greatest = values.min(), values.max()
     if mode == "F":
         if not np.isfinite([least, greatest]).all():
             raise ImageError(f"{name}: contains NaN or infinity")
-        if least < 0 or greatest > 255:
+        scale = 255 if greatest <= 1 + _FLOAT_SLACK else 1
+        if least < -_FLOAT_SLACK * 255 / scale or greatest > (1 + _FLOAT_SLACK) * 255:
             raise ImageError(f"{name}: values from {least} to {greatest}, expected 0..1 or 0..255")
-        scale = 255 if greatest <= 1 else 1
+        # Nothing in the file says which of the two it is. Bright pictures do not end so low; levels are whole numbers.
+        if scale == 1 and greatest < 128 and (values != np.rint(values)).any():
+            raise ImageError(
+                f"{name}: values from {least} to {greatest} may be meant as 0..1 (overexposed) or 0..255: scale them"
+            )
         notes.append(f"{name}: floating-point grey, read as 0..{255 // scale}, is reduced to 8 bits")
         return np.rint(values * np.float32(scale)).astype(np.uint8), 32
     if least < 0 or greatest > 65535:
         raise ImageError(f"{name}: values from {least} to {greatest}, expected 0..65535")
-    notes.append(f"{name}: 16-bit grey is reduced to 8 bits")
+    notes.append(f"{name}: {12 if most == 4095 else 16}-bit grey is reduced to 8 bits")
+    if most == 4095:
+        return ((np.minimum(values, most).astype(np.uint32) * 255 + most // 2) // most).astype(np.uint8), 12
     return _to_8_bits(values.astype(np.uint16)), 16 if mode == "I;16" else 32
 
 
@@ -581,40 +1061,94 @@ def _through_profiles(image: Image.Image, profile: Any) -> U8:
 
 
 def _read_exif(image: Image.Image, name: str, notes: list[str]) -> tuple[int, bytes | None]:
-    """Orientation still to be applied, 1..8, and the EXIF to keep."""
+    """Orientation still to be applied, 1..8, and the EXIF to keep, as it was; either may be read without the other."""
+    failures = (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, OverflowError, struct.error)
+    orientation, kept = 1, None
     try:
         tags = image.getexif()
-        orientation = tags.get(_ORIENTATION, 1)
+        found = tags.get(_ORIENTATION, 1)
+        orientation = int(found) if found in range(1, 9) else 1
         raw = image.info.get("exif")
-        kept: bytes | None
         if isinstance(raw, bytes) and raw:
-            # Patched in place and not written anew: maker notes hold offsets that must not move.
-            kept = _with_upright_tag(raw.removeprefix(_EXIF_PREFIX))
+            kept = exif_blocks.strip_prefix(raw)
+            exif_blocks.upright(kept, 1, 1, 1)  # raises what makes it unusable
         else:
             kept = _serialised_exif(tags, image.format == "TIFF")
-    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error) as error:
+    except failures as error:
         notes.append(f"{name}: EXIF cannot be read ({_one_line(error)}), not kept")
-        return 1, None
-    return (int(orientation) if orientation in range(1, 9) else 1), kept
+        return orientation, None
+    return orientation, kept
 
 
-def _with_upright_tag(tiff: bytes) -> bytes:
-    """The EXIF with Orientation 1 where it has that tag, every other byte as it was.
+def _exif_of_turned(exif: bytes | None, orientation: int, rgb: U8, name: str, notes: list[str]) -> bytes | None:
+    """The EXIF of the upright picture."""
+    if exif is None:
+        return None
+    try:
+        return exif_blocks.upright(exif, orientation, rgb.shape[1], rgb.shape[0])
+    except (ValueError, struct.error) as error:
+        notes.append(f"{name}: EXIF cannot be read ({_one_line(error)}), not kept")
+        return None
 
-    Raises:
-        ValueError: not a TIFF structure.
-    """
-    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
-    if order is None:
-        raise ValueError("not a TIFF structure")
-    (start,) = struct.unpack_from(order + "I", tiff, 4)
-    (count,) = struct.unpack_from(order + "H", tiff, start)
-    for entry in range(start + 2, start + 2 + 12 * count, 12):
-        tag, type_ = struct.unpack_from(order + "HH", tiff, entry)
-        if tag == _ORIENTATION:
-            value = struct.pack(order + ("I" if type_ == 4 else "HH"), *((1,) if type_ == 4 else (1, 0)))
-            return tiff[: entry + 8] + value + tiff[entry + 12 :]
-    return tiff
+
+def _read_xmp(image: Image.Image, orientation: int, rgb: U8, name: str, notes: list[str]) -> bytes | None:
+    """The XMP packet of the upright picture."""
+    raw = image.info.get("xmp") or image.info.get(_PNG_XMP)
+    if isinstance(raw, str):
+        raw = raw.encode("utf-8", "replace")
+    if not isinstance(raw, bytes) or not (xmp := raw.rstrip(b"\0")):
+        return None
+    if len(xmp) > MAX_TEXT_BYTES:
+        notes.append(f"{name}: {len(xmp)} bytes of XMP are more than {MAX_TEXT_BYTES}, not kept")
+        return None
+    # In an element or an attribute, as Pillow finds it; an orientation that is 1 stays to the byte.
+    xmp = re.sub(rb"(tiff:Orientation\s*(?:=\s*[\"']|>)\s*)[2-8]", rb"\g<1>1", xmp)
+    if orientation >= 5:
+        for names, size in (
+            (rb"exif:PixelXDimension|tiff:ImageWidth", 1),
+            (rb"exif:PixelYDimension|tiff:ImageLength", 0),
+        ):
+            pattern = rb"((?:" + names + rb")\s*(?:=\s*[\"']|>)\s*)\d+"
+            xmp = re.sub(pattern, rb"\g<1>%d" % rgb.shape[size], xmp)
+    return xmp
+
+
+def _read_dpi(image: Image.Image, orientation: int) -> tuple[float, float] | None:
+    """Dots per inch of the upright picture, where the file says other ones than 72."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and _TIFF_RESOLUTION not in image.tag_v2:
+        return None  # Pillow fills in 1
+    try:
+        x, y = (float(value) for value in image.info["dpi"])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, OverflowError):
+        return None
+    if not all(1 <= value * _DPI_STEPS < 2**32 - 1 for value in (x, y)) or max(abs(x - 72), abs(y - 72)) < 0.05:
+        return None
+    if image.format in ("BMP", "DIB") and max(abs(x - 96), abs(y - 96)) < 0.05:
+        return None  # writers must put something there, and ours puts this
+    x, y = (round(value * _DPI_STEPS) / _DPI_STEPS for value in (x, y))
+    return (y, x) if orientation >= 5 else (x, y)
+
+
+def _note_what_is_dropped(image: Image.Image, name: str, notes: list[str]) -> None:
+    """Words about the picture that are not kept."""
+    info = image.info
+    dropped = []
+    photoshop = info.get("photoshop")
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    if (isinstance(photoshop, dict) and _PHOTOSHOP_IPTC in photoshop) or _TIFF_IPTC in tags:
+        dropped.append("IPTC")
+    if any(data.startswith(b"http://ns.adobe.com/xmp/extension/") for _, data in getattr(image, "applist", ())):
+        dropped.append("extended XMP")
+    comment = info.get("comment")
+    if comment and not _ABOUT_A_PROGRAM.match(comment if isinstance(comment, bytes) else str(comment).encode()):
+        dropped.append("a comment")
+    if image.format == "PNG":
+        kept = _PNG_NOISE | {_PNG_XMP, "Raw profile type exif"}
+        texts = [str(key)[:40] for key, value in info.items() if isinstance(value, str) and key not in kept]
+        if texts:
+            dropped.append(f"text ({', '.join(texts[:3])}{', ...' if len(texts) > 3 else ''})")
+    if dropped:
+        notes.append(f"{name}: {' and '.join(dropped)} {'is' if len(dropped) == 1 else 'are'} not kept")
 
 
 def _serialised_exif(tags: Image.Exif, is_tiff: bool) -> bytes | None:
@@ -626,10 +1160,10 @@ def _serialised_exif(tags: Image.Exif, is_tiff: bool) -> bytes | None:
     for tag in (_EXIF_IFD, _GPS_IFD):
         if tag in tags and (directory := tags.get_ifd(tag)):
             kept[tag] = dict(directory)
-    if not kept:
+    if not set(kept) - _RESOLUTION:  # `Picture.dpi` says it in fewer bytes
         return None
     kept[_ORIENTATION] = 1
-    return kept.tobytes().removeprefix(_EXIF_PREFIX)
+    return kept.tobytes().removeprefix(exif_blocks.PREFIX)
 
 
 def _upright(pixels: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
@@ -674,9 +1208,9 @@ def _from_array(array: npt.NDArray[Any], name: str, max_pixels: int | None, note
         least, greatest = array.min(), array.max()
         if not np.isfinite([least, greatest]).all():
             raise ImageError(f"{name}: contains NaN or infinity")
-        if least < 0 or greatest > 1:
+        if least < -_FLOAT_SLACK or greatest > 1 + _FLOAT_SLACK:
             raise ImageError(f"{name}: values from {least} to {greatest}, expected 0..1 for {array.dtype}")
-        array = np.rint(array * array.dtype.type(255)).astype(np.uint8)
+        array = np.rint(array * array.dtype.type(255)).astype(np.uint8)  # the slack is less than half a level
     elif size == 2:
         array = array.astype(np.uint16, copy=False)  # native byte order
         notes.append(f"{name}: 16-bit colour is reduced to 8 bits")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
 import struct
 import subprocess
 import sys
+import threading
 import tracemalloc
 import warnings
 import zlib
@@ -21,20 +23,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from l2c import bitstream
+from l2c import bitstream, profiles
 from l2c.errors import BitstreamError, ImageError, L2CError, LimitError, UnsupportedError
 from l2c.images import (
     MAX_PIXELS,
     L2CWarning,
     Picture,
+    keep,
     load_picture,
     pack_alpha,
+    pack_dpi,
+    pack_xmp,
     save_picture,
     to_original,
     to_pil,
     unpack_alpha,
+    unpack_dpi,
+    unpack_xmp,
+    with_metadata,
     write_atomically,
 )
 
@@ -75,6 +83,83 @@ def png_16(colour_type: int, samples: np.ndarray, extra: bytes = b"") -> bytes:
     transparency = chunk(b"tRNS", extra) if extra else b""
     signature = b"\x89PNG\r\n\x1a\n"
     return signature + header + transparency + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def with_chunks(png: bytes, *chunks: tuple[bytes, bytes], end: bool = False) -> bytes:
+    """A PNG file with further chunks after its head, or before its end."""
+    at = len(png) - 12 if end else 33
+    added = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
+    return png[:at] + added + png[at:]
+
+
+def plain_png(image: Image.Image) -> bytes:
+    """A PNG file without anything that Pillow would add."""
+    bare = image.copy()
+    bare.info = {}
+    return encoded(bare, "PNG")
+
+
+def gama(gamma: float) -> tuple[bytes, bytes]:
+    return b"gAMA", struct.pack(">I", round(gamma * 100000))
+
+
+def chrm(points: tuple[float, ...]) -> tuple[bytes, bytes]:
+    return b"cHRM", struct.pack(">8I", *(round(value * 100000) for value in points))
+
+
+P3 = (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060)
+
+
+def tiff(
+    samples: np.ndarray, photometric: int, *, planar: int = 1, bits: int = 0, form: int = 1, order: str = "<"
+) -> bytes:
+    """An uncompressed TIFF file, which Pillow cannot write in these layouts. samples: [H, W, C]."""
+    height, width, channels = samples.shape
+    if bits == 12:
+        flat = samples.reshape(height, -1).astype(int)  # an even number of samples a row
+        first, second = flat[:, ::2], flat[:, 1::2]
+        parts = [
+            np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=2).astype(np.uint8).tobytes()
+        ]
+    else:
+        wide = samples.astype(samples.dtype.newbyteorder(order))
+        parts = [wide[..., c].tobytes() for c in range(channels)] if planar == 2 else [wide.tobytes()]
+    bits = bits or 8 * samples.dtype.itemsize
+
+    def several(values: list[int], type_: int) -> tuple[int, int, bytes]:
+        return type_, len(values), b"".join(struct.pack(order + ("H" if type_ == 3 else "I"), v) for v in values)
+
+    at = 8
+    places = []
+    for part in parts:
+        places.append(at)
+        at += len(part)
+    values = {
+        256: several([width], 4),
+        257: several([height], 4),
+        258: several([bits] * channels, 3),
+        259: several([1], 3),
+        262: several([photometric], 3),
+        273: several(places, 4),
+        277: several([channels], 3),
+        278: several([height], 4),
+        279: several([len(part) for part in parts], 4),
+        284: several([planar], 3),
+        339: several([form] * channels, 3),
+    }
+    directory, extra = struct.pack(order + "H", len(values)), b""
+    after = at + 2 + 12 * len(values) + 4
+    for tag, (type_, count, data) in values.items():
+        if len(data) > 4:
+            place = struct.pack(order + "I", after + len(extra))
+            extra += data
+        else:
+            place = data.ljust(4, b"\0")
+        directory += struct.pack(order + "HHI", tag, type_, count) + place
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", at)
+    return head + b"".join(parts) + directory + bytes(4) + extra
 
 
 def cmyk_profile(paper: int) -> bytes:
@@ -315,6 +400,89 @@ def test_integer_and_float_images() -> None:
             load_picture(Image.fromarray(np.full((2, 2), value, np.float32)))
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("photometric", [0, 1])
+@pytest.mark.parametrize("planar", [1, 2])
+def test_tiff_whose_zero_is_white(bits: int, photometric: int, planar: int) -> None:
+    levels = drawn(channels=1)
+    stored = levels if photometric else 255 - levels
+    samples = stored if bits == 8 else stored.astype(np.uint16) * 257
+    data = tiff(samples, photometric, planar=planar)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "bytes: 16-bit grey", L2CWarning)
+        picture = load_picture(data)
+    assert np.array_equal(picture.rgb[..., 0], levels[..., 0])
+    assert picture.bit_depth == bits
+    if planar == 1:  # as a compressed file, which libtiff reads
+        image = Image.open(io.BytesIO(data))
+        assert image.mode == {8: "L", 16: "I;16"}[bits]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "PIL image: 16-bit grey", L2CWarning)
+            assert np.array_equal(load_picture(image).rgb[..., 0], levels[..., 0])
+
+
+def test_float_tiff_whose_zero_is_white() -> None:
+    levels = drawn(channels=1)
+    for scale in (1.0, 255.0):
+        with pytest.warns(L2CWarning, match="floating-point"):
+            picture = load_picture(tiff(((255 - levels) / 255 * scale).astype(np.float32), 0, form=3))
+        assert np.array_equal(picture.rgb[..., 0], levels[..., 0])
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_planar_tiff(dtype: type, order: str) -> None:
+    colours = drawn()
+    samples = colours.astype(dtype) * (257 if dtype == np.uint16 else 1)
+    data = tiff(samples, 2, planar=2, order=order)
+    if dtype == np.uint8:
+        assert np.array_equal(load_picture(data).rgb, colours)
+        return
+    for source in (data, io.BytesIO(data)):
+        with pytest.warns(L2CWarning, match="16-bit colour is reduced"):
+            picture = load_picture(source)
+        assert (picture.bit_depth, picture.mode) == (16, "RGB")
+        assert np.array_equal(picture.rgb, colours)
+    assert TiffImagePlugin.READ_LIBTIFF is False
+    with pytest.raises(ImageError, match="planes Pillow misreads"):
+        load_picture(Image.open(io.BytesIO(data)))
+
+
+def test_12_bit_tiff() -> None:
+    samples = np.array([[[0], [1], [2048], [4095]]], np.uint16)
+    with pytest.warns(L2CWarning, match="12-bit grey"):
+        picture = load_picture(tiff(samples, 1, bits=12))
+    assert picture.rgb[0, :, 0].tolist() == [0, 0, 128, 255]
+    assert picture.bit_depth == 12
+
+
+def test_tiff_layouts_that_are_refused_by_name() -> None:
+    with pytest.raises(ImageError, match="signed 8-bit"):
+        load_picture(tiff(drawn(channels=1), 1, form=2))
+    with pytest.raises(ImageError, match=r"TIFF file that Pillow cannot read .*BitsPerSample \(32, 32, 32\)"):
+        load_picture(tiff(drawn().astype(np.float32), 2, form=3))
+
+
+def test_float_pictures_a_little_outside() -> None:
+    levels = drawn(channels=1)[..., 0]
+    grey = (levels / 255).astype(np.float32)
+    grey[0, 0], grey[0, 1] = 1.0009, -0.0009
+    expected = levels.copy()
+    expected[0, 0], expected[0, 1] = 255, 0
+    with pytest.warns(L2CWarning, match=r"read as 0..1,"):
+        assert np.array_equal(load_picture(tiff(grey[..., None], 1, form=3)).rgb[..., 0], expected)
+    for kind in (np.float32, np.float64):
+        assert np.array_equal(load_picture(grey.astype(kind)).rgb[..., 0], expected)
+    assert (load_picture(torch.full((3, 4, 4), 1 + 1e-7, dtype=torch.float64)).rgb == 255).all()
+    with pytest.raises(ImageError, match=r"from 1\.002"):
+        load_picture(np.full((4, 4), 1.002))
+    grey[0, 0] = 1.02
+    with pytest.raises(ImageError, match=r"may be meant as 0..1 \(overexposed\) or 0..255"):
+        load_picture(tiff(grey[..., None], 1, form=3))
+    with pytest.warns(L2CWarning, match=r"read as 0..255"):  # whole numbers are levels
+        assert load_picture(tiff(np.full((2, 2, 1), 3, np.float32), 1, form=3)).rgb[0, 0, 0] == 3
+
+
 # ----------------------------------------------------------------------------------------- arrays and tensors
 
 
@@ -424,8 +592,8 @@ def test_torch_is_not_imported() -> None:
         (np.full((4, 4), "a"), "dtype <U1"),
         (np.full((4, 4, 3), np.nan), "array: contains NaN or infinity"),
         (np.full((4, 4, 3), np.inf), "array: contains NaN or infinity"),
-        (np.full((4, 4, 3), -0.001), "values from -0.001"),
-        (np.full((4, 4, 3), 1.001), "expected 0..1 for float64"),
+        (np.full((4, 4, 3), -0.0011), "values from -0.0011"),
+        (np.full((4, 4, 3), 1.0011), "expected 0..1 for float64"),
         (torch.zeros(4, 4, dtype=torch.bool), "tensor: dtype bool"),
         (torch.zeros(2, 3, 4, 4), r"tensor: shape \[2, 3, 4, 4\]"),
         (torch.full((3, 4, 4), torch.nan), "tensor: contains NaN"),
@@ -558,6 +726,417 @@ def test_icc_is_kept(format_: str, tmp_path: Path) -> None:
     assert b"sunny" in back.exif
 
 
+def photograph_exif(order: str, thumbnail: bool = True, doubled: bool = False) -> bytes:
+    """EXIF as cameras write it: turned by 90 degrees, sizes in pixels, GPS, maker note, thumbnail at the end."""
+    mark = "<" if order == "II" else ">"
+
+    def directory(start: int, entries: list[tuple[int, int, int, bytes]], following: int) -> bytes:
+        head = struct.pack(mark + "H", len(entries))
+        for tag, type_, count, value in entries:
+            head += struct.pack(mark + "HHI", tag, type_, count) + value.ljust(4, b"\0")
+        return head + struct.pack(mark + "I", following)
+
+    def long(value: int) -> bytes:
+        return struct.pack(mark + "I", value)
+
+    def short(value: int) -> bytes:
+        return struct.pack(mark + "H", value)
+
+    maker, jpeg = b"maker note", b"\xff\xd8 small picture \xff\xd9"
+    main_at, exif_at = 8, 8 + 2 + 12 * 5 + 4
+    gps_at = exif_at + 2 + 12 * 3 + 4
+    maker_at = gps_at + 2 + 12 * 1 + 4
+    second_at = maker_at + len(maker)
+    jpeg_at = second_at + 2 + 12 * 2 + 4
+    main = directory(
+        main_at,
+        [
+            (0x0100, 3, 1, short(20)),
+            (0x0101, 4, 1, long(13)),
+            (0x0112, 3, 1, short(6)),
+            (0x8769, 4, 1, long(exif_at)),
+            (0x8825, 4, 1, long(gps_at)),
+        ],
+        second_at if thumbnail else 0,
+    )
+    below = directory(
+        exif_at,
+        [(0x927C, 7, len(maker), long(maker_at)), (0xA002, 4, 1, long(20)), (0xA003, 3, 1, short(13))],
+        0,
+    )
+    gps = directory(gps_at, [(1, 2, 2, b"N\0")], 0)
+    second = directory(second_at, [(0x0201, 4, 1, long(jpeg_at)), (0x0202, 4, 1, long(len(jpeg)))], 0)
+    block = order.encode() + struct.pack(mark + "HI", 42, 8) + main + below + gps + maker
+    return (b"Exif\0\0" if doubled else b"") + block + (second + jpeg if thumbnail else b"")
+
+
+def tags_of(exif: bytes | None) -> Image.Exif:
+    assert exif is not None
+    tags = Image.Exif()
+    tags.load(exif)
+    return tags
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+def test_a_doubled_exif_header_still_turns(order: str) -> None:
+    for exif in (exif_with(6, order), b"Exif\0\0" + exif_with(6, order)):
+        picture = load_picture(encoded(Image.fromarray(drawn()), "JPEG", exif=b"Exif\0\0" + exif, quality=100))
+        assert picture.rgb.shape == (20, 13, 3)
+        assert picture.exif == exif_with(1, order)
+
+
+def test_an_orientation_that_was_read_is_applied_though_the_rest_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = with_tag(Image.fromarray(drawn()), 6)
+    image.info["exif"] = b"Exif\0\0no TIFF structure"
+    monkeypatch.setattr(image, "getexif", lambda: {0x0112: 6})
+    with pytest.warns(L2CWarning, match="EXIF cannot be read"):
+        picture = load_picture(image)
+    assert picture.exif is None
+    assert np.array_equal(picture.rgb, np.rot90(drawn(), -1))
+
+
+@pytest.mark.parametrize("order", ["II", "MM"])
+def test_exif_lies_as_the_turned_picture(order: str) -> None:
+    exif = photograph_exif(order)
+    picture = load_picture(encoded(Image.fromarray(drawn()), "PNG", exif=exif))
+    tags = tags_of(picture.exif)
+    assert (picture.width, picture.height, tags[0x0112]) == (13, 20, 1)
+    assert (tags[0x0100], tags[0x0101]) == (13, 20)
+    below = tags.get_ifd(0x8769)
+    assert (below[0xA002], below[0xA003], below[0x927C]) == (13, 20, b"maker note")
+    assert tags.get_ifd(0x8825) == {1: "N"}
+    assert tags.get_ifd(1) == {}  # Pillow's name for the thumbnail's directory
+    assert b"small picture" not in (picture.exif or b"")
+    assert exif.index(b"maker note") == (picture.exif or b"").index(b"maker note")
+    straight = Image.fromarray(drawn())
+    straight.info["exif"] = load_picture(encoded(straight, "PNG", exif=photograph_exif(order, False))).exif
+    assert load_picture(straight).exif == straight.info["exif"]
+
+
+def test_a_thumbnail_of_an_upright_picture_stays() -> None:
+    exif = bytearray(photograph_exif("II"))
+    at = exif.index(struct.pack("<HHIH", 0x0112, 3, 1, 6))
+    struct.pack_into("<H", exif, at + 8, 1)
+    picture = load_picture(encoded(Image.fromarray(drawn()), "PNG", exif=bytes(exif)))
+    assert picture.exif == bytes(exif)
+
+
+def test_sub_directories_of_exif_go_into_tiff(tmp_path: Path) -> None:
+    for order in ("II", "MM"):
+        picture = load_picture(encoded(Image.fromarray(drawn()), "PNG", exif=photograph_exif(order)))
+        for compression in ({}, {"compression": "raw"}):
+            path = tmp_path / "out.tif"
+            save_picture(path, picture.rgb, exif=picture.exif, xmp=b"<x/>", icc=SRGB, options=compression)
+            with Image.open(path) as image:
+                tags = image.getexif()
+                assert tags.get_ifd(0x8769)[0xA002] == 13
+                assert tags.get_ifd(0x8769)[0x927C] == b"maker note"
+                assert tags.get_ifd(0x8825) == {1: "N"}
+            back = load_picture(path)
+            assert np.array_equal(back.rgb, picture.rgb)
+            assert (back.icc, back.xmp) == (SRGB, b"<x/>")
+            assert tags_of(back.exif).get_ifd(0x8825) == {1: "N"}
+
+
+def test_exif_that_tiff_cannot_hold_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = exif_with(1)
+    real = Image.Image.save
+
+    def picky(self: Image.Image, fp: Any, format: str, **options: Any) -> None:
+        if 0x0112 in options.get("tiffinfo", {}):
+            raise RuntimeError("Error setting from dictionary")
+        real(self, fp, format, **options)
+
+    monkeypatch.setattr(Image.Image, "save", picky)
+    with pytest.warns(L2CWarning, match="some EXIF tags cannot be written"):
+        save_picture(tmp_path / "out.tif", drawn(), exif=exif)
+    assert tags_of(load_picture(tmp_path / "out.tif").exif)[0x010E] == "sunny"
+
+
+@pytest.mark.parametrize("size", range(8, 200, 7))
+def test_cut_exif_never_crashes(size: int) -> None:
+    image = Image.fromarray(drawn())
+    image.info["exif"] = photograph_exif("MM")[:size]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = load_picture(image)
+    assert picture.rgb.shape in ((13, 20, 3), (20, 13, 3))
+
+
+# ---------------------------------------------------------------------------- gamma, chromaticities, code points
+
+
+def shown(picture: Picture) -> np.ndarray:
+    """What a viewer that knows profiles shows, int [H, W, 3]."""
+    assert picture.icc is not None
+    image = Image.fromarray(picture.rgb)
+    grey = profiles.colour_space(picture.icc) == "GRAY"
+    colours = profiles.to_srgb(image.convert("L") if grey else image, picture.icc)
+    assert colours is not None
+    return colours.astype(int)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "LA"])
+def test_gamma_becomes_a_profile(mode: str) -> None:
+    image = Image.fromarray(drawn(channels=4)).convert(mode)
+    data = with_chunks(plain_png(image), gama(1.0))
+    picture = load_picture(data)
+    linear = picture.rgb / 255
+    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    assert np.abs(shown(picture) - 255 * srgb).max() <= 2
+    assert profiles.colour_space(picture.icc or b"") == ("GRAY" if mode in ("L", "LA") else "RGB")
+    assert len(picture.icc or b"") < 520
+    assert picture.icc == load_picture(data).icc
+
+
+def test_gamma_near_srgb_needs_no_profile() -> None:
+    png = plain_png(Image.fromarray(drawn()))
+    for chunks in (
+        [gama(0.45455)],
+        [gama(0.4545), chrm(profiles.SRGB)],
+        [(b"sRGB", b"\0"), gama(1.0), chrm(P3)],
+        [(b"cICP", bytes([1, 13, 0, 1])), gama(1.0)],
+    ):
+        assert load_picture(with_chunks(png, *chunks)).icc is None
+
+
+def test_chromaticities_become_a_profile() -> None:
+    red = plain_png(Image.new("RGB", (4, 4), (200, 100, 100)))
+    x, y = 0.680, 0.320  # of P3's red, which lies outside sRGB
+    for chunks in ([chrm(P3)], [gama(0.45455), chrm(P3)], [(b"cICP", bytes([12, 13, 0, 1]))]):
+        picture = load_picture(with_chunks(red, *chunks))
+        assert (picture.rgb == [200, 100, 100]).all()
+        assert np.abs(shown(picture)[0, 0] - [215, 93, 97]).max() <= 2  # by the matrix from P3 to BT.709
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(picture.icc or b"")).profile
+        adapted = np.array(profile.chromatic_adaptation[0])
+        native = np.linalg.inv(adapted) @ np.array(profile.red_colorant[0])
+        assert np.abs(native[:2] / native.sum() - [x, y]).max() < 1e-3
+
+
+def test_precedence_of_what_a_png_says_about_colour() -> None:
+    own = profiles.rgb_profile((1.8,), profiles.SRGB)
+    embedded = b"iCCP", b"own\0\0" + zlib.compress(own)
+    png = plain_png(Image.fromarray(drawn()))
+    assert load_picture(with_chunks(png, gama(1.0), chrm(P3), embedded)).icc == own
+    over = load_picture(with_chunks(png, embedded, (b"cICP", bytes([12, 13, 0, 1])))).icc
+    assert over == profiles.rgb_profile(profiles.SRGB_CURVE, P3)
+
+
+@pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
+def test_high_dynamic_range_is_refused_by_name(transfer: int, name: str) -> None:
+    png = with_chunks(plain_png(Image.fromarray(drawn())), (b"cICP", bytes([9, transfer, 0, 1])))
+    with pytest.raises(UnsupportedError, match=rf"bytes: its colours are {name} .*tone mapping"):
+        load_picture(png)
+    avif = encoded(Image.fromarray(drawn()), "AVIF")
+    at = avif.index(b"colrnclx") + 8
+    with pytest.raises(UnsupportedError, match=name):
+        load_picture(avif[:at] + struct.pack(">HH", 9, transfer) + avif[at + 4 :])
+
+
+def test_other_code_points() -> None:
+    png = plain_png(Image.fromarray(drawn()))
+    with pytest.raises(UnsupportedError, match="narrow"):
+        load_picture(with_chunks(png, (b"cICP", bytes([1, 1, 0, 0]))))
+    with pytest.warns(L2CWarning, match="code points 2/2/0 is not understood"):
+        assert load_picture(with_chunks(png, (b"cICP", bytes([2, 2, 0, 1])))).icc is None
+    for transfer in (1, 4, 5, 6, 8, 14, 15):
+        assert load_picture(with_chunks(png, (b"cICP", bytes([9, transfer, 0, 1])))).icc is not None
+    assert load_picture(with_chunks(png, (b"cICP", b"\1"))).icc is None
+    wide = encoded(Image.fromarray(drawn()), "AVIF")
+    at = wide.index(b"colrnclx") + 8
+    picture = load_picture(wide[:at] + struct.pack(">HH", 12, 13) + wide[at + 4 :])
+    assert picture.icc == profiles.rgb_profile(profiles.SRGB_CURVE, P3)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        gama(0),
+        gama(0.001),
+        gama(42000),
+        chrm((0.3, 0.0, *P3[2:])),
+        chrm((0.3127, 0.329, 0.2, 0.2, 0.3, 0.3, 0.4, 0.4)),
+        chrm((0.9, 0.05, *P3[2:])),
+        chrm((0.0,) * 8),
+        (b"cHRM", b"\xff" * 32),
+    ],
+)
+def test_impossible_gamma_and_chromaticities(chunk: tuple[bytes, bytes]) -> None:
+    with pytest.warns(L2CWarning, match="gAMA or cHRM states"):
+        picture = load_picture(with_chunks(plain_png(Image.fromarray(drawn())), chunk))
+    assert picture.icc is None
+    assert np.array_equal(picture.rgb, drawn())
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".ppm", ".tga", ".jp2", ".gif"])
+def test_formats_without_profiles_get_srgb(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"out{suffix}"
+    rgb = np.full((8, 8, 3), (100, 150, 50), np.uint8)
+    linear = profiles.rgb_profile((1.0,), profiles.SRGB)
+    with pytest.warns(L2CWarning, match="holds no ICC profile; the colours are converted to sRGB"):
+        save_picture(path, rgb, icc=linear)
+    back = load_picture(path)
+    assert back.icc is None
+    assert np.abs(back.rgb[0, 0].astype(int) - [168, 202, 122]).max() <= 2
+    save_picture(path, rgb, icc=SRGB)  # nothing is lost, so nothing is said
+    assert np.array_equal(load_picture(path).rgb, rgb)
+    with pytest.warns(L2CWarning) as caught:
+        save_picture(path, rgb, exif=exif_with(1), xmp=b"<x/>")
+    assert [str(warning.message).split(" holds no ")[1] for warning in caught] == ["EXIF, left out", "XMP, left out"]
+    if suffix in (".tga", ".jp2"):
+        alpha = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
+        with pytest.warns(L2CWarning, match="sRGB"):
+            save_picture(path, rgb, alpha=alpha, icc=linear)
+        assert np.array_equal(load_picture(path).alpha, alpha)
+
+
+def test_a_grey_profile_in_colour(tmp_path: Path) -> None:
+    grey = Image.new("L", (4, 4), 100)
+    picture = load_picture(with_chunks(plain_png(grey), gama(1.0)))
+    with pytest.warns(L2CWarning, match="GRAY ICC profile does not fit a colour picture; the colours are converted"):
+        save_picture(tmp_path / "out.png", picture.rgb, icc=picture.icc)
+    back = load_picture(tmp_path / "out.png")
+    assert (back.icc, back.mode) == (None, "RGB")
+    assert np.abs(back.rgb.astype(int) - 168).max() <= 2
+    image = with_metadata(to_pil(picture.rgb, None, "RGB"), icc=picture.icc)
+    assert "icc_profile" not in image.info
+    assert np.abs(np.asarray(image, int) - 168).max() <= 2
+    image = with_metadata(
+        to_pil(picture.rgb, None, "L"), icc=picture.icc, xmp=b"<x/>", dpi=(300, 300), exif=exif_with(1)
+    )
+    assert image.info == {
+        "icc_profile": picture.icc,
+        "xmp": b"<x/>",
+        "dpi": (300, 300),
+        "exif": b"Exif\0\0" + exif_with(1),
+    }
+
+
+# ------------------------------------------------------------------------------------- XMP, dots per inch, words
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6" exif:PixelXDimension="20"/></x:xmpmeta>'
+)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP", "AVIF", "TIFF"])
+def test_xmp_and_dpi_are_kept(format_: str, tmp_path: Path) -> None:
+    xmp = XMP.replace(b'"6"', b'"1"')
+    path = tmp_path / f"out.{format_.lower()}"
+    holds_dpi = format_ in ("JPEG", "PNG", "TIFF")
+    dpi = (300.0, 150.0) if holds_dpi else None
+    save_picture(path, drawn(), xmp=xmp, exif=exif_with(1), dpi=dpi)
+    back = load_picture(path)
+    assert back.xmp == xmp
+    assert b"sunny" in (back.exif or b"")
+    if dpi is None:
+        with pytest.warns(L2CWarning, match="no dots per inch"):
+            save_picture(path, drawn(), dpi=(300.0, 150.0))
+        return
+    assert np.allclose(back.dpi or (), dpi, atol=0.02)
+    again = tmp_path / "again.png"
+    save_picture(again, back.rgb, dpi=back.dpi)
+    assert np.allclose(load_picture(again).dpi or (), dpi, atol=0.02)
+
+
+def test_xmp_and_dpi_of_a_turned_picture() -> None:
+    for xmp in (XMP, XMP.replace(b'tiff:Orientation="6"', b"><tiff:Orientation>6</tiff:Orientation")):
+        picture = load_picture(encoded(Image.fromarray(drawn()), "JPEG", xmp=xmp, dpi=(300, 150), quality=100))
+        assert picture.rgb.shape == (20, 13, 3)  # Pillow takes the orientation from there, too
+        assert picture.xmp == xmp.replace(b"6", b"1").replace(b'"20"', b'"13"')
+        assert picture.dpi == (150, 300)
+
+
+def test_dpi_that_says_nothing() -> None:
+    for options in ({"dpi": (72, 72)}, {}, {"exif": b"Exif\0\0" + exif_with(1)}):
+        assert load_picture(encoded(Image.fromarray(drawn()), "JPEG", **options)).dpi is None
+    for bad in ((0, 0), (-1, 5), (float("nan"),) * 2, "many", (1e9, 1), None, (1,)):
+        image = Image.fromarray(drawn())
+        image.info["dpi"] = bad
+        assert load_picture(image).dpi is None
+    only = load_picture(encoded(Image.fromarray(drawn()), "TIFF", dpi=(300, 300)))
+    assert (only.dpi, only.exif) == ((300, 300), None)
+
+
+def test_what_is_too_large_for_jpeg_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "out.jpg"
+    with pytest.warns(L2CWarning, match="of XMP are more than a JPEG file holds"):
+        save_picture(path, drawn(), xmp=b"x" * 65505)
+    save_picture(path, drawn(), xmp=b"x" * 65504)
+    assert load_picture(path).xmp == b"x" * 65504
+    with pytest.warns(L2CWarning, match="no dots per inch"):
+        save_picture(path, drawn(), dpi=(400000, 400000))
+
+
+def test_words_that_are_dropped_are_named() -> None:
+    photograph = encoded(Image.fromarray(drawn()), "JPEG", comment=b"by hand")
+    resource = b"Photoshop 3.0\x008BIM\x04\x04\0\0" + struct.pack(">I", 6) + b"words\0"
+    photograph = photograph[:2] + b"\xff\xed" + struct.pack(">H", 2 + len(resource)) + resource + photograph[2:]
+    with pytest.warns(L2CWarning, match="bytes: IPTC and a comment are not kept"):
+        load_picture(photograph)
+    extended = b"http://ns.adobe.com/xmp/extension/\0" + bytes(40)
+    with pytest.warns(L2CWarning, match="extended XMP is not kept"):
+        plain = encoded(Image.fromarray(drawn()), "JPEG")
+        load_picture(plain[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(extended)) + extended + plain[2:])
+    texts = PngImagePlugin.PngInfo()
+    for name in ("Title", "Software", "Author", "Rights", "Place"):
+        texts.add_text(name, "text", zip=name == "Author")
+    with pytest.warns(L2CWarning, match=r"text \(Title, Author, Rights, ...\) is not kept"):
+        load_picture(encoded(Image.fromarray(drawn()), "PNG", pnginfo=texts))
+    load_picture(encoded(Image.fromarray(drawn()), "JPEG", comment=b"Created with GIMP"))
+
+
+def test_packed_xmp_and_dpi() -> None:
+    for xmp in (XMP, b"x", bytes(range(256)) * 9):
+        assert unpack_xmp(memoryview(pack_xmp(xmp))) == xmp
+        assert unpack_xmp(zlib.compress(xmp, 1)) == xmp  # any zlib stream
+    good = pack_xmp(XMP)
+    for size in range(len(good)):
+        with pytest.raises(BitstreamError, match="XMP"):
+            unpack_xmp(good[:size])
+    for bad in (good + b"\0", zlib.compress(b""), b"not zlib"):
+        with pytest.raises(BitstreamError, match="XMP"):
+            unpack_xmp(bad)
+    bomb = zlib.compress(bytes(2**26 + 1))
+    tracemalloc.start()
+    with pytest.raises(BitstreamError, match="XMP"):
+        unpack_xmp(bomb)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**28
+    assert pack_dpi((300, 299.9994)) == struct.pack("<II", 3000000, 2999994)
+    for dpi in ((300.0, 299.9994), (0.0001, 429496.7294)):
+        assert unpack_dpi(pack_dpi(dpi)) == dpi
+    for bad in (b"", bytes(8), struct.pack("<II", 1, 0), struct.pack("<III", 1, 1, 1)):
+        with pytest.raises(BitstreamError, match="DPI"):
+            unpack_dpi(bad)
+
+
+def test_metadata_choices() -> None:
+    linear = profiles.rgb_profile((1.0,), profiles.SRGB)
+    rgb = np.full((4, 4, 3), 100, np.uint8)
+    alpha = np.full((4, 4), 7, np.uint8)
+    full = Picture(rgb, "RGBA", 8, alpha, linear, exif_with(1), (), XMP, (300, 300))
+    for everything in (True, "all"):
+        assert keep(full, everything) is full
+    colour = keep(full, "color")
+    assert (colour.icc, colour.exif, colour.xmp, colour.dpi) == (linear, None, None, None)
+    assert np.array_equal(colour.rgb, rgb)
+    for nothing in (False, "none"):
+        bare = keep(full, nothing)
+        assert (bare.icc, bare.exif, bare.xmp, bare.dpi) == (None, None, None, None)
+        assert np.abs(bare.rgb.astype(int) - 168).max() <= 2
+        assert np.array_equal(bare.alpha, alpha)
+    assert keep(Picture(rgb, icc=SRGB), False).rgb is rgb
+    grey = keep(Picture(rgb, "L", icc=profiles.grey_profile((1.0,))), False)
+    assert np.abs(grey.rgb.astype(int) - 168).max() <= 2
+    with pytest.warns(L2CWarning, match="ICC profile cannot be applied"):
+        assert keep(Picture(rgb, icc=b"junk" * 50), False).icc is None
+    for bad in ("colour", None, 2):
+        with pytest.raises(UnsupportedError, match="choose 'all'"):
+            keep(full, bad)  # type: ignore[arg-type]
+
+
 # ----------------------------------------------------------------------------------------- sources and faults
 
 
@@ -673,6 +1252,133 @@ def test_decompression_bomb_costs_no_memory() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20
+
+
+def test_long_texts_of_png_files() -> None:
+    limits = PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
+    png = plain_png(Image.fromarray(drawn()))
+    text = b"a" * 3_000_000
+    packet = b"<x>" + text + b"</x>"
+    for end in (False, True):
+        with pytest.warns(L2CWarning, match=r"text \(Comment\) is not kept"):
+            picture = load_picture(with_chunks(png, (b"zTXt", b"Comment\0\0" + zlib.compress(text)), end=end))
+        assert np.array_equal(picture.rgb, drawn())
+        international = b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(packet)
+        assert load_picture(with_chunks(png, (b"iTXt", international), end=end)).xmp == packet
+    profile = SRGB + bytes(2_000_000)
+    assert load_picture(with_chunks(png, (b"iCCP", b"big\0\0" + zlib.compress(profile)))).icc == profile
+    assert limits == (PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY)
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_text_bombs_are_refused(end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    png = plain_png(Image.fromarray(drawn()))
+    monkeypatch.setattr("l2c.images.MAX_TEXT_BYTES", 2_000_000)
+    bomb = b"zTXt", b"Comment\0\0" + zlib.compress(bytes(50_000_000))
+    many = b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_500_000))
+    tracemalloc.start()
+    for chunks in ([bomb], [many, many]):
+        with pytest.raises(LimitError, match="bytes: more than 2000000 bytes of text"):
+            load_picture(with_chunks(png, *chunks, end=end))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 16_000_000
+
+
+def smooth(height: int = 48, width: int = 64) -> Image.Image:
+    """A picture with detail that a JPEG file spends bytes on."""
+    y, x = np.mgrid[:height, :width]
+    noise = np.random.default_rng(5).integers(0, 60, (height, width, 3))
+    return Image.fromarray((np.dstack([2 * y, 3 * x, y + x]) % 190 + noise).astype(np.uint8))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_that_lacks_its_end_marker(progressive: bool, mode: str) -> None:
+    whole = encoded(smooth().convert(mode), "JPEG", progressive=progressive, quality=90)
+    expected = load_picture(whole).rgb
+    assert whole.endswith(b"\xff\xd9")
+    for cut in (1, 2):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "bytes: lacks its end marker", L2CWarning)
+            assert np.array_equal(load_picture(whole[:-cut]).rgb, expected)
+    if progressive:
+        with pytest.warns(L2CWarning, match="bytes: lacks its end marker, nothing else is missing"):
+            assert load_picture(whole[:-2]).warnings != ()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_is_really_cut_stays_an_error(progressive: bool) -> None:
+    whole = encoded(smooth(), "JPEG", progressive=progressive, quality=90)
+    scans = [at for at in range(len(whole)) if whole[at : at + 2] == b"\xff\xda"]
+    assert (len(scans) > 1) == progressive
+    before_tables = [whole.rindex(b"\xff\xc4", 0, at) for at in scans[1:]]  # cut between two scans
+    for size in (*(len(whole) - cut for cut in (3, 4, 10, 100, 1000)), *scans[1:], *before_tables):
+        with pytest.raises(ImageError, match="cannot be read"):
+            load_picture(whole[:size])
+    flat = encoded(Image.new("RGB", (64, 64), "white"), "JPEG", progressive=progressive)
+    with pytest.raises(ImageError):
+        load_picture(flat[: len(flat) - 8])
+
+
+def load_quietly(source: Any) -> Picture:
+    """What there is of a picture, without a word."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", L2CWarning)
+        return load_picture(source, truncated=True)
+
+
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "TIFF", "GIF", "BMP", "PPM"])
+def test_truncated_pictures_where_they_are_allowed(format_: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    data = encoded(Image.fromarray(noise), format_, **({"interlace": 0} if format_ == "GIF" else {}))
+    whole = load_picture(data, truncated=True)  # nothing to say
+    assert whole.warnings == ()
+    cut = tmp_path / "cut"
+    cut.write_bytes(data[: len(data) * 3 // 4])
+    with pytest.raises(ImageError):
+        load_picture(cut)
+    with Image.open(cut) as image:
+        assert np.array_equal(load_picture(image, truncated=True).rgb, load_quietly(cut).rgb)
+    for source in (cut, cut.read_bytes()):
+        with pytest.warns(L2CWarning, match="cut off or damaged"):
+            picture = load_picture(source, truncated=True)
+        rows = slice(None, None, -1 if format_ == "BMP" else 1)  # BMP starts at the bottom
+        assert np.array_equal(picture.rgb[rows][:20], whole.rgb[rows][:20])
+        assert not np.array_equal(picture.rgb[rows][-5:], whole.rgb[rows][-5:])
+        assert "cut off" in picture.warnings[0]
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+    with pytest.raises(ImageError):
+        load_picture(data[:10], truncated=True)
+
+
+def test_a_truncated_progressive_jpeg() -> None:
+    data = encoded(smooth(), "JPEG", progressive=True, quality=90)
+    with pytest.warns(L2CWarning, match="bytes: cut off or damaged"):
+        picture = load_picture(data[: len(data) * 3 // 4], truncated=True)
+    assert np.abs(picture.rgb.astype(int) - np.asarray(smooth())).mean() < 40
+
+
+def test_truncated_pictures_do_not_pass_in_other_threads() -> None:
+    data = encoded(smooth(400, 400), "PNG")
+    cut = data[: len(data) // 2]
+    wrong: list[object] = []
+
+    def strict() -> None:
+        for _ in range(40):
+            with contextlib.suppress(ImageError):
+                wrong.append(load_picture(cut))
+
+    threads = [threading.Thread(target=strict) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    with pytest.warns(L2CWarning):
+        for _ in range(40):
+            load_picture(cut, truncated=True)
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
 # ---------------------------------------------------------------------------------------------- alpha planes
