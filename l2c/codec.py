@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c import images, integer, networks
+from l2c import images, integer, networks, readers
 from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, MAX_TRIES, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
@@ -367,6 +367,7 @@ class Codec:
         names, pictures = _names(len(images_)), []
         for name, image in zip(names, images_):
             with _naming(name):
+                readers.prepare(image, self.limits.max_pixels)
                 pictures.append(images.load_picture(image, max_pixels=self.limits.max_pixels))
         sections = [_sections(picture, metadata) for picture in pictures]
         for name, picture, kept in zip(names, pictures, sections):  # no file that this codec would refuse to decode

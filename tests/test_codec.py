@@ -569,12 +569,13 @@ def test_pickle_and_global_defaults(codec, drawn_picture) -> None:
 
 
 def test_a_default_device_changes_nothing(codec, monkeypatch) -> None:
-    """Encoding at every effort and to every kind of target, and decoding to every kind of output."""
-    picture = drawn(40, 56)
+    """Encoding with every kind of work to every kind of target, and decoding to every kind of output."""
+    picture = drawn(24, 40)
     rate = codec.encode_detailed(picture, quality=60).bpp
-    asked = [{"quality": 60, "effort": effort} for effort in range(10)]
-    asked += [{"bpp": rate}, {"bpp": rate, "effort": 2}, {"bpp": rate, "effort": 9}, {"psnr": 26.0, "effort": 2}]
-    asked += [{"msssim": 0.9, "effort": 2}]
+    everything = l2c.Effort(iterations=1, sets=1, steps=1, tries=2)  # as levels 8 and 9, and sooner done
+    asked = [{"quality": 60, "effort": effort} for effort in (0, 1, 8)]
+    asked += [{"bpp": rate, "effort": effort} for effort in (0, 1, everything)]
+    asked += [{"psnr": 24.0}, {"msssim": 0.9}]
     expected = [codec.encode(picture, **options) for options in asked]
     shown = codec.decode(expected[-1])
     fresh = l2c.Codec(codec.model.path)  # which has made nothing yet

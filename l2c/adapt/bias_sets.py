@@ -187,7 +187,9 @@ def search_sets(
 def _areas(x: Tensor, side: int) -> Tensor:
     """Pixels of each patch of pictures [N, 3, H, W]: float32 [rows, columns]."""
     sides = [
-        torch.tensor([min(side, length - start) for start in range(0, length, side)], dtype=torch.float32, device=x.device)
+        torch.tensor(
+            [min(side, length - start) for start in range(0, length, side)], dtype=torch.float32, device=x.device
+        )
         for length in x.shape[2:]
     ]
     return sides[0][:, None] * sides[1][None]
