@@ -597,6 +597,27 @@ def test_a_default_device_changes_nothing(codec, monkeypatch) -> None:
         torch.set_default_device(None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_default_dtype_changes_nothing(codec, configs, dtype) -> None:
+    picture = drawn(48, 64)
+    rate = 1.1 * codec.encode_detailed(picture, quality=40).bpp
+    asked = [{"quality": 60}, {"quality": 60, "effort": 2}, {"bpp": rate, "effort": 1}, {"psnr": 24.0}]
+    expected = [codec.encode(picture, **options) for options in asked]
+    transforms = [ModelConfig.from_file(path).transform for path in sorted(configs.glob("*.json"))]
+    buffers = [dict(networks.Transform(config).named_buffers()) for config in transforms]
+    assert any(any("limit" in name for name in named) for named in buffers)
+    try:
+        torch.set_default_dtype(dtype)
+        fresh = l2c.Codec(codec.model.path)
+        for options, data in zip(asked, expected):
+            assert fresh.encode(picture, **options) == data, options
+        for config, named in zip(transforms, buffers):  # what is computed when a network is made, and not stored
+            for name, buffer in networks.Transform(config).named_buffers():
+                assert torch.equal(buffer.double(), named[name].double()), name
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_parts_below_the_codec_need_no_default_device(codec) -> None:
     """What can be called without a `Codec`: its own device, not PyTorch's default one."""
     model, x = codec.model, torch.rand(1, 3, 200, 200)
