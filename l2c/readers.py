@@ -99,7 +99,7 @@ def prepare(source: Any, max_pixels: int | None) -> None:
     """Make Pillow ready for a path, bytes or a file object that holds HEIC or JPEG XL; other sources are left alone.
 
     Raises:
-        ImageError: the package that reads it is not installed.
+        ImageError: the package that reads it is not installed; a JPEG XL file whose size cannot be found.
         LimitError: a JPEG XL picture of more than `max_pixels` pixels, which the plugin would decode while opening it.
     """
     with _opened(source) as (stream, name):
@@ -115,6 +115,8 @@ def prepare(source: Any, max_pixels: int | None) -> None:
             if format_ == "JPEG XL" and max_pixels is not None:
                 stream.seek(start)
                 width, height = _jxl_size(stream)
+                if not width * height:
+                    raise ImageError(f"{name}: cannot be read: JPEG XL without a head")
                 if width * height > max_pixels:
                     raise LimitError(f"{name}: {width} x {height} pixels, the limit is {max_pixels} (max_pixels)")
         finally:
@@ -167,14 +169,14 @@ def _jxl_size(stream: BinaryIO) -> tuple[int, int]:
             size, used = int.from_bytes(stream.read(8), "big"), 16
         if kind in (b"jxlc", b"jxlp"):
             return _jxl_codestream_size(stream.read(HEAD_BYTES)[4 if kind == b"jxlp" else 0 :])
-        if size < used:
+        if not used <= size < 2**62:  # 0: to the end of the file
             return 0, 0
         stream.seek(size - used, os.SEEK_CUR)
 
 
 def _jxl_codestream_size(data: bytes) -> tuple[int, int]:
     """Width and height that a codestream's SizeHeader says."""
-    if not data.startswith(b"\xff\x0a") or len(data) < 12:
+    if not data.startswith(b"\xff\x0a"):
         return 0, 0
     bits = int.from_bytes(data[2:12], "little")
 

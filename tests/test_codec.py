@@ -572,9 +572,9 @@ def test_a_default_device_changes_nothing(codec, monkeypatch) -> None:
     """Encoding with every kind of work to every kind of target, and decoding to every kind of output."""
     picture = drawn(24, 40)
     rate = codec.encode_detailed(picture, quality=60).bpp
-    everything = l2c.Effort(iterations=1, sets=1, steps=1, tries=2)  # as levels 8 and 9, and sooner done
-    asked = [{"quality": 60, "effort": effort} for effort in (0, 1, 8)]
-    asked += [{"bpp": rate, "effort": effort} for effort in (0, 1, everything)]
+    everything = l2c.Effort(iterations=1, sets=1, steps=1, tries=2)  # all that levels 8 and 9 do, but less of it
+    asked = [{"quality": 60, "effort": effort} for effort in (0, 1)]
+    asked += [{"bpp": rate, "effort": effort} for effort in (0, everything)]
     asked += [{"psnr": 24.0}, {"msssim": 0.9}]
     expected = [codec.encode(picture, **options) for options in asked]
     shown = codec.decode(expected[-1])
@@ -599,7 +599,7 @@ def test_a_default_device_changes_nothing(codec, monkeypatch) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_default_dtype_changes_nothing(codec, configs, dtype) -> None:
-    picture = drawn(48, 64)
+    picture = drawn(48, 64)  # smaller ones show no difference
     rate = 1.1 * codec.encode_detailed(picture, quality=40).bpp
     asked = [{"quality": 60}, {"quality": 60, "effort": 2}, {"bpp": rate, "effort": 1}, {"psnr": 24.0}]
     expected = [codec.encode(picture, **options) for options in asked]
