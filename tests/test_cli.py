@@ -465,6 +465,14 @@ def test_the_c_locale_prints_names_as_the_bytes_they_are(png: Path, tiny_model_p
     assert done.returncode == 0 and name in done.stdout, done.stderr
 
 
+def test_a_page_of_files_whose_names_no_text_can_hold(run: Run, png: Path, coded: Path, tmp_path: Path) -> None:
+    """A name that is no UTF-8: the page stands at the end of the work, and shows something in its place."""
+    odd = tmp_path / os.fsdecode(b"\xff.png")
+    shutil.copy(png, odd)
+    code, _, err = run("compare", odd, coded, "-o", tmp_path / "page.html", "--model", "tiny")
+    assert (code, err) == (0, "") and (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
 def test_names_do_not_steer_the_terminal(run: Run, png: Path, tmp_path: Path) -> None:
     source = tmp_path / "a\x1b[31m\nl2c: error: made up.png"
     shutil.copy(png, source)
