@@ -158,6 +158,26 @@ class TestCompanding:
         companding.to_coefficients(y, gains).sum().backward()
         torch.testing.assert_close(y.grad, (-gains).exp())
 
+    def test_corrections_shrink_with_the_step(self) -> None:
+        """Above lambda 0.01 local gains and residuals of either network weigh as the square root of 1 / lambda."""
+        transform = companding_transform()
+        companding = transform.decoder.companding
+        cond = networks.condition(torch.tensor([1e-4, 0.01, 0.04, 1.0]), torch.zeros(4))
+        factors = companding.correction(cond).flatten()
+        torch.testing.assert_close(factors, torch.tensor([1.0, 1.0, 0.5, 0.1]))
+        torch.nn.init.zeros_(companding.gain.fc2.weight)
+        local = torch.full((4, 96, 1, 1), -1.0)  # far below the bound, so it is what it says
+        changed = (companding.log_gain(cond, local) - companding.log_gain(cond))[:, -1].flatten()
+        torch.testing.assert_close(changed[:3], -factors[:3], rtol=0.02, atol=0.0)
+        torch.testing.assert_close(companding.log_gain(cond, local)[:, 0], companding.log_gain(cond)[:, 0])
+        y = torch.zeros(4, 96, 2, 2)
+        with torch.no_grad():
+            for layer in (transform.decoder.head, transform.decoder.last):
+                layer.weight.zero_()
+                layer.bias.fill_(0.01)
+            moved = (transform.decoder(y, cond) - 0.5).flatten(1).norm(dim=1)
+        torch.testing.assert_close(moved / moved[0], factors)
+
     def test_extreme_colours_are_exact(self) -> None:
         """Black and white at every rate; all corners of RGB once the steps are fine enough."""
         transform = self.without_residuals(companding_transform())
