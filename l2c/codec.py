@@ -35,6 +35,7 @@ from l2c.adapt.effort import EFFORTS, MAX_EFFORT, MAX_TRIES, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
 from l2c.adapt.modulators import condition_maps
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
+from l2c.alpha import fill_transparent
 from l2c.bitstream import (
     ADAPT,
     ALPHA,
@@ -373,6 +374,8 @@ class Codec:
         for name, image in zip(names, images_):
             with _naming(name):
                 picture = images.load_picture(image, max_pixels=self.limits.max_pixels, truncated=truncated)
+                if picture.alpha is not None:  # from here on also what distortion and targets are measured against
+                    picture = replace(picture, rgb=fill_transparent(picture.rgb, picture.alpha))
                 pictures.append(images.keep(picture, metadata))
         sections = [_sections(picture) for picture in pictures]
         for name, picture, kept in zip(names, pictures, sections):  # no file that this codec would refuse to decode

@@ -79,7 +79,7 @@ def recipe_for(pictures: Path, *, workers: int = 2, save_minutes: float = 1000.0
     settings = {"lr": 2e-3, "batch": 2, "steps": 6, "warmup": 2, **stage}
     data = DataConfig(train=(str(pictures),), val=(str(pictures),), crop=64, workers=workers)
     return TrainConfig(
-        "model.json", data=data, pretrain=PretrainConfig(**settings), val_pictures=1, log_seconds=0.0,
+        "model.json", data=data, pretrain=PretrainConfig(**settings), val_pictures=1, val_drawn=0, log_seconds=0.0,
         save_minutes=save_minutes, autocast="off",
     )  # fmt: skip
 
@@ -898,7 +898,7 @@ class TestCommands:
         (tmp_path / "model.json").write_text(tiny_config.to_json())
         short = {"batch": 2, "steps": 2, "warmup": 1}
         settings = {
-            "model": "model.json", "val_pictures": 1, "autocast": "off",
+            "model": "model.json", "val_pictures": 1, "val_drawn": 0, "autocast": "off",
             "data": {"crop": 64, "train": [str(pictures)], "val": [str(pictures)]},
             "pretrain": short, "meta": {**short, "inner_steps": 1, "learn_alpha": "step"}, "modulators": short,
             "bias_sets": {"patch": 64, "patches": 4, "sets": 2, "iterations": 2, "curvature_patches": 1},

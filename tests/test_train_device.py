@@ -22,8 +22,10 @@ from l2c.train.config import DataConfig, PretrainConfig, StageConfig, TrainConfi
 from l2c.train.device_data import Bank, Composition, DeviceBatches, hashed, uniform
 from l2c.train.graph import captured
 from l2c.train.loop import Loop
+from l2c.train.pack import pack, unpack
 from l2c.train.parallel import Parallel
 from l2c.train.pretrain import PretrainObjective
+from l2c.train.records import read_journal
 
 CPU = torch.device("cpu")
 
@@ -211,17 +213,23 @@ def device_loop(tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.Mo
     transform = replace(tiny_config.transform, mask=False, local_gain=True, companding=True)
     model = replace(tiny_config, transform=transform)
 
-    def make(name: str = "run", optimizer: str = "soap", **stage: Any) -> Loop:
+    def make(
+        name: str = "run",
+        optimizer: str = "soap",
+        val_gpixel: float | None = None,
+        save_minutes: float = 1000.0,
+        **stage: Any,
+    ) -> Loop:
         folder = str(tmp_path / "pictures")
         settings = {"lr": 1e-3, "batch": 6, "steps": 6, "warmup": 2, "optimizer": optimizer, **stage}
         data = DataConfig(train=(folder,), val=(folder,), crop=64, on_device=True, drawn_share=0.2, drawn_bank=4)
         recipe = TrainConfig(
             "model.json", data=data, pretrain=PretrainConfig(**settings), val_pictures=1, log_seconds=0.0,
-            save_minutes=1000.0, autocast="off",
+            save_minutes=save_minutes, autocast="off", val_gpixel=val_gpixel, val_drawn=2,
         )  # fmt: skip
         return Loop(
             "pretrain", recipe, recipe.pretrain, model,
-            lambda nets, features: PretrainObjective(nets, recipe.loss, features), tmp_path / name, None,
+            lambda nets, features: PretrainObjective(nets, recipe.loss, features), tmp_path / name / "pretrain", None,
             Parallel("cpu"),
         )  # fmt: skip
 
@@ -270,6 +278,45 @@ def test_training_on_device_batches_resumes_exactly(device_loop: Callable[..., L
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(rest.optimizer.tensors(), straight.optimizer.tensors()):
         assert torch.equal(ours, theirs)
+
+
+def test_rate_falls_with_pixels_and_ends_with_them(device_loop: Callable[..., Loop]) -> None:
+    each = 6 * 64 * 64  # pixels a step
+    training = device_loop(steps=None, gpixel=100 * each / 1e9, hold=25 * each / 1e9, decay=0.2, warmup=4, lr=1e-3)
+    rates = []
+    for step in range(101):
+        training.step, training.pixels = step, step * each
+        rates.append(training.learning_rate())
+    assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
+    assert rates[25] == pytest.approx(1e-3) and rates[64] == pytest.approx(1e-3 * (25 / 64) ** 0.5)
+    assert rates[90] == pytest.approx(0.5e-3 * (25 / 90) ** 0.5) and rates[100] == 0.0
+    assert training.progress() == pytest.approx(1.0)
+
+
+def test_a_run_from_a_pack_warms_up_again(device_loop: Callable[..., Loop], tmp_path: Path) -> None:
+    first = device_loop("first", steps=4, warmup=4)
+    first.run()
+    pack(tmp_path / "first", tmp_path / "pack")
+    unpack(tmp_path / "pack", tmp_path / "second")
+    second = device_loop("second", steps=12, warmup=4)
+    assert second.step == 4 and second.learning_rate() == pytest.approx(1e-3 / 4)
+    second.train_step(None)
+    second._save()
+    third = device_loop("second", steps=12, warmup=4)  # stopped in the middle of the new warm-up
+    assert third.step == 5 and third.learning_rate() == pytest.approx(2e-3 / 4)
+    for ours, theirs in zip(third.parameters, second.parameters):
+        assert torch.equal(ours, theirs)
+
+
+def test_validation_comes_every_so_many_pixels(device_loop: Callable[..., Loop], tmp_path: Path) -> None:
+    each = 6 * 64 * 64
+    training = device_loop(val_gpixel=3 * each / 1e9, save_minutes=0.0, steps=8)
+    assert training.run()
+    rows = read_journal(tmp_path / "run" / "pretrain" / "journal.jsonl")
+    assert [row["step"] for row in rows] == [3, 6, 8]
+    assert set(rows[0]["kinds"]) == {"pictures", "drawn", "seen"} and rows[0]["gpixel"] == round(3 * each / 1e9, 4)
+    for kind in rows[0]["kinds"].values():
+        assert {row["mu"] for row in kind} == {0, 4, 8} and all(row["loss"] > 0 for row in kind)
 
 
 def test_device_training_learns(device_loop: Callable[..., Loop]) -> None:
