@@ -7,7 +7,9 @@ that `--help`, `--version` and `info` answer at once.
 
 from __future__ import annotations
 
+import codecs
 import errno
+import functools
 import io
 import json
 import os
@@ -20,6 +22,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
@@ -55,7 +58,8 @@ _EXIT_CODES = """
 \b
 Exit codes:
   0    done
-  1    failed for any other reason; for a folder: at least one file failed
+  1    failed for any other reason; for a folder: at least one file failed, or was left out
+       although it is a picture (for decode and verify: an L2C file)
   2    wrong usage
   3    not an L2C file, or a damaged one
   4    the model, the device or the compiled extension is not at hand
@@ -69,6 +73,7 @@ Environment:
 """
 _STANDARD = "-"
 _SUFFIX = ".l2c"
+_HEAD_BYTES = 1 << 16
 # Formats that Pillow opens but cannot (or, Ghostscript, should not) turn into pixels.
 _NO_PICTURES = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 # typer carries click inside itself from 0.16 on, so the base class of its errors is only reached this way.
@@ -123,6 +128,12 @@ MetricOption = Annotated[
 ]
 ModelOption = Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+SkipOption = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing", help="Leave files alone whose output is there and whole: goes on with a stopped job."
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", "-f", help="Replace files that exist.")]
 UnlimitedOption = Annotated[bool, typer.Option("--unlimited", help="Accept any size that a file names.")]
 
@@ -140,6 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         open(os.devnull, mode) if stream is None else stream  # noqa: SIM115 (open as long as the process is)
         for stream, mode in ((sys.stdin, "r"), (sys.stdout, "r"), (sys.stderr, "w"))
     )
+    for stream in (sys.stdout, sys.stderr):
+        _print_anything(stream)
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
@@ -189,7 +202,9 @@ def _common(
 @app.command(short_help="Compress a picture, or a folder of them.")
 def encode(
     source: Annotated[str, typer.Argument(metavar="IN", help="Picture or folder; - for standard input.")],
-    target: Annotated[str, typer.Argument(metavar="OUT", help="File or folder; - for standard output.")],
+    target: Annotated[
+        str, typer.Argument(metavar="OUT", help="File or folder (a name that ends in / is one); - for standard output.")
+    ],
     bpp: Annotated[float | None, typer.Option(help="Target in bits per pixel; never exceeded.")] = None,
     max_bytes: Annotated[int | None, typer.Option(min=1, help="Target in bytes; never exceeded.")] = None,
     psnr: Annotated[float | None, typer.Option(help="Target in dB: the smallest file that reaches it.")] = None,
@@ -209,9 +224,14 @@ def encode(
     tile: Annotated[int, typer.Option(help="Side of a tile in pixels: 512, 1024, ...")] = 1024,
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Drop ICC profile and EXIF.")] = False,
     overwrite: OverwriteOption = False,
+    skip_existing: SkipOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Compress a picture, or every picture of a folder and those below it."""
+    """Compress a picture, or every picture of a folder and those below it.
+
+    What a folder holds besides pictures is left out and named at the end. HEIC and JPEG XL are read where the packages
+    pillow-heif and pillow-jxl-plugin are installed. Hidden files and linked folders are left out.
+    """
     goals = {"bpp": bpp, "max-bytes": max_bytes, "psnr": psnr, "msssim": msssim, "quality": quality}
     given = {name: value for name, value in goals.items() if value is not None}
     if len(given) > 1:
@@ -223,16 +243,35 @@ def encode(
         raise typer.BadParameter(f"--msssim is {msssim:g}: it must lie between 0 and 1")
     if tile not in {MIN_TILE_SIZE << k for k in range(16)}:
         raise typer.BadParameter(f"--tile is {tile}: it must be 512, 1024, 2048, ... up to {MIN_TILE_SIZE << 15}")
-    jobs = _plan(source, target, _picture_suffixes(), _SUFFIX, as_json)
-
-    from l2c.codec import Codec
-    from l2c.models import DEFAULT_MODEL
-
-    codec = Codec(model or DEFAULT_MODEL, device, precision=precision.value)
+    _check_choice(overwrite, skip_existing)
+    plan = _plan(source, target, _Wanted(_picture_suffixes(), "picture"), _SUFFIX, as_json)
     whole = source
 
+    @functools.cache
+    def loaded() -> Codec:
+        from l2c.codec import Codec
+        from l2c.models import DEFAULT_MODEL
+
+        return Codec(model or DEFAULT_MODEL, device, precision=precision.value)
+
+    due = not skip_existing
+    for _, output in plan.jobs if skip_existing else ():
+        try:
+            due = due or _is_coded(output) is None
+        except (L2CError, OSError):  # told when it is the turn of that file
+            due = True
+    if due:
+        loaded()  # here, since its errors are not those of a file
+
     def work(source: str, target: str) -> Result:
-        _check_target(source, target, overwrite)
+        replace = overwrite
+        if skip_existing and _is_there(target):
+            facts = _is_coded(target)
+            if facts is not None:
+                return facts
+            replace = True
+        _check_target(source, target, replace)
+        codec = loaded()
         with _share_done(not _is_folder(whole) and effort > 0) as progress:
             encoded = codec.encode_detailed(
                 sys.stdin.buffer if source == _STANDARD else source,
@@ -248,11 +287,11 @@ def encode(
                 max_seconds=max_seconds,
                 progress=progress,
             )
-        _write(target, encoded.data, overwrite)
+        _write(target, encoded.data, replace)
         if not encoded.target_reached:
             _say("warning", f"{_shown(source)}: {encoded.reason}")
         return {
-            **_file_facts(encoded.data, read_header(encoded.data, Limits.unlimited())),
+            **_file_facts(len(encoded.data), read_header(encoded.data, Limits.unlimited())),
             "model": codec.model.name,
             "quality": encoded.quality,
             "metric": metric.value,
@@ -276,13 +315,16 @@ def encode(
             + ("" if gain is None else f", adaptation worth {gain:.1f} % of the rate")
         )
 
-    return _run(jobs, work, line, as_json, folder=_is_folder(source))
+    return _run(plan, work, line, as_json, folder=_is_folder(source))
 
 
 @app.command(short_help="Restore a picture, or a folder of them.")
 def decode(
     source: Annotated[str, typer.Argument(metavar="IN", help="L2C file or folder; - for standard input.")],
-    target: Annotated[str, typer.Argument(metavar="OUT", help="Picture or folder; - for standard output.")],
+    target: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="Picture or folder (a name that ends in / is one); - for standard output."),
+    ],
     device: DeviceOption = "cpu",
     precision: PrecisionOption = Precision.float32,
     model: ModelOption = None,
@@ -299,16 +341,24 @@ def decode(
     flatten: Annotated[bool, typer.Option("--flatten", help="Lay alpha over white where the format has none.")] = False,
     unlimited: UnlimitedOption = False,
     overwrite: OverwriteOption = False,
+    skip_existing: SkipOption = False,
     as_json: JsonOption = False,
 ) -> int:
-    """Restore a picture, or every L2C file of a folder and those below it."""
-    jobs = _plan(source, target, {_SUFFIX}, "." + (format_ or "png").lower(), as_json)
+    """Restore a picture, or every L2C file of a folder and those below it; what else it holds is named at the end."""
+    _check_choice(overwrite, skip_existing)
+    plan = _plan(source, target, _L2C_FILES, "." + (format_ or "png").lower(), as_json)
     decoders = _Decoders(device, model, Limits.unlimited() if unlimited else Limits(), precision.value)
 
     def work(source: str, target: str) -> Result:
         from l2c.images import check_output_format, save_picture
 
-        _check_target(source, target, overwrite)
+        replace = overwrite
+        if skip_existing and _is_there(target):
+            facts = _is_restored(source, target)
+            if facts is not None:
+                return facts
+            replace = True
+        _check_target(source, target, replace)
         if target != _STANDARD:
             check_output_format(format_, Path(target))
         data = _read(source)
@@ -330,10 +380,10 @@ def decode(
             format=format_ or ("png" if target == _STANDARD else None),
             quality=quality,
             flatten=flatten,
-            overwrite=overwrite,
+            overwrite=replace,
         )
         if target == _STANDARD:
-            _write(target, buffer.getbuffer(), overwrite)
+            _write(target, buffer.getbuffer(), replace)
         seconds = facts["seconds"]
         seconds["save"] = time.perf_counter() - started
         seconds["total"] += seconds["save"]
@@ -342,7 +392,7 @@ def decode(
     def line(result: Result) -> str:
         return f"{result['width']}x{result['height']}, {result['mode']}, {result['seconds']['total']:.2f} s"
 
-    return _run(jobs, work, line, as_json, folder=_is_folder(source))
+    return _run(plan, work, line, as_json, folder=_is_folder(source))
 
 
 @app.command(short_help="Show what a file's head says.")
@@ -358,7 +408,7 @@ def info(
     header = index.header
     result = {
         "input": source,
-        **_file_facts(data, index),
+        **_file_facts(len(data), index),
         "format_version": VERSION,
         "bit_depth": header.bit_depth,
         "quality": header.quality / 10,
@@ -413,10 +463,10 @@ def verify(
     as_json: JsonOption = False,
 ) -> int:
     """Check every section of a file, decode its latents and print their SHA-256."""
-    jobs = _plan(source, None, {_SUFFIX}, "", as_json)
+    plan = _plan(source, None, _L2C_FILES, "", as_json)
     decoders = _Decoders(device, model, Limits.unlimited() if unlimited else Limits())
     return _run(
-        jobs,
+        plan,
         lambda source, _: decoders.verify(_read(source)),
         lambda result: f"latents_sha256 {result['latents_sha256']}",
         as_json,
@@ -477,15 +527,18 @@ def bench(
     import torch
 
     from l2c.codec import Codec
-    from l2c.images import load_picture
+    from l2c.images import MAX_PIXELS, load_picture
     from l2c.models import DEFAULT_MODEL
+    from l2c.readers import prepare
 
     codec = Codec(model or DEFAULT_MODEL, device, precision=precision.value)
     if source is None:
         pixels = _drawn_picture(768, 512)
     else:
         with _errors_of(source):
-            pixels = load_picture(sys.stdin.buffer if source == _STANDARD else source).rgb
+            given = sys.stdin.buffer if source == _STANDARD else source
+            prepare(given, MAX_PIXELS)
+            pixels = load_picture(given).rgb
     codec.decode(codec.encode(pixels, quality=quality, metric=metric.value))  # loads, packs and warms everything up
     encode_runs, decode_runs = [], []
     for _ in range(repeats):
@@ -549,7 +602,7 @@ class _Decoders:
         codec = self._codec(index.header.model_id)
         decoded = codec.decode_detailed(data)
         facts = {
-            **_file_facts(data, index),
+            **_file_facts(len(data), index),
             "model": codec.model.name,
             "quality": index.header.quality / 10,
             "latents_sha256": decoded.latents_sha256,
@@ -566,7 +619,7 @@ class _Decoders:
         digest = codec.verify(data)
         ended = time.perf_counter()
         return {
-            **_file_facts(data, index),
+            **_file_facts(len(data), index),
             "model": codec.model.name,
             "quality": index.header.quality / 10,
             "parts": index.part_sizes(),
@@ -586,11 +639,48 @@ class _Decoders:
         return self.codecs[wanted]
 
 
-def _plan(source: str, target: str | None, suffixes: set[str], suffix: str, as_json: bool) -> list[tuple[str, str]]:
-    """(input, output) of every file to work on.
+@dataclass(frozen=True)
+class _Wanted:
+    """What a command takes from a folder: files with these extensions, called a `kind`."""
+
+    suffixes: set[str]
+    kind: str
+
+    def takes(self, path: str) -> bool:
+        return os.path.splitext(path)[1].lower() in self.suffixes
+
+    def is_kind(self, format_: str | None) -> bool:
+        """Whether a file of this format (`readers.format_of`) is one, whatever its name."""
+        return format_ is not None and (format_ == "L2C") == (self.kind == "L2C file")
+
+
+_L2C_FILES = _Wanted({_SUFFIX}, "L2C file")
+
+
+@dataclass(frozen=True)
+class _LeftOut:
+    """A file or folder below the input that is not worked on, and why; `fails`: the exit code says so."""
+
+    path: str
+    reason: str
+    fails: bool = False
+
+
+@dataclass
+class _Plan:
+    """(input, output) of every file to work on, and what is left out of a folder."""
+
+    jobs: list[tuple[str, str]]
+    left_out: list[_LeftOut] = field(default_factory=list)
+    root: str = ""
+
+
+def _plan(source: str, target: str | None, wanted: _Wanted, suffix: str, as_json: bool) -> _Plan:
+    """What there is to do.
 
     A folder's files keep their place below OUT and get `suffix` instead of their own extension; where two
-    would meet (a.png, a.jpg), each keeps its own as well (a.png.l2c, a.jpg.l2c). Hidden files are left out.
+    would meet (a.png, a.jpg), each keeps its own as well (a.png.l2c, a.jpg.l2c). An OUT that ends in / is a folder,
+    where a single file gets its own name with `suffix`.
 
     Raises:
         OSError: the input does not exist, the folder holds nothing to work on, or OUT is a file where a
@@ -599,25 +689,29 @@ def _plan(source: str, target: str | None, suffixes: set[str], suffix: str, as_j
     if target == _STANDARD and as_json:
         raise typer.BadParameter("--json needs standard output for itself: name a file as OUT")
     if not _is_folder(source):
-        if source != _STANDARD and not os.path.exists(source):
+        if source != _STANDARD and not os.path.lexists(source):
             raise FileNotFoundError(errno.ENOENT, "no such file or folder", source)
-        if target is not None and target != _STANDARD and os.path.isdir(target):
-            raise IsADirectoryError(errno.EISDIR, "is a folder, and the input is a file", target)
-        return [(source, target or "")]
+        if source != _STANDARD and not os.path.exists(source):
+            raise FileNotFoundError(errno.ENOENT, "is a link that leads nowhere", source)
+        if target is not None and target != _STANDARD:
+            if _names_folder(target):
+                if source == _STANDARD:
+                    raise typer.BadParameter(f"{target} is a folder: name the file that standard input becomes")
+                target = os.path.join(target, Path(source).with_suffix(suffix).name)
+            if os.path.isdir(target):
+                raise IsADirectoryError(
+                    errno.EISDIR, f"is a folder, and the input is a file (end it in {os.sep} to write into it)", target
+                )
+        return _Plan([(source, target or "")])
     if target == _STANDARD:
         raise typer.BadParameter("a folder cannot be written to standard output")
-    root = Path(source)
-    files = sorted(
-        path.relative_to(root)
-        for path in root.rglob("*")
-        if path.suffix.lower() in suffixes
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
+    files, left_out = _scan(source, wanted)
     if not files:
-        raise FileNotFoundError(errno.ENOENT, f"no file in it ends in {_listing(suffixes)}", source)
+        why = f"no file in it ends in {_listing(wanted.suffixes)}"
+        raise FileNotFoundError(errno.ENOENT, why + (f"; {_summary(left_out, source)}" if left_out else ""), source)
+    root = Path(source)
     if target is None:
-        return [(str(root / path), "") for path in files]
+        return _Plan([(str(root / path), "") for path in files], left_out, source)
     if os.path.exists(target) and not os.path.isdir(target):
         raise NotADirectoryError(errno.ENOTDIR, "is a file, and the input is a folder", target)
     full = [path.with_name(path.name + suffix) for path in files]
@@ -626,60 +720,170 @@ def _plan(source: str, target: str | None, suffixes: set[str], suffix: str, as_j
     names = [a if count[a] == 1 else b for a, b in zip(short, full)]
     if len(set(names)) < len(names):  # a.png, a.jpg and a.png.bmp
         names = full
-    return [(str(root / path), str(Path(target) / name)) for path, name in zip(files, names)]
+    jobs = [(str(root / path), str(Path(target) / name)) for path, name in zip(files, names)]
+    return _Plan(jobs, left_out, source)
+
+
+def _scan(root: str, wanted: _Wanted) -> tuple[list[Path], list[_LeftOut]]:
+    """The files below a folder that are worked on, sorted and relative to it, and everything else."""
+    from l2c.readers import PLUGINS, missing, register
+
+    files: list[Path] = []
+    left_out: list[_LeftOut] = []
+    plugins = {suffix: name for name, plugin in PLUGINS.items() for suffix in plugin.suffixes}
+
+    def closed(error: OSError) -> None:
+        if error.filename == root:
+            raise error
+        left_out.append(_LeftOut(str(error.filename), f"cannot be opened: {error.strerror}", fails=True))
+
+    for folder, subfolders, names in os.walk(root, onerror=closed):
+        for name in subfolders:
+            path = os.path.join(folder, name)
+            if name.startswith("."):
+                left_out.append(_LeftOut(path, "hidden"))
+            elif os.path.islink(path):
+                left_out.append(_LeftOut(path, "linked folder"))
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))  # os.walk follows no links
+        for name in names:
+            path = os.path.join(folder, name)
+            needs = plugins.get(os.path.splitext(name)[1].lower()) if wanted.kind == "picture" else None
+            taken = wanted.takes(name)
+            if name.startswith("."):
+                left_out.append(_LeftOut(path, "hidden"))
+            elif not os.path.exists(path):
+                left_out.append(_LeftOut(path, "link that leads nowhere", fails=taken or needs is not None))
+            elif not os.path.isfile(path):
+                left_out.append(_LeftOut(path, "no regular file", fails=taken or needs is not None))
+            elif needs is not None and not taken and not register(needs):
+                left_out.append(_LeftOut(path, missing(needs), fails=True))
+            elif taken or needs is not None:
+                files.append(Path(path).relative_to(root))
+            else:
+                format_ = _format_of(path)
+                named = wanted.is_kind(format_)
+                reason = f"is {format_} by its content, and its name does not end so" if named else f"no {wanted.kind}"
+                left_out.append(_LeftOut(path, reason, fails=named))
+    return sorted(files), sorted(left_out, key=lambda part: part.path)
+
+
+def _format_of(path: str) -> str | None:
+    """What a file is by its content; None: something else, or it cannot be read."""
+    from l2c.readers import HEAD_BYTES, format_of
+
+    try:
+        with open(path, "rb") as file:
+            return format_of(file.read(HEAD_BYTES))
+    except OSError:
+        return None
+
+
+def _summary(left_out: list[_LeftOut], root: str) -> str:
+    """What was left out of a folder, in a line: for every reason an example and how many more."""
+    reasons: dict[str, list[str]] = {}
+    for part in left_out:
+        reasons.setdefault(part.reason, []).append(os.path.relpath(part.path, root))
+    told = [f"{n[0]}{f' and {len(n) - 1} more' if len(n) > 1 else ''} ({reason})" for reason, n in reasons.items()]
+    return f"left out: {', '.join(told)}"
+
+
+def _names_folder(target: str) -> bool:
+    """Whether a name can only be that of a folder, there or not."""
+    separators = tuple(part for part in (os.sep, os.altsep) if part)
+    return target.endswith(separators) or os.path.basename(target) in (os.curdir, os.pardir)
 
 
 def _run(
-    jobs: list[tuple[str, str]],
+    plan: _Plan,
     work: Callable[[str, str], Result],
     line: Callable[[Result], str],
     as_json: bool,
     *,
     folder: bool,
 ) -> int:
-    """Work on every file; one that fails is reported and does not stop the others. Returns the exit code."""
+    """Work on every file; one that fails is reported and does not stop the others. Returns the exit code.
+
+    An interruption passes through after what was done until then is told.
+    """
     results: list[Result] = []
     codes: list[int] = []
     started = time.perf_counter()
-    with _progress(len(jobs), folder) as advance:
-        for source, target in jobs:
-            result: Result = {"input": source}
-            if target:
-                result["output"] = target
-            try:
-                result |= work(source, target)
-            except Exception as error:
-                message = _message(error, _shown(source))
-                _say("error", message)
-                codes.append(_exit_code(error))
-                result |= {"error": message, "error_type": type(error).__name__}
-                if isinstance(error, RateError):
-                    result["least_bpp"] = error.least_bpp
-                if isinstance(error, ModelMismatchError):
-                    result["model_id"] = error.wanted
-            results.append(result)
-            advance()
+    stopped = False
+    for part in plan.left_out:
+        if part.fails:
+            _say("error", f"{part.path}: {part.reason}: left out")
+            codes.append(FAILED)
+    try:
+        with _progress(len(plan.jobs), folder) as advance:
+            for source, target in plan.jobs:
+                results.append(_worked(source, target, work, codes))
+                advance()
+    except KeyboardInterrupt:
+        if not folder:
+            raise
+        stopped = True
     if as_json:
-        _print_json(results if folder else results[0])
+        named = [
+            {"input": part.path, "left_out": part.reason}
+            | ({"error": f"{part.path}: {part.reason}", "error_type": "LeftOut"} if part.fails else {})
+            for part in plan.left_out
+        ]
+        _print_json(results + named if folder else results[0])
     else:
         # Standard output may be where the file went.
-        out = sys.stderr if any(target == _STANDARD for _, target in jobs) else sys.stdout
+        out = sys.stderr if any(target == _STANDARD for _, target in plan.jobs) else sys.stdout
         for result in results:
             if "error" not in result:
                 places = _shown(result["input"])
                 if "output" in result:
                     places += f" -> {_shown(result['output'], '<stdout>')}"
-                print(f"{places}: {line(result)}", file=out)
+                how = "is there already" if result.get("skipped") else line(result)
+                print(_printable(f"{places}: {how}"), file=out)
         if folder:
-            done = [result for result in results if "error" not in result]
-            size = sum(result["size_bytes"] for result in done)
-            pixels = sum(result["width"] * result["height"] for result in done)
-            rate = f", {8 * size / pixels:.4f} bpp" if pixels else ""
-            seconds = time.perf_counter() - started
-            print(f"{len(done)} of {len(results)} files, {size} bytes{rate}, {seconds:.1f} s", file=out)
+            print(_printable(_total(results, plan, time.perf_counter() - started, stopped)), file=out)
+    if stopped:
+        raise KeyboardInterrupt
     if folder:
         return FAILED if codes else 0
     return codes[0] if codes else 0
+
+
+def _worked(source: str, target: str, work: Callable[[str, str], Result], codes: list[int]) -> Result:
+    """The result of one file; where it fails, the error in words, and its exit code added to `codes`."""
+    result: Result = {"input": source}
+    if target:
+        result["output"] = target
+    try:
+        result |= work(source, target)
+    except Exception as error:
+        message = _message(error, _shown(source))
+        _say("error", message)
+        codes.append(_exit_code(error))
+        result |= {"error": message, "error_type": type(error).__name__}
+        if isinstance(error, RateError):
+            result["least_bpp"] = error.least_bpp
+        if isinstance(error, ModelMismatchError):
+            result["model_id"] = error.wanted
+    return result
+
+
+def _total(results: list[Result], plan: _Plan, seconds: float, stopped: bool) -> str:
+    """The last line of a folder's run."""
+    done = [result for result in results if "error" not in result]
+    skipped = sum(bool(result.get("skipped")) for result in done)
+    size = sum(result["size_bytes"] for result in done)
+    pixels = sum(result["width"] * result["height"] for result in done)
+    parts = [f"{len(done)} of {len(plan.jobs)} files"]
+    if skipped:
+        parts.append(f"{skipped} of them there already")
+    parts.append(f"{size} bytes" + (f", {8 * size / pixels:.4f} bpp" if pixels else ""))
+    parts.append(f"{seconds:.1f} s")
+    text = ", ".join(parts)
+    if plan.left_out:
+        text += f"; {_summary(plan.left_out, plan.root)}"
+    if stopped:
+        text += "; stopped, --skip-existing goes on from here"
+    return text
 
 
 @contextmanager
@@ -746,6 +950,59 @@ def _read(source: str) -> bytes:
     return sys.stdin.buffer.read() if source == _STANDARD else Path(source).read_bytes()
 
 
+def _check_choice(overwrite: bool, skip_existing: bool) -> None:
+    if overwrite and skip_existing:
+        raise typer.BadParameter("give --overwrite or --skip-existing, not both")
+
+
+def _is_there(target: str) -> bool:
+    return target != _STANDARD and os.path.isfile(target)
+
+
+def _is_coded(target: str) -> Result | None:
+    """Facts of an output that is there and whole, as far as its head and its size tell; else None.
+
+    Raises:
+        UnsupportedError: a file of another version of the format, which is not to be replaced unasked.
+    """
+    found = _head_of(target) if _is_there(target) else None
+    return None if found is None else {**found, "skipped": True}
+
+
+def _is_restored(source: str, target: str) -> Result | None:
+    """Facts of an L2C file whose picture is there, of the right size as far as its head tells; else None."""
+    from PIL import Image
+
+    facts = _head_of(source) if source != _STANDARD else None
+    if facts is None:
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures; nothing is decoded here
+            with Image.open(target) as image:
+                size = image.size
+    except Exception:  # no picture, or half of one: it is made again
+        return None
+    return {**facts, "skipped": True} if size == (facts["width"], facts["height"]) else None
+
+
+def _head_of(path: str) -> Result | None:
+    """`_file_facts` of an L2C file that is as long as its head says; None: it is none, or not whole."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(_HEAD_BYTES)
+        try:
+            try:
+                index = read_header(data, Limits.unlimited())
+            except BitstreamError:
+                if len(data) < _HEAD_BYTES:
+                    raise
+                index = read_header(data + file.read(), Limits.unlimited())  # very many tiles
+        except BitstreamError:
+            return None
+    return _file_facts(size, index) if index.file_size == size else None
+
+
 def _check_target(source: str, target: str, overwrite: bool) -> None:
     """Refuse an output that would fail or destroy a file, before any work."""
     path = Path(target)
@@ -753,6 +1010,10 @@ def _check_target(source: str, target: str, overwrite: bool) -> None:
         raise FileExistsError(errno.EEXIST, "is the input as well", target)
     if target != _STANDARD and path.is_file() and not overwrite:
         raise FileExistsError(errno.EEXIST, "exists already; --overwrite replaces it", target)
+    if target != _STANDARD:
+        there = next((parent for parent in path.parents if parent.exists()), None)
+        if there is not None and not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "is a file, not a folder to write into", str(there))
 
 
 def _write(target: str, data: bytes | memoryview, overwrite: bool) -> None:
@@ -769,16 +1030,16 @@ def _write(target: str, data: bytes | memoryview, overwrite: bool) -> None:
     write_atomically(target, data, overwrite=overwrite)
 
 
-def _file_facts(data: bytes, index: FileIndex) -> Result:
-    """What every command says of a file; bpp counts all of its bytes."""
+def _file_facts(size: int, index: FileIndex) -> Result:
+    """What every command says of a file of so many bytes; bpp counts all of them."""
     header = index.header
     return {
         "width": header.width,
         "height": header.height,
         "mode": header.mode,
         "model_id": header.model_id.hex(),
-        "size_bytes": len(data),
-        "bpp": 8 * len(data) / header.pixels,
+        "size_bytes": size,
+        "bpp": 8 * size / header.pixels,
     }
 
 
@@ -862,6 +1123,31 @@ def _rounded(seconds: dict[str, float]) -> dict[str, float]:
     return {stage: round(value, 6) for stage, value in seconds.items()}
 
 
+def _print_anything(stream: Any) -> None:
+    """Let a stream print names that its encoding lacks, with escapes in their place."""
+    replacement = {"strict": "backslashreplace", "surrogateescape": _NAMES_AS_BYTES}.get(getattr(stream, "errors", ""))
+    if replacement is not None and hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors=replacement)
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """As "surrogateescape", which gives the bytes of a name back; as "backslashreplace" for what it cannot do."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+_NAMES_AS_BYTES = "l2c.names"
+codecs.register_error(_NAMES_AS_BYTES, _escaped)
+
+
+def _printable(text: str) -> str:
+    """The text in one line: what steers a terminal, in a file's name say, is escaped."""
+    safe = (c if c.isprintable() or "\ud800" <= c <= "\udfff" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(safe)
+
+
 def _print_json(result: Any) -> None:
     print(json.dumps(result, indent=2, allow_nan=False))
 
@@ -872,7 +1158,7 @@ def _print_rows(rows: Sequence[Sequence[str]]) -> None:
     right = [all(row[i][:1].isdigit() for row in rows[1:]) and i > 1 for i in range(len(rows[0]))]
     for row in rows:
         cells = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right)]
-        print("  ".join(cells).rstrip())
+        print(_printable("  ".join(cells).rstrip()))
 
 
 def _print_info(result: Result) -> None:
@@ -910,7 +1196,7 @@ def _say(kind: str, message: str) -> None:
     """One line on standard error; with --debug, the traceback of the error being handled before it."""
     if _debug and kind == "error" and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    print(f"l2c: {kind}: {' '.join(message.split())}", file=sys.stderr)
+    print(f"l2c: {kind}: {_printable(' '.join(message.split()))}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c import images, integer, networks
+from l2c import images, integer, networks, readers
 from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, MAX_TRIES, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
@@ -200,12 +200,13 @@ class _Batch:
 
 
 def _of_device(call: Callable[_P, _T]) -> Callable[_P, _T]:
-    """The same call, a GPU that fails or has too little memory named by an error of ours."""
+    """The same call, whatever PyTorch's default device is; a GPU that fails or is full named by an error of ours."""
 
     @functools.wraps(call)
     def guarded(*args: _P.args, **kwargs: _P.kwargs) -> _T:
         try:
-            return call(*args, **kwargs)
+            with _on_cpu_by_default():
+                return call(*args, **kwargs)
         except RuntimeError as error:
             # CUDA's and cuDNN's errors have no class of their own in every version of PyTorch.
             known = isinstance(error, torch.OutOfMemoryError) or re.search("CUDA|cuDNN|CUDNN|CUBLAS", str(error))
@@ -214,6 +215,18 @@ def _of_device(call: Callable[_P, _T]) -> Callable[_P, _T]:
             raise BackendError(f"the device failed: {_first_line(error)}") from error
 
     return guarded
+
+
+@contextlib.contextmanager
+def _on_cpu_by_default() -> Iterator[None]:
+    """Tensors made without a device are made on the CPU, whatever `torch.set_default_device` says in this thread.
+
+    Every call of the codec names the devices it needs; this is for what PyTorch's own modules make inside it.
+    """
+    with contextlib.ExitStack() as stack:
+        if torch.empty(0).device.type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
 
 
 def _first_line(error: Exception) -> str:
@@ -243,6 +256,7 @@ class Codec:
         ModelMismatchError: no such model. UnsupportedError: an argument that is none of these.
     """
 
+    @_of_device
     def __init__(
         self,
         model: str | Any = DEFAULT_MODEL,
@@ -373,6 +387,7 @@ class Codec:
         names, pictures = _names(len(images_)), []
         for name, image in zip(names, images_):
             with _naming(name):
+                readers.prepare(image, self.limits.max_pixels)
                 picture = images.load_picture(image, max_pixels=self.limits.max_pixels, truncated=truncated)
                 if picture.alpha is not None:  # from here on also what distortion and targets are measured against
                     picture = replace(picture, rgb=fill_transparent(picture.rgb, picture.alpha))
@@ -586,7 +601,7 @@ class Codec:
             return old if _near(old, size) else new if _near(new, size) else old or new
         assert old is not None and new is not None
         objectives, lmbda = [], self.model.config.lmbda(level / MAX_QUALITY)
-        blend = Blend.of(torch.tensor([batch.mu]), torch.tensor([lmbda]))
+        blend = Blend.of(torch.tensor([batch.mu], device="cpu"), torch.tensor([lmbda], device="cpu"))
         for result in (old, new):
             (pixels,) = self.decode_batch([result.data])
             cost = 0.0
@@ -704,7 +719,9 @@ class Codec:
     def _measured(self, picture: images.Picture, data: bytes, name: str) -> float:
         """PSNR, or MS-SSIM in dB, of a file's pixels."""
         (pixels,) = self.decode_batch([data])
-        x, x_hat = (torch.from_numpy(a).permute(2, 0, 1)[None].float() / 255.0 for a in (picture.rgb, pixels))
+        # Not from_numpy of the pictures themselves: a caller's array may be read-only, which PyTorch warns about.
+        pair = (torch.from_numpy(part.astype(np.float32)) for part in (picture.rgb, pixels))
+        x, x_hat = (part.permute(2, 0, 1)[None] / 255.0 for part in pair)
         return float(psnr_of(x, x_hat)) if name == "PSNR" else dissimilarity_db(float(msssim_of(x, x_hat)))
 
     def _encode_at(self, batch: _Batch, members: Sequence[int], levels: list[int]) -> list[tuple[bytes, str]]:
@@ -904,14 +921,16 @@ class Codec:
 
     # --- decoding -----------------------------------------------------------------------------------------------
 
-    def decode(self, data: bytes | bytearray | memoryview, *, as_: Output = "numpy", mode: str = "rgb") -> Any:
+    def decode(self, data: bytes | bytearray | memoryview, *, as_: Output = "numpy", mode: str | None = None) -> Any:
         """Decode one file.
 
         Args:
             data: the bytes of a file.
-            as_: "numpy" (uint8 [H, W, 3]), "pil" (an image with what was kept in `info`) or "torch"
-                (uint8 [3, H, W] on this codec's device).
-            mode: "rgb", or "original": grey pictures as [H, W], with alpha [H, W, 2] or [H, W, 4].
+            as_: "numpy" (an array uint8 [H, W, C]), "pil" (an image with what was kept in `info`) or "torch" (a tensor
+                uint8 [C, H, W] on this codec's device).
+            mode: "rgb": three channels; "original": as the picture was, that is grey as [H, W] (Pillow's L; a tensor
+                [1, H, W]), and with alpha two channels (LA) or four (RGBA). None: "original" for "pil", "rgb" for
+                "numpy" and "torch".
         Raises:
             BitstreamError: not one of our files, or damaged. LimitError: larger than the limits allow.
             ModelMismatchError: made with a model that is not at hand. UnsupportedError: unknown `as_` or `mode`.
@@ -920,11 +939,13 @@ class Codec:
 
     @_of_device
     def decode_batch(
-        self, files: Iterable[bytes | bytearray | memoryview], *, as_: Output = "numpy", mode: str = "rgb"
+        self, files: Iterable[bytes | bytearray | memoryview], *, as_: Output = "numpy", mode: str | None = None
     ) -> list[Any]:
         """Decode files of any sizes together; arguments and errors as `decode`, which name the file, counted from 1."""
         if as_ not in ("numpy", "pil", "torch"):
             raise UnsupportedError(f"as_ is {as_!r}: it must be 'numpy', 'pil' or 'torch'")
+        if mode is None:
+            mode = "original" if as_ == "pil" else "rgb"
         if mode not in ("rgb", "original"):
             raise UnsupportedError(f"mode is {mode!r}: it must be 'rgb' or 'original'")
         files = list(files)
@@ -1332,9 +1353,12 @@ def decode(
     *,
     device: str | torch.device = "cpu",
     as_: Output = "numpy",
-    mode: str = "rgb",
+    mode: str | None = None,
 ) -> Any:
-    """Decode bytes to uint8 [H, W, 3]: `l2c.decode(data)`. See `Codec.decode` for all options."""
+    """Decode bytes to uint8 [H, W, 3]: `l2c.decode(data)`; a PIL image, with alpha and grey: `as_="pil"`.
+
+    See `Codec.decode` for all options.
+    """
     return shared_codec(device).decode(data, as_=as_, mode=mode)
 
 

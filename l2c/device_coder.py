@@ -194,7 +194,7 @@ class Geometry:
             [group.sizes.prod(axis=1) * used[-1 if group.position < 0 else group.group] for group in self.groups]
         ).astype(np.int32)
         self.host_counts = counts.astype(np.int64)
-        self.bits.copy_(torch.tensor([job.header[2] for job in jobs], dtype=torch.int32))
+        self.bits.copy_(torch.tensor([job.header[2] for job in jobs], dtype=torch.int32, device="cpu"))
         self.used.copy_(torch.from_numpy(used))
         self.counts.copy_(torch.from_numpy(counts))
         self.appended.copy_(torch.from_numpy(np.cumsum(self.host_counts, axis=0) - self.host_counts))
@@ -512,7 +512,7 @@ class DeviceCoder:
             geometry.graphs.clear()
         geometry.words[:total].copy_(torch.from_numpy(np.concatenate(words).view(np.int16)))
         geometry.states.copy_(torch.from_numpy(states))
-        geometry.lanes.copy_(torch.tensor(lanes, dtype=torch.int32))
+        geometry.lanes.copy_(torch.tensor(lanes, dtype=torch.int32, device="cpu"))
         geometry.end.copy_(torch.from_numpy(ends))
         geometry.next_word.copy_(torch.from_numpy(ends - np.array([len(part) for part in words])))
         geometry.position.zero_()

@@ -486,7 +486,8 @@ def write_atomically(
         given.write_bytes(data)
         return
     final = Path(os.path.realpath(given))
-    temporary = final.with_name(f".{final.name[:200]}.{secrets.token_hex(8)}.tmp")
+    # Without the file's own name: file systems count bytes and not characters, some as few as 143.
+    temporary = final.with_name(f".l2c.{secrets.token_hex(8)}.tmp")
     # Not tempfile: its files have mode 0600, and the picture should get what the user's umask gives.
     try:
         with open(temporary, "xb") as file:

@@ -758,13 +758,13 @@ def from_float(model: ProbabilityModel, config: ModelConfig) -> IntegerModel:
 
 
 def to_float(model: IntegerModel, config: ModelConfig) -> ProbabilityModel:
-    """The float P of an integer one, so that training can go on from exported weights.
+    """The float P of an integer one, so that training can go on from exported weights; on the CPU.
 
     Up to the rounding of biases `from_float` gives the same integers back.
     """
-    result = ProbabilityModel(config)
     ratio = ACTIVATION_SCALE / INPUT_SCALE
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):  # where the integers are, whatever the default device is
+        result = ProbabilityModel(config)
         for name, layer in model.layers():
             conv = result.get_submodule(name)
             assert isinstance(conv, torch.nn.Conv2d) and conv.bias is not None
@@ -783,11 +783,11 @@ def to_float(model: IntegerModel, config: ModelConfig) -> ProbabilityModel:
 
 def _units(outputs: int, is_head: bool) -> tuple[Tensor, Tensor]:
     """(integers per real unit, integer offset) of a layer's outputs, float64 [outputs] each."""
-    unit = torch.full((outputs,), ACTIVATION_SCALE, dtype=torch.float64)
-    shift = torch.zeros(outputs, dtype=torch.float64)
+    unit = torch.full((outputs,), ACTIVATION_SCALE, dtype=torch.float64, device="cpu")
+    shift = torch.zeros(outputs, dtype=torch.float64, device="cpu")
     if is_head:
         units = (1.0 / LOGIT_UNIT, 1.0 / MEAN_UNIT, INV_SCALE_OCTAVE)
-        unit = torch.tensor(units, dtype=torch.float64).repeat_interleave(outputs // 3)
+        unit = torch.tensor(units, dtype=torch.float64, device="cpu").repeat_interleave(outputs // 3)
         shift[-(outputs // 3) :] = 255.0 - INV_SCALE_OCTAVE * _LOG2_INV_SCALE_TOP
     return unit, shift
 

@@ -30,7 +30,7 @@ CB_RANGE, CR_RANGE = 2.0 * (1.0 - LUMA[2]), 2.0 * (1.0 - LUMA[0])  # 1.8556 and 
 
 @functools.lru_cache(maxsize=32)
 def _window() -> Tensor:
-    n = torch.arange(_WINDOW, dtype=torch.float64) - _WINDOW // 2
+    n = torch.arange(_WINDOW, dtype=torch.float64, device="cpu") - _WINDOW // 2
     g = torch.exp(-(n**2) / (2 * _SIGMA**2))
     return (g / g.sum()).float()
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import warnings
 import zlib
 from pathlib import Path
@@ -18,7 +19,8 @@ from PIL import Image
 
 import l2c
 from l2c import codec as codec_module
-from l2c import integer, networks, ops
+from l2c import integer, metrics, networks, ops
+from l2c.adapt import bias_sets, sequential
 from l2c.bitstream import Header, read_bitstream, read_header, write_bitstream
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import (
@@ -216,6 +218,38 @@ def test_alpha_and_grey_come_back_in_original_mode(codec) -> None:
     assert grey.shape == (20, 20)
     tensor = codec.decode(codec.encode(rgba), as_="torch", mode="original")
     assert tensor.shape == (4, 40, 30)
+
+
+def test_a_pil_image_is_the_original_by_default(codec) -> None:
+    """Alpha and grey come back to Pillow's users; arrays and tensors have three channels unless asked otherwise."""
+    alpha = (np.arange(24 * 30).reshape(24, 30) % 251).astype(np.uint8)
+    sources = {
+        "RGB": drawn(24, 30),
+        "L": drawn(24, 30)[..., 0],
+        "RGBA": np.dstack((drawn(24, 30), alpha)),
+        "LA": np.dstack((drawn(24, 30)[..., :1], alpha)),
+    }
+    for expected, source in sources.items():
+        data = codec.encode(source)
+        image = codec.decode(data, as_="pil")
+        assert image.mode == expected
+        if "A" in expected:
+            assert np.array_equal(np.asarray(image)[..., -1], alpha)
+        (batched,) = codec.decode_batch([data], as_="pil")
+        assert batched.mode == expected
+        assert codec.decode(data, as_="pil", mode="original").mode == expected
+        assert codec.decode(data, as_="pil", mode="rgb").mode == "RGB"
+        assert codec.decode(data).shape == (24, 30, 3)
+        assert codec.decode(data, as_="torch").shape == (3, 24, 30)
+        assert codec.decode(data, mode="rgb").shape == (24, 30, 3)
+
+
+def test_the_module_decodes_to_pil_as_the_codec_does(codec, monkeypatch) -> None:
+    monkeypatch.setattr(codec_module, "shared_codec", lambda *_: codec)
+    data = codec.encode(np.dstack((drawn(9, 8), np.full((9, 8), 7, np.uint8))))
+    assert l2c.decode(data, as_="pil").mode == "RGBA"
+    assert l2c.decode(data, as_="pil", mode="rgb").mode == "RGB"
+    assert l2c.decode(data).shape == (9, 8, 3)
 
 
 def test_icc_and_exif_are_kept(codec) -> None:
@@ -532,6 +566,102 @@ def test_pickle_and_global_defaults(codec, drawn_picture) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
+
+
+def test_a_default_device_changes_nothing(codec, monkeypatch) -> None:
+    """Encoding with every kind of work to every kind of target, and decoding to every kind of output."""
+    picture = drawn(24, 40)
+    rate = codec.encode_detailed(picture, quality=60).bpp
+    everything = l2c.Effort(iterations=1, sets=1, steps=1, tries=2)  # all that levels 8 and 9 do, but less of it
+    asked = [{"quality": 60, "effort": effort} for effort in (0, 1)]
+    asked += [{"bpp": rate, "effort": effort} for effort in (0, everything)]
+    asked += [{"psnr": 24.0}, {"msssim": 0.9}]
+    expected = [codec.encode(picture, **options) for options in asked]
+    shown = codec.decode(expected[-1])
+    fresh = l2c.Codec(codec.model.path)  # which has made nothing yet
+    metrics._window.cache_clear()
+    metrics._band.cache_clear()
+    try:
+        torch.set_default_device("meta")
+        for options, data in zip(asked, expected):
+            assert fresh.encode(picture, **options) == data, options
+        assert np.array_equal(fresh.decode(expected[-1]), shown)
+        assert np.array_equal(fresh.decode_detailed(expected[-1]).picture.rgb, shown)
+        assert np.array_equal(np.asarray(fresh.decode(expected[-1], as_="pil")), shown)
+        for mode in ("rgb", "original"):
+            tensor = fresh.decode(expected[-1], as_="torch", mode=mode)
+            assert tensor.device.type == "cpu" and np.array_equal(tensor.permute(1, 2, 0).numpy(), shown)
+        assert fresh.verify(expected[-1]) == codec.verify(expected[-1])
+        assert torch.empty(0).device.type == "meta"  # the caller's setting stands
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_default_dtype_changes_nothing(codec, configs, dtype) -> None:
+    picture = drawn(48, 64)  # smaller ones show no difference
+    rate = 1.1 * codec.encode_detailed(picture, quality=40).bpp
+    asked = [{"quality": 60}, {"quality": 60, "effort": 2}, {"bpp": rate, "effort": 1}, {"psnr": 24.0}]
+    expected = [codec.encode(picture, **options) for options in asked]
+    transforms = [ModelConfig.from_file(path).transform for path in sorted(configs.glob("*.json"))]
+    buffers = [dict(networks.Transform(config).named_buffers()) for config in transforms]
+    assert any(any("limit" in name for name in named) for named in buffers)
+    try:
+        torch.set_default_dtype(dtype)
+        fresh = l2c.Codec(codec.model.path)
+        for options, data in zip(asked, expected):
+            assert fresh.encode(picture, **options) == data, options
+        for config, named in zip(transforms, buffers):  # what is computed when a network is made, and not stored
+            for name, buffer in networks.Transform(config).named_buffers():
+                assert torch.equal(buffer.double(), named[name].double()), name
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_parts_below_the_codec_need_no_default_device(codec) -> None:
+    """What can be called without a `Codec`: its own device, not PyTorch's default one."""
+    model, x = codec.model, torch.rand(1, 3, 200, 200)
+    pixels = drawn(40, 56)
+
+    def results() -> tuple:
+        metrics._window.cache_clear()
+        metrics._band.cache_clear()
+        probability = codec.float_probability()
+        found = sequential.adapt_sequentially(model, probability, pixels, 500, 4, iterations=2, autocast=False)
+        again = integer.from_float(integer.to_float(model.integer, model.config), model.config)
+        shapes = [layer.weight.shape for _, layer in again.layers()]
+        return (
+            metrics.msssim(x, x * 0.9).tolist(),
+            networks.transform_costs(model.config),
+            found.symbols.tobytes(),
+            bias_sets._areas(x, 64).tolist(),
+            shapes,
+        )
+
+    expected = results()
+    try:
+        torch.set_default_device("meta")
+        assert results() == expected
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("options", [{"psnr": 26.0}, {"msssim": 0.9}, {"psnr": 26.0, "effort": 1}, {"quality": 50}])
+def test_arrays_that_cannot_be_written_make_no_warning(codec, options) -> None:
+    """np.asarray(PIL image) is read-only; PyTorch warns about tensors on such arrays, once in a process."""
+    script = (
+        "import sys, warnings, numpy as np; warnings.simplefilter('error'); from PIL import Image; import l2c; "
+        "picture = np.asarray(Image.open(sys.argv[2])); assert not picture.flags.writeable; "
+        "codec = l2c.Codec(sys.argv[1]); options = eval(sys.argv[3]); data = codec.encode(picture, **options); "
+        "from_list = codec.encode_batch([picture, picture], **options); assert from_list == [data, data]; "
+        "codec.decode(bytes(data)); assert not picture.flags.writeable"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "in.png"
+        Image.fromarray(drawn(40, 56)).save(path)
+        command = [sys.executable, "-W", "error", "-c", script, str(codec.model.path), str(path), repr(options)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_no_fast_backend_is_needed() -> None:

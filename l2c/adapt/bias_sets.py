@@ -187,10 +187,12 @@ def search_sets(
 def _areas(x: Tensor, side: int) -> Tensor:
     """Pixels of each patch of pictures [N, 3, H, W]: float32 [rows, columns]."""
     sides = [
-        torch.tensor([min(side, length - start) for start in range(0, length, side)], dtype=torch.float32)
+        torch.tensor(
+            [min(side, length - start) for start in range(0, length, side)], dtype=torch.float32, device=x.device
+        )
         for length in x.shape[2:]
     ]
-    return (sides[0][:, None] * sides[1][None]).to(x.device)
+    return sides[0][:, None] * sides[1][None]
 
 
 def _distortion(transform: Transform, x: Tensor, z: Tensor, cond: Tensor, biases: Tensor | None) -> Tensor:

@@ -274,7 +274,7 @@ def regions_of(
         torch.stack(y).to(device).contiguous(memory_format=torch.channels_last),
         torch.stack(kept).to(device) if kept else None,
         torch.cat([subject.cond.to(device) for subject in members]),
-        torch.tensor([subject.header for subject in members]),
+        torch.tensor([subject.header for subject in members], device="cpu"),
         torch.tensor([subject.lmbda for subject in members], dtype=torch.float32, device=device),
         torch.stack(around).to(device) if around else None,
         corner,

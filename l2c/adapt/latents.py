@@ -278,7 +278,9 @@ class LatentSearch:
         change = self.beta[members] * new.bits + new.cost - old
         better = change < 0
         ratio = change / predicted.clamp_max(-1e-6)
-        factor = torch.where(ratio > 0.5, _LESS, torch.where(ratio > 0.2, 1.0, math.sqrt(_MORE)))
+        # Tensors, since `where` of two numbers has PyTorch's default dtype, which is the caller's to choose.
+        factor = torch.where(ratio > 0.2, torch.ones_like(ratio), math.sqrt(_MORE))
+        factor = torch.where(ratio > 0.5, _LESS, factor)
         factor = torch.where(better, factor, _MORE)
         self.damping[members] *= torch.where(nothing, 0.5, factor)
         idle = nothing | (better & (change > -_LEAST_GAIN * old.abs()))

@@ -67,7 +67,7 @@ def adapt_sequentially(
     symbols = np.empty((c, -(-height // s), -(-width // s)), dtype=np.uint8)
     sets = np.full(grid_shape(width, height, BIAS_PATCH), NO_SET, dtype=np.uint8)
     lmbda = model.config.lmbda(level / MAX_QUALITY)
-    cond = networks.condition(torch.tensor([lmbda]), torch.tensor([mu / MAX_MU]))
+    cond = networks.condition(*torch.tensor([[lmbda], [mu / MAX_MU]], dtype=torch.float32, device="cpu"))
     bf16 = ops.bf16_pays(torch.device("cpu")) if autocast is None else autocast
     seconds = {"latents": 0.0, "sets": 0.0}
     for row in range(sets.shape[0]):
@@ -112,7 +112,7 @@ def _overfit(
         z = leaf + (rounded - leaf).detach()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             x_hat = transform.decoder(z, cond)[:, :, : x.shape[2], : x.shape[3]].float()
-            rate = probability.num_bits(z, z, torch.tensor([header]))
+            rate = probability.num_bits(z, z, torch.tensor([header], device=z.device))
         cost = lmbda * pixels * distortion(x, x_hat.clamp(0.0, 1.0), Blend.of_condition(cond))
         value = float(cost.detach()) + _coded_bits(model, rounded.detach(), header)
         if value < least:

@@ -164,6 +164,6 @@ def compare_files(
         raise FileExistsError(errno.EEXIST, "exists already; --overwrite replaces it", str(out))
     page = compare(original, files, Codec(model or DEFAULT_MODEL, device))
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page.encode())
+    write_atomically(out, page.encode(errors="replace"))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
     return 0

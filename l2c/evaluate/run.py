@@ -232,7 +232,7 @@ def report(
     if anchor not in by_name:
         raise UnsupportedError(f"the anchor {anchor!r} is none of {', '.join(by_name)}")
     text = rate_table(curves, by_name[anchor], plan.figures) + "\n" + quality_table(outcome.curves, plan.figures)
-    write_atomically(folder / "report.md", text.encode())
+    write_atomically(folder / "report.md", text.encode(errors="replace"))
     for figure in plan.figures:
         if any(figure in curve.values for curve in curves):
             plot(curves, figure, folder / f"{figure}.png")

@@ -399,5 +399,5 @@ def write_tables(tables: Tables, parts: Sequence[str], meta: Path | None = None,
     for part in PARTS:
         if part in parts:
             text += "\n" + work[part]() + "\n"
-            write_atomically(tables.folder / "tables.md", text.encode())
+            write_atomically(tables.folder / "tables.md", text.encode(errors="replace"))
     return text

@@ -145,7 +145,9 @@ class Companding(nn.Module):
         basis, frequency = block_basis(config.s)
         bound = (_PIXEL_SCALE / 2.0 * basis.abs().sum(dim=1))[: config.c]
         is_mean = frequency[: config.c] == 0
-        limit = torch.where(is_mean, _MAX_LEVEL, _KNEE * math.expm1(_MAX_LEVEL / _KNEE)) / bound
+        # Not `where` of two numbers: it has PyTorch's default dtype, and both ends must have the same limits.
+        levels = torch.full_like(bound, _KNEE * math.expm1(_MAX_LEVEL / _KNEE))
+        limit = levels.masked_fill(is_mean, _MAX_LEVEL) / bound
         self.register_buffer("bound", bound[None, :, None, None], persistent=False)
         self.register_buffer("is_mean", is_mean[None, :, None, None], persistent=False)
         self.register_buffer("limit", limit.log()[None, :, None, None], persistent=False)
