@@ -53,7 +53,7 @@ def upright(tiff: bytes, orientation: int, width: int, height: int) -> bytes:
     for tag, type_, entry in _entries(tiff, order, start):
         if tag == ORIENTATION:
             _put(data, order, type_, entry, 1)
-        elif tag == EXIF_IFD:
+        elif tag == EXIF_IFD and len(directories) == 1:  # one, whatever a hostile file says
             directories += struct.unpack_from(order + "I", tiff, entry + 8)
     if orientation >= 5:
         for directory in directories:

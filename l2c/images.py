@@ -626,6 +626,8 @@ _ORIENTATION, _EXIF_IFD, _GPS_IFD = exif_blocks.ORIENTATION, exif_blocks.EXIF_IF
 _PHOTOMETRIC, _SAMPLE_FORMAT, _BITS, _PLANAR, _TIFF_RESOLUTION, _TIFF_IPTC = 262, 339, 258, 284, 282, 33723
 # What Pillow calls samples of more than 8 bits that it hands over as they are.
 _NOT_INVERTED = frozenset({"I;16", "I;16N", "I;16B", "I;16R", "F;32F", "F;32BF"})
+# A marker that begins a segment: no stuffed byte, fill byte, restart or start of the picture.
+_JPEG_SEGMENT = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PHOTOSHOP_IPTC = 0x0404
 _RESOLUTION = frozenset({0x011A, 0x011B, 0x0128})
@@ -707,27 +709,22 @@ def _has_all_scans(data: bytes) -> bool:
     """Whether the scans of a JPEG file without end marker bring each coefficient of each component to its last bit."""
     missing: set[tuple[int, int]] = set()
     at = 2
-    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
-        marker = data[at + 1]
-        if marker == 0xFF:
-            at += 1
-        elif marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:
-            at += 2
-        else:
-            (size,) = struct.unpack_from(">H", data, at + 2)
-            body = data[at + 4 : at + 2 + size]
-            if marker == 0xD9 or len(body) != size - 2:
-                return False
-            try:
-                if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-                    missing = {(body[6 + 3 * i], k) for i in range(body[5]) for k in range(64)}
-                elif marker == 0xDA:
-                    first, last, bits = body[1 + 2 * body[0] :][:3]
-                    if bits & 15 == 0:
-                        missing -= {(body[1 + 2 * i], k) for i in range(body[0]) for k in range(first, last + 1)}
-            except (IndexError, ValueError):
-                return False
-            at += 2 + size
+    while (found := _JPEG_SEGMENT.search(data, at)) is not None and found.end() + 2 <= len(data):
+        marker, at = data[found.end() - 1], found.end()
+        (size,) = struct.unpack_from(">H", data, at)
+        body = data[at + 2 : at + size]
+        if marker == 0xD9 or len(body) != size - 2:
+            return False
+        try:
+            if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+                missing = {(body[6 + 3 * i], k) for i in range(body[5]) for k in range(64)}
+            elif marker == 0xDA:
+                first, last, bits = body[1 + 2 * body[0] :][:3]
+                if bits & 15 == 0:
+                    missing -= {(body[1 + 2 * i], k) for i in range(body[0]) for k in range(first, last + 1)}
+        except (IndexError, ValueError):
+            return False
+        at += size
     return not missing
 
 
