@@ -103,6 +103,14 @@ class Metric(str, Enum):
     msssim = "msssim"
 
 
+class Metadata(str, Enum):
+    """What is kept beside the pixels, see `images.keep`."""
+
+    all = "all"
+    color = "color"
+    none = "none"
+
+
 class Mode(str, Enum):
     """What a decoded picture looks like."""
 
@@ -222,7 +230,14 @@ def encode(
     precision: PrecisionOption = Precision.float32,
     model: ModelOption = None,
     tile: Annotated[int, typer.Option(help="Side of a tile in pixels: 512, 1024, ...")] = 1024,
-    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="Drop ICC profile and EXIF.")] = False,
+    metadata: Annotated[
+        Metadata,
+        typer.Option(help="What is kept beside the pixels: all, the colour profile alone (no EXIF or XMP), or none."),
+    ] = Metadata.all,
+    no_metadata: Annotated[bool, typer.Option("--no-metadata", help="The same as --metadata none.")] = False,
+    truncated: Annotated[
+        bool, typer.Option("--truncated", help="Take what there is of pictures that are cut.")
+    ] = False,
     overwrite: OverwriteOption = False,
     skip_existing: SkipOption = False,
     as_json: JsonOption = False,
@@ -283,7 +298,8 @@ def encode(
                 metric=metric.value,
                 effort=effort,
                 tile=tile,
-                metadata=not no_metadata,
+                metadata="none" if no_metadata else metadata.value,
+                truncated=truncated,
                 max_seconds=max_seconds,
                 progress=progress,
             )

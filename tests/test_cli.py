@@ -110,6 +110,30 @@ def test_round_trip_json(run: Run, png: Path, tmp_path: Path, drawn_picture: npt
     assert len({result["model_id"] for result in (encoded, decoded, verified, told)}) == 1
 
 
+@pytest.mark.parametrize(
+    "options, kept",
+    [((), {"exif"}), (("--metadata", "all"), {"exif"}), (("--metadata", "color"), set()), (("--no-metadata",), set())],
+)
+def test_metadata_is_a_choice(run: Run, tmp_path: Path, options: tuple[str, ...], kept: set[str]) -> None:
+    exif = Image.Exif()
+    exif[0x010E] = "a description"
+    Image.new("RGB", (40, 30), (9, 99, 199)).save(tmp_path / "a.jpg", exif=exif)
+    assert run("encode", tmp_path / "a.jpg", tmp_path / "a.l2c", "--model", "tiny", *options)[0] == 0
+    picture = l2c.Codec(os.environ["L2C_MODEL_PATH"]).decode((tmp_path / "a.l2c").read_bytes(), as_="pil")
+    assert set(picture.info) & {"exif", "icc_profile", "xmp"} == kept
+    code, _, err = run("encode", tmp_path / "a.jpg", tmp_path / "b.l2c", "--metadata", "some")
+    assert code == 2 and "--metadata" in err
+
+
+def test_cut_pictures_are_taken_where_asked(run: Run, tmp_path: Path) -> None:
+    Image.effect_noise((96, 96), 60).convert("RGB").save(tmp_path / "whole.jpg", quality=90)
+    data = (tmp_path / "whole.jpg").read_bytes()
+    (tmp_path / "cut.jpg").write_bytes(data[: len(data) // 2])
+    assert run("encode", tmp_path / "cut.jpg", tmp_path / "cut.l2c", "--model", "tiny")[0] == 1
+    assert not (tmp_path / "cut.l2c").exists()
+    assert run("encode", tmp_path / "cut.jpg", tmp_path / "cut.l2c", "--model", "tiny", "--truncated")[0] == 0
+
+
 def test_plain_output_is_one_line_a_file(run: Run, png: Path, tmp_path: Path) -> None:
     code, out, err = run("encode", png, tmp_path / "a.l2c", "--model", "tiny")
     assert code == 0 and err == "" and out.count("\n") == 1 and " bpp" in out
