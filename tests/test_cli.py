@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 import l2c
+from l2c import readers
 from l2c.cli import main
 from l2c.codec import Codec
 from l2c.models import WEIGHTS_FOLDER
@@ -249,6 +250,9 @@ def test_a_folder_run_says_what_it_left_out(
     run: Run, tmp_path: Path, drawn_picture: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("l2c.readers.register", lambda name: False)  # no plugin is installed
+    loaded = {suffix for plugin in readers.PLUGINS.values() for suffix in plugin.suffixes}  # by other tests, perhaps
+    known = {suffix: name for suffix, name in Image.registered_extensions().items() if suffix not in loaded}
+    monkeypatch.setattr(Image, "EXTENSION", known)
     photos, other = tmp_path / "photos", tmp_path / "other"
     (photos / "deep").mkdir(parents=True)
     other.mkdir()

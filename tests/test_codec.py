@@ -652,8 +652,10 @@ def test_arrays_that_cannot_be_written_make_no_warning(codec, options) -> None:
     script = (
         "import sys, warnings, numpy as np; warnings.simplefilter('error'); from PIL import Image; import l2c; "
         "picture = np.asarray(Image.open(sys.argv[2])); assert not picture.flags.writeable; "
-        "codec = l2c.Codec(sys.argv[1]); options = eval(sys.argv[3]); data = codec.encode(picture, **options); "
-        "from_list = codec.encode_batch([picture, picture], **options); assert from_list == [data, data]; "
+        "codec = l2c.Codec(sys.argv[1]); options = eval(sys.argv[3]); "
+        "data = codec.encode_detailed(picture, **options).data; "
+        "batch = codec.encode_batch_detailed([picture, picture], **options); "
+        "assert [encoded.data for encoded in batch] == [data, data]; "
         "codec.decode(bytes(data)); assert not picture.flags.writeable"
     )
     with tempfile.TemporaryDirectory() as folder:
