@@ -646,6 +646,21 @@ def test_parts_below_the_codec_need_no_default_device(codec) -> None:
         torch.set_default_device(None)
 
 
+def test_unreached_targets_warn(codec) -> None:
+    """One warning for each picture, which names it in a batch; none where the target is met or none was given."""
+    picture = drawn(40, 56)
+    with pytest.warns(L2CWarning, match="the target was not reached") as caught:
+        codec.encode(picture, bpp=500.0)
+    assert len(caught) == 1
+    with pytest.warns(L2CWarning) as caught:
+        codec.encode_batch([picture, picture], psnr=90.0)
+    assert [str(w.message).split(":")[0] for w in caught] == ["file 1 of 2", "file 2 of 2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        codec.encode(picture, quality=50)
+        assert not codec.encode_detailed(picture, bpp=500.0).target_reached
+
+
 @pytest.mark.parametrize("options", [{"psnr": 26.0}, {"msssim": 0.9}, {"psnr": 26.0, "effort": 1}, {"quality": 50}])
 def test_arrays_that_cannot_be_written_make_no_warning(codec, options) -> None:
     """np.asarray(PIL image) is read-only; PyTorch warns about tensors on such arrays, once in a process."""
