@@ -102,10 +102,10 @@ def transform_differences(codec: l2c.Codec, pictures: list[np.ndarray]) -> None:
     total = different_threads = different_batch = 0
     for pixels in pictures:
         torch.set_num_threads(2)
-        base = codec._analyse([pixels], [500], 4, 8)[0][0]
-        batch = codec._analyse([pixels] * 4, [500] * 4, 4, 8)[0][3]
+        base = codec._analyse([pixels], [500], 4, 8)[0].symbols
+        batch = codec._analyse([pixels] * 4, [500] * 4, 4, 8)[3].symbols
         torch.set_num_threads(1)
-        single = codec._analyse([pixels], [500], 4, 8)[0][0]
+        single = codec._analyse([pixels], [500], 4, 8)[0].symbols
         total += base.size
         different_threads += int((base != single).sum())
         different_batch += int((base != batch).sum())

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c import images, integer, networks, readers
+from l2c import guard, images, integer, networks, readers
 from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, MAX_TRIES, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
@@ -128,7 +128,7 @@ class Encoded:
     Attributes:
         data: the file.
         bpp: 8 * len(data) / pixels.
-        quality: 0..100, the one used.
+        quality: 0..100, the one used: lower than the one asked for where that is no worse (`l2c.guard`).
         target_reached: False where even the best quality needs less than the target (or does not reach it).
         reason: why the target was not reached, or "".
         probes: how many qualities were encoded to find this one.
@@ -165,6 +165,31 @@ class Decoded:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True)
+class _File:
+    """An encoded picture: its bytes, the SHA-256 of its latent symbols, and its quality 0..1000."""
+
+    data: bytes
+    digest: str
+    level: int
+
+
+@dataclass(frozen=True)
+class _Analysed:
+    """What E, I and Q made of a picture.
+
+    Attributes:
+        symbols: uint8 [c, h, w].
+        clipped: what latents lose at their limits, see `guard.Look`.
+        y: the latents before Q, float32 [c, h, w], and mask: bool [c, h, w] (None without I), where they were kept.
+    """
+
+    symbols: UInt8Array
+    clipped: float
+    y: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    mask: npt.NDArray[np.bool_] | None = None
+
+
 @dataclass
 class _Latents:
     """Symbols of one picture and what the header must say of them: uint8 [c, h, w]."""
@@ -188,11 +213,16 @@ class _Batch:
     clock: dict[str, float]
     deadline: float
     progress: Callable[[float, str], None]
+    guards: list[guard.QualityGuard]
 
     def only(self, *members: int) -> _Batch:
         """The same for one of the pictures alone, or for some of them."""
         pictures, sections = [self.pictures[i] for i in members], [self.sections[i] for i in members]
-        return replace(self, pictures=pictures, sections=sections)
+        return replace(self, pictures=pictures, sections=sections, guards=[self.guards[i] for i in members])
+
+    def settled(self, i: int, level: int) -> int:
+        """The quality at which a picture is encoded where this one (0..1000) is asked for, as far as is known."""
+        return self.guards[i].settled.get(level, level)
 
     def overhead(self, i: int) -> float:
         """Bytes of a picture's file that no quality changes, about: metadata and alpha, the header, a coder's flush."""
@@ -328,7 +358,8 @@ class Codec:
             max_bytes: target in bytes for the whole file, likewise.
             psnr: target in dB over RGB: the file of the least quality found that is no worse.
             msssim: target 0..1, likewise. Both measure whole pictures: some hundred bytes of memory a pixel.
-            quality: 0..100 instead of a target; more is better and larger. Without any of these: 50.
+            quality: 0..100 instead of a target; more is better and larger. Without any of these: 50. A picture that
+                the model cannot make better at this quality than at a lower one is coded at the lower one.
             metric: what the bits are spent on: "psnr" (squared error of RGB), "msssim" (MS-SSIM of RGB) or "mixed", the
                 default, for eyes: squared error of luma and a little of chroma, and MS-SSIM of luma (`l2c.objective`).
             effort: 0 (default, no adaptation) to 9: how much work goes into adapting the latents and the decoder to
@@ -410,6 +441,7 @@ class Codec:
             {"load": time.perf_counter() - start, "encoder": 0.0, "adapt": 0.0, "entropy": 0.0},
             float("inf") if max_seconds is None else start + max_seconds,
             _rising(progress) if progress is not None else _silent,
+            [self._guard(picture.rgb, METRICS[metric], bits) for picture in pictures],
         )
         if bpp is not None or max_bytes is not None:
             rate = min(float(bpp), 1e12) if bpp is not None else 0.0  # more than any file has, its square is finite
@@ -437,16 +469,13 @@ class Codec:
 
     def _encode_levels(self, batch: _Batch, levels: list[int]) -> list[Encoded]:
         """Files at given qualities 0..1000, adapted as the effort says."""
+        files = self._encode_at(batch, range(len(levels)), levels)  # of which an effort needs the guards' word alone
         if not batch.effort.adapts:
-            everyone = range(len(batch.pictures))
-            return [
-                _result(batch.pictures[i], file, level)
-                for i, level, file in zip(everyone, levels, self._encode_at(batch, everyone, levels))
-            ]
+            return list(map(_result, batch.pictures, files))
         results = []
         for i, adapted in self._adapt(batch, levels):
-            file = self._write_adapted(batch, i, adapted, levels[i])
-            results.append(replace(_result(batch.pictures[i], file, levels[i]), adaptation=adapted.report()))
+            file = self._write_adapted(batch, i, adapted)
+            results.append(replace(_result(batch.pictures[i], file), adaptation=adapted.report()))
         return results
 
     def _search_rate(self, batch: _Batch, sizes: list[float]) -> list[Encoded]:
@@ -486,7 +515,7 @@ class Codec:
         rated = []
         for i, (name, result) in enumerate(zip(_names(len(results)), results)):
             with _naming(name):
-                rated.append(self._rated(batch.pictures[i], sizes[i], searches[i], result))
+                rated.append(self._rated(batch, i, sizes[i], searches[i], result))
         return rated
 
     @staticmethod
@@ -503,16 +532,16 @@ class Codec:
         saving = batch.effort.saving(batch.mu, 8.0 * payload / (picture.height * picture.width))
         return overhead + payload / (1.0 - factor * saving)
 
-    def _find(self, batch: _Batch, searches: list[QualitySearch]) -> dict[int, tuple[int, tuple[bytes, str]]]:
-        """Run the searches of all pictures; returns the level and file of each one's best, where one was encoded."""
-        best: dict[int, tuple[int, tuple[bytes, str]]] = {}
+    def _find(self, batch: _Batch, searches: list[QualitySearch]) -> dict[int, _File]:
+        """Run the searches of all pictures; returns the file of each one's best, where it was encoded here."""
+        best: dict[int, tuple[int, _File]] = {}
         while True:
             asked = {i: search.next_quality for i, search in enumerate(searches)}
             due = {i: level for i, level in asked.items() if level is not None}
             if not due:
-                return {i: found for i, found in best.items() if found[0] == searches[i].best}
+                return {i: file for i, (level, file) in best.items() if level == searches[i].best}
             for (i, level), file in zip(due.items(), self._encode_at(batch, list(due), list(due.values()))):
-                searches[i].report(level, len(file[0]))
+                searches[i].report(level, len(file.data))
                 if searches[i].best == level:
                     best[i] = (level, file)
 
@@ -524,8 +553,8 @@ class Codec:
             if search.best is None:
                 results.append(None)
                 continue
-            level, file = found[i] if i in found else (search.best, self._encode_at(batch, [i], [search.best])[0])
-            results.append(_result(batch.pictures[i], file, level))
+            file = found[i] if i in found else self._encode_at(batch, [i], [search.best])[0]
+            results.append(_result(batch.pictures[i], file))
         return results
 
     def _adapt_to_sizes(
@@ -566,7 +595,7 @@ class Codec:
             other = 0 if again.best is None else again.best
             if other != level:
                 for _, adapted in self._adapt(only, [other]):
-                    second, _ = self._fit(only, 0, adapted, other, sizes[i])
+                    second, _ = self._fit(only, 0, adapted, sizes[i])
                     results[i] = max((r for r in (results[i], second) if r), key=lambda r: len(r.data), default=None)
 
     def _try(
@@ -590,7 +619,7 @@ class Codec:
         ]
         firsts = [0] * len(levels)
         for i, adapted in self._adapt(batch, levels, aims):
-            results[i], firsts[i] = self._fit(batch, i, adapted, levels[i], sizes[i])
+            results[i], firsts[i] = self._fit(batch, i, adapted, sizes[i])
         return firsts
 
     def _better(
@@ -612,8 +641,9 @@ class Codec:
             objectives.append(lmbda * cost + 8.0 * len(result.data))
         return old if objectives[0] <= objectives[1] else new
 
-    def _rated(self, picture: images.Picture, size: float, search: QualitySearch, result: Encoded | None) -> Encoded:
+    def _rated(self, batch: _Batch, i: int, size: float, search: QualitySearch, result: Encoded | None) -> Encoded:
         """The result with what the search for its rate has to say. Raises RateError where there is none."""
+        picture, guarded = batch.pictures[i], batch.guards[i]
         if result is None:
             pixels, least = picture.height * picture.width, min(search.sizes.values())
             raise RateError(
@@ -626,26 +656,28 @@ class Codec:
             reason = f"no quality found gives a file between {len(result.data)} and {size:.0f} bytes"
             if result.quality == 100.0:
                 reason = f"the best quality of this model needs only {result.bpp:.4f} bpp"
+            elif guarded.settled.get(MAX_QUALITY) == round(result.quality * MAX_QUALITY / 100):
+                reason = f"this picture is best at quality {result.quality:g}, which needs only {result.bpp:.4f} bpp"
             result = replace(result, target_reached=False, reason=reason)
         return result
 
-    def _fit(self, batch: _Batch, i: int, adapted: Adapted, level: int, size: float) -> tuple[Encoded | None, int]:
+    def _fit(self, batch: _Batch, i: int, adapted: Adapted, size: float) -> tuple[Encoded | None, int]:
         """The adapted picture in at most `size` bytes and hardly less; None: it cannot be done.
 
         While the file is much too large the search goes on with bits that weigh more; what is left over is trimmed, and
         where too much was saved some of the last moves are taken back, all without E. Returns also the size before any
         of it.
         """
-        best: tuple[bytes, str] | None = None
+        best: _File | None = None
         first = steers = trims = restores = 0
         goal, trust, change, before = (1.0 - 0.1 * ACCEPTED) * size, 1.0, 0.0, 0
         overhead = batch.overhead(i)
         steering = Steering(max(_aim(size) - overhead, 1.0), beta=adapted.beta)
         while True:
-            file = self._write_adapted(batch, i, adapted, level)
-            now = len(file[0])
+            file = self._write_adapted(batch, i, adapted)
+            now = len(file.data)
             first = first or now
-            if now <= size and (best is None or now > len(best[0])):
+            if now <= size and (best is None or now > len(best.data)):
                 best = file
             late = time.perf_counter() > batch.deadline
             if (1.0 - 0.5 * ACCEPTED) * size <= now <= size or (late and not adapted.searched):
@@ -669,13 +701,13 @@ class Codec:
                 break
         if best is None:
             return None, first
-        result = replace(_result(batch.pictures[i], best, level), adaptation=adapted.report())
+        result = replace(_result(batch.pictures[i], best), adaptation=adapted.report())
         return replace(result, corrections=steers + trims + restores), first
 
     def _search_metric(self, batch: _Batch, value: float, name: str) -> list[Encoded]:
         """Encode every picture at the least quality whose PSNR or MS-SSIM (both in dB) reaches `value`."""
         searches = [MetricSearch(value) for _ in batch.pictures]
-        files: list[dict[int, tuple[bytes, str]]] = [{} for _ in batch.pictures]
+        files: list[dict[int, _File]] = [{} for _ in batch.pictures]
         while True:
             asked = {i: search.next_quality for i, search in enumerate(searches)}
             due = {i: level for i, level in asked.items() if level is not None}
@@ -683,9 +715,9 @@ class Codec:
                 break
             for (i, level), file in zip(due.items(), self._encode_at(batch, list(due), list(due.values()))):
                 files[i][level] = file
-                searches[i].report(level, self._measured(batch.pictures[i], file[0], name), len(file[0]))
+                searches[i].report(level, self._measured(batch.pictures[i], file.data, name), len(file.data))
         levels = [search.best for search in searches]
-        results = [_result(p, mine[level], level) for p, mine, level in zip(batch.pictures, files, levels)]
+        results = [_result(p, mine[level]) for p, mine, level in zip(batch.pictures, files, levels)]
         if batch.effort.adapts and time.perf_counter() < batch.deadline:
             for i, adapted in self._adapt(batch, levels):
                 results[i] = self._fit_metric(batch, i, adapted, searches[i], results[i], name)
@@ -702,13 +734,13 @@ class Codec:
         self, batch: _Batch, i: int, adapted: Adapted, search: MetricSearch, plain: Encoded, name: str
     ) -> Encoded:
         """The smallest file found that reaches the target: the plain one, or an adapted one, steered there."""
-        best, level, growth = plain, search.best, search.bits_per_db()
+        best, growth = plain, search.bits_per_db()
         steering = Steering(math.exp(growth * (search.target + 0.2 * _METRIC_TOLERANCE)), beta=adapted.beta)
         for count in range(MAX_STEERS + 1):
-            file = self._write_adapted(batch, i, adapted, level)
-            reached = self._measured(batch.pictures[i], file[0], name)
-            if reached >= search.target and len(file[0]) < len(best.data):
-                result = replace(_result(batch.pictures[i], file, level), adaptation=adapted.report())
+            file = self._write_adapted(batch, i, adapted)
+            reached = self._measured(batch.pictures[i], file.data, name)
+            if reached >= search.target and len(file.data) < len(best.data):
+                result = replace(_result(batch.pictures[i], file), adaptation=adapted.report())
                 best = replace(result, corrections=count)
             good = search.target <= reached <= search.target + _METRIC_TOLERANCE
             if good or count == MAX_STEERS or time.perf_counter() > batch.deadline:
@@ -724,22 +756,64 @@ class Codec:
         x, x_hat = (part.permute(2, 0, 1)[None] / 255.0 for part in pair)
         return float(psnr_of(x, x_hat)) if name == "PSNR" else dissimilarity_db(float(msssim_of(x, x_hat)))
 
-    def _encode_at(self, batch: _Batch, members: Sequence[int], levels: list[int]) -> list[tuple[bytes, str]]:
-        """Unadapted files and latent digests of some pictures at given qualities (0..1000)."""
-        start = time.perf_counter()
-        symbols = self._analyse([batch.pictures[i].rgb for i in members], levels, batch.mu, batch.bits)[0]
-        batch.clock["encoder"] += time.perf_counter() - start
-        latents = [_Latents(s, level, batch.mu, batch.bits) for s, level in zip(symbols, levels)]
-        return self._write(batch, members, latents, [b""] * len(latents))
+    def _encode_at(self, batch: _Batch, members: Sequence[int], levels: list[int]) -> list[_File]:
+        """Unadapted files of some pictures at given qualities (0..1000), or at lower ones that serve them better."""
+        files, clipped = self._encode_exactly(batch, members, [batch.settled(i, q) for i, q in zip(members, levels)])
+        for place, (i, level, loss) in enumerate(zip(members, levels, clipped)):
+            if level in batch.guards[i].settled:
+                continue
+            payload = len(files[place].data) - batch.overhead(i)
+            pixels = batch.pictures[i].height * batch.pictures[i].width
+            simple = guard.is_small(8.0 * payload / pixels, level, self.model.rate_curve)
+            simple = simple or guard.is_flat(batch.pictures[i].rgb)
+            if simple or loss > guard.CLIPPED:
+                start = time.perf_counter()
+                settled = batch.guards[i].settle(level, simple)
+                batch.clock["encoder"] += time.perf_counter() - start
+                if settled != level:
+                    ((files[place],), _) = self._encode_exactly(batch, [i], [settled])
+        return files
 
-    def _write_adapted(self, batch: _Batch, i: int, adapted: Adapted, level: int) -> tuple[bytes, str]:
-        latents = _Latents(adapted.symbols(), level, batch.mu, batch.bits)
+    def _encode_exactly(
+        self, batch: _Batch, members: Sequence[int], levels: list[int]
+    ) -> tuple[list[_File], list[float]]:
+        """Unadapted files of some pictures at these very qualities, and how much their latents clip."""
+        start = time.perf_counter()
+        analysed = self._analyse([batch.pictures[i].rgb for i in members], levels, batch.mu, batch.bits)
+        batch.clock["encoder"] += time.perf_counter() - start
+        latents = [_Latents(part.symbols, level, batch.mu, batch.bits) for part, level in zip(analysed, levels)]
+        return self._write(batch, members, latents, [b""] * len(latents)), [part.clipped for part in analysed]
+
+    def _guard(self, pixels: UInt8Array, mu: int, bits: int) -> guard.QualityGuard:
+        """What decides whether a quality serves a picture, uint8 [H, W, 3]."""
+        return guard.QualityGuard(functools.partial(self._look, pixels, mu, bits))
+
+    @torch.inference_mode()
+    def _look(self, pixels: UInt8Array, mu: int, bits: int, level: int) -> guard.Look:
+        """What E, Q and D make of a picture, or of a sample of it, at a quality 0..1000."""
+        crops = torch.from_numpy(np.array(guard.sample(pixels))).to(self.device)
+        x = crops.permute(0, 3, 1, 2).float() / 255.0
+        cond = self._condition(level, mu).expand(len(x), -1)
+        padded = networks.pad_to_multiple(x, self.transform.s).contiguous(memory_format=torch.channels_last)
+        with self._float_mode():
+            y, tau = self.transform.encoder(padded, cond)
+            y_hat = networks.to_levels(y, bits, tau)
+            x_hat = self.transform.decoder(y_hat, cond, None)[:, :, : x.shape[2], : x.shape[3]]
+        x_hat = x_hat.float().mul(255.0).round_().clamp_(0.0, 255.0).div_(255.0)
+        blend = Blend.of(
+            torch.full((len(x),), mu, device="cpu"), torch.full((len(x),), self.model.config.lmbda(1.0), device="cpu")
+        )
+        cost = distortion(x.cpu(), x_hat.cpu(), blend).mean()
+        return guard.Look(float(cost), float(networks.clipping(y, bits, tau).mean()))
+
+    def _write_adapted(self, batch: _Batch, i: int, adapted: Adapted) -> _File:
+        latents = _Latents(adapted.symbols(), adapted.subject.header[0], batch.mu, batch.bits)
         return self._write(batch, [i], [latents], [adapted.changes.pack()])[0]
 
     def _write(
         self, batch: _Batch, members: Sequence[int], latents: list[_Latents], changes: list[bytes]
-    ) -> list[tuple[bytes, str]]:
-        """Files and latent digests."""
+    ) -> list[_File]:
+        """Files of pictures' latents and changes to D."""
         start = time.perf_counter()
         pictures = [batch.pictures[i] for i in members]
         coded = self._write_latents([(p.height, p.width) for p in pictures], latents, batch.tile)
@@ -759,7 +833,8 @@ class Codec:
                 tile_size=batch.tile,
             )
             sections = batch.sections[i] | ({ADAPT: adaptation} if adaptation else {})
-            files.append((write_bitstream(header, payloads, used, sections), hashlib.sha256(part.symbols).hexdigest()))
+            digest = hashlib.sha256(part.symbols).hexdigest()
+            files.append(_File(write_bitstream(header, payloads, used, sections), digest, part.quality))
         batch.clock["entropy"] += time.perf_counter() - start
         return files
 
@@ -802,19 +877,19 @@ class Codec:
     def _subjects(self, batch: _Batch, members: Sequence[int], levels: list[int]) -> list[Subject]:
         """Some of the pictures as the adaptation takes them, E's latents included; levels are of all pictures."""
         pictures = [batch.pictures[i] for i in members]
-        chosen = [levels[i] for i in members]
-        _, kept = self._analyse([p.rgb for p in pictures], chosen, batch.mu, batch.bits, keep=True)
+        chosen = [batch.settled(i, levels[i]) for i in members]
+        analysed = self._analyse([p.rgb for p in pictures], chosen, batch.mu, batch.bits, keep=True)
         return [
             Subject(
                 picture.rgb,
-                torch.from_numpy(y),
-                None if mask is None else torch.from_numpy(mask),
+                torch.from_numpy(part.y),
+                None if part.mask is None else torch.from_numpy(part.mask),
                 tile_boxes(picture.height, picture.width, batch.tile, self.transform.s),
                 self._condition(level, batch.mu),
                 self.model.config.lmbda(level / MAX_QUALITY),
                 (level, batch.mu, batch.bits),
             )
-            for picture, (y, mask), level in zip(pictures, kept, chosen)
+            for picture, part, level in zip(pictures, analysed, chosen)
         ]
 
     def float_probability(self) -> ProbabilityModel:
@@ -845,21 +920,21 @@ class Codec:
     @torch.inference_mode()
     def _analyse(
         self, pixels: list[UInt8Array], levels: list[int], mu: int, bits: int, *, keep: bool = False
-    ) -> tuple[list[UInt8Array], list[tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]]]:
+    ) -> list[_Analysed]:
         """E, I and Q: uint8 [H, W, 3] -> symbols uint8 [c, ceil(H/s), ceil(W/s)]. Equal sizes share a pass.
 
-        With `keep` the latents before Q, float32, and the mask (None without I) of every picture come as well.
+        With `keep` the latents before Q and the mask of every picture come as well.
         """
         s, c = self.transform.s, self.model.config.transform.c
         halo = _round_up(self.transform.encoder.receptive_halo_px, s)
-        results: dict[int, UInt8Array] = {}
-        kept: dict[int, tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]] = {}
+        results: dict[int, _Analysed] = {}
         for members in _same_shape([p.shape[:2] for p in pixels]):
             height, width = pixels[members[0]].shape[:2]
             cond = torch.cat([self._condition(levels[i], mu) for i in members])
             canvas = np.empty((len(members), c, -(-height // s), -(-width // s)), dtype=np.uint8)
             before = np.empty(canvas.shape if keep else 0, dtype=np.float32)
             masks = np.ones(canvas.shape if keep else 0, dtype=np.bool_)
+            clipped = torch.zeros(len(members), device=self.device)
             for top, left, bottom, right in _chunks(height, width):
                 t, l = max(0, top - halo), max(0, left - halo)
                 lower, r = min(height, bottom + halo), min(width, right + halo)
@@ -874,6 +949,7 @@ class Codec:
                 to = (..., slice(top // s, top // s + rows), slice(left // s, left // s + columns))
                 part = (..., slice(y0, y0 + rows), slice(x0, x0 + columns))
                 canvas[to] = z[part].cpu().numpy()
+                clipped += networks.clipping(y, bits, tau)[part[:1] + part[2:]].sum(dim=(1, 2))
                 if keep and tau is not None:
                     mask = networks.importance_mask(tau, c)
                     y = y * mask
@@ -881,10 +957,12 @@ class Codec:
                 if keep:
                     before[to] = y[part].cpu().numpy()
             masked = self.transform.encoder.importance is not None
-            results |= {i: canvas[k] for k, i in enumerate(members)}
-            if keep:
-                kept |= {i: (before[k], masks[k] if masked else None) for k, i in enumerate(members)}
-        return [results[i] for i in range(len(pixels))], [kept[i] for i in range(len(pixels))] if keep else []
+            shares = (clipped / canvas[0, 0].size).tolist()
+            for k, i in enumerate(members):
+                results[i] = _Analysed(canvas[k], shares[k])
+                if keep:
+                    results[i] = replace(results[i], y=before[k], mask=masks[k] if masked else None)
+        return [results[i] for i in range(len(pixels))]
 
     def _write_latents(
         self, sizes: list[tuple[int, int]], latents: list[_Latents], tile: int
@@ -1458,10 +1536,9 @@ def _near(result: Encoded | None, size: float) -> bool:
     return result is not None and (1.0 - ACCEPTED) * size <= len(result.data) <= size
 
 
-def _result(picture: images.Picture, file: tuple[bytes, str], level: int) -> Encoded:
-    data, digest = file
-    pixels = picture.height * picture.width
-    return Encoded(data, 8.0 * len(data) / pixels, 100.0 * level / MAX_QUALITY, latents_sha256=digest)
+def _result(picture: images.Picture, file: _File) -> Encoded:
+    bpp = 8.0 * len(file.data) / (picture.height * picture.width)
+    return Encoded(file.data, bpp, 100.0 * file.level / MAX_QUALITY, latents_sha256=file.digest)
 
 
 def _sections(picture: images.Picture) -> dict[int, bytes]:

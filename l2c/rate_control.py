@@ -101,12 +101,12 @@ class QualitySearch:
             a, b = (math.log(self.payload(self.sizes[q])) for q in (low, high))
             return round(low + (aim - a) / max(b - a, 1e-9) * (high - low))
         points = self.curve if len(self.curve) >= 2 else _FALLBACK_CURVE
-        logs = [(q, math.log(bpp * self.pixels / 8.0)) for q, bpp in points]
+        logs = [(q, value + math.log(self.pixels / 8.0)) for q, value in log_curve(points)]
         known = low if low is not None else high
         shift = 0.0
         if known is not None:
-            shift = math.log(self.payload(self.sizes[known])) - _interpolate(logs, known)
-        guess = round(_interpolate([(value + shift, q) for q, value in logs], aim))
+            shift = math.log(self.payload(self.sizes[known])) - interpolate(logs, known)
+        guess = round(interpolate([(value + shift, q) for q, value in logs], aim))
         # On one side alone so far: each step there is twice the one before, at least.
         stride = 10 << len(self.sizes)
         if low is not None and guess <= low:
@@ -221,7 +221,12 @@ class Steering:
         return self.beta
 
 
-def _interpolate(points: Sequence[tuple[float, float]], x: float) -> float:
+def log_curve(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(quality, mean bpp) points with the natural logarithm of the rate."""
+    return [(quality, math.log(bpp)) for quality, bpp in points]
+
+
+def interpolate(points: Sequence[tuple[float, float]], x: float) -> float:
     """Piecewise linear through points with rising x, the end pieces prolonged."""
     index = 1
     while index < len(points) - 1 and points[index][0] < x:

@@ -25,6 +25,7 @@ __all__ = [
     "Adaptation",
     "Grid",
     "Transform",
+    "clipping",
     "condition",
     "dequantise",
     "importance_mask",
@@ -91,6 +92,22 @@ def importance_mask(tau: Tensor, c: int) -> Tensor:
         [N, c, h, w] of zeros and ones in tau's dtype; differentiable in tau through clamp(c tau - k, 0, 1).
     """
     return _MaskThrough.apply(tau, c)
+
+
+def clipping(y: Tensor, b: int, tau: Tensor | None = None) -> Tensor:
+    """What latents lose at the ends of their range beyond the rounding, as a share of what rounding costs.
+
+    Args:
+        y: floating [N, c, h, w], in quantiser steps of b = 8. b: bits, 1..8. tau: as for `quantise`.
+    Returns:
+        float32 [N, h, w]: the mean over channels of 12 (excess / step)^2; 0 where nothing clips.
+    """
+    step = float(1 << (8 - b))
+    if tau is not None:
+        y = y * importance_mask(tau, y.shape[1])
+    below, above = (-128.0 - 0.5 * step) - y.float(), y.float() - (128.0 - 0.5 * step)
+    excess = below.clamp_min(0.0) + above.clamp_min(0.0)
+    return 12.0 * (excess / step).square().mean(dim=1)
 
 
 def used_channels(symbols: Tensor, b: int) -> int:

@@ -1,0 +1,113 @@
+"""No quality gives a worse picture than a lower one.
+
+A model promises that, but only for what it was trained on. Latents end at the limits of their 8 bits: where those of a
+saturated colour would have to go beyond, a higher quality, whose quantiser steps are finer, costs an error of a hundred
+grey levels. And of pictures with nearly nothing in them (one colour, an edge) a model may get the one colour by luck at
+one quality and miss it by a level at the next. The encoder sees both coming: E's latents before rounding say how far
+they clip, and files far smaller than a photograph's say how little there is. Only then it looks at what D makes of the
+latents at lower qualities, too, and takes the best: the smallest where several are equal.
+
+One measure serves all qualities: the distortion of the file's metric (`l2c.objective`) at the largest lambda. Large
+pictures are looked at through a lattice of crops, so that the time is bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from l2c.rate_control import interpolate, log_curve
+
+CLIPPED = 0.05  # error of clipping, as a share of what rounding costs, that is looked into
+_SMALL = 0.35  # of a photograph's mean rate at the same quality: files smaller than that are looked into
+_EDGES = 0.02  # share of neighbouring samples that differ: pictures with fewer are looked into
+_GRID = 50  # lower qualities that are looked at are multiples of it, in tenths
+_PATIENCE = 2  # so many looks without gain end a walk, once nothing clips any more
+_SAMPLE, _CROP, _ALIGNMENT = 1 << 19, 128, 64  # pixels that are looked at, side of the crops, and where they start
+_EQUAL = 1.0 + 1e-5
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a picture looks like at a quality.
+
+    Attributes:
+        cost: distortion, >= 0.
+        clipped: mean square of what latents lose at their limits, as a share of what rounding costs, step^2 / 12.
+    """
+
+    cost: float
+    clipped: float
+
+
+@dataclass
+class QualityGuard:
+    """Decides which quality serves a picture where a higher one was asked for.
+
+    Attributes:
+        look: a quality 0..1000 -> what it gives; each is asked for once.
+        settled: the decisions so far, by the quality that was asked for.
+    """
+
+    look: Callable[[int], Look]
+    settled: dict[int, int] = field(default_factory=dict)
+    _seen: dict[int, Look] = field(default_factory=dict)
+
+    def settle(self, quality: int, simple: bool) -> int:
+        """The best quality 0..1000 that is not above the one asked for.
+
+        Args:
+            simple: look at all the lower ones; otherwise on as far as latents clip, and a little further.
+        """
+        best, rest = quality, _PATIENCE
+        for lower in range((quality - 1) // _GRID * _GRID, -1, -_GRID):
+            if self._look(lower).cost <= _EQUAL * self._look(best).cost:
+                best, rest = lower, _PATIENCE
+            elif not simple and self._look(lower).clipped <= CLIPPED:
+                rest -= 1
+                if rest == 0:
+                    break
+        self.settled[quality] = best
+        return best
+
+    def _look(self, quality: int) -> Look:
+        if quality not in self._seen:
+            self._seen[quality] = self.look(quality)
+        return self._seen[quality]
+
+
+def is_small(bpp: float, quality: int, curve: Sequence[tuple[float, float]]) -> bool:
+    """Whether a file is so small for its quality 0..1000 that there is hardly anything in the picture.
+
+    Args:
+        curve: (quality, mean bpp) points of the model, rising; with less than two nothing is known, and the answer no.
+    """
+    return len(curve) > 1 and bpp < _SMALL * math.exp(interpolate(log_curve(curve), quality))
+
+
+def is_flat(pixels: npt.NDArray[np.uint8]) -> bool:
+    """Whether a picture, uint8 [H, W, 3], is hardly more than some flat areas."""
+    pairs = (pixels[:, 1:] != pixels[:, :-1], pixels[1:] != pixels[:-1])
+    return all(differ.mean() < _EDGES for differ in pairs if differ.size)
+
+
+def sample(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """What is looked at of a picture: uint8 [H, W, 3] -> [N, h, w, 3], all of it or crops that lie evenly."""
+    height, width = pixels.shape[:2]
+    if height * width <= _SAMPLE:
+        return pixels[None]
+    h, w = min(height, _CROP), min(width, _CROP)
+    count = _SAMPLE // (h * w)
+    rows = min(max(round(math.sqrt(count * (height / h) / (width / w))), 1), height // h, count)
+    tops, lefts = _starts(height, h, rows), _starts(width, w, min(count // rows, width // w))
+    return np.stack([pixels[top : top + h, left : left + w] for top in tops for left in lefts])
+
+
+def _starts(length: int, side: int, count: int) -> list[int]:
+    """Of `count` pieces over a length, at multiples of _ALIGNMENT: whatever a model's blocks are, they stay blocks."""
+    places = np.linspace(0, length - side, count) if count > 1 else np.array([(length - side) / 2])
+    return [int(place) // _ALIGNMENT * _ALIGNMENT for place in places]
