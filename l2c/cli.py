@@ -235,6 +235,10 @@ def encode(
         typer.Option(help="What is kept beside the pixels: all, the colour profile alone (no EXIF or XMP), or none."),
     ] = Metadata.all,
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="The same as --metadata none.")] = False,
+    alpha_quality: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Alpha with loss; areas of 0 and 255 stay so.  [default: without loss]"),
+    ] = None,
     truncated: Annotated[
         bool, typer.Option("--truncated", help="Take what there is of pictures that are cut.")
     ] = False,
@@ -299,6 +303,7 @@ def encode(
                 effort=effort,
                 tile=tile,
                 metadata="none" if no_metadata else metadata.value,
+                alpha_quality=alpha_quality,
                 truncated=truncated,
                 max_seconds=max_seconds,
                 progress=progress,

@@ -25,6 +25,28 @@ The ALPHA section of a file (`pack_alpha`, `unpack_alpha`), specification:
                1: a[y, x]     2: a[y, x] - a[y, x-1]     3: a[y, x] - a[y-1, x]
                4: a[y, x] - a[y, x-1] - a[y-1, x] + a[y-1, x-1]
 
+The LOSSY_ALPHA section (`lossy_alpha.pack`, `lossy_alpha.unpack`), specification. A plane of 8-bit samples is coded as
+one JPEG 2000 codestream (ITU-T T.800), and a map says exactly what is transparent and what is opaque:
+
+    byte 0     form: 1
+    byte 1     k, 0..15: the map has one value for each block of 2^k x 2^k pixels, counted from the top left
+    byte 2     t, 0..127
+    bytes 3-6  m, bytes of the map, little-endian
+    m bytes    the map, ceil(height / 2^k) x ceil(width / 2^k) 1-byte samples 0..2 in the form of the ALPHA section
+    the rest   what the codestream's only tile-part holds between SOD and EOC
+
+A pixel is 0 where the map says 0 and 255 where it says 2. Where it says 1, it is v, what the codestream decodes to
+there, but 0 where v <= t and 255 where v >= 255 - t. The marker segments that a decoder puts before the data:
+
+    SOC
+    SIZ        Rsiz 0; one tile, as large as the picture; no offsets; one component, 8 bits, unsigned, XRsiz = YRsiz = 1
+    COD        Scod 0, order LRCP, 1 layer, no component transform, L decomposition levels, code-blocks of 64 x 64,
+               style 0, reversible 5/3 transform; L = min(5, floor(log2(min(height, width))))
+    QCD        no quantisation, 2 guard bits; exponents 8 of LL, then L times 9, 9, 10 of HL, LH, HH
+    SOT        tile 0, part 0 of 1; SOD
+
+A bit-plane that was cut off is taken at the middle of its interval, as OpenJPEG does; in all else T.800 is exact.
+
 The XMP section (`pack_xmp`, `unpack_xmp`): one zlib stream (RFC 1950) of the packet, 1..2^26 bytes, and nothing more.
 
 The DPI section (`pack_dpi`, `unpack_dpi`), 8 bytes: horizontal and vertical dots per inch in ten-thousandths, each a
@@ -186,7 +208,7 @@ def to_original(rgb: U8, alpha: Alpha | None = None, mode: str = "RGB") -> U8:
     planes = np.array(Image.fromarray(rgb).convert("L"))[..., None] if mode in _GREY_MODES else rgb
     if alpha is not None:
         _check_alpha(alpha, rgb.shape[:2])
-        planes = np.concatenate([planes, _to_8_bits(alpha)[..., None]], axis=2)
+        planes = np.concatenate([planes, to_8_bits(alpha)[..., None]], axis=2)
     return cast(U8, planes[..., 0] if planes.shape[2] == 1 else planes)
 
 
@@ -1039,7 +1061,7 @@ def _deep_grey(values: npt.NDArray[Any], mode: str, most: int, name: str, notes:
     notes.append(f"{name}: {12 if most == 4095 else 16}-bit grey is reduced to 8 bits")
     if most == 4095:
         return ((np.minimum(values, most).astype(np.uint32) * 255 + most // 2) // most).astype(np.uint8), 12
-    return _to_8_bits(values.astype(np.uint16)), 16 if mode == "I;16" else 32
+    return to_8_bits(values.astype(np.uint16)), 16 if mode == "I;16" else 32
 
 
 def _cmyk_to_rgb(image: Image.Image, icc: bytes | None, name: str, notes: list[str]) -> U8:
@@ -1216,7 +1238,7 @@ def _from_array(array: npt.NDArray[Any], name: str, max_pixels: int | None, note
     planes = array[..., None] if array.ndim == 2 else array
     channels = planes.shape[2]
     alpha = cast(Alpha, planes[..., -1].copy()) if channels in (2, 4) else None
-    colour = _to_8_bits(planes[..., : 1 if channels < 3 else 3])
+    colour = to_8_bits(planes[..., : 1 if channels < 3 else 3])
     rgb = _grey_to_rgb(colour[..., 0]) if channels < 3 else np.ascontiguousarray(colour)
     mode = ("L", "LA", "RGB", "RGBA")[channels - 1]
     if channels == 1 and (kind, size) != ("u", 1):
@@ -1229,7 +1251,7 @@ def _grey_to_rgb(grey: U8) -> U8:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _to_8_bits(values: npt.NDArray[Any]) -> U8:
+def to_8_bits(values: npt.NDArray[Any]) -> U8:
     """uint16 0..65535 -> uint8, rounded to the nearest; uint8 as it is."""
     if values.dtype == np.uint8:
         return cast(U8, values)
@@ -1238,7 +1260,7 @@ def _to_8_bits(values: npt.NDArray[Any]) -> U8:
 
 def _flattened(rgb: U8, alpha: Alpha, background: tuple[int, int, int]) -> U8:
     """rgb over a background colour, in the picture's own (gamma-coded) values."""
-    opacity = _to_8_bits(alpha).astype(np.uint32)[..., None]
+    opacity = to_8_bits(alpha).astype(np.uint32)[..., None]
     under = np.asarray(background, np.uint32)
     return ((rgb * opacity + under * (255 - opacity) + 127) // 255).astype(np.uint8)
 
