@@ -548,18 +548,15 @@ def bench(
     import torch
 
     from l2c.codec import Codec
-    from l2c.images import MAX_PIXELS, load_picture
+    from l2c.images import load_picture
     from l2c.models import DEFAULT_MODEL
-    from l2c.readers import prepare
 
     codec = Codec(model or DEFAULT_MODEL, device, precision=precision.value)
     if source is None:
         pixels = _drawn_picture(768, 512)
     else:
         with _errors_of(source):
-            given = sys.stdin.buffer if source == _STANDARD else source
-            prepare(given, MAX_PIXELS)
-            pixels = load_picture(given).rgb
+            pixels = load_picture(sys.stdin.buffer if source == _STANDARD else source).rgb
     codec.decode(codec.encode(pixels, quality=quality, metric=metric.value))  # loads, packs and warms everything up
     encode_runs, decode_runs = [], []
     for _ in range(repeats):

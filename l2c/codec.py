@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c import images, integer, lossy_alpha, networks, readers
+from l2c import images, integer, lossy_alpha, networks
 from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, MAX_TRIES, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
@@ -396,7 +396,6 @@ class Codec:
         names, pictures, sections = _names(len(images_)), [], []
         for name, image in zip(names, images_):
             with _naming(name):
-                readers.prepare(image, self.limits.max_pixels)
                 picture = images.load_picture(image, max_pixels=self.limits.max_pixels, truncated=truncated)
                 alpha: dict[int, bytes] = {}
                 if picture.alpha is not None:

@@ -77,7 +77,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from l2c import exif as exif_blocks
-from l2c import profiles
+from l2c import profiles, readers
 from l2c.bitstream import Limits
 from l2c.errors import BitstreamError, ImageError, L2CError, LimitError, UnsupportedError
 
@@ -139,7 +139,8 @@ def load_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS, truncated:
         source: one of
             a path (str, PathLike), the bytes of a picture file (bytes, bytearray, memoryview), a binary
                 file object (read from where it stands to its end): any format that Pillow reads, except EPS
-                (Pillow runs Ghostscript for it); the first frame of several;
+                (Pillow runs Ghostscript for it), and HEIC and JPEG XL where their plugins are installed
+                (`readers.PLUGINS`); the first frame of several;
             a PIL image: its current frame; not changed;
             a numpy array [H, W], [H, W, 1] (grey), [H, W, 2] (grey, alpha), [H, W, 3] or [H, W, 4]: uint8,
                 uint16 (colour is reduced to 8 bits with a warning, alpha is kept), floating in [0, 1] (up to 1e-3
@@ -160,6 +161,7 @@ def load_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS, truncated:
         L2CWarning: bits, frames or metadata of the source that are not kept.
     """
     notes: list[str] = []
+    readers.prepare(source, max_pixels)
     if isinstance(source, Image.Image):
         picture = _from_image(source, max_pixels, notes, truncated)
     elif isinstance(source, (str, os.PathLike)):
