@@ -712,14 +712,11 @@ def _plan(source: str, target: str | None, wanted: _Wanted, suffix: str, as_json
         if source != _STANDARD and not os.path.exists(source):
             raise FileNotFoundError(errno.ENOENT, "is a link that leads nowhere", source)
         if target is not None and target != _STANDARD:
-            if _names_folder(target):
-                if source == _STANDARD:
-                    raise typer.BadParameter(f"{target} is a folder: name the file that standard input becomes")
-                target = os.path.join(target, Path(source).with_suffix(suffix).name)
-            if os.path.isdir(target):
-                raise IsADirectoryError(
-                    errno.EISDIR, f"is a folder, and the input is a file (end it in {os.sep} to write into it)", target
-                )
+            from l2c.images import names_folder, output_file
+
+            if source == _STANDARD and names_folder(target):
+                raise typer.BadParameter(f"{target} is a folder: name the file that standard input becomes")
+            target = output_file(target, source, suffix)
         return _Plan([(source, target or "")])
     if target == _STANDARD:
         raise typer.BadParameter("a folder cannot be written to standard output")
@@ -803,12 +800,6 @@ def _summary(left_out: list[_LeftOut], root: str) -> str:
         reasons.setdefault(part.reason, []).append(os.path.relpath(part.path, root))
     told = [f"{n[0]}{f' and {len(n) - 1} more' if len(n) > 1 else ''} ({reason})" for reason, n in reasons.items()]
     return f"left out: {', '.join(told)}"
-
-
-def _names_folder(target: str) -> bool:
-    """Whether a name can only be that of a folder, there or not."""
-    separators = tuple(part for part in (os.sep, os.altsep) if part)
-    return target.endswith(separators) or os.path.basename(target) in (os.curdir, os.pardir)
 
 
 def _run(

@@ -492,6 +492,30 @@ def unpack_dpi(data: bytes | bytearray | memoryview) -> tuple[float, float]:
     return x / _DPI_STEPS, y / _DPI_STEPS
 
 
+def names_folder(target: str) -> bool:
+    """Whether a name can only be that of a folder, there or not."""
+    separators = tuple(part for part in (os.sep, os.altsep) if part)
+    return target.endswith(separators) or os.path.basename(target) in (os.curdir, os.pardir)
+
+
+def output_file(target: str, source: str, suffix: str) -> str:
+    """The file that a command writes for one input: OUT, or below an OUT that can only be a folder.
+
+    Args:
+        target: OUT as it was given; one that ends in / is a folder, there or not. Not as a Path, which drops the /.
+        source: the input, whose name with `suffix` in the place of its own the file gets in a folder.
+    Raises:
+        IsADirectoryError: a folder is there, and OUT does not say that it means one.
+    """
+    if names_folder(target):
+        target = os.path.join(target, Path(source).with_suffix(suffix).name)
+    if os.path.isdir(target):
+        raise IsADirectoryError(
+            errno.EISDIR, f"is a folder, and the input is a file (end it in {os.sep} to write into it)", target
+        )
+    return target
+
+
 def write_atomically(
     path: str | os.PathLike[str], data: bytes | bytearray | memoryview, *, overwrite: bool = True
 ) -> None:
@@ -656,6 +680,7 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PHOTOSHOP_IPTC = 0x0404
 _RESOLUTION = frozenset({0x011A, 0x011B, 0x0128})
 _DPI_STEPS = 10000
+_JPEG_2000_BITS = 38  # the most that the standard has
 _FLOAT_SLACK = 1e-3  # what resizing overshoots 0 and 1 by
 # Comments, and texts in PNG files, that programs and devices write about themselves.
 _ABOUT_A_PROGRAM = re.compile(rb"(?i)\s*(creat(ed (by|with)|or:)|lavc|lead tech|optimized by|file written by)")
@@ -765,6 +790,8 @@ def _from_file(
     with _pillow.reading(truncated):
         code_points = _code_points(stream)
         stream.seek(start)
+        bits = _coded_bits(stream)
+        stream.seek(start)
         try:
             with _pillow_errors(name), _for_opening():
                 image = Image.open(stream)
@@ -779,7 +806,7 @@ def _from_file(
             with _pillow_errors(name), _for_opening(libtiff=True):
                 image = Image.open(stream)
         with image:
-            return _from_pillow(image, name, max_pixels, notes, code_points)
+            return _from_pillow(image, name, max_pixels, notes, code_points, bits)
 
 
 def _noted(picture: Picture, note: str, notes: list[str]) -> Picture:
@@ -876,8 +903,9 @@ def _from_pillow(
     max_pixels: int | None,
     notes: list[str],
     code_points: tuple[int, int, int, int] | None,
+    bits: int = 8,
 ) -> Picture:
-    """Pixels and metadata of an opened image; `name` heads the messages."""
+    """Pixels and metadata of an opened image; `name` heads the messages, `bits` is what its file says of samples."""
     _check_size(image.height, image.width, name, max_pixels)
     if image.format == "EPS":
         raise ImageError(f"{name}: EPS is not read, because Pillow would run Ghostscript on it")
@@ -885,7 +913,7 @@ def _from_pillow(
         raise ImageError(
             f"{name}: a TIFF file whose planes Pillow misreads without libtiff; pass the file, not the image"
         )
-    deep = _has_16_bits(image)  # known only before the pixels are loaded
+    bits = 16 if _has_16_bits(image) else bits  # known only before the pixels are loaded
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     turned = tags.get(_ORIENTATION, 1)  # Pillow turns TIFF files itself
     negative = _is_negative(image)
@@ -894,7 +922,7 @@ def _from_pillow(
         _check_size(image.height, image.width, name, max_pixels)  # ICO and ICNS may change it
         icc = _profile(image, code_points, name, notes)
         orientation, exif = _read_exif(image, name, notes)
-        rgb, alpha, depth = _pixels(image, icc, deep, negative, name, notes)
+        rgb, alpha, depth = _pixels(image, icc, bits, negative, name, notes)
     if image.mode in ("CMYK", "LAB"):
         icc = None  # the colours are sRGB now
     try:
@@ -971,6 +999,21 @@ def _code_points(stream: BinaryIO) -> tuple[int, int, int, int] | None:
     return None
 
 
+def _coded_bits(stream: BinaryIO) -> int:
+    """Bits a sample of a JPEG 2000 or AVIF file, of which Pillow hands over 8 without a word; 8 for all others."""
+    head = stream.read(2**16)
+    if head[4:8] == b"ftyp":
+        at = head.find(b"av1C")
+        flags = head[at + 6] if 0 <= at < len(head) - 6 else 0
+        return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+    if head.startswith((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")):
+        at = head.find(b"\xff\x4f\xff\x51")  # SOC, SIZ; then Csiz, and three bytes a component, the first one its bits
+        sizes = head[at + 42 : at + 42 + 3 * int.from_bytes(head[at + 40 : at + 42], "big") : 3] if at >= 0 else b""
+        bits = max(((size & 127) + 1 for size in sizes), default=8)
+        return bits if 8 <= bits <= _JPEG_2000_BITS else 8
+    return 8
+
+
 def _profile(
     image: Image.Image, code_points: tuple[int, int, int, int] | None, name: str, notes: list[str]
 ) -> bytes | None:
@@ -995,7 +1038,7 @@ def _profile(
 
 
 def _pixels(
-    image: Image.Image, icc: bytes | None, deep: bool, negative: bool, name: str, notes: list[str]
+    image: Image.Image, icc: bytes | None, bits: int, negative: bool, name: str, notes: list[str]
 ) -> tuple[U8, Alpha | None, int]:
     """Colours uint8 [H, W, 3], alpha or None, and bits a sample of the source."""
     mode = _PLAIN_MODES.get(image.mode, image.mode)
@@ -1010,9 +1053,9 @@ def _pixels(
             alpha = np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)
         return _grey_to_rgb(grey), alpha, depth
     depth = 1 if mode == "1" else 8
-    if deep:
-        depth = 16
-        notes.append(f"{name}: 16-bit colour is reduced to 8 bits")
+    if bits > 8:
+        depth = bits
+        notes.append(f"{name}: {bits}-bit colour is reduced to 8 bits")
     if mode == "CMYK":
         return _cmyk_to_rgb(image, icc, name, notes), None, depth
     if mode == "LAB":
@@ -1020,8 +1063,8 @@ def _pixels(
     if mode not in ("RGB", "RGBA", "L", "LA", "1", "P", "PA", "YCbCr", "HSV"):
         raise ImageError(f"{name}: Pillow's mode {image.mode} is not supported")
     transparent = image.has_transparency_data
-    if transparent and deep and key is not None:
-        notes.append(f"{name}: the transparent colour of a 16-bit picture is not kept")
+    if transparent and bits > 8 and key is not None:
+        notes.append(f"{name}: the transparent colour of a {bits}-bit picture is not kept")
         transparent = False
     if mode == "1":
         grey = np.asarray(image.convert("L"))
