@@ -91,6 +91,14 @@ def test_soft_masks_become_small() -> None:
     assert errors[0] > errors[1] > errors[2] and errors[2] < 1
 
 
+@pytest.mark.parametrize("quality", [25, 50, 75])
+def test_a_slope_is_as_good_as_was_asked_for(quality: float) -> None:
+    """OpenJPEG alone misses by a factor of two here."""
+    alpha = np.repeat((np.arange(768) * 255 // 767).astype(np.uint8)[None], 512, axis=0)
+    decoded = lossy_alpha._packed(alpha, 3, quality)[1]
+    assert root_mean_square(decoded, alpha) < 1.4 * 255 * 10 ** (-(25 + quality / 4) / 20)
+
+
 def test_noise_costs_little_and_areas_beside_it_stay() -> None:
     alpha = noisy(12, 256, 256)
     alpha[:100] = 0
@@ -172,6 +180,14 @@ def test_sections_that_no_encoder_writes(change: Any) -> None:
     lossy_alpha.unpack(section, height, width)
     with pytest.raises(BitstreamError, match="alpha plane"):
         lossy_alpha.unpack(change(section), height, width)
+
+
+def test_a_map_that_ends_behind_the_section() -> None:
+    section, height, width = good_section()
+    (size,) = struct.unpack_from("<I", section, 3)
+    for more in (1, 1000):
+        with pytest.raises(BitstreamError, match="which is no head"):
+            lossy_alpha.unpack(section[:3] + struct.pack("<I", size + more) + section[7 : 7 + size], height, width)
 
 
 def test_any_bytes_give_a_plane_or_an_error_of_ours() -> None:
