@@ -50,6 +50,7 @@ A type below 0x8000 is critical: the picture cannot be shown as meant without it
 know the type refuses the file. A type from 0x8000 on is ancillary: a reader that does not know it ignores it.
 
     0x0001  ALPHA  alpha plane without loss, in the form that the docstring of images.py defines
+    0x0002  LOSSY_ALPHA  alpha plane with loss, likewise; a file with both is refused
     0x0010  ADAPT  what encode-time adaptation changes in the decoder (bias set and modulator conditions per
                    patch), in the form that the docstring of adapt/section.py defines
     0x8001  ICC    the picture's ICC profile as it was
@@ -84,13 +85,23 @@ VERSION = 1
 MODES = ("RGB", "L", "LA", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "1", "I;16", "I", "F")
 
 ALPHA = 0x0001
+LOSSY_ALPHA = 0x0002
 ADAPT = 0x0010
 ICC = 0x8001
 EXIF = 0x8002
 XMP = 0x8003
 DPI = 0x8004
 FIRST_ANCILLARY = 0x8000
-SECTION_NAMES = {ALPHA: "ALPHA", ADAPT: "ADAPT", ICC: "ICC", EXIF: "EXIF", XMP: "XMP", DPI: "DPI"}
+SECTION_NAMES = {
+    ALPHA: "ALPHA",
+    LOSSY_ALPHA: "LOSSY_ALPHA",
+    ADAPT: "ADAPT",
+    ICC: "ICC",
+    EXIF: "EXIF",
+    XMP: "XMP",
+    DPI: "DPI",
+}
+ALPHA_TYPES = frozenset({ALPHA, LOSSY_ALPHA})
 UNDERSTOOD = frozenset(SECTION_NAMES)
 
 MIN_TILE_SIZE = 512
@@ -116,6 +127,7 @@ _RANGES = {
     "metric_mix": (36, 0, 8),
     "bit_depth": (38, 1, 64),
 }
+_TWO_PLANES = "section table: ALPHA and LOSSY_ALPHA in one file"
 _MODE_AT = 37
 _TILE_LOG2_AT, _TILE_LOG2_MAX = 39, 15
 _TILE_SIZES = tuple(MIN_TILE_SIZE << k for k in range(_TILE_LOG2_MAX + 1))
@@ -140,7 +152,7 @@ class Limits:
         max_pixels: width * height of the picture.
         max_tiles: entries of the tile directory.
         max_tile_pixels: pixels of the largest tile, cut at the picture's edge: what is decoded in one piece.
-        max_metadata_bytes: all sections together but ALPHA, whose decoded size `max_pixels` bounds.
+        max_metadata_bytes: all sections together but ALPHA and LOSSY_ALPHA, whose decoded size `max_pixels` bounds.
     """
 
     max_pixels: int | None = 2**29
@@ -340,7 +352,7 @@ def write_bitstream(
         channels: latent channels in use per tile, 0..65535.
         metadata: section type -> data of 1..2^32-1 bytes.
     Raises:
-        BitstreamError: counts that do not match the tile grid, or a value that the format cannot hold.
+        BitstreamError: counts that do not match the tile grid, a value that the format cannot hold, two alpha planes.
         UnsupportedError: a critical section type that this version could not read back.
     """
     if not len(payloads) == len(channels) == header.tile_count:
@@ -349,6 +361,8 @@ def write_bitstream(
         )
     bodies: list[BytesLike] = []
     table = bytearray()
+    if metadata is not None and metadata.keys() >= ALPHA_TYPES:
+        raise BitstreamError(_TWO_PLANES)
     for type_, data in sorted((metadata or {}).items()):
         _check_section_type(type_, "section table")
         if not 0 < len(data) < 2**32:
@@ -411,7 +425,9 @@ def read_header(data: BytesLike, limits: Limits = Limits()) -> FileIndex:
             f"plus a multiple of {_ENTRY_SECTION.size} for sections"
         )
     sections = tuple(_read_section_table(view[table_at:head_size], table_at, head_size))
-    metadata_bytes = sum(section.size for section in sections if section.type != ALPHA)
+    if {section.type for section in sections} >= ALPHA_TYPES:
+        raise BitstreamError(f"byte {table_at}, {_TWO_PLANES}")
+    metadata_bytes = sum(section.size for section in sections if section.type not in ALPHA_TYPES)
     _check_limit("bytes of metadata", metadata_bytes, limits.max_metadata_bytes, "max_metadata_bytes")
 
     offset = head_size + sum(section.size for section in sections)

@@ -235,6 +235,10 @@ def encode(
         typer.Option(help="What is kept beside the pixels: all, the colour profile alone (no EXIF or XMP), or none."),
     ] = Metadata.all,
     no_metadata: Annotated[bool, typer.Option("--no-metadata", help="The same as --metadata none.")] = False,
+    alpha_quality: Annotated[
+        float | None,
+        typer.Option(min=0, max=100, help="Alpha with loss; areas of 0 and 255 stay so.  [default: without loss]"),
+    ] = None,
     truncated: Annotated[
         bool, typer.Option("--truncated", help="Take what there is of pictures that are cut.")
     ] = False,
@@ -299,6 +303,7 @@ def encode(
                 effort=effort,
                 tile=tile,
                 metadata="none" if no_metadata else metadata.value,
+                alpha_quality=alpha_quality,
                 truncated=truncated,
                 max_seconds=max_seconds,
                 progress=progress,
@@ -543,18 +548,15 @@ def bench(
     import torch
 
     from l2c.codec import Codec
-    from l2c.images import MAX_PIXELS, load_picture
+    from l2c.images import load_picture
     from l2c.models import DEFAULT_MODEL
-    from l2c.readers import prepare
 
     codec = Codec(model or DEFAULT_MODEL, device, precision=precision.value)
     if source is None:
         pixels = _drawn_picture(768, 512)
     else:
         with _errors_of(source):
-            given = sys.stdin.buffer if source == _STANDARD else source
-            prepare(given, MAX_PIXELS)
-            pixels = load_picture(given).rgb
+            pixels = load_picture(sys.stdin.buffer if source == _STANDARD else source).rgb
     codec.decode(codec.encode(pixels, quality=quality, metric=metric.value))  # loads, packs and warms everything up
     encode_runs, decode_runs = [], []
     for _ in range(repeats):
@@ -710,14 +712,11 @@ def _plan(source: str, target: str | None, wanted: _Wanted, suffix: str, as_json
         if source != _STANDARD and not os.path.exists(source):
             raise FileNotFoundError(errno.ENOENT, "is a link that leads nowhere", source)
         if target is not None and target != _STANDARD:
-            if _names_folder(target):
-                if source == _STANDARD:
-                    raise typer.BadParameter(f"{target} is a folder: name the file that standard input becomes")
-                target = os.path.join(target, Path(source).with_suffix(suffix).name)
-            if os.path.isdir(target):
-                raise IsADirectoryError(
-                    errno.EISDIR, f"is a folder, and the input is a file (end it in {os.sep} to write into it)", target
-                )
+            from l2c.images import names_folder, output_file
+
+            if source == _STANDARD and names_folder(target):
+                raise typer.BadParameter(f"{target} is a folder: name the file that standard input becomes")
+            target = output_file(target, source, suffix)
         return _Plan([(source, target or "")])
     if target == _STANDARD:
         raise typer.BadParameter("a folder cannot be written to standard output")
@@ -801,12 +800,6 @@ def _summary(left_out: list[_LeftOut], root: str) -> str:
         reasons.setdefault(part.reason, []).append(os.path.relpath(part.path, root))
     told = [f"{n[0]}{f' and {len(n) - 1} more' if len(n) > 1 else ''} ({reason})" for reason, n in reasons.items()]
     return f"left out: {', '.join(told)}"
-
-
-def _names_folder(target: str) -> bool:
-    """Whether a name can only be that of a folder, there or not."""
-    separators = tuple(part for part in (os.sep, os.altsep) if part)
-    return target.endswith(separators) or os.path.basename(target) in (os.curdir, os.pardir)
 
 
 def _run(

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c import guard, images, integer, networks, readers
+from l2c import guard, images, integer, lossy_alpha, networks
 from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, MAX_TRIES, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
@@ -39,10 +39,12 @@ from l2c.alpha import fill_transparent
 from l2c.bitstream import (
     ADAPT,
     ALPHA,
+    ALPHA_TYPES,
     DEFAULT_METRIC,
     DPI,
     EXIF,
     ICC,
+    LOSSY_ALPHA,
     METRICS,
     XMP,
     Bitstream,
@@ -116,6 +118,7 @@ class EncodeOptions(TypedDict, total=False):
     b: int | None
     tile: int
     metadata: images.Metadata
+    alpha_quality: float | None
     truncated: bool
     max_seconds: float | None
     progress: Callable[[float, str], None] | None
@@ -370,6 +373,10 @@ class Codec:
             metadata: what is kept beside the pixels: "all" (True, the default): ICC profile, EXIF, XMP and dots per
                 inch; "color": the profile alone; "none" (False): nothing, with colours converted to sRGB. Alpha is
                 always kept.
+            alpha_quality: None (the default): alpha is kept without loss. 0..100: with loss where that is smaller, at a
+                PSNR of about 25 + alpha_quality / 4 dB over what is neither opaque nor transparent; areas of 0 and of
+                255 stay exactly that. 16-bit alpha then comes back with 8 bits, with a warning. For soft and noisy
+                masks; `l2c.lossy_alpha` says what a decoded plane depends on.
             truncated: read what there is of a picture file that is cut off or damaged, with a warning.
             max_seconds: the adaptation ends at this time after the call began and the best file so far is returned;
                 what comes before and after it (the search for a quality, writing) takes its own time.
@@ -403,6 +410,7 @@ class Codec:
         b: int | None = None,
         tile: int = DEFAULT_TILE,
         metadata: images.Metadata = True,
+        alpha_quality: float | None = None,
         truncated: bool = False,
         max_seconds: float | None = None,
         progress: Callable[[float, str], None] | None = None,
@@ -411,19 +419,26 @@ class Codec:
         start = time.perf_counter()
         bits = self.model.config.bits if b is None else b
         goals = {"bpp": bpp, "max_bytes": max_bytes, "psnr": psnr, "msssim": msssim, "quality": quality}
-        _check_options(goals, metric, effort, bits, self.model.config.bits, tile, max_seconds)
+        others = {"max_seconds": max_seconds, "alpha_quality": alpha_quality}
+        _check_options(goals, metric, effort, bits, self.model.config.bits, tile, others)
         if progress is not None and not callable(progress):
             raise UnsupportedError(f"progress is {progress!r}: it must be callable")
         images_ = list(images_)
-        names, pictures = _names(len(images_)), []
+        names, pictures, sections = _names(len(images_)), [], []
         for name, image in zip(names, images_):
             with _naming(name):
-                readers.prepare(image, self.limits.max_pixels)
                 picture = images.load_picture(image, max_pixels=self.limits.max_pixels, truncated=truncated)
-                if picture.alpha is not None:  # from here on also what distortion and targets are measured against
-                    picture = replace(picture, rgb=fill_transparent(picture.rgb, picture.alpha))
+                alpha: dict[int, bytes] = {}
+                if picture.alpha is not None:
+                    kind, body, seen = lossy_alpha.pack(picture.alpha, alpha_quality)
+                    alpha[kind] = body
+                    if picture.alpha.dtype != seen.dtype:
+                        what = f"{name}16-bit alpha is reduced to 8 bits (alpha_quality)"
+                        warnings.warn(what, images.L2CWarning, stacklevel=4)
+                    # From here on also what distortion and targets are measured against.
+                    picture = replace(picture, rgb=fill_transparent(picture.rgb, seen))
                 pictures.append(images.keep(picture, metadata))
-        sections = [_sections(picture) for picture in pictures]
+                sections.append(_sections(pictures[-1]) | alpha)
         for name, picture, kept in zip(names, pictures, sections):  # no file that this codec would refuse to decode
             with _naming(name):
                 self._check_latent_limits(picture.width, picture.height, tile)
@@ -460,7 +475,7 @@ class Codec:
 
     def _check_parts(self, picture: images.Picture, sections: dict[int, bytes], tile: int) -> None:
         """Raises LimitError: more metadata or tiles than this codec would decode."""
-        size = sum(len(body) for kind, body in sections.items() if kind != ALPHA)
+        size = sum(len(body) for kind, body in sections.items() if kind not in ALPHA_TYPES)
         tiles = -(-picture.height // tile) * -(-picture.width // tile)
         for name, value in (("max_metadata_bytes", size), ("max_tiles", tiles)):
             limit = getattr(self.limits, name)
@@ -1466,12 +1481,12 @@ def _check_options(
     bits: int,
     most_bits: int,
     tile: int,
-    max_seconds: float | None,
+    others: dict[str, float | None],
 ) -> None:
     whole: dict[str, Any] = {"b": bits, "tile": tile}
     if not isinstance(effort, Effort):
         whole["effort"] = effort
-    given = {name: value for name, value in (goals | {"max_seconds": max_seconds}).items() if value is not None}
+    given = {name: value for name, value in (goals | others).items() if value is not None}
     for name, value in (given | whole).items():
         if isinstance(value, bool) or not isinstance(value, Integral if name in whole or name == "max_bytes" else Real):
             kind = "whole " if name in whole or name == "max_bytes" else ""
@@ -1488,8 +1503,9 @@ def _check_options(
             raise UnsupportedError(f"{name} is {given[name]}: it must be a positive number")
     if "msssim" in given and not 0 < given["msssim"] < 1:
         raise UnsupportedError(f"msssim is {given['msssim']}: it must lie between 0 and 1")
-    if "quality" in given and not 0 <= given["quality"] <= 100:
-        raise UnsupportedError(f"quality is {given['quality']}: it must be 0..100")
+    for name in ("quality", "alpha_quality"):
+        if name in given and not 0 <= given[name] <= 100:
+            raise UnsupportedError(f"{name} is {given[name]}: it must be 0..100")
     if not isinstance(metric, str) or metric not in METRICS:
         raise UnsupportedError(f"metric is {metric!r}: it must be one of {', '.join(METRICS)}")
     if not isinstance(effort, Effort) and not 0 <= effort <= MAX_EFFORT:
@@ -1542,6 +1558,7 @@ def _result(picture: images.Picture, file: _File) -> Encoded:
 
 
 def _sections(picture: images.Picture) -> dict[int, bytes]:
+    """What is kept beside the pixels, alpha excepted."""
     sections: dict[int, bytes] = {}
     if picture.icc:
         sections[ICC] = picture.icc
@@ -1551,8 +1568,6 @@ def _sections(picture: images.Picture) -> dict[int, bytes]:
         sections[XMP] = images.pack_xmp(picture.xmp)
     if picture.dpi:
         sections[DPI] = images.pack_dpi(picture.dpi)
-    if picture.alpha is not None:
-        sections[ALPHA] = images.pack_alpha(picture.alpha)
     return sections
 
 
@@ -1568,9 +1583,11 @@ def _patches(
 
 
 def _alpha(stream: Bitstream) -> npt.NDArray[Any] | None:
-    if ALPHA not in stream.metadata:
-        return None
-    return images.unpack_alpha(stream.metadata[ALPHA], stream.header.height, stream.header.width)
+    """The alpha plane of a file, or None. Raises BitstreamError."""
+    for kind, unpack in ((ALPHA, images.unpack_alpha), (LOSSY_ALPHA, lossy_alpha.unpack)):
+        if kind in stream.metadata:
+            return unpack(stream.metadata[kind], stream.header.height, stream.header.width)
+    return None
 
 
 def _present(pixels: Any, stream: Bitstream, as_: Output, mode: str) -> Any:

@@ -25,6 +25,28 @@ The ALPHA section of a file (`pack_alpha`, `unpack_alpha`), specification:
                1: a[y, x]     2: a[y, x] - a[y, x-1]     3: a[y, x] - a[y-1, x]
                4: a[y, x] - a[y, x-1] - a[y-1, x] + a[y-1, x-1]
 
+The LOSSY_ALPHA section (`lossy_alpha.pack`, `lossy_alpha.unpack`), specification. A plane of 8-bit samples is coded as
+one JPEG 2000 codestream (ITU-T T.800), and a map says exactly what is transparent and what is opaque:
+
+    byte 0     form: 1
+    byte 1     k, 0..15: the map has one value for each block of 2^k x 2^k pixels, counted from the top left
+    byte 2     t, 0..127
+    bytes 3-6  m, bytes of the map, little-endian
+    m bytes    the map, ceil(height / 2^k) x ceil(width / 2^k) 1-byte samples 0..2 in the form of the ALPHA section
+    the rest   what the codestream's only tile-part holds between SOD and EOC
+
+A pixel is 0 where the map says 0 and 255 where it says 2. Where it says 1, it is v, what the codestream decodes to
+there, but 0 where v <= t and 255 where v >= 255 - t. The marker segments that a decoder puts before the data:
+
+    SOC
+    SIZ        Rsiz 0; one tile, as large as the picture; no offsets; one component, 8 bits, unsigned, XRsiz = YRsiz = 1
+    COD        Scod 0, order LRCP, 1 layer, no component transform, L decomposition levels, code-blocks of 64 x 64,
+               style 0, reversible 5/3 transform; L = min(5, floor(log2(min(height, width))))
+    QCD        no quantisation, 2 guard bits; exponents 8 of LL, then L times 9, 9, 10 of HL, LH, HH
+    SOT        tile 0, part 0 of 1; SOD
+
+A bit-plane that was cut off is taken at the middle of its interval, as OpenJPEG does; in all else T.800 is exact.
+
 The XMP section (`pack_xmp`, `unpack_xmp`): one zlib stream (RFC 1950) of the packet, 1..2^26 bytes, and nothing more.
 
 The DPI section (`pack_dpi`, `unpack_dpi`), 8 bytes: horizontal and vertical dots per inch in ten-thousandths, each a
@@ -55,7 +77,7 @@ import numpy.typing as npt
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from l2c import exif as exif_blocks
-from l2c import profiles
+from l2c import profiles, readers
 from l2c.bitstream import Limits
 from l2c.errors import BitstreamError, ImageError, L2CError, LimitError, UnsupportedError
 
@@ -117,7 +139,8 @@ def load_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS, truncated:
         source: one of
             a path (str, PathLike), the bytes of a picture file (bytes, bytearray, memoryview), a binary
                 file object (read from where it stands to its end): any format that Pillow reads, except EPS
-                (Pillow runs Ghostscript for it); the first frame of several;
+                (Pillow runs Ghostscript for it), and HEIC and JPEG XL where their plugins are installed
+                (`readers.PLUGINS`); the first frame of several;
             a PIL image: its current frame; not changed;
             a numpy array [H, W], [H, W, 1] (grey), [H, W, 2] (grey, alpha), [H, W, 3] or [H, W, 4]: uint8,
                 uint16 (colour is reduced to 8 bits with a warning, alpha is kept), floating in [0, 1] (up to 1e-3
@@ -138,6 +161,7 @@ def load_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS, truncated:
         L2CWarning: bits, frames or metadata of the source that are not kept.
     """
     notes: list[str] = []
+    readers.prepare(source, max_pixels)
     if isinstance(source, Image.Image):
         picture = _from_image(source, max_pixels, notes, truncated)
     elif isinstance(source, (str, os.PathLike)):
@@ -186,7 +210,7 @@ def to_original(rgb: U8, alpha: Alpha | None = None, mode: str = "RGB") -> U8:
     planes = np.array(Image.fromarray(rgb).convert("L"))[..., None] if mode in _GREY_MODES else rgb
     if alpha is not None:
         _check_alpha(alpha, rgb.shape[:2])
-        planes = np.concatenate([planes, _to_8_bits(alpha)[..., None]], axis=2)
+        planes = np.concatenate([planes, to_8_bits(alpha)[..., None]], axis=2)
     return cast(U8, planes[..., 0] if planes.shape[2] == 1 else planes)
 
 
@@ -468,6 +492,30 @@ def unpack_dpi(data: bytes | bytearray | memoryview) -> tuple[float, float]:
     return x / _DPI_STEPS, y / _DPI_STEPS
 
 
+def names_folder(target: str) -> bool:
+    """Whether a name can only be that of a folder, there or not."""
+    separators = tuple(part for part in (os.sep, os.altsep) if part)
+    return target.endswith(separators) or os.path.basename(target) in (os.curdir, os.pardir)
+
+
+def output_file(target: str, source: str, suffix: str) -> str:
+    """The file that a command writes for one input: OUT, or below an OUT that can only be a folder.
+
+    Args:
+        target: OUT as it was given; one that ends in / is a folder, there or not. Not as a Path, which drops the /.
+        source: the input, whose name with `suffix` in the place of its own the file gets in a folder.
+    Raises:
+        IsADirectoryError: a folder is there, and OUT does not say that it means one.
+    """
+    if names_folder(target):
+        target = os.path.join(target, Path(source).with_suffix(suffix).name)
+    if os.path.isdir(target):
+        raise IsADirectoryError(
+            errno.EISDIR, f"is a folder, and the input is a file (end it in {os.sep} to write into it)", target
+        )
+    return target
+
+
 def write_atomically(
     path: str | os.PathLike[str], data: bytes | bytearray | memoryview, *, overwrite: bool = True
 ) -> None:
@@ -632,6 +680,7 @@ _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _PHOTOSHOP_IPTC = 0x0404
 _RESOLUTION = frozenset({0x011A, 0x011B, 0x0128})
 _DPI_STEPS = 10000
+_JPEG_2000_BITS = 38  # the most that the standard has
 _FLOAT_SLACK = 1e-3  # what resizing overshoots 0 and 1 by
 # Comments, and texts in PNG files, that programs and devices write about themselves.
 _ABOUT_A_PROGRAM = re.compile(rb"(?i)\s*(creat(ed (by|with)|or:)|lavc|lead tech|optimized by|file written by)")
@@ -741,6 +790,8 @@ def _from_file(
     with _pillow.reading(truncated):
         code_points = _code_points(stream)
         stream.seek(start)
+        bits = _coded_bits(stream)
+        stream.seek(start)
         try:
             with _pillow_errors(name), _for_opening():
                 image = Image.open(stream)
@@ -755,7 +806,7 @@ def _from_file(
             with _pillow_errors(name), _for_opening(libtiff=True):
                 image = Image.open(stream)
         with image:
-            return _from_pillow(image, name, max_pixels, notes, code_points)
+            return _from_pillow(image, name, max_pixels, notes, code_points, bits)
 
 
 def _noted(picture: Picture, note: str, notes: list[str]) -> Picture:
@@ -852,8 +903,9 @@ def _from_pillow(
     max_pixels: int | None,
     notes: list[str],
     code_points: tuple[int, int, int, int] | None,
+    bits: int = 8,
 ) -> Picture:
-    """Pixels and metadata of an opened image; `name` heads the messages."""
+    """Pixels and metadata of an opened image; `name` heads the messages, `bits` is what its file says of samples."""
     _check_size(image.height, image.width, name, max_pixels)
     if image.format == "EPS":
         raise ImageError(f"{name}: EPS is not read, because Pillow would run Ghostscript on it")
@@ -861,7 +913,7 @@ def _from_pillow(
         raise ImageError(
             f"{name}: a TIFF file whose planes Pillow misreads without libtiff; pass the file, not the image"
         )
-    deep = _has_16_bits(image)  # known only before the pixels are loaded
+    bits = 16 if _has_16_bits(image) else bits  # known only before the pixels are loaded
     tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
     turned = tags.get(_ORIENTATION, 1)  # Pillow turns TIFF files itself
     negative = _is_negative(image)
@@ -870,7 +922,7 @@ def _from_pillow(
         _check_size(image.height, image.width, name, max_pixels)  # ICO and ICNS may change it
         icc = _profile(image, code_points, name, notes)
         orientation, exif = _read_exif(image, name, notes)
-        rgb, alpha, depth = _pixels(image, icc, deep, negative, name, notes)
+        rgb, alpha, depth = _pixels(image, icc, bits, negative, name, notes)
     if image.mode in ("CMYK", "LAB"):
         icc = None  # the colours are sRGB now
     try:
@@ -947,6 +999,21 @@ def _code_points(stream: BinaryIO) -> tuple[int, int, int, int] | None:
     return None
 
 
+def _coded_bits(stream: BinaryIO) -> int:
+    """Bits a sample of a JPEG 2000 or AVIF file, of which Pillow hands over 8 without a word; 8 for all others."""
+    head = stream.read(2**16)
+    if head[4:8] == b"ftyp":
+        at = head.find(b"av1C")
+        flags = head[at + 6] if 0 <= at < len(head) - 6 else 0
+        return (12 if flags & 0x20 else 10) if flags & 0x40 else 8
+    if head.startswith((b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP  ")):
+        at = head.find(b"\xff\x4f\xff\x51")  # SOC, SIZ; then Csiz, and three bytes a component, the first one its bits
+        sizes = head[at + 42 : at + 42 + 3 * int.from_bytes(head[at + 40 : at + 42], "big") : 3] if at >= 0 else b""
+        bits = max(((size & 127) + 1 for size in sizes), default=8)
+        return bits if 8 <= bits <= _JPEG_2000_BITS else 8
+    return 8
+
+
 def _profile(
     image: Image.Image, code_points: tuple[int, int, int, int] | None, name: str, notes: list[str]
 ) -> bytes | None:
@@ -971,7 +1038,7 @@ def _profile(
 
 
 def _pixels(
-    image: Image.Image, icc: bytes | None, deep: bool, negative: bool, name: str, notes: list[str]
+    image: Image.Image, icc: bytes | None, bits: int, negative: bool, name: str, notes: list[str]
 ) -> tuple[U8, Alpha | None, int]:
     """Colours uint8 [H, W, 3], alpha or None, and bits a sample of the source."""
     mode = _PLAIN_MODES.get(image.mode, image.mode)
@@ -986,9 +1053,9 @@ def _pixels(
             alpha = np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)
         return _grey_to_rgb(grey), alpha, depth
     depth = 1 if mode == "1" else 8
-    if deep:
-        depth = 16
-        notes.append(f"{name}: 16-bit colour is reduced to 8 bits")
+    if bits > 8:
+        depth = bits
+        notes.append(f"{name}: {bits}-bit colour is reduced to 8 bits")
     if mode == "CMYK":
         return _cmyk_to_rgb(image, icc, name, notes), None, depth
     if mode == "LAB":
@@ -996,8 +1063,8 @@ def _pixels(
     if mode not in ("RGB", "RGBA", "L", "LA", "1", "P", "PA", "YCbCr", "HSV"):
         raise ImageError(f"{name}: Pillow's mode {image.mode} is not supported")
     transparent = image.has_transparency_data
-    if transparent and deep and key is not None:
-        notes.append(f"{name}: the transparent colour of a 16-bit picture is not kept")
+    if transparent and bits > 8 and key is not None:
+        notes.append(f"{name}: the transparent colour of a {bits}-bit picture is not kept")
         transparent = False
     if mode == "1":
         grey = np.asarray(image.convert("L"))
@@ -1039,7 +1106,7 @@ def _deep_grey(values: npt.NDArray[Any], mode: str, most: int, name: str, notes:
     notes.append(f"{name}: {12 if most == 4095 else 16}-bit grey is reduced to 8 bits")
     if most == 4095:
         return ((np.minimum(values, most).astype(np.uint32) * 255 + most // 2) // most).astype(np.uint8), 12
-    return _to_8_bits(values.astype(np.uint16)), 16 if mode == "I;16" else 32
+    return to_8_bits(values.astype(np.uint16)), 16 if mode == "I;16" else 32
 
 
 def _cmyk_to_rgb(image: Image.Image, icc: bytes | None, name: str, notes: list[str]) -> U8:
@@ -1216,7 +1283,7 @@ def _from_array(array: npt.NDArray[Any], name: str, max_pixels: int | None, note
     planes = array[..., None] if array.ndim == 2 else array
     channels = planes.shape[2]
     alpha = cast(Alpha, planes[..., -1].copy()) if channels in (2, 4) else None
-    colour = _to_8_bits(planes[..., : 1 if channels < 3 else 3])
+    colour = to_8_bits(planes[..., : 1 if channels < 3 else 3])
     rgb = _grey_to_rgb(colour[..., 0]) if channels < 3 else np.ascontiguousarray(colour)
     mode = ("L", "LA", "RGB", "RGBA")[channels - 1]
     if channels == 1 and (kind, size) != ("u", 1):
@@ -1229,7 +1296,7 @@ def _grey_to_rgb(grey: U8) -> U8:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _to_8_bits(values: npt.NDArray[Any]) -> U8:
+def to_8_bits(values: npt.NDArray[Any]) -> U8:
     """uint16 0..65535 -> uint8, rounded to the nearest; uint8 as it is."""
     if values.dtype == np.uint8:
         return cast(U8, values)
@@ -1238,7 +1305,7 @@ def _to_8_bits(values: npt.NDArray[Any]) -> U8:
 
 def _flattened(rgb: U8, alpha: Alpha, background: tuple[int, int, int]) -> U8:
     """rgb over a background colour, in the picture's own (gamma-coded) values."""
-    opacity = _to_8_bits(alpha).astype(np.uint32)[..., None]
+    opacity = to_8_bits(alpha).astype(np.uint32)[..., None]
     under = np.asarray(background, np.uint32)
     return ((rgb * opacity + under * (255 - opacity) + 127) // 255).astype(np.uint8)
 

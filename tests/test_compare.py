@@ -114,6 +114,12 @@ def test_command(files: tuple[Path, list[Path]], tmp_path: Path, capsys: pytest.
     assert cli.main(arguments) == 1
     assert "exists already" in capsys.readouterr().err
     assert cli.main([*arguments, "-f"]) == 0
+    folder = tmp_path / "pages"
+    assert (
+        cli.main([*arguments[:-1], f"{folder}/"]) == 0 and (folder / "coffee <1>.html").read_bytes() == out.read_bytes()
+    )
+    assert cli.main([*arguments[:-1], f"{folder}/"]) == 1 and "exists already" in capsys.readouterr().err
+    assert cli.main([*arguments[:-1], str(folder), "-f"]) == 1 and "end it in /" in capsys.readouterr().err
     other = tmp_path / "other.png"
     Image.fromarray(skimage.data.coffee()).save(other)
     assert cli.main(["compare", str(other), str(files[1][0]), "-o", str(tmp_path / "x.html")]) == 1

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from l2c import bitstream, profiles
+from l2c import bitstream, images, profiles
 from l2c.errors import BitstreamError, ImageError, L2CError, LimitError, UnsupportedError
 from l2c.images import (
     MAX_PIXELS,
@@ -1695,3 +1695,48 @@ def test_picture_is_frozen() -> None:
     with pytest.raises(AttributeError):
         picture.mode = "L"  # type: ignore[misc]
     assert "array" not in repr(picture)
+
+
+@pytest.mark.parametrize(("bits", "flags"), [(10, 0x40), (12, 0x60)])
+def test_the_depth_of_avif_is_known(tmp_path: Path, bits: int, flags: int) -> None:
+    """Pillow decodes it to 8 bits and does not say so."""
+    ffmpeg = pytest.importorskip("imageio_ffmpeg").get_ffmpeg_exe()
+    if "AVIF" not in Image.registered_extensions().values():
+        pytest.skip("this Pillow reads no AVIF")
+    pixels = drawn(64, 96).astype("<u2") * 257
+    command = [ffmpeg, "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb48le", "-s", "96x64", "-i", "-"]
+    command += ["-frames:v", "1", "-c:v", "libaom-av1", "-still-picture", "1", "-crf", "20"]
+    command += ["-pix_fmt", f"yuv444p{bits}le", "-color_range", "pc", str(tmp_path / "a.avif")]
+    done = subprocess.run(command, input=pixels.tobytes(), capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip(f"ffmpeg writes no {bits}-bit AVIF: {done.stderr.decode()[-200:]}")
+    data = (tmp_path / "a.avif").read_bytes()
+    assert data[data.index(b"av1C") + 6] & 0x60 == flags
+    for source in (data, tmp_path / "a.avif", io.BytesIO(b"before" + data)):
+        if isinstance(source, io.BytesIO):
+            source.seek(6)
+        with pytest.warns(L2CWarning, match=f"{bits}-bit colour is reduced to 8 bits"):
+            assert load_picture(source).bit_depth == bits
+
+
+@pytest.mark.parametrize("boxes", [True, False])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_the_depth_of_jpeg_2000_is_known(boxes: bool, channels: int) -> None:
+    image = Image.fromarray(drawn(64, 96, channels))
+    data = encoded(image, "JPEG2000", no_jp2=not boxes)
+    assert load_picture(data).bit_depth == 8
+    deep = bytearray(data)
+    at = deep.index(b"\xff\x4f\xff\x51") + 42
+    assert deep[at : at + 3 * channels : 3] == bytes([7]) * channels
+    deep[at : at + 3 * channels : 3] = bytes([11]) * channels  # 12 bits, so the same picture is darker
+    with pytest.warns(L2CWarning, match="12-bit colour is reduced to 8 bits"):
+        picture = load_picture(bytes(deep))
+    assert picture.bit_depth == 12 and picture.mode == ("RGB", "RGBA")[channels - 3]
+
+
+@pytest.mark.parametrize("head", [b"\0\0\0\x20ftypavif\0\0av1C", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n", b""])
+def test_depths_of_cut_heads(head: bytes) -> None:
+    assert images._coded_bits(io.BytesIO(head)) == 8
+    for following in (b"\xff" * 50, bytes(50)):
+        bits = images._coded_bits(io.BytesIO(head + b"\xff\x4f\xff\x51" + following))
+        assert bits == (12 if head.endswith(b"av1C") else 8)

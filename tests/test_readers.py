@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ import pytest
 from PIL import Image
 
 import l2c
-from l2c import readers
+from l2c import cli, images, readers
 from l2c.errors import ImageError, LimitError
+from l2c.train.data import list_pictures
 
 
 def saved(format_: str, size: tuple[int, int] = (77, 55), **options: Any) -> bytes:
@@ -93,6 +96,51 @@ def test_a_missing_reader_is_named(
         with pytest.raises(ImageError, match=package) as caught:
             codec.encode(sources[kind])
     assert ("a.picture" in str(caught.value)) == (kind in ("path", "str", "file"))
+
+
+def test_load_picture_finds_the_reader_itself(tmp_path: Path) -> None:
+    """In a process of its own, in which nothing has loaded the plugin yet."""
+    jxl()
+    (tmp_path / "a.jxl").write_bytes(saved("JXL", lossless=True))
+    script = (
+        "import sys; from l2c.images import load_picture; from l2c.train.data import list_pictures; "
+        "path, = list_pictures(sys.argv[1]); print(load_picture(path).rgb[3, 4].tolist())"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[90, 120, 30]\n"), done.stderr
+
+
+@pytest.mark.parametrize("command", ["eval", "tables", "compare", "bench"])
+def test_every_command_names_a_missing_reader(
+    command: str, tmp_path: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(readers, "register", lambda name: False)
+    picture, file, out = tmp_path / "a.jxl", tmp_path / "a.l2c", tmp_path / "out"
+    picture.write_bytes(b"\xff\x0a" + bytes(60))
+    file.write_bytes(l2c.Codec(tiny_model_path).encode(np.zeros((8, 8, 3), np.uint8)))
+    arguments = {
+        "eval": [picture, "-o", out, "--peers", "none", "--rates", "1"],
+        "tables": [tmp_path, "-o", out, "--parts", "I", "--rates", "1"],
+        "compare": [picture, file, "-o", out],
+        "bench": [picture],
+    }[command]
+    assert cli.main([command, *map(str, arguments), "--model", str(tiny_model_path)]) == cli.FAILED
+    assert "pillow-jxl-plugin" in capsys.readouterr().err
+
+
+def test_limits_hold_for_load_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    jxl()
+    data = saved("JXL", (40, 50))
+    assert images.load_picture(data, max_pixels=2000).width == 40
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(LimitError, match="40 x 50"):
+        images.load_picture(data, max_pixels=1999)
+
+
+def test_folders_of_pictures_take_what_the_plugins_read(tmp_path: Path) -> None:
+    for name in ("a.heic", "b.JXL", "c.png", "d.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert [path.name for path in list_pictures(tmp_path)] == ["a.heic", "b.JXL", "c.png"]
 
 
 def test_a_module_that_does_not_load_is_a_reader_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

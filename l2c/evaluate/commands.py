@@ -147,7 +147,10 @@ def papers_tables(
 def compare_files(
     original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="The picture that was encoded.")],
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="L2C files of it.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="PAGE", help="The page, HTML.")],
+    out: Annotated[
+        str,
+        typer.Option("--out", "-o", metavar="PAGE", help="The page, or a folder (a name that ends in / is one)."),
+    ],
     overwrite: Annotated[bool, typer.Option("--overwrite", "-f", help="Replace a page that exists.")] = False,
     device: Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, ...")] = "cpu",
     model: Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")] = None,
@@ -157,13 +160,14 @@ def compare_files(
     """
     from l2c.codec import Codec
     from l2c.evaluate.compare import compare
-    from l2c.images import write_atomically
+    from l2c.images import output_file, write_atomically
     from l2c.models import DEFAULT_MODEL
 
-    if out.exists() and not overwrite:
-        raise FileExistsError(errno.EEXIST, "exists already; --overwrite replaces it", str(out))
+    target = Path(output_file(out, str(original), ".html"))
+    if target.exists() and not overwrite:
+        raise FileExistsError(errno.EEXIST, "exists already; --overwrite replaces it", str(target))
     page = compare(original, files, Codec(model or DEFAULT_MODEL, device))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(out, page.encode(errors="replace"))
-    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, page.encode(errors="replace"))
+    print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")
     return 0

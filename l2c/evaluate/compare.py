@@ -23,10 +23,9 @@ from l2c.bitstream import ADAPT, Bitstream, metric_name, read_bitstream
 from l2c.codec import Codec, tile_boxes
 from l2c.errors import UnsupportedError
 from l2c.evaluate.measures import FIGURES, UInt8Array, measure
-from l2c.images import MAX_PIXELS, load_picture
+from l2c.images import load_picture
 from l2c.networks import dequantise
 from l2c.probability import MAX_QUALITY
-from l2c.readers import prepare
 
 _BITS_PATCH = 64  # pixels a side over which bits are summed
 _LOSSLESS_PIXELS = 2_000_000  # larger pictures are stored in the page at WebP quality 95
@@ -60,7 +59,6 @@ def compare(original: Path, files: Sequence[Path], codec: Codec) -> str:
     """
     if not files:
         raise UnsupportedError("name at least one L2C file to compare with the original")
-    prepare(original, MAX_PIXELS)
     pixels = load_picture(original).rgb
     items: list[dict[str, Any]] = []
     items.append({"name": original.name, "title": "original", "image": _embedded(pixels), "overlays": [], "facts": []})

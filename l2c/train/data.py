@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from l2c import readers
 from l2c.errors import ConfigError, ImageError, L2CError
 from l2c.images import MAX_PIXELS, L2CWarning, load_picture
 from l2c.train.config import DataConfig
@@ -34,7 +35,9 @@ from l2c.train.drawn import UPRIGHT, WITH_PHOTO, draw, random_kind
 
 T = TypeVar("T")
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".avif", ".webp", ".tif", ".tiff", ".bmp"}
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".avif", ".webp", ".tif", ".tiff", ".bmp"}.union(
+    *(plugin.suffixes for plugin in readers.PLUGINS.values())
+)
 _LIST_SUFFIXES = {".txt", ".lst"}
 _MAX_PIXELS = MAX_PIXELS
 _LATE_STEPS = 64  # a step's pool is kept for so many steps more: worker threads do not finish in order

@@ -12,7 +12,7 @@ Targets
     codec    Codec.verify and Codec.decode of a tiny model: mutated files with repaired CRCs, files that are built
              from a random header, random payloads and sections, and whole files with random latents and metadata
     rans     SymbolReader and RangeDecoder with random parameters on valid, mutated and random streams
-    alpha    unpack_alpha
+    alpha    images.unpack_alpha, lossy_alpha.unpack
     model    load_model on mutated safetensors, half of them with a valid header and configuration
     picture  load_picture on mutated PNG (CRCs repaired in half), JPEG, WebP, GIF, TIFF and BMP files
 """
@@ -45,8 +45,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from l2c import bitstream, images, integer, ops
-from l2c.bitstream import ALPHA, EXIF, ICC, Header, Limits, read_bitstream, read_header, write_bitstream
+from l2c import bitstream, images, integer, lossy_alpha, ops
+from l2c.bitstream import ALPHA, EXIF, ICC, LOSSY_ALPHA, Header, Limits, read_bitstream, read_header, write_bitstream
 from l2c.codec import Codec, _Latents, tile_boxes
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import L2CError
@@ -177,6 +177,8 @@ class Fuzzer:
         self.streams = [bytes(p) for file in self.files for p in read_bitstream(file).payloads]
         self.alphas = [images.pack_alpha(noise[..., 3]), images.pack_alpha(noise[..., 3].astype(np.uint16) * 200)]
         self.alphas += [images.pack_alpha(np.tril(noise[:, :, 0] | 255)), images.pack_alpha(noise[:1, :1, 0])]
+        slope = np.add.outer(np.arange(70), 2 * np.arange(80)).clip(0, 255).astype(np.uint8)
+        self.lossy_alphas = [lossy_alpha.pack(plane, 40)[1] for plane in (slope, slope[:33, :17], noise[..., 3])]
         self.encoded_pictures = []
         for format_ in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"):
             for mode in ("RGB", "P", "L", "RGBA", "1", "CMYK", "I;16"):
@@ -294,6 +296,13 @@ class Fuzzer:
     def alpha(self, rng: random.Random) -> None:
         height, width = rng.choice(((40, 30), (1, 1), (30, 40), (1000, 1000), (1, 1 << 20)))
         kind = rng.random()
+        if rng.random() < 0.3:  # of any size: a constant map fits them all
+            height, width = rng.choice(((70, 80), (33, 17), (height, width)))
+            self.input = mutate(rng.choice(self.lossy_alphas), rng, self.lossy_alphas, start=rng.choice((0, 10, 10)))
+            plane = lossy_alpha.unpack(self.input, height, width)
+            if plane.shape != (height, width):
+                raise Finding(f"a lossy alpha plane of shape {plane.shape}")
+            return
         if kind < 0.2:
             self.input = rng.randbytes(rng.randrange(60))
         elif kind < 0.6:
@@ -378,6 +387,8 @@ class Fuzzer:
             plane = generator.integers(0, rng.choice((1, 2, 256)), (height, width)).astype(dtype)
             packed = images.pack_alpha(plane)
             sections[ALPHA] = packed if rng.random() < 0.7 else mutate(packed, rng, self.alphas) or b"\0"
+        elif rng.random() < 0.3:
+            sections[LOSSY_ALPHA] = mutate(rng.choice(self.lossy_alphas), rng, self.lossy_alphas) or b"\0"
         if rng.random() < 0.3:
             sections[ICC] = rng.randbytes(rng.choice((1, 16, 20, 128, 600)))
         if rng.random() < 0.3:
