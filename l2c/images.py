@@ -78,8 +78,8 @@ from PIL import Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin, Uni
 
 from l2c import exif as exif_blocks
 from l2c import profiles, readers
-from l2c.bitstream import Limits
 from l2c.errors import BitstreamError, ImageError, L2CError, LimitError, UnsupportedError
+from l2c.format.bitstream import Limits
 
 U8: TypeAlias = npt.NDArray[np.uint8]
 Alpha: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]

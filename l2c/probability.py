@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from l2c import ops
 from l2c.config import ModelConfig
+from l2c.format.levels import MAX_MU, MAX_QUALITY
 
 # Cell position p -> (row, column) offset; the order in which the unknown ones are coded.
 POSITIONS = ((0, 0), (0, 1), (1, 0), (1, 1))
@@ -37,8 +38,6 @@ INPUT_SCALE = 16.0  # integers at P's input are 16 times the float values
 AVAILABLE = 16  # integer value of the availability planes
 PLANE_ONE = 64  # full scale of the constant planes
 QUALITY_KNOTS = 5
-MAX_QUALITY = 1000  # tenths of the public 0..100 scale
-MAX_MU = 8  # the metric mix in eighths
 COMPAND = 11.2  # 127 * sqrt(129) / 128, rounded down so that 128 stays below 127
 
 ACTIVATION_SCALE = 32.0  # hidden activations are uint8, 32 times the float values

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2c.bitstream import (
+from l2c.errors import BitstreamError, LimitError, UnsupportedError
+from l2c.format.bitstream import (
     ADAPT,
     ALPHA,
     EXIF,
@@ -24,7 +25,6 @@ from l2c.bitstream import (
     read_header,
     write_bitstream,
 )
-from l2c.errors import BitstreamError, LimitError, UnsupportedError
 
 HEADER = Header(
     width=768,

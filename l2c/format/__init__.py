@@ -1,0 +1,6 @@
+"""What every byte of a file means. Standard library and numpy only; nothing here knows a network.
+
+bitstream           the container: head, tile directory, sections, payloads
+levels              quality, metric mix and bits: the operating point
+adapt_section       ADAPT, changes to the decoder patch by patch
+"""
