@@ -451,13 +451,16 @@ def info(
         ],
         "tiles": [
             {
-                **dict(zip(("top", "left", "height", "width"), header.tile_box(number))),
+                "top": box.top,
+                "left": box.left,
+                "height": box.height,
+                "width": box.width,
                 "offset": tile.offset,
                 "size": tile.size,
                 "channels": tile.channels,
                 "crc32": f"{tile.crc32:08x}",
             }
-            for number, tile in enumerate(index.tiles)
+            for tile, box in zip(index.tiles, map(header.tile_box, range(header.tile_count)))
         ],
         "adaptation": _adaptation_facts(stream),
         "damaged_sections": [section_name(type_) for type_ in stream.damaged_sections],

@@ -2,5 +2,6 @@
 
 bitstream           the container: head, tile directory, sections, payloads
 levels              quality, metric mix and bits: the operating point
-adapt_section       ADAPT, changes to the decoder patch by patch
+tiles               boxes, and how a picture is cut in tiles
+adapt_section       ADAPT: changes to the decoder, patch by patch
 """

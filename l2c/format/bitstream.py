@@ -77,6 +77,7 @@ from typing import Literal, TypeAlias
 
 from l2c.errors import BitstreamError, LimitError, UnsupportedError
 from l2c.format.levels import MAX_MU, MAX_QUALITY
+from l2c.format.tiles import Box
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 
@@ -216,13 +217,13 @@ class Header:
         """Pixels of the largest tile, the first one."""
         return min(self.tile_size, self.width) * min(self.tile_size, self.height)
 
-    def tile_box(self, index: int) -> tuple[int, int, int, int]:
-        """Place of tile `index` (row-major, from 0) in the picture: (top, left, height, width) in pixels."""
+    def tile_box(self, index: int) -> Box:
+        """Place of tile `index` (row-major, from 0) in the picture, in pixels."""
         if not 0 <= index < self.tile_count:
             raise IndexError(f"tile {index} of {self.tile_count}")
         row, column = divmod(index, self.tile_columns)
-        top, left = row * self.tile_size, column * self.tile_size
-        return top, left, min(self.tile_size, self.height - top), min(self.tile_size, self.width - left)
+        top, left, side = row * self.tile_size, column * self.tile_size, self.tile_size
+        return Box(top, left, min(self.height, top + side), min(self.width, left + side))
 
 
 @dataclass(frozen=True)
