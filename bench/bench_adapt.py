@@ -21,15 +21,14 @@ import torch
 from torch import Tensor
 
 import l2c
-from l2c import codec as codec_module
-from l2c import integer, networks
+from l2c import networks
 from l2c.adapt.bias_sets import search_sets, set_maps
-from l2c.adapt.effort import EFFORTS
 from l2c.adapt.encoder import regions_of
 from l2c.adapt.latents import LatentSearch, Regions
 from l2c.adapt.sequential import adapt_sequentially
+from l2c.codec.latent_stage import Latents
 from l2c.format.adapt_section import BIAS_PATCH, NO_SET
-from l2c.format.levels import MAX_MU, MAX_QUALITY
+from l2c.format.levels import MAX_MU, MAX_QUALITY, OperatingPoint
 from l2c.images import load_picture
 from l2c.networks import Adaptation, Grid
 
@@ -49,13 +48,11 @@ class Outcome:
 def objective(codec: l2c.Codec, regions: Regions, symbols: Tensor, index: Tensor) -> float:
     """J of all patches, symbols uint8 [N, c, h, w], with their bias sets, int64 [N]."""
     level, mu, bits = (int(value) for value in regions.header[0])
-    jobs = [
-        integer.Job(part.shape[1], part.shape[2], (level, mu, bits), networks.used_channels(part, bits),
-                    integer.SymbolWriter(bits), part.contiguous().numpy())
-        for part in symbols
-    ]  # fmt: skip
-    codec._code(jobs, codec.backend)
-    total = sum(8.0 * len(codec_module._finish(job)) for job in jobs)
+    sizes = [(codec.transform.s * part.shape[1], codec.transform.s * part.shape[2]) for part in symbols]
+    latents = [Latents(part.contiguous().numpy(), OperatingPoint(level, mu, bits)) for part in symbols]
+    total = sum(
+        8.0 * len(payload) for payloads, _ in codec.latent_stage.write(sizes, latents, 1024) for payload in payloads
+    )
     sets, change = codec.model.bias_sets, None
     if sets is not None:
         maps = set_maps(sets, [sets.band(level, MAX_QUALITY)] * len(index), index[:, None, None])
@@ -71,15 +68,11 @@ def patches_of(codec: l2c.Codec, path: Path, level: int) -> tuple[np.ndarray, Re
     rows, columns = pixels.shape[0] // BIAS_PATCH, pixels.shape[1] // BIAS_PATCH
     pixels = pixels[: rows * BIAS_PATCH, : columns * BIAS_PATCH]
     pictures = [
-        load_picture(np.ascontiguousarray(part))
-        for row in np.split(pixels, rows, axis=0)
-        for part in np.split(row, columns, axis=1)
+        np.ascontiguousarray(part) for row in np.split(pixels, rows, axis=0) for part in np.split(row, columns, axis=1)
     ]
-    batch = codec_module._Batch(
-        pictures, [{}] * len(pictures), MAX_MU, codec.model.config.bits, 1024, EFFORTS[0], {}, float("inf"), print
-    )
+    batch = codec.encoder.batch(pictures, mu=MAX_MU)
     start = time.perf_counter()
-    subjects = codec._subjects(batch, range(len(pictures)), [level] * len(pictures))
+    subjects = codec.encoder.subjects(batch, range(len(pictures)), [level] * len(pictures))
     regions = regions_of(codec.transform, subjects, [(i, s.boxes[0]) for i, s in enumerate(subjects)], codec.device)
     return pixels, regions, time.perf_counter() - start
 

@@ -114,7 +114,7 @@ def decoder_inputs(codec: l2c.Codec, file: bytes, device: str) -> tuple[torch.Te
     """Latents float32 [1, c, h, w] of a file, and its condition."""
     stream = read_bitstream(file)
     symbols = torch.from_numpy(codec.read_latents([stream])[0])[None].to(device)
-    cond = codec._condition(stream.header.quality, stream.header.metric_mix)
+    cond = codec.transform_stage.condition(stream.header.quality, stream.header.metric_mix)
     return networks.dequantise(symbols, 8).contiguous(memory_format=torch.channels_last), cond
 
 

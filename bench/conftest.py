@@ -18,7 +18,7 @@ from PIL import Image
 
 import l2c
 from l2c import integer
-from l2c.images import L2CWarning
+from l2c.errors import L2CWarning
 
 THREADS = 2
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

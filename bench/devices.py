@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     codecs = {"cpu": l2c.Codec(), args.device: l2c.Codec(device=args.device)}
     print({device: codec.backend for device, codec in codecs.items()}, torch.__version__)
-    warnings.simplefilter("error", l2c.images.L2CWarning)
+    warnings.simplefilter("error", l2c.errors.L2CWarning)
     if torch.device(args.device).type == "cuda" and codecs[args.device].backend != "triton":
         sys.exit("the kernels do not run here")
     start, files, wrong, most, moved = time.perf_counter(), 0, 0, 0, 0.0

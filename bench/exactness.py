@@ -25,8 +25,10 @@ from PIL import Image
 
 import l2c
 from l2c import ops
-from l2c.codec import DEFAULT_TILE, _Latents
+from l2c.codec import DEFAULT_TILE
+from l2c.codec.latent_stage import Latents
 from l2c.format.bitstream import read_bitstream
+from l2c.format.levels import OperatingPoint
 from l2c.train.data import list_pictures
 
 LEVELS = (250, 500, 750)
@@ -52,10 +54,13 @@ def worker(args: argparse.Namespace) -> None:
                 payloads, decoded = [], []
                 for start in range(0, len(files), batch):
                     part = slice(start, start + batch)
-                    parts = [_Latents(s, q, 4, 8) for s, q in zip(symbols[part], levels[part])]
-                    payloads += [p for ps, _ in codec._write_latents(sizes[part], parts, DEFAULT_TILE) for p in ps]
+                    parts = [Latents(s, OperatingPoint(q, 4, 8)) for s, q in zip(symbols[part], levels[part])]
+                    payloads += [p for ps, _ in codec.latent_stage.write(sizes[part], parts, DEFAULT_TILE) for p in ps]
                     # `read_latents` would decode again, another way, what this way gets wrong.
-                    decoded += [s.tobytes() for s in codec._read([read_bitstream(f) for f in files[part]], backend)]
+                    decoded += [
+                        s.tobytes()
+                        for s in codec.latent_stage.read_plainly([read_bitstream(f) for f in files[part]], backend)
+                    ]
                 assert codec.backend == backend
                 result[f"{backend} threads={threads} batch={batch}"] = (digest(payloads), digest(decoded))
     print(json.dumps(result))
@@ -102,10 +107,10 @@ def transform_differences(codec: l2c.Codec, pictures: list[np.ndarray]) -> None:
     total = different_threads = different_batch = 0
     for pixels in pictures:
         torch.set_num_threads(2)
-        base = codec._analyse([pixels], [500], 4, 8)[0].symbols
-        batch = codec._analyse([pixels] * 4, [500] * 4, 4, 8)[3].symbols
+        base = codec.transform_stage.analyse([pixels], [500], 4, 8)[0].symbols
+        batch = codec.transform_stage.analyse([pixels] * 4, [500] * 4, 4, 8)[3].symbols
         torch.set_num_threads(1)
-        single = codec._analyse([pixels], [500], 4, 8)[0].symbols
+        single = codec.transform_stage.analyse([pixels], [500], 4, 8)[0].symbols
         total += base.size
         different_threads += int((base != single).sum())
         different_batch += int((base != batch).sum())

@@ -17,13 +17,10 @@ import torch
 from torch import Tensor
 
 import l2c
-from l2c import codec as codec_module
 from l2c import ops
 from l2c.adapt import latents
-from l2c.adapt.effort import EFFORTS
 from l2c.adapt.encoder import regions_of
 from l2c.adapt.latents import LatentSearch, Regions
-from l2c.images import load_picture
 from l2c.probability import ProbabilityModel
 
 CASES = ((300, 8), (650, 8), (500, 0))  # quality in tenths, mu
@@ -40,10 +37,8 @@ VARIANTS = {
 
 def subject_regions(codec: l2c.Codec, path: Path, level: int, mu: int) -> Regions:
     """One whole picture as a region."""
-    batch = codec_module._Batch(
-        [load_picture(path)], [{}], mu, codec.model.config.bits, 1024, EFFORTS[0], {}, float("inf"), print
-    )
-    (subject,) = codec._subjects(batch, [0], [level])
+    batch = codec.encoder.batch([path], mu=mu)
+    (subject,) = codec.encoder.subjects(batch, [0], [level])
     return regions_of(codec.transform, [subject], [(0, subject.boxes[0])], codec.device)
 
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import torch
 
 from l2c import networks
-from l2c.codec import DEFAULT_TILE, tile_boxes
+from l2c.codec import DEFAULT_TILE
 from l2c.device_coder import choose_lanes
+from l2c.format.tiles import latent_tiles
 from l2c.integer import scale_sizes
 from l2c.models import Model, load_model
 
@@ -71,7 +72,7 @@ def predicted_rows(
     s = model.transform.s
     rows = []
     for width, height in ((768, 512), (2000, 1128)):
-        boxes = tile_boxes(height, width, DEFAULT_TILE, s)
+        boxes = latent_tiles(height, width, DEFAULT_TILE, s)
         pixels = width * height
         symbols = sum((b - t) * (r - l) for t, l, b, r in boxes) * model.integer.c
         p, d = probability_macs(model, boxes), decoder_macs(model, pixels)
@@ -97,7 +98,7 @@ def predicted_rows(
             rows.append(
                 (f"decode {name}, {precision}", f"decode {name}, {precision}", floor + p / peak["int8"] + moved, whole)
             )
-    boxes = tile_boxes(512, 768, DEFAULT_TILE, s)
+    boxes = latent_tiles(512, 768, DEFAULT_TILE, s)
     p, d, count = probability_macs(model, boxes), decoder_macs(model, 768 * 512), 64
     batch = (
         launches(model) * launch

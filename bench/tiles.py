@@ -16,7 +16,6 @@ import numpy as np
 from PIL import Image
 
 import l2c
-from l2c import codec as codec_module
 from l2c.train.data import list_pictures
 
 _BORDER = 512
@@ -41,11 +40,11 @@ def main() -> None:
     for path in list_pictures(args.folder):
         picture = np.asarray(Image.open(path).convert("RGB"))
         data = codec.encode(picture, bpp=args.bpp, tile=_BORDER)
-        codec_module._CHUNK = 1 << 20
+        codec.transform_stage.chunk = 1 << 20
         whole = codec.decode(data).astype(np.int16)
-        codec_module._CHUNK = 256
+        codec.transform_stage.chunk = 256
         chunked = codec.decode(data).astype(np.int16)
-        codec_module._CHUNK = 2048
+        codec.transform_stage.chunk = 2048
         largest = max(largest, int(np.abs(whole - chunked).max()))
         different += int((whole != chunked).sum())
         pixels += whole.size

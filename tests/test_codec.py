@@ -18,21 +18,23 @@ import torch
 from PIL import Image
 
 import l2c
-from l2c import codec as codec_module
 from l2c import integer, metrics, networks, ops
 from l2c.adapt import bias_sets, sequential
+from l2c.codec import session, support
+from l2c.codec.latent_stage import Latents
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import (
     BackendError,
     BitstreamError,
     ImageError,
+    L2CWarning,
     LimitError,
     ModelMismatchError,
     RateError,
     UnsupportedError,
 )
 from l2c.format.bitstream import Header, read_bitstream, read_header, write_bitstream
-from l2c.images import L2CWarning
+from l2c.format.levels import OperatingPoint
 from l2c.models import save_model
 from l2c.probability import ProbabilityModel
 
@@ -123,12 +125,12 @@ def whole_path(config: ModelConfig, folder) -> None:
 def test_backends_and_batches_give_identical_files(tiny_model_path) -> None:
     pictures = [drawn(40, 61), drawn(9, 100), drawn(64, 64)]
     codecs = [l2c.Codec(tiny_model_path, backend=b, threads=t) for b in ("cpu", "torch", "reference") for t in (1, 2)]
-    analysed = codecs[0]._analyse(pictures, [500] * 3, 4, 8)
-    parts = [codec_module._Latents(part.symbols, 500, 4, 8) for part in analysed]
+    analysed = codecs[0].transform_stage.analyse(pictures, [500] * 3, 4, 8)
+    parts = [Latents(part.symbols, OperatingPoint(500, 4, 8)) for part in analysed]
     sizes = [p.shape[:2] for p in pictures]
-    expected = codecs[0]._write_latents(sizes, parts, 1024)
+    expected = codecs[0].latent_stage.write(sizes, parts, 1024)
     for codec in codecs[1:]:
-        assert codec._write_latents(sizes, parts, 1024) == expected
+        assert codec.latent_stage.write(sizes, parts, 1024) == expected
     files = codecs[0].encode_batch(pictures, quality=50)
     for codec in codecs:
         assert [codec.verify(f) for f in files] == [codecs[0].verify(f) for f in files]
@@ -142,7 +144,7 @@ def test_tiles_do_not_show_in_the_pixels(codec, monkeypatch) -> None:
     assert len(read_header(tiled).tiles) == 4
     assert codec.verify(whole) == codec.verify(tiled)
     full = codec.decode(whole).astype(int)
-    monkeypatch.setattr(codec_module, "_CHUNK", 128)
+    monkeypatch.setattr(codec.transform_stage, "chunk", 128)
     assert np.abs(codec.decode(tiled).astype(int) - full).max() <= 1
     stream = read_bitstream(codec.encode(picture, quality=60))
     chunked = codec.read_latents([stream])[0]
@@ -249,7 +251,7 @@ def test_a_pil_image_is_the_original_by_default(codec) -> None:
 
 
 def test_the_module_decodes_to_pil_as_the_codec_does(codec, monkeypatch) -> None:
-    monkeypatch.setattr(codec_module, "shared_codec", lambda *_: codec)
+    monkeypatch.setattr(session, "shared_codec", lambda *_: codec)
     data = codec.encode(np.dstack((drawn(9, 8), np.full((9, 8), 7, np.uint8))))
     assert l2c.decode(data, as_="pil").mode == "RGBA"
     assert l2c.decode(data, as_="pil", mode="rgb").mode == "RGB"
@@ -405,9 +407,9 @@ def test_a_second_implementation_that_is_wrong_is_not_asked(tiny_model_path, mon
 
 def test_unusable_device() -> None:
     with pytest.raises(BackendError):
-        codec_module._device("cuda:99")
+        support.checked_device("cuda:99")
     with pytest.raises(BackendError):
-        codec_module._device("abacus")
+        support.checked_device("abacus")
 
 
 def test_header_is_small(codec) -> None:
@@ -422,13 +424,13 @@ def test_small_files_cannot_ask_for_much(tiny_model_path, monkeypatch) -> None:
     codec = l2c.Codec(tiny_model_path, backend="cpu")
     nothing = ops.range_encoder().finish()
     passes = []
-    code = codec._code
+    code = codec.latent_stage.code
 
     def counted(jobs, backend):
         passes.append((backend, len(jobs)))
         return code(jobs, backend)
 
-    monkeypatch.setattr(codec, "_code", counted)
+    monkeypatch.setattr(codec.latent_stage, "code", counted)
 
     def lie(width: int, height: int, channels: int, tile: int = 1 << 12) -> bytes:
         header = Header(width, height, codec.model.model_id, 1, 500, 8, tile_size=tile)
@@ -470,7 +472,7 @@ def test_what_becomes_of_decoded_symbols_is_checked(tiny_model_path, monkeypatch
     monkeypatch.setattr(integer.IntegerModel, "code", spoilt)
     with pytest.warns(L2CWarning, match="torch backend was used"):
         assert codec.verify(data) == expected
-    monkeypatch.setattr(codec_module, "_MOST_AGAIN", 1599)  # PyTorch is for small pictures
+    monkeypatch.setattr(codec.latent_stage, "most_again", 1599)  # PyTorch is for small pictures
     with pytest.raises(BitstreamError, match="CRC of the header"):
         codec.verify(data)
 
@@ -544,12 +546,12 @@ def test_bad_arguments_of_a_codec(tiny_model_path, monkeypatch) -> None:
 
 
 def test_a_device_that_fails_is_named(codec, monkeypatch) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **keywords: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nMuch more text")
 
     data = codec.encode(drawn(16, 16))
-    monkeypatch.setattr(codec, "_decode_chunk", fail)
-    monkeypatch.setattr(codec, "_analyse", fail)
+    monkeypatch.setattr(codec.transform_stage, "synthesise", fail)
+    monkeypatch.setattr(codec.transform_stage, "analyse", fail)
     for call in (lambda: codec.decode(data), lambda: codec.decode_detailed(data), lambda: codec.encode(drawn(16, 16))):
         with pytest.raises(BackendError, match=r"the device failed: CUDA out of memory\.$"):
             call()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,16 @@ import l2c
 from l2c import integer
 from l2c.adapt.bias_sets import BiasSets
 from l2c.adapt.effort import EFFORTS
+from l2c.codec import encoder
+from l2c.codec.encoder import Coded, Trial
+from l2c.codec.latent_stage import Latents
+from l2c.codec.search import better
 from l2c.config import ModelConfig
 from l2c.errors import BitstreamError, RateError
 from l2c.evaluate.measures import measure
 from l2c.format.adapt_section import NO_SET, PatchChanges
-from l2c.format.bitstream import ADAPT, read_bitstream, write_bitstream
+from l2c.format.bitstream import ADAPT, file_size, read_bitstream, write_bitstream
+from l2c.format.levels import OperatingPoint
 from l2c.models import save_model
 from l2c.networks import Transform, num_biases
 from l2c.probability import ProbabilityModel
@@ -91,7 +97,7 @@ def test_targets_that_cannot_be_reached(codec: l2c.Codec, photo: np.ndarray) -> 
         codec.encode(photo[:16, :16], bpp=0.01, effort=2)
     flat = codec.encode_detailed(np.full((64, 64, 3), 90, np.uint8), bpp=2.0, effort=2)
     assert not flat.target_reached
-    assert "best quality" in flat.reason
+    assert "needs only" in flat.reason
     best = codec.encode_detailed(photo[:64, :64], psnr=90.0, effort=1)
     assert not best.target_reached
     assert "PSNR" in best.reason
@@ -188,16 +194,14 @@ def test_own_mixture_of_tools(codec: l2c.Codec, photo: np.ndarray) -> None:
 def test_tries_start_at_other_qualities_and_keep_the_best(
     codec: l2c.Codec, photo: np.ndarray, metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from l2c import codec as codec_module
-
     levels: list[int] = []
-    adapt = codec_module.adapt
+    adapt = encoder.adapt
 
     def noting(transform: object, p: object, sets: object, subjects: list, *rest: object) -> object:  # type: ignore
-        levels.extend(subject.header[0] for subject in subjects)
+        levels.extend(subject.point.quality_tenths for subject in subjects)
         return adapt(transform, p, sets, subjects, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(codec_module, "adapt", noting)
+    monkeypatch.setattr(encoder, "adapt", noting)
     told: list[float] = []
     best = codec.encode_detailed(
         photo, bpp=0.5, metric=metric, effort=l2c.Effort(2, tries=3), progress=lambda share, stage: told.append(share)
@@ -363,38 +367,43 @@ def test_what_the_codec_would_refuse_is_not_written(photo: np.ndarray) -> None:
         codec.encode(np.concatenate([photo] * 3, axis=1), tile=512)
 
 
-def test_the_better_of_two_files_for_one_size(codec: l2c.Codec, photo: np.ndarray) -> None:
+def test_the_better_of_two_files_for_one_size() -> None:
     """Near the size counts first, then J; the order in which they come never."""
-    from l2c.adapt.effort import EFFORTS
-    from l2c.codec import _Batch
-    from l2c.images import load_picture
 
-    good = codec.encode_detailed(photo, bpp=0.5, metric="psnr", effort=2)
-    other = codec.encode_detailed(photo, bpp=0.5, metric="psnr", effort=l2c.Effort(2, tries=2))
-    bad = codec.encode_detailed(photo[::-1].copy(), bpp=0.5, metric="psnr")  # another picture, of the same size
-    far = codec.encode_detailed(photo, bpp=0.4, metric="psnr")
-    size = len(good.data) * 1.01
-    assert min(len(bad.data), len(good.data), len(other.data)) > 0.98 * size > len(far.data)
-    batch = _Batch([load_picture(photo)], [{}], 0, 8, 1024, EFFORTS[2], {}, float("inf"), print)
+    def trial(size: int) -> Trial:
+        latents = Latents(np.zeros((1, 1, 1), np.uint8), OperatingPoint(500, 0, 8))
+        return Trial(Coded(latents, PatchChanges(), [bytes(size - file_size([0], []))], [1], {}))
 
-    def better(old: l2c.Encoded | None, new: l2c.Encoded | None) -> l2c.Encoded | None:
-        return codec._better(batch, 0, 500, old, new, size)
+    good, bad, far = trial(1000), trial(999), trial(900)
+    assert (good.size, far.size) == (1000, 900)
 
-    assert better(good, bad) is good and better(bad, good) is good
-    assert better(far, bad) is bad and better(bad, far) is bad
-    assert better(None, far) is far and better(far, None) is far and better(None, None) is None
-    assert better(good, None) is good and better(None, good) is good
+    def chosen(old: Trial | None, new: Trial | None) -> Trial | None:
+        return better(old, new, 1005.0, lambda trial: 1.0 if trial is good else 2.0)
+
+    assert chosen(good, bad) is good and chosen(bad, good) is good
+    assert chosen(far, bad) is bad and chosen(bad, far) is bad
+    assert chosen(None, far) is far and chosen(far, None) is far and chosen(None, None) is None
+    assert chosen(good, None) is good and chosen(None, good) is good
+
+
+def test_what_is_searched_is_what_the_decoder_shows(codec: l2c.Codec, photo: np.ndarray) -> None:
+    """D of latents in hand, by which files are compared, gives the pixels of the written file; sizes are exact."""
+    batch = codec.encoder.batch([photo], mu=4)
+    (coded,) = codec.encoder.encode_at(batch, [0], [400])
+    for _, adapted in codec.encoder.adapt(replace(batch, effort=EFFORTS[2]), [400]):
+        for part in (coded, codec.encoder.code_adapted(batch, 0, adapted)):
+            file = codec.encoder.write(batch, 0, Trial(part))
+            assert len(file.data) == part.size
+            assert np.array_equal(codec.encoder.decoded(batch, 0, part), codec.decode(file.data))
 
 
 def test_what_was_saved_too_much_is_spent_again(
     codec: l2c.Codec, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A level that expects less than the search saves comes to the rate all the same, without another search."""
-    from l2c import codec as codec_module
-
     adapted = []
-    adapt = codec_module.adapt
-    monkeypatch.setattr(codec_module, "adapt", lambda *a: adapted.append(1) or adapt(*a))
+    adapt = encoder.adapt
+    monkeypatch.setattr(encoder, "adapt", lambda *a: adapted.append(1) or adapt(*a))
     monkeypatch.setattr(l2c.Effort, "saving", lambda self, mu, bpp: 0.02)
     result = codec.encode_detailed(photo, bpp=0.6, metric="psnr", effort=3)
     assert result.target_reached and 0.98 <= result.bpp / 0.6 <= 1.0

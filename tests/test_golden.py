@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import l2c
-from l2c.codec import _Latents
+from l2c.codec.latent_stage import Latents
 from l2c.errors import L2CError
 from l2c.format.bitstream import read_bitstream
 
@@ -31,8 +31,8 @@ def test_golden_file(codec, name: str) -> None:
     assert codec.verify(data) == EXPECTED[name]["latents_sha256"]
     stream = read_bitstream(data)
     header = stream.header
-    part = _Latents(codec.read_latents([stream])[0], header.quality, header.metric_mix, header.latent_bits)
-    ((payloads, used),) = codec._write_latents([(header.height, header.width)], [part], header.tile_size)
+    part = Latents(codec.read_latents([stream])[0], header.point)
+    ((payloads, used),) = codec.latent_stage.write([(header.height, header.width)], [part], header.tile_size)
     assert payloads == [bytes(p) for p in stream.payloads]
     assert used == [tile.channels for tile in stream.tiles]
 

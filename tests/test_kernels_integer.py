@@ -13,13 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 import l2c
-from l2c import codec as codec_module
 from l2c import device_coder, integer, ops, reference
+from l2c.codec.decoder import parts as parts_of
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.device_coder import DeviceCoder, choose_lanes, estimate_bits
-from l2c.errors import BackendError, BitstreamError
+from l2c.errors import BackendError, BitstreamError, L2CWarning
 from l2c.format.bitstream import read_bitstream, write_bitstream
-from l2c.images import L2CWarning
 from l2c.probability import ProbabilityModel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -304,9 +303,9 @@ def test_codec_on_the_kernels(fast: l2c.Codec, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_queued_batches_have_parts() -> None:
-    parts = [list(range(9))[part] for part in codec_module._parts([3, 3, 5, 9, 1, 1, 1, 4, 4], 8)]
+    parts = [list(range(9))[part] for part in parts_of([3, 3, 5, 9, 1, 1, 1, 4, 4], 8)]
     assert parts == [[0, 1], [2], [3], [4, 5, 6, 7], [8]]
-    assert list(codec_module._parts([], 8)) == []
+    assert list(parts_of([], 8)) == []
 
 
 def test_kernels_that_fail_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,7 +280,7 @@ def test_what_is_seen_is_what_is_decoded(codec: l2c.Codec, monkeypatch: pytest.M
         seen.append(alpha)
         return fill_transparent(rgb, alpha)
 
-    monkeypatch.setattr("l2c.codec.fill_transparent", spy)
+    monkeypatch.setattr("l2c.codec.encoder.fill_transparent", spy)
     alpha = noisy(2)
     data = codec.encode(rgba(alpha), quality=30, alpha_quality=20)
     decoded = codec.decode_detailed(data).picture.alpha
@@ -303,7 +303,7 @@ def test_16_bit_alpha_comes_back_with_8_bits_and_a_warning(codec: l2c.Codec) -> 
     alpha = disc(blur=8)
     four = np.dstack((pixels_of(alpha), alpha)).astype(np.uint16) * 257
     four[..., 3] += (alpha > 0) & (alpha < 255)
-    with pytest.warns(images.L2CWarning, match="16-bit alpha is reduced"):
+    with pytest.warns(l2c.errors.L2CWarning, match="16-bit alpha is reduced"):
         data = codec.encode(four, quality=20, alpha_quality=50)
     back = codec.decode_detailed(data).picture.alpha
     assert back is not None and back.dtype == np.uint8 and np.array_equal(back, lossy_alpha.pack(alpha, 50)[2])

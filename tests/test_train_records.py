@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 import l2c
-from l2c.images import L2CWarning
+from l2c.errors import L2CWarning
 from l2c.train import records
 from l2c.train.records import Records, machine, write_json
 

@@ -21,13 +21,12 @@ from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.modulators import search_conditions
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges, grid_shape
 from l2c.format.bitstream import SECTION_OVERHEAD
-from l2c.format.levels import MAX_QUALITY
+from l2c.format.levels import MAX_QUALITY, OperatingPoint
+from l2c.format.tiles import Box
 from l2c.networks import Adaptation, Grid, Transform, num_modulators, to_levels
 from l2c.probability import ProbabilityModel
 
 _BATCH_PIXELS = 1 << 20  # regions of one shape share a pass up to this many pixels
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass
@@ -39,7 +38,7 @@ class Subject:
         y: float32 [c, h, w], masked latents before Q, on the CPU.
         kept: bool [c, h, w], the mask, or None.
         boxes: (top, left, bottom, right) of its tiles in latents.
-        cond: float32 [1, 2]. lmbda: the raw trade-off. header: quality, mu, b.
+        cond: float32 [1, 2]. lmbda: the raw trade-off. point: what the file will say.
         aim: share of its unadapted size that the picture should come to; None: whatever J says.
     """
 
@@ -49,7 +48,7 @@ class Subject:
     boxes: list[Box]
     cond: Tensor
     lmbda: float
-    header: tuple[int, int, int]
+    point: OperatingPoint
     aim: float | None = None
 
 
@@ -242,15 +241,12 @@ def _store(
 
 def _frame(transform: Transform, subject: Subject, box: Box) -> tuple[Box, Box | None, tuple[int, int]]:
     """Pixels of a tile, the latents that D sees with it (None: the whole picture), and where it lies in them."""
-    s, (height, width) = transform.s, subject.pixels.shape[:2]
-    top, left, bottom, right = box
-    pixels = (top * s, left * s, min(height, bottom * s), min(width, right * s))
+    s = transform.s
+    pixels = box.times(s).widened(0, *subject.pixels.shape[:2])
     if len(subject.boxes) == 1:
         return pixels, None, (0, 0)
-    halo = -(-transform.decoder.receptive_halo_px // s)
-    t, l = max(0, top - halo), max(0, left - halo)
-    surround = (t, l, min(subject.y.shape[1], bottom + halo), min(subject.y.shape[2], right + halo))
-    return pixels, surround, (top - t, left - l)
+    surround = box.widened(-(-transform.decoder.receptive_halo_px // s), *subject.y.shape[1:])
+    return pixels, surround, box.within(surround)[:2]
 
 
 def regions_of(
@@ -267,7 +263,7 @@ def regions_of(
             kept.append(subject.kept[:, box[0] : box[2], box[1] : box[3]])
         if surround is not None:
             part = subject.y[:, surround[0] : surround[2], surround[1] : surround[3]]
-            around.append(to_levels(part, subject.header[2]))
+            around.append(to_levels(part, subject.point.bits))
     members = [subjects[number] for number, _ in batch]
     stacked = torch.stack(x).to(device).permute(0, 3, 1, 2).float() / 255.0
     return Regions(
@@ -275,7 +271,7 @@ def regions_of(
         torch.stack(y).to(device).contiguous(memory_format=torch.channels_last),
         torch.stack(kept).to(device) if kept else None,
         torch.cat([subject.cond.to(device) for subject in members]),
-        torch.tensor([subject.header for subject in members], device="cpu"),
+        torch.tensor([subject.point for subject in members], device="cpu"),
         torch.tensor([subject.lmbda for subject in members], dtype=torch.float32, device=device),
         torch.stack(around).to(device) if around else None,
         corner,

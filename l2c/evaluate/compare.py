@@ -18,12 +18,13 @@ import torch
 from PIL import Image
 
 from l2c import ops
-from l2c.codec import Codec, tile_boxes
+from l2c.codec import Codec
 from l2c.errors import UnsupportedError
 from l2c.evaluate.measures import FIGURES, UInt8Array, measure
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, CONDITION_UNIT, NO_SET, PatchChanges
 from l2c.format.bitstream import ADAPT, Bitstream, read_bitstream
 from l2c.format.levels import MAX_QUALITY, metric_name
+from l2c.format.tiles import latent_tiles
 from l2c.images import load_picture
 from l2c.networks import dequantise
 
@@ -156,7 +157,7 @@ def latent_maps(codec: Codec, stream: Bitstream) -> tuple[npt.NDArray[np.float64
     model, s = codec.float_probability(), codec.transform.s
     integers = torch.tensor([[header.quality, header.metric_mix, header.latent_bits]])
     bits = np.zeros(symbols.shape[1:])
-    for top, left, bottom, right in tile_boxes(header.height, header.width, header.tile_size, s):
+    for top, left, bottom, right in latent_tiles(header.height, header.width, header.tile_size, s):
         part = z[None, :, top:bottom, left:right].to(codec.device)
         canvas = torch.zeros(part.shape[2:], dtype=torch.float64)
         for group in model.groups(part, part, integers):

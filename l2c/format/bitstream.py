@@ -76,7 +76,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from l2c.errors import BitstreamError, LimitError, UnsupportedError
-from l2c.format.levels import MAX_MU, MAX_QUALITY
+from l2c.format.levels import MAX_MU, MAX_QUALITY, OperatingPoint
 from l2c.format.tiles import Box
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
@@ -191,6 +191,11 @@ class Header:
             raise BitstreamError(f"mode: {self.mode!r} is none of {', '.join(MODES)}")
         if self.tile_size not in _TILE_SIZES:
             raise BitstreamError(f"tile_size: {self.tile_size} is not 512 << k for k in 0..{_TILE_LOG2_MAX}")
+
+    @property
+    def point(self) -> OperatingPoint:
+        """What P is conditioned on."""
+        return OperatingPoint(self.quality, self.metric_mix, self.latent_bits)
 
     @property
     def pixels(self) -> int:
@@ -323,6 +328,12 @@ class Bitstream:
 def section_name(type_: int) -> str:
     """Name of a section type in messages and listings: "ICC", or "0x8077" for one without a name."""
     return SECTION_NAMES.get(type_, f"0x{type_:04x}")
+
+
+def file_size(payload_bytes: Sequence[int], section_bytes: Sequence[int]) -> int:
+    """Bytes of a file with such payloads, one per tile, and sections."""
+    tables = _ENTRY_TILE.size * len(payload_bytes) + _ENTRY_SECTION.size * len(section_bytes)
+    return _TABLES_AT + tables + sum(payload_bytes) + sum(section_bytes)
 
 
 def write_bitstream(

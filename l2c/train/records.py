@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import l2c
-from l2c.images import L2CWarning, write_atomically
+from l2c.errors import L2CWarning
+from l2c.images import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -46,7 +46,8 @@ import torch
 from PIL import Image
 
 from l2c import images, integer, lossy_alpha, ops
-from l2c.codec import Codec, _Latents, tile_boxes
+from l2c.codec import Codec
+from l2c.codec.latent_stage import Latents
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import L2CError
 from l2c.format import bitstream
@@ -61,6 +62,7 @@ from l2c.format.bitstream import (
     read_header,
     write_bitstream,
 )
+from l2c.format.tiles import latent_tiles
 from l2c.models import load_model, save_model
 from l2c.networks import Transform
 from l2c.probability import ProbabilityModel
@@ -432,9 +434,9 @@ class Fuzzer:
         generator = np.random.default_rng(rng.randrange(1 << 32))
         symbols = generator.integers(0, 1 << header.latent_bits, shape).astype(np.uint8)
         symbols[rng.randrange(c + 1) :] = 1 << (header.latent_bits - 1)
-        part = _Latents(symbols, header.quality, header.metric_mix, header.latent_bits)
-        assert len(tile_boxes(height, width, header.tile_size, s)) == header.tile_count
-        ((payloads, used),) = self.codec._write_latents([(height, width)], [part], header.tile_size)
+        part = Latents(symbols, header.point)
+        assert len(latent_tiles(height, width, header.tile_size, s)) == header.tile_count
+        ((payloads, used),) = self.codec.latent_stage.write([(height, width)], [part], header.tile_size)
         header = replace(header, latents_crc32=zlib.crc32(symbols))
         return write_bitstream(header, payloads, used, self._sections(rng, height, width))
 

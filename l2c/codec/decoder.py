@@ -1,0 +1,165 @@
+"""Files -> pictures, for files of one model: many together, one in detail, or the latents alone."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from l2c import images, lossy_alpha
+from l2c.codec.latent_stage import LatentStage
+from l2c.codec.results import Decoded
+from l2c.codec.support import naming
+from l2c.codec.transform_stage import TransformStage
+from l2c.errors import BitstreamError
+from l2c.format.adapt_section import PatchChanges
+from l2c.format.bitstream import ALPHA, DPI, EXIF, ICC, LOSSY_ALPHA, XMP, Bitstream
+
+Output = Literal["numpy", "pil", "torch"]
+_QUEUED_PIXELS = 1 << 26  # of the pictures that lie on a GPU at the same time
+
+
+class Decoder:
+    """Files of one model on a device."""
+
+    def __init__(self, transform_stage: TransformStage, latent_stage: LatentStage) -> None:
+        self._transform_stage, self._latent_stage = transform_stage, latent_stage
+
+    def pixels(self, streams: Sequence[Bitstream], names: Sequence[str], *, keep_on_device: bool) -> list[Any]:
+        """Pixels of files as `TransformStage.synthesise` gives them; errors name the files."""
+        changes = []
+        for name, stream in zip(names, streams):
+            header = stream.header
+            with naming(name):
+                self._latent_stage.check_limits(header.width, header.height, header.tile_size)
+                changes.append(self._transform_stage.changes(stream))
+        pixels = self._queued(streams, changes, keep_on_device)
+        if pixels is None:
+            pixels = self._synthesise(streams, self._latent_stage.read(streams, names), changes, keep_on_device)
+        return pixels
+
+    def detailed(self, stream: Bitstream, start: float) -> Decoded:
+        """One file with everything that was kept beside the pixels, and how it went.
+
+        Args:
+            start: when its container was opened, on the clock of `time.perf_counter`.
+        """
+        changes = self._transform_stage.changes(stream)
+        parsed = time.perf_counter()
+        (symbols,) = self._latent_stage.read([stream])
+        middle = time.perf_counter()
+        (rgb,) = self._synthesise([stream], [symbols], [changes], keep_on_device=False)
+        end = time.perf_counter()
+        header, sections = stream.header, stream.metadata
+        picture = images.Picture(
+            rgb=rgb,
+            mode=header.mode,
+            bit_depth=header.bit_depth,
+            alpha=alpha_of(stream),
+            icc=bytes(sections[ICC]) if ICC in sections else None,
+            exif=bytes(sections[EXIF]) if EXIF in sections else None,
+            xmp=images.unpack_xmp(sections[XMP]) if XMP in sections else None,
+            dpi=images.unpack_dpi(sections[DPI]) if DPI in sections else None,
+        )
+        seconds = {"container": parsed - start, "entropy": middle - parsed, "decoder": end - middle}
+        seconds["total"] = time.perf_counter() - start
+        return Decoded(picture, hashlib.sha256(symbols).hexdigest(), seconds)
+
+    def verify(self, stream: Bitstream) -> str:
+        """Decode all but the pixels; the SHA-256 of all latent symbols."""
+        self._transform_stage.changes(stream)
+        (symbols,) = self._latent_stage.read([stream])
+        alpha_of(stream)
+        return hashlib.sha256(symbols).hexdigest()
+
+    def _synthesise(
+        self, streams: Sequence[Bitstream], symbols: Any, changes: Sequence[PatchChanges], keep_on_device: bool
+    ) -> list[Any]:
+        headers = [stream.header for stream in streams]
+        sizes, points = [(h.height, h.width) for h in headers], [h.point for h in headers]
+        return self._transform_stage.synthesise(sizes, points, symbols, changes, keep_on_device=keep_on_device)
+
+    def _queued(
+        self, streams: Sequence[Bitstream], changes: Sequence[PatchChanges], keep_on_device: bool
+    ) -> list[Any] | None:
+        """Pixels, latents and all on the device; the host checks while D runs there.
+
+        None: another backend, a tile too large, a check that failed or a device that did: `LatentStage.read` finds out
+        what is wrong.
+        """
+        pixels: list[Any] = []
+        for members in parts([stream.header.width * stream.header.height for stream in streams], _QUEUED_PIXELS):
+            try:
+                part = self._queued_part(streams[members], changes[members], keep_on_device)
+            except BitstreamError:
+                return None
+            except RuntimeError as error:
+                self._latent_stage.warn_of_device(error, "decoding in smaller steps")
+                return None
+            if part is None:
+                return None
+            pixels += part
+        return pixels
+
+    def _queued_part(
+        self, streams: Sequence[Bitstream], changes: Sequence[PatchChanges], keep_on_device: bool
+    ) -> list[Any] | None:
+        """`_queued` of streams that the device holds at the same time."""
+        queued = self._latent_stage.read_queued(streams)
+        if queued is None:
+            return None
+        symbols, holds = queued
+        pixels = self._synthesise(streams, symbols, changes, keep_on_device=True)
+        if not holds():
+            return None
+        if keep_on_device:
+            return pixels
+        return [np.ascontiguousarray(part.permute(1, 2, 0).cpu().numpy()) for part in pixels]
+
+
+def alpha_of(stream: Bitstream) -> npt.NDArray[Any] | None:
+    """The alpha plane of a file, or None. Raises BitstreamError."""
+    for kind, unpack in ((ALPHA, images.unpack_alpha), (LOSSY_ALPHA, lossy_alpha.unpack)):
+        if kind in stream.metadata:
+            return unpack(stream.metadata[kind], stream.header.height, stream.header.width)
+    return None
+
+
+def present(pixels: Any, stream: Bitstream, as_: Output, mode: str) -> Any:
+    """Bring decoded pixels into the form that was asked for."""
+    header = stream.header
+    original = mode == "original"
+    if as_ == "torch":
+        if not original:
+            return pixels
+        array = images.to_original(pixels.permute(1, 2, 0).contiguous().cpu().numpy(), alpha_of(stream), header.mode)
+        array = array[:, :, None] if array.ndim == 2 else array
+        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1))).to(pixels.device)
+    if as_ == "numpy":
+        return images.to_original(pixels, alpha_of(stream), header.mode) if original else pixels
+    picture = images.to_pil(pixels, alpha_of(stream) if original else None, header.mode if original else "RGB")
+    kept = stream.metadata
+    return images.with_metadata(
+        picture,
+        icc=bytes(kept[ICC]) if ICC in kept else None,
+        exif=bytes(kept[EXIF]) if EXIF in kept else None,
+        xmp=images.unpack_xmp(kept[XMP]) if XMP in kept else None,
+        dpi=images.unpack_dpi(kept[DPI]) if DPI in kept else None,
+    )
+
+
+def parts(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Runs of at most `most` in all, or of one."""
+    start, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > most:
+            yield slice(start, i)
+            start, total = i, 0
+        total += size
+    if sizes:
+        yield slice(start, len(sizes))

@@ -1,0 +1,314 @@
+"""Latents <-> payloads: P and the coder on a device, tile by tile, and what happens where they fail.
+
+A tile is a stream of its own, so tiles are coded in parallel. Every machine decodes the same integers; one that does
+not is caught by a known answer when the codec is made, by the hash at the end of a stream, and by the CRC of all
+latents, and is helped by a second implementation of P.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from l2c import integer, networks
+from l2c.codec.support import first_line, naming
+from l2c.errors import BackendError, BitstreamError, L2CWarning, LimitError
+from l2c.format.bitstream import Bitstream, Header, Limits
+from l2c.format.levels import OperatingPoint
+from l2c.format.tiles import Box, latent_tiles
+from l2c.models import Model
+from l2c.probability import ProbabilityModel
+
+UInt8Array = npt.NDArray[np.uint8]
+_FALLBACKS = {"cpu": ("torch", "reference"), "torch": ("cpu", "reference"), "triton": ("cpu", "torch", "reference")}
+MOST_AGAIN = 1 << 22
+_float_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Symbols of one picture, uint8 [c, h, w], and what the header must say of them."""
+
+    symbols: UInt8Array
+    point: OperatingPoint
+
+
+class LatentStage:
+    """P and the coder of a model on a device.
+
+    Args:
+        backend: see `Codec`.
+        threads: None: as many as torch uses.
+        limits: what a file may ask for.
+        most_again: pixels of what PyTorch decodes again where the backend fails.
+    Raises:
+        BackendError: the backend cannot run here, or computes other integers than it should.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        backend: str,
+        threads: int | None,
+        limits: Limits,
+        most_again: int = MOST_AGAIN,
+    ) -> None:
+        integer.ops.extension().cpu()  # that L2C_CPU says what cannot be is no reason to take another backend
+        self.device, self.threads, self.most_again = device, threads, most_again
+        self.backend = integer.ops.choose_integer_backend(backend, device)
+        self._model, self._s, self._limits = model, model.transform.s, limits
+        self._trusted = {"reference": True}  # which is the definition
+        self._float: ProbabilityModel | None = None
+        # A wrong integer ruins a picture, so every device proves itself once (DESIGN 3.5).
+        chain = [self.backend]
+        if backend == "auto":
+            chain += ["torch"] * (self.backend == "triton") + ["reference"] * (self.backend != "reference")
+        for name, following in itertools.zip_longest(chain, chain[1:]):
+            try:
+                integer.check_backend(model.integer, model.known_answer, name, device)
+                self.backend = name
+                break
+            except BackendError as error:
+                if following is None:
+                    raise
+                instead = "PyTorch" if following == "torch" else "the exact slow path"
+                warnings.warn(f"{error}; using {instead}", L2CWarning, stacklevel=3)
+
+    def shape(self, header: Header) -> tuple[int, int, int]:
+        """c, and rows and columns of a picture's latents."""
+        return self._model.config.transform.c, -(-header.height // self._s), -(-header.width // self._s)
+
+    def write(
+        self, sizes: list[tuple[int, int]], latents: list[Latents], tile: int
+    ) -> list[tuple[list[bytes], list[int]]]:
+        """(payloads, used channels) of every picture, all tiles coded in one call."""
+        jobs, counts = [], []
+        for (height, width), part in zip(sizes, latents):
+            boxes = latent_tiles(height, width, tile, self._s)
+            counts.append(len(boxes))
+            for box in boxes:
+                symbols = np.ascontiguousarray(part.symbols[(slice(None), *box.slices)])
+                used = networks.used_channels(torch.from_numpy(symbols), part.point.bits)
+                writer = integer.SymbolWriter(part.point.bits)
+                jobs.append(integer.Job(box.height, box.width, part.point, used, writer, symbols))
+        self.code(jobs, self.backend)
+        results, start = [], 0
+        for count in counts:
+            mine = jobs[start : start + count]
+            start += count
+            results.append(([_finish(job) for job in mine], [job.used for job in mine]))
+        return results
+
+    def code(self, jobs: list[integer.Job], backend: str) -> list[UInt8Array]:
+        """P and the coder. What the kernels fail at, for want of memory say, the CPU does."""
+        threads = self.threads if self.threads is not None else torch.get_num_threads()
+        try:
+            return self._model.integer.code(jobs, backend, self.device, threads)
+        except RuntimeError as error:
+            if backend != "triton":
+                raise
+            self.warn_of_device(error, "using the CPU")
+            return self._model.integer.code(jobs, "cpu", self.device, threads)
+
+    def read(self, streams: Sequence[Bitstream], names: Sequence[str] | None = None) -> list[UInt8Array]:
+        """Entropy-decode files of this codec's model, all tiles together: symbols uint8 [c, h, w] each.
+
+        Section CRCs hold at this point, so a failing end-of-stream check or latent CRC means that this machine
+        computed other integers than the encoder's, or that the file was made to be wrong. See `_read_tile` and
+        `_read_again`.
+
+        Args:
+            names: what errors call each stream, none by default.
+        Raises:
+            BitstreamError: the payload is not what the header promises, whichever way it is decoded.
+            LimitError: a thin picture whose latents would cover far more pixels than the limits allow.
+        """
+        names = names or [""] * len(streams)
+        for name, stream in zip(names, streams):
+            with naming(name):
+                self.check_limits(stream.header.width, stream.header.height, stream.header.tile_size)
+        try:
+            results = self.read_plainly(streams, self.backend)
+        except BitstreamError:
+            results = []
+            for name, stream in zip(names, streams):
+                with naming(name):
+                    results.append(self._read_tiles(stream))
+        for i, (name, stream) in enumerate(zip(names, streams)):
+            if not crc_holds(stream, results[i]):
+                with naming(name):
+                    results[i] = self._read_again(stream)
+        return results
+
+    def read_queued(self, streams: Sequence[Bitstream]) -> tuple[list[Tensor], Callable[[], bool]] | None:
+        """As `read`, queued on the device: symbols that it will hold, and what waits for it and says if they are right.
+
+        None: another backend, or a tile too large. A device that fails raises its RuntimeError.
+
+        The check raises BitstreamError where a stream does not end as it should, and returns whether all CRCs hold.
+        """
+        if self.backend != "triton":
+            return None
+        jobs, places = self.reading_jobs(streams)
+        if not self._model.integer.fits_device(jobs):
+            return None
+        tiles, check = self._model.integer.decode_on_device(jobs, self.device)
+        symbols = [torch.empty(self.shape(stream.header), dtype=torch.uint8, device=self.device) for stream in streams]
+        for (number, box), tile in zip(places, tiles):
+            symbols[number][(slice(None), *box.slices)] = tile
+
+        def holds() -> bool:
+            check()
+            return all(crc_holds(stream, part.cpu().numpy()) for stream, part in zip(streams, symbols))
+
+        return symbols, holds
+
+    def _read_tiles(self, stream: Bitstream) -> UInt8Array:
+        """As `_read`, tile by tile."""
+        canvas = np.empty(self.shape(stream.header), dtype=np.uint8)
+        jobs, places = self.reading_jobs([stream])
+        for job, payload, (_, box) in zip(jobs, stream.payloads, places):
+            canvas[(slice(None), *box.slices)] = self._read_tile(job, payload)
+        return canvas
+
+    def _read_tile(self, job: integer.Job, payload: bytes | memoryview) -> UInt8Array:
+        """Decode a tile; where that fails, once more with another implementation of P.
+
+        Where that fails as well, the file is at fault.
+        """
+        try:
+            return self._read_one(job, payload, self.backend)
+        except BitstreamError as error:
+            failure = error
+        backend = self._checking_backend(job.height * job.width)
+        if backend is not None:
+            with contextlib.suppress(BitstreamError, RuntimeError, MemoryError):  # whatever it is, the first one counts
+                symbols = self._read_one(job, payload, backend)
+                self._warn_of_latents(backend, str(failure))
+                return symbols
+        raise BitstreamError(f"the latents cannot be decoded: {failure}") from None
+
+    def _read_one(self, job: integer.Job, payload: bytes | memoryview, backend: str) -> UInt8Array:
+        again = replace(job, coder=integer.SymbolReader(payload, job.header[2]))
+        (symbols,) = self.code([again], backend)
+        again.coder.finish()  # type: ignore[attr-defined]
+        return symbols
+
+    def _read_again(self, stream: Bitstream) -> UInt8Array:
+        """Decode a file whose tiles all end as they should, but whose latents have another CRC than the header says.
+
+        The end of a stream holds a hash of its symbols, but what becomes of them afterwards is the CRC's to see.
+        """
+        header = stream.header
+        backend = self._checking_backend(header.width * header.height // self._s**2)
+        if backend is not None:
+            with contextlib.suppress(BitstreamError, RuntimeError, MemoryError):
+                (symbols,) = self.read_plainly([stream], backend)
+                if crc_holds(stream, symbols):
+                    self._warn_of_latents(backend, "other latents than the CRC of the header says")
+                    return symbols
+        raise BitstreamError("the decoded latents do not match the CRC of the header")
+
+    def _checking_backend(self, positions: int) -> str | None:
+        """What a failure to decode so many latent positions is checked with: a backend that computes rightly here.
+
+        PyTorch takes 16 times as long and the reference 200 times, which a file of 60 bytes could otherwise ask for: so
+        they are for small pictures and tiles, and the reference for machines where nothing else computes rightly.
+        """
+        small = positions * self._s**2 <= self.most_again
+        others = (name for name in _FALLBACKS.get(self.backend, ()) if small or name == "cpu")
+        return next(filter(self._is_trusted, others), None)
+
+    def _is_trusted(self, backend: str) -> bool:
+        """Whether a backend gives the known answer here; remembered."""
+        if backend not in self._trusted:
+            try:
+                integer.check_backend(self._model.integer, self._model.known_answer, backend, self.device)
+                self._trusted[backend] = True
+            except (RuntimeError, MemoryError):  # BackendError is one; a device may have more to say
+                self._trusted[backend] = False
+        return self._trusted[backend]
+
+    def _warn_of_latents(self, backend: str, reason: str) -> None:
+        warnings.warn(
+            f"the {self.backend} backend decoded wrongly on this machine ({reason}); the {backend} backend was used",
+            L2CWarning,
+            stacklevel=5,
+        )
+
+    def warn_of_device(self, error: RuntimeError, instead: str) -> None:
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        warnings.warn(f"{self.device} failed ({first_line(error)}); {instead}", L2CWarning, stacklevel=4)
+
+    def check_limits(self, width: int, height: int, tile: int) -> None:
+        """A picture one pixel wide has latents s pixels wide: bound what they cover, before anything is allocated."""
+        s = self._s
+        for what, (w, h), limit, name in (
+            ("picture", (width, height), self._limits.max_pixels, "max_pixels"),
+            ("tile", (min(width, tile), min(height, tile)), self._limits.max_tile_pixels, "max_tile_pixels"),
+        ):
+            covered = (-(-w // s) * s) * (-(-h // s) * s)
+            if limit is not None and covered > 2 * limit:
+                raise LimitError(
+                    f"a {what} of {w}x{h} pixels has latents for {covered} pixels, "
+                    f"the limit is {2 * limit} (twice Limits.{name})"
+                )
+
+    def read_plainly(self, streams: Sequence[Bitstream], backend: str) -> list[UInt8Array]:
+        """As `read` with one backend, which nothing helps and no CRC of the latents checks."""
+        canvases = [np.empty(self.shape(stream.header), dtype=np.uint8) for stream in streams]
+        jobs, places = self.reading_jobs(streams)
+        for (number, box), job, symbols in zip(places, jobs, self.code(jobs, backend)):
+            assert isinstance(job.coder, integer.SymbolReader)
+            job.coder.finish()
+            canvases[number][(slice(None), *box.slices)] = symbols
+        return canvases
+
+    def reading_jobs(self, streams: Sequence[Bitstream]) -> tuple[list[integer.Job], list[tuple[int, Box]]]:
+        """A job for every tile, and where it belongs: (number of the stream, box in latents)."""
+        s, c = self._s, self._model.config.transform.c
+        jobs, places = [], []
+        for number, stream in enumerate(streams):
+            header = stream.header
+            if header.latent_bits > self._model.config.bits:
+                raise BitstreamError(f"b is {header.latent_bits}, the model has at most {self._model.config.bits} bits")
+            boxes = latent_tiles(header.height, header.width, header.tile_size, s)
+            for box, tile, payload in zip(boxes, stream.tiles, stream.payloads):
+                if tile.channels > c:
+                    raise BitstreamError(f"a tile uses {tile.channels} channels, the model has {c}")
+                reader = integer.SymbolReader(payload, header.latent_bits)
+                jobs.append(integer.Job(box.height, box.width, header.point, tile.channels, reader))
+                places.append((number, box))
+        return jobs, places
+
+    def float_probability(self) -> ProbabilityModel:
+        """The float form of P on this codec's device, made on first use: what gradients come from."""
+        with _float_lock:
+            if self._float is None:
+                with torch.inference_mode(False), torch.device("cpu"):
+                    made = integer.to_float(self._model.integer, self._model.config).float()
+                    made = made.eval().requires_grad_(False)
+                    made = made.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+                self._float = made
+            return self._float
+
+
+def _finish(job: integer.Job) -> bytes:
+    assert isinstance(job.coder, integer.SymbolWriter)
+    return job.coder.finish()
+
+
+def crc_holds(stream: Bitstream, symbols: UInt8Array) -> bool:
+    return zlib.crc32(symbols) == stream.header.latents_crc32

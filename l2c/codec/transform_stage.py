@@ -1,0 +1,262 @@
+"""Pixels <-> latents: E, I, Q and D of a model on a device.
+
+E and D do not stop at tile borders: they run over chunks with a halo at least as wide as their receptive field, so
+where a tile or chunk ends cannot be seen in the pixels, and memory is bounded for any picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from l2c import guard, integer, networks
+from l2c.adapt.bias_sets import set_maps
+from l2c.adapt.modulators import condition_maps
+from l2c.errors import UnsupportedError
+from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
+from l2c.format.bitstream import ADAPT, Bitstream
+from l2c.format.levels import MAX_MU, MAX_QUALITY, OperatingPoint
+from l2c.format.tiles import Box, grid
+from l2c.models import Model
+from l2c.networks import Adaptation, Grid
+from l2c.objective import Blend, distortion
+
+UInt8Array = npt.NDArray[np.uint8]
+PRECISIONS = ("float32", "bfloat16")
+CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
+_BATCH_PIXELS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
+
+
+@dataclass(frozen=True)
+class Analysed:
+    """What E, I and Q made of a picture.
+
+    Attributes:
+        symbols: uint8 [c, h, w].
+        clipped: what latents lose at their limits, see `guard.Look`.
+        y: the latents before Q, float32 [c, h, w], and mask: bool [c, h, w] (None without I), where they were kept.
+    """
+
+    symbols: UInt8Array
+    clipped: float
+    y: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    mask: npt.NDArray[np.bool_] | None = None
+
+
+class TransformStage:
+    """E, I, Q and D of a model on a device.
+
+    Args:
+        precision: "float32" or "bfloat16", of the convolutions; see `Codec`.
+        chunk: side in pixels of what E and D see at a time, a multiple of the largest patch of ADAPT.
+    Raises:
+        UnsupportedError: an unknown precision.
+    """
+
+    def __init__(self, model: Model, device: torch.device, precision: str = "float32", chunk: int = CHUNK) -> None:
+        if precision not in PRECISIONS:
+            raise UnsupportedError(f"precision is {precision!r}: it must be one of {', '.join(PRECISIONS)}")
+        self.device, self.precision, self.chunk = device, precision, chunk
+        self._config, self._bias_sets = model.config, model.bias_sets
+        # A model stays on the CPU, where other codecs may share it.
+        self.transform = model.transform
+        if device.type != "cpu":
+            with torch.inference_mode(False):
+                self.transform = copy.deepcopy(model.transform).to(device)
+
+    @property
+    def s(self) -> int:
+        """Pixels a side that a latent stands for."""
+        return self.transform.s
+
+    def condition(self, level: int, mu: int) -> Tensor:
+        """What E and D are told: float32 [1, 2] on the device, of a quality 0..1000 and a metric mix 0..8."""
+        pair = torch.tensor(
+            [[self._config.lmbda(level / MAX_QUALITY)], [mu / MAX_MU]], dtype=torch.float32, device="cpu"
+        )
+        return networks.condition(*pair).to(self.device)
+
+    @contextlib.contextmanager
+    def float_mode(self) -> Iterator[None]:
+        """E and D in this codec's precision, whatever a caller has set. On a GPU float32 means no TF32."""
+        low = self.precision == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low), contextlib.ExitStack() as stack:
+            if self.device.type == "cuda":
+                stack.enter_context(integer.ieee_float32())
+            yield
+
+    @torch.inference_mode()
+    def analyse(
+        self, pixels: list[UInt8Array], levels: list[int], mu: int, bits: int, *, keep: bool = False
+    ) -> list[Analysed]:
+        """E, I and Q: uint8 [H, W, 3] -> symbols uint8 [c, ceil(H/s), ceil(W/s)]. Equal sizes share a pass.
+
+        With `keep` the latents before Q and the mask of every picture come as well.
+        """
+        s, c = self.s, self._config.transform.c
+        halo = -(-self.transform.encoder.receptive_halo_px // s) * s
+        results: dict[int, Analysed] = {}
+        for members in same_shape([p.shape[:2] for p in pixels]):
+            height, width = pixels[members[0]].shape[:2]
+            cond = torch.cat([self.condition(levels[i], mu) for i in members])
+            canvas = np.empty((len(members), c, -(-height // s), -(-width // s)), dtype=np.uint8)
+            before = np.empty(canvas.shape if keep else 0, dtype=np.float32)
+            masks = np.ones(canvas.shape if keep else 0, dtype=np.bool_)
+            clipped = torch.zeros(len(members), device=self.device)
+            for box in grid(height, width, self.chunk):
+                seen = box.widened(halo, height, width)
+                stacked = np.stack([pixels[i][seen.slices] for i in members])
+                x = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float() / 255.0
+                x = networks.pad_to_multiple(x, s).contiguous(memory_format=torch.channels_last)
+                with self.float_mode():
+                    y, tau = self.transform.encoder(x, cond)
+                    z = networks.quantise(y, bits, tau)
+                to, part = (..., *box.covering(s).slices), (..., *box.within(seen).covering(s).slices)
+                canvas[to] = z[part].cpu().numpy()
+                clipped += networks.clipping(y, bits, tau)[part].sum(dim=(1, 2))
+                if keep and tau is not None:
+                    mask = networks.importance_mask(tau, c)
+                    y = y * mask
+                    masks[to] = (mask[part] > 0).cpu().numpy()
+                if keep:
+                    before[to] = y[part].cpu().numpy()
+            masked = self.transform.encoder.importance is not None
+            shares = (clipped / canvas[0, 0].size).tolist()
+            for k, i in enumerate(members):
+                results[i] = Analysed(canvas[k], shares[k])
+                if keep:
+                    results[i] = replace(results[i], y=before[k], mask=masks[k] if masked else None)
+        return [results[i] for i in range(len(pixels))]
+
+    @torch.inference_mode()
+    def look(self, pixels: UInt8Array, mu: int, bits: int, level: int) -> guard.Look:
+        """What E, Q and D make of a picture, or of a sample of it, at a quality 0..1000."""
+        crops = torch.from_numpy(np.array(guard.sample(pixels))).to(self.device)
+        x = crops.permute(0, 3, 1, 2).float() / 255.0
+        cond = self.condition(level, mu).expand(len(x), -1)
+        padded = networks.pad_to_multiple(x, self.s).contiguous(memory_format=torch.channels_last)
+        with self.float_mode():
+            y, tau = self.transform.encoder(padded, cond)
+            y_hat = networks.to_levels(y, bits, tau)
+            x_hat = self.transform.decoder(y_hat, cond, None)[:, :, : x.shape[2], : x.shape[3]]
+        x_hat = x_hat.float().mul(255.0).round_().clamp_(0.0, 255.0).div_(255.0)
+        blend = Blend.of(
+            torch.full((len(x),), mu, device="cpu"), torch.full((len(x),), self._config.lmbda(1.0), device="cpu")
+        )
+        cost = distortion(x.cpu(), x_hat.cpu(), blend).mean()
+        return guard.Look(float(cost), float(networks.clipping(y, bits, tau).mean()))
+
+    def changes(self, stream: Bitstream) -> PatchChanges:
+        """What a file's ADAPT section says. Raises BitstreamError: it does not fit the picture or the model."""
+        if ADAPT not in stream.metadata:
+            return PatchChanges()
+        header, sets = stream.header, self._bias_sets
+        count = 0 if sets is None else sets.values.shape[1]
+        mods = networks.num_modulators(self.transform)
+        return PatchChanges.unpack(bytes(stream.metadata[ADAPT]), header.width, header.height, count, mods)
+
+    def _adaptation(
+        self, qualities: list[int], cond: Tensor, changes: list[PatchChanges], box: Box
+    ) -> Adaptation | None:
+        """Changes to D for pictures of one shape, as D sees them in a box of latents."""
+        result, s = Adaptation(), self.s
+        if any(part.sets is not None for part in changes):
+            index, result.bias_grid = _patches([part.sets for part in changes], NO_SET, BIAS_PATCH // s, box)
+            assert self._bias_sets is not None
+            bands = [self._bias_sets.band(quality, MAX_QUALITY) for quality in qualities]
+            result.biases = set_maps(self._bias_sets, bands, torch.from_numpy(index).long().to(self.device))
+        if any(part.conditions is not None for part in changes):
+            moved, grid = _patches([part.conditions for part in changes], 0, CONDITION_PATCH // s, box)
+            result.conditions = condition_maps(cond, torch.from_numpy(moved).to(self.device))
+            result.condition_grid = grid
+        return result if result.biases is not None or result.conditions is not None else None
+
+    @torch.inference_mode()
+    def synthesise(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        points: Sequence[OperatingPoint],
+        symbols: Sequence[UInt8Array] | Sequence[Tensor],
+        changes: Sequence[PatchChanges],
+        *,
+        keep_on_device: bool = False,
+    ) -> list[Any]:
+        """D: symbols (here or on the device) -> uint8 [H, W, 3] arrays, or uint8 [3, H, W] tensors on the device.
+
+        Pictures of equal sizes share a pass.
+
+        Args:
+            sizes: height and width of each picture. points: what each was coded at.
+        """
+        results: dict[int, Any] = {}
+        for members in same_shape(sizes):
+            height, width = sizes[members[0]]
+            shape = (len(members), height, width, 3)
+            out: Any = (
+                torch.empty(shape, dtype=torch.uint8, device=self.device)
+                if keep_on_device
+                else np.empty(shape, np.uint8)
+            )
+            mine = [points[i] for i in members]
+            cond = torch.cat([self.condition(point.quality_tenths, point.mix) for point in mine])
+            for box in grid(height, width, self.chunk):
+                latents = [symbols[i] for i in members]
+                pixels = self._decode_chunk(latents, mine, cond, [changes[i] for i in members], box)
+                out[(slice(None), *box.slices)] = pixels if keep_on_device else pixels.cpu().numpy()
+            for k, i in enumerate(members):
+                results[i] = out[k].permute(2, 0, 1) if keep_on_device else out[k]
+        return [results[i] for i in range(len(sizes))]
+
+    def _decode_chunk(
+        self,
+        symbols: list[UInt8Array | Tensor],
+        points: list[OperatingPoint],
+        cond: Tensor,
+        changes: list[PatchChanges],
+        box: Box,
+    ) -> Tensor:
+        """Pixels of one box, uint8 [N, height, width, 3], computed with a halo of latents around it."""
+        s = self.s
+        halo = -(-self.transform.decoder.receptive_halo_px // s)
+        seen = box.covering(s).widened(halo, *symbols[0].shape[1:])
+        crops = [part[(slice(None), *seen.slices)] for part in symbols]
+        stacked = torch.stack([torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in crops])
+        stacked = stacked.to(self.device)
+        b = torch.tensor([point.bits for point in points], device=self.device)
+        y_hat = networks.dequantise(stacked.contiguous(memory_format=torch.channels_last), b)
+        qualities = [point.quality_tenths for point in points]
+        with self.float_mode():
+            x_hat = self.transform.decoder(y_hat, cond, self._adaptation(qualities, cond, changes, seen))
+        x_hat = x_hat[(..., *box.within(seen.times(s)).slices)]
+        return x_hat.mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _patches(
+    maps: Sequence[npt.NDArray[Any] | None], default: int, side: int, box: Box
+) -> tuple[npt.NDArray[Any], Grid]:
+    """The patches [N, ..., rows, columns] that a box of latents touches, and their grid; None: all `default`."""
+    top, left, bottom, right = box
+    rows, columns = slice(top // side, -(-bottom // side)), slice(left // side, -(-right // side))
+    known = next(part for part in maps if part is not None)[..., rows, columns]
+    stacked = [np.full_like(known, default) if part is None else part[..., rows, columns] for part in maps]
+    return np.stack(stacked), Grid(side, top - rows.start * side, left - columns.start * side)
+
+
+def same_shape(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Indices grouped by equal shape, each group at most _BATCH_PIXELS in all."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(i)
+    parts = []
+    for (height, width, *_), members in groups.items():
+        most = max(1, _BATCH_PIXELS // max(1, height * width))
+        parts += [members[k : k + most] for k in range(0, len(members), most)]
+    return parts
