@@ -444,7 +444,18 @@ class TestTables:
         assert inspect.signature(Tables.figure_four).parameters["steps"].default == 20
         monkeypatch.setattr(tables_module, "OVERFITTING", l2c.Effort(iterations=4))
         monkeypatch.setattr(Tables, "figure_four", functools.partialmethod(Tables.figure_four, 5))
-        arguments = ["tables", str(crops), "-o", str(tmp_path), "--rates", "0.3,0.8", "--effort", "1", "--examples", "1"]
+        arguments = [
+            "tables",
+            str(crops),
+            "-o",
+            str(tmp_path),
+            "--rates",
+            "0.3,0.8",
+            "--effort",
+            "1",
+            "--examples",
+            "1",
+        ]
         assert cli.main([*arguments, "--parts", "I,III,fig4"]) == 0
         text = capsys.readouterr().out
         assert text == (tmp_path / "tables.md").read_text()
