@@ -72,9 +72,9 @@ def integer_kernels() -> None:
         ]
 
     coder = model.device_coder(None)
-    # Large tiles for P's largest blocks, as `DeviceCoder.prove` asks for, and small ones for its smallest. Four of them,
-    # because rows of int32 [., 4] all start at multiples of 16 bytes: where some do not, Triton compiles once more, to
-    # the same instructions.
+    # Large tiles for P's largest blocks, as `DeviceCoder.prove` asks for, and small ones for its smallest. Four of
+    # each, because rows of int32 [., 4] all start at multiples of 16 bytes: where some do not, Triton compiles once
+    # more, to the same instructions.
     coder.geometry(jobs_of(*4 * [(33, 17)])).run(lambda number: None)
     jobs = jobs_of((256, 256), (33, 17), (96, 64), (200, 256))
     geometry = coder.geometry(jobs)
