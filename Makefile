@@ -5,10 +5,12 @@
 #   make bench   all benchmarks, compared with the last record
 #   make lint    ruff and mypy
 #
-# PYTHON=python3.12 chooses the interpreter, VENV=folder the place of the virtual environment.
+# PYTHON=python3.12 chooses the interpreter, VENV=folder the place of the virtual environment. The tests run in as many
+# processes as there are cores, eight at most, with one thread each; JOBS=0 runs them in one process with all threads.
 
 PYTHON ?= python3
 VENV ?= .venv
+JOBS ?= logical
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*) $(wildcard csrc/cuda/*)
@@ -22,7 +24,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 8 --dist worksteal $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	mkdir -p runs

@@ -15,6 +15,10 @@ from __future__ import annotations
 import torch
 
 
-def block_size(device: torch.device, size: int) -> int:
-    """`size` on a GPU; more under the interpreter on the CPU, whose cost is by operation, not by element."""
-    return size if device.type == "cuda" else 16 * size
+def block_size(device: torch.device, size: int, needed: int) -> int:
+    """`size` on a GPU; under the interpreter on the CPU, whose cost is by operation first, up to 16 times as much.
+
+    There it is the power of two that holds `needed` elements, if less: operations on elements that are not there cost
+    most of the time of a tiny batch. 16 is the least of a matrix product.
+    """
+    return size if device.type == "cuda" else min(16 * size, 1 << max(4, (needed - 1).bit_length()))

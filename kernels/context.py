@@ -118,7 +118,7 @@ def start_scale_fwd(
     """
     N, R, C, channels = buffer.shape
     c = canvas.shape[1]
-    cells, block_m, block_n = N * R * C, block_size(canvas.device, 16), 128
+    cells, block_m, block_n = N * R * C, block_size(canvas.device, 16, N * R * C), 128
     _start_scale_fwd_kernel[(triton.cdiv(cells, block_m), triton.cdiv(channels, block_n))](
         canvas,
         extent,
@@ -203,7 +203,7 @@ def gather_fwd(
         start, step, offset: the group's first channel, and where its positions lie in the canvas.
     """
     N, S = coded.shape
-    block = block_size(coded.device, 256)
+    block = block_size(coded.device, 256, S)
     blocks = triton.cdiv(S, block)
     _gather_fwd_kernel[(N * blocks,)](
         canvas,
@@ -322,7 +322,7 @@ def fill_fwd(
         available: what the flag gets.
     """
     N, S = coded.shape
-    block = block_size(coded.device, 256)
+    block = block_size(coded.device, 256, S)
     blocks = triton.cdiv(S, block)
     _fill_fwd_kernel[(N * blocks,)](
         coded,

@@ -129,7 +129,7 @@ def int_conv_fwd(
     # Small pictures leave most of a GPU idle: smaller blocks make more programs of them.
     block_m = 64 if cells >= 64 * 256 else 32 if cells >= 32 * 64 else 16
     block_n = 128 if padded % 128 == 0 and cells >= 32 * 64 else 64
-    block_m = block_size(x.device, block_m)
+    block_m = block_size(x.device, block_m, cells)
     grid = (triton.cdiv(cells, block_m), padded // block_n)
     _int_conv_fwd_kernel[grid](
         x,

@@ -145,7 +145,7 @@ def mixture_params_fwd(
         weights, means, inv_scales: int16 [K, N, S], written where j < rows * columns * used.
     """
     K, N, S = weights.shape
-    block = block_size(weights.device, 256)
+    block = block_size(weights.device, 256, S)
     blocks = triton.cdiv(S, block)
     _mixture_params_fwd_kernel[(N * blocks,)](
         raw,
@@ -230,7 +230,7 @@ def mixture_intervals_fwd(
         status: int32 [N], gets 1 where a symbol is not below 2^bits; the intervals have no meaning then.
     """
     K, N, S = weights.shape
-    block = block_size(weights.device, 256)
+    block = block_size(weights.device, 256, S)
     blocks = triton.cdiv(S, block)
     _mixture_intervals_fwd_kernel[(N * blocks,)](
         symbols,
@@ -306,7 +306,7 @@ def mixture_window_fwd(
         first: int16 [N, S], 0..max(0, 2^b - 15).
     """
     K, N, S = weights.shape
-    block = block_size(weights.device, 32)
+    block = block_size(weights.device, 32, S)
     blocks = triton.cdiv(S, block)
     _mixture_window_fwd_kernel[(N * blocks,)](
         count,

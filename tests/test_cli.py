@@ -456,29 +456,40 @@ def test_skip_existing_of_one_file(run: Run, png: Path, coded: Path, tmp_path: P
 def test_names_that_the_terminal_lacks(
     run: Run, png: Path, tmp_path: Path, encoding: str, tiny_model_path: Path
 ) -> None:
-    """Printed with escapes after the work, in every command; the exit code is that of the work."""
+    """Printed with escapes after the work, in every command; the exit code is that of the work.
+
+    One process for all commands, since starting one takes longer than they do; form feeds keep them apart.
+    """
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in (os.fsdecode("caf\u00e9 \u65e5\u672c.png".encode()), os.fsdecode(b"\xff\xfe.png")):
         shutil.copy(png, photos / name)
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
-
-    def call(*arguments: Any) -> tuple[int, bytes, bytes]:
-        command = [sys.executable, "-m", "l2c", *arguments]
-        done = subprocess.run(command, capture_output=True, env=environment)
-        return done.returncode, done.stdout, done.stderr
-
-    for command in (
+    commands: list[tuple[str | Path, ...]] = [
         ("encode", photos, tmp_path / "o", "--model", "tiny"),
         ("verify", tmp_path / "o"),
         ("decode", tmp_path / "o", tmp_path / "back"),
-        *(("info", path) for path in sorted(photos.with_name("o").glob("*"))),
-    ):
-        code, out, err = call(*command)
-        assert (code, err) == (0, b"") and out
+        *(("info", tmp_path / "o" / f"{path.stem}.l2c") for path in sorted(photos.iterdir())),
+        ("info", tmp_path / "\u65e5\u672c.l2c"),
+    ]
+    script = (
+        "import json, sys; from l2c.cli import main\n"
+        "for command in json.loads(sys.argv[1]):\n"
+        "    code = main(command)\n"
+        "    print(code, end='\\f', flush=True); print(end='\\f', file=sys.stderr, flush=True)\n"
+        "sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    lines = json.dumps([[str(part) for part in command] for command in commands])
+    done = subprocess.run([sys.executable, "-c", script, lines], capture_output=True, env=environment)
+    assert done.returncode == 1, done.stderr
+    *outs, out_at_exit = done.stdout.split(b"\f")
+    *errs, err_at_exit = done.stderr.split(b"\f")
+    assert out_at_exit == err_at_exit == b"" and len(outs) == len(errs) == len(commands) == 6
+    for out, err in zip(outs[:-1], errs[:-1]):
+        assert out.endswith(b"\n0") and err == b""
     assert len(os.listdir(tmp_path / "o")) == len(os.listdir(tmp_path / "back")) == 2
-    code, out, err = call("info", tmp_path / "\u65e5\u672c.l2c")
-    assert code == 1 and err.count(b"\n") == 1 and b"internal" not in err and b"no such file" in err.lower()
+    assert outs[-1] == b"1" and errs[-1].count(b"\n") == 1
+    assert b"internal" not in errs[-1] and b"no such file" in errs[-1].lower()
 
 
 def test_the_c_locale_prints_names_as_the_bytes_they_are(png: Path, tiny_model_path: Path, tmp_path: Path) -> None:

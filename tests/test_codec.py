@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import io
 import os
 import pickle
@@ -82,8 +83,9 @@ def test_every_size_from_1_to_70_alone_and_in_mixed_batches(codec) -> None:
         together = codec.read_latents(streams)
         for picture, file, stream, symbols in zip(pictures, files, streams, together):
             assert (stream.header.height, stream.header.width) == picture.shape[:2]
-            assert np.array_equal(codec.read_latents([stream])[0], symbols)
-            assert codec.decode(file).shape == picture.shape
+            alone = codec.decode_detailed(file)
+            assert alone.latents_sha256 == hashlib.sha256(symbols).hexdigest()
+            assert alone.picture.rgb.shape == picture.shape
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import math
 import shutil
@@ -335,6 +337,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Smaller parts of them, for searches: as odd, and large enough for all figures."""
+    path = tmp_path_factory.mktemp("crops")
+    for name in ("coffee", "chelsea"):
+        Image.fromarray(photo(name, 100, 132, 40)).save(path / f"{name}.png")
+    return path
+
+
 SHORT = ["--rates", "0.5", "--peers", "jpeg", "--peers-only", "--figures", "psnr-rgb"]
 
 
@@ -425,10 +436,17 @@ class TestRun:
 class TestTables:
     """The papers' tables on other pictures."""
 
-    def test_command(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_command(
+        self, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # The papers' searches, and shorter ones in their place here.
+        assert l2c.Effort(iterations=10) == tables_module.OVERFITTING
+        assert inspect.signature(Tables.figure_four).parameters["steps"].default == 20
+        monkeypatch.setattr(tables_module, "OVERFITTING", l2c.Effort(iterations=4))
+        monkeypatch.setattr(Tables, "figure_four", functools.partialmethod(Tables.figure_four, 5))
         arguments = [
             "tables",
-            str(folder),
+            str(crops),
             "-o",
             str(tmp_path),
             "--rates",
@@ -443,6 +461,7 @@ class TestTables:
         assert text == (tmp_path / "tables.md").read_text()
         assert "| chelsea | 0.7" in text and "| jpegai03 | 2.031 | 0.9982 | 94.32 |" in text
         assert "coffee |" not in text  # one example
+        assert "before and after 4 iterations" in text and "adapted with 5 steps" in text
         (row,) = [line for line in text.splitlines() if line.startswith("| 0.75 ±")]
         cells = [float(cell) for cell in row.split("|")[2:-1]]
         assert cells[0] == 2 and cells[5:] == [0.95, 0.825, 0.9917, 0.9908]
@@ -453,7 +472,7 @@ class TestTables:
         rows = [json.loads(line) for line in (tmp_path / "tables.jsonl").read_text().splitlines()]
         by_key = {(row["picture"], row["codec"], row["target"]): row for row in rows}
         assert len(by_key) == len(rows)
-        adapted = [row for row in rows if row["codec"] == f"tables-psnr-{l2c.Effort(steps=20)}"]
+        adapted = [row for row in rows if row["codec"] == f"tables-psnr-{l2c.Effort(steps=5)}"]
         assert len(adapted) == 4
         for row in adapted:  # at the quality of the plain file, never worse than it
             plain = by_key[row["picture"], "tables-psnr", row["target"]]
@@ -474,10 +493,13 @@ class TestTables:
         assert "| chelsea | 0.7" in tables.table_one()
         assert not begun and {name: (tmp_path / name).read_bytes() for name in kept} == kept
 
-    def test_rates_that_a_picture_does_not_come_to(self, folder: Path, tmp_path: Path) -> None:
+    def test_rates_that_a_picture_does_not_come_to(
+        self, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Left out of the means, and counted; a picture below the least rate and one whose best quality needs less."""
+        monkeypatch.setattr(tables_module, "OVERFITTING", l2c.Effort(iterations=1))
         Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "flat.png")
-        tables = Tables(l2c.Codec(), [folder / "coffee.png", tmp_path / "flat.png"], tmp_path / "r", (0.005, 0.6), 2)
+        tables = Tables(l2c.Codec(), [crops / "coffee.png", tmp_path / "flat.png"], tmp_path / "r", (0.005, 0.6), 2)
         text = tables.table_three()
         assert [line.split("|")[2].strip() for line in text.splitlines() if "± 15 %" in line] == ["1"] * 6
         assert "(files: 1)" in text
@@ -485,9 +507,9 @@ class TestTables:
         text = tables.figure_four(1)
         assert [line.split("|")[3].strip() for line in text.splitlines() if line.startswith("| PSNR")] == ["1"]
 
-    def test_steps_and_time(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_steps_and_time(self, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tables_module, "STEPS", (1, 2))
-        tables = Tables(l2c.Codec(), sorted(folder.iterdir()), tmp_path, examples=1)
+        tables = Tables(l2c.Codec(), sorted(crops.iterdir()), tmp_path, examples=1)
         text = tables.figure_five(0.5)
         rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith(("| PSNR", "| MS-SSIM"))]
         assert [(row[0].strip(), int(row[1])) for row in rows] == [

@@ -126,26 +126,26 @@ def test_rehearsal(run: Path, model: ModelConfig, tmp_path: Path) -> None:
 
     environment = os.environ | {
         "STORE": str(tmp_path / "store"), "OUT": str(tmp_path / "out"), "RECIPE": str(tmp_path / "recipe.json"),
-        "PARTS": str(parts), "DEVICE": "cpu", "MINUTE": "3", "MARGIN": "5", "PYTHON": sys.executable,
+        "PARTS": str(parts), "DEVICE": "cpu", "MINUTE": "8", "MARGIN": "5", "PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
 
     def stay(*arguments: str) -> str:
         command = ["bash", str(ROOT / "experiments" / "gpu_run.sh"), *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=330)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     assert "4 pictures" in stay("unpack")
     train_until(12)
-    said = stay("train", "150")
+    said = stay("train", "300")
     assert "random_numbers: good" in said and "step: good" in said and "resumed at step 7" in said
     files = sorted(p.name for p in (tmp_path / "out").iterdir())
     assert "trunk.000" in files and "journal.jsonl" in files
     first = read(tmp_path / "out" / "trunk")[0]
     assert first.step == 12 and first.pixels == 64 * 64 * (7 * 6 + 5 * 4)
     train_until(15)
-    stay("train", "150")
+    stay("train", "300")
     back = unpack(tmp_path / "out" / "trunk", tmp_path / "home")
     assert back.step == 15
     rows = [json.loads(line) for line in (tmp_path / "home" / "pretrain" / JOURNAL).read_text().splitlines()]
