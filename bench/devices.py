@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 import l2c
-import l2c.images
 from l2c.bitstream import read_bitstream
 from l2c.train.data import list_pictures
 
@@ -32,7 +31,7 @@ def main() -> None:
     args = parser.parse_args()
     codecs = {"cpu": l2c.Codec(), args.device: l2c.Codec(device=args.device)}
     print({device: codec.backend for device, codec in codecs.items()}, torch.__version__)
-    warnings.simplefilter("error", l2c.images.L2CWarning)
+    warnings.simplefilter("error", l2c.L2CWarning)
     if torch.device(args.device).type == "cuda" and codecs[args.device].backend != "triton":
         sys.exit("the kernels do not run here")
     start, files, wrong, most, moved = time.perf_counter(), 0, 0, 0, 0.0

@@ -13,7 +13,6 @@ import functools
 import io
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -44,6 +43,7 @@ from l2c.bitstream import (
 )
 from l2c.errors import BackendError, BitstreamError, L2CError, ModelMismatchError, RateError
 from l2c.evaluate.commands import compare_files, evaluate_folder, papers_tables
+from l2c.files import names_folder, output_file, write_atomically
 from l2c.train.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -548,6 +548,7 @@ def bench(
     import torch
 
     from l2c.codec import Codec
+    from l2c.devices import cpu_name
     from l2c.images import load_picture
     from l2c.models import DEFAULT_MODEL
 
@@ -579,7 +580,7 @@ def bench(
         "device": str(codec.device),
         "backend": codec.backend,
         "precision": codec.precision,
-        "machine": _machine(),
+        "machine": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "encode_seconds": _medians(encode_runs),
@@ -712,8 +713,6 @@ def _plan(source: str, target: str | None, wanted: _Wanted, suffix: str, as_json
         if source != _STANDARD and not os.path.exists(source):
             raise FileNotFoundError(errno.ENOENT, "is a link that leads nowhere", source)
         if target is not None and target != _STANDARD:
-            from l2c.images import names_folder, output_file
-
             if source == _STANDARD and names_folder(target):
                 raise typer.BadParameter(f"{target} is a folder: name the file that standard input becomes")
             target = output_file(target, source, suffix)
@@ -1033,8 +1032,6 @@ def _write(target: str, data: bytes | memoryview, overwrite: bool) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    from l2c.images import write_atomically
-
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, data, overwrite=overwrite)
 
@@ -1090,17 +1087,6 @@ def _drawn_picture(width: int, height: int) -> Any:
     planes += 0.06 * np.sin(0.35 * x + 0.2 * y)[..., None] * (x > width / 2)[..., None]
     planes += generator.normal(0.0, 0.01, planes.shape)
     return (planes * 255).round().clip(0, 255).astype(np.uint8)
-
-
-def _machine() -> str:
-    """Name of the processor, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
 
 
 def _adaptation_facts(stream: Bitstream) -> Result:

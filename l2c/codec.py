@@ -36,6 +36,7 @@ from l2c.adapt.encoder import Adapted, Subject, adapt
 from l2c.adapt.modulators import condition_maps
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
 from l2c.alpha import fill_transparent
+from l2c.arrays import UInt8Array
 from l2c.bitstream import (
     ADAPT,
     ALPHA,
@@ -53,10 +54,12 @@ from l2c.bitstream import (
     read_bitstream,
     write_bitstream,
 )
+from l2c.devices import checked_device
 from l2c.errors import (
     BackendError,
     BitstreamError,
     L2CError,
+    L2CWarning,
     LimitError,
     ModelMismatchError,
     RateError,
@@ -84,7 +87,6 @@ if TYPE_CHECKING:
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-UInt8Array = npt.NDArray[np.uint8]
 Output = Literal["numpy", "pil", "torch"]
 PRECISIONS = ("float32", "bfloat16")
 DEFAULT_TILE = 1024
@@ -306,7 +308,7 @@ class Codec:
         if limits is not None and not isinstance(limits, Limits):
             raise UnsupportedError(f"limits is {limits!r}: it must be l2c.Limits")
         self.model = model if isinstance(model, Model) else load_model(model)
-        self.device = _device(device)
+        self.device = checked_device(device)
         integer.ops.extension().cpu()  # that L2C_CPU says what cannot be is no reason to take another backend
         self._asked_backend = backend
         self.backend = integer.ops.choose_integer_backend(backend, self.device)
@@ -338,7 +340,7 @@ class Codec:
                 if following is None:
                     raise
                 instead = "PyTorch" if following == "torch" else "the exact slow path"
-                warnings.warn(f"{error}; using {instead}", images.L2CWarning, stacklevel=2)
+                warnings.warn(f"{error}; using {instead}", L2CWarning, stacklevel=2)
 
     # --- encoding -----------------------------------------------------------------------------------------------
 
@@ -434,7 +436,7 @@ class Codec:
                     alpha[kind] = body
                     if picture.alpha.dtype != seen.dtype:
                         what = f"{name}16-bit alpha is reduced to 8 bits (alpha_quality)"
-                        warnings.warn(what, images.L2CWarning, stacklevel=4)
+                        warnings.warn(what, L2CWarning, stacklevel=4)
                     # From here on also what distortion and targets are measured against.
                     picture = replace(picture, rgb=fill_transparent(picture.rgb, seen))
                 pictures.append(images.keep(picture, metadata))
@@ -1185,7 +1187,7 @@ class Codec:
     def _warn_of_device(self, error: RuntimeError, instead: str) -> None:
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
-        warnings.warn(f"{self.device} failed ({_first_line(error)}); {instead}", images.L2CWarning, stacklevel=4)
+        warnings.warn(f"{self.device} failed ({_first_line(error)}); {instead}", L2CWarning, stacklevel=4)
 
     @_of_device
     def read_latents(self, streams: Sequence[Bitstream], names: Sequence[str] | None = None) -> list[UInt8Array]:
@@ -1287,7 +1289,7 @@ class Codec:
     def _warn_of_latents(self, backend: str, reason: str) -> None:
         warnings.warn(
             f"the {self.backend} backend decoded wrongly on this machine ({reason}); the {backend} backend was used",
-            images.L2CWarning,
+            L2CWarning,
             stacklevel=5,
         )
 
@@ -1455,18 +1457,6 @@ def decode(
     return shared_codec(device).decode(data, as_=as_, mode=mode)
 
 
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen).cpu()  # "meta" fails here
-        if str(chosen) == "cuda":  # which one is current is a matter of each thread
-            chosen = torch.device("cuda", torch.cuda.current_device())
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise BackendError(f"device {str(device)!r} cannot be used here: {reason}") from None
-    return chosen
-
-
 def _check_threads(threads: Any) -> None:
     if threads is None:
         return
@@ -1539,7 +1529,7 @@ def _warn_unreached(batch: Sequence[Encoded]) -> None:
     """One warning for each picture whose target was not reached."""
     for name, encoded in zip(_names(len(batch)), batch):
         if not encoded.target_reached:
-            warnings.warn(f"{name}the target was not reached: {encoded.reason}", images.L2CWarning, stacklevel=3)
+            warnings.warn(f"{name}the target was not reached: {encoded.reason}", L2CWarning, stacklevel=3)
 
 
 def _aim(size: float) -> float:

@@ -1,4 +1,4 @@
-"""Errors that the codec raises on purpose: every one of them derives from `L2CError`.
+"""Errors that the codec raises on purpose: every one of them derives from `L2CError`; and what it warns with.
 
 A caller that wants "any bad input" catches `L2CError`; the classes say whose fault it was.
 """
@@ -60,3 +60,7 @@ class ConfigError(L2CError, ValueError):
 
 class TrainingError(L2CError, RuntimeError):
     """Training cannot go on: a checkpoint that does not fit or cannot be written, or a loss that stays NaN."""
+
+
+class L2CWarning(UserWarning):
+    """Done, but not all as it was asked: what of a picture is not kept, which device or target failed."""

@@ -56,12 +56,9 @@ little-endian number in 1..2^32-1.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
 import re
-import secrets
-import stat
 import struct
 import sys
 import threading
@@ -78,20 +75,15 @@ from PIL import Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin, Uni
 
 from l2c import exif as exif_blocks
 from l2c import profiles, readers
+from l2c.arrays import Alpha, UInt8Array
 from l2c.bitstream import Limits
-from l2c.errors import BitstreamError, ImageError, L2CError, LimitError, UnsupportedError
-
-U8: TypeAlias = npt.NDArray[np.uint8]
-Alpha: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
+from l2c.errors import BitstreamError, ImageError, L2CError, L2CWarning, LimitError, UnsupportedError
+from l2c.files import write_atomically
 
 Metadata: TypeAlias = bool | Literal["all", "color", "none"]
 
 MAX_PIXELS = Limits().max_pixels
 MAX_TEXT_BYTES = 2**26  # of a compressed text, XMP packet or profile in a PNG file, and of all its texts
-
-
-class L2CWarning(UserWarning):
-    """Something about a picture could not be kept; the message says what."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +103,7 @@ class Picture:
             72, which is what readers take where nothing is said.
     """
 
-    rgb: U8 = field(repr=False)
+    rgb: UInt8Array = field(repr=False)
     mode: str = "RGB"
     bit_depth: int = 8
     alpha: Alpha | None = field(default=None, repr=False)
@@ -191,7 +183,7 @@ def load_picture(source: Any, *, max_pixels: int | None = MAX_PIXELS, truncated:
     return picture
 
 
-def to_original(rgb: U8, alpha: Alpha | None = None, mode: str = "RGB") -> U8:
+def to_original(rgb: UInt8Array, alpha: Alpha | None = None, mode: str = "RGB") -> UInt8Array:
     """Brings decoded colours back to the original mode as far as 8 bits hold it (table: module docstring).
 
     Grey is (19595 R + 38470 G + 7471 B + 32768) >> 16, which returns v for R = G = B = v.
@@ -211,10 +203,10 @@ def to_original(rgb: U8, alpha: Alpha | None = None, mode: str = "RGB") -> U8:
     if alpha is not None:
         _check_alpha(alpha, rgb.shape[:2])
         planes = np.concatenate([planes, to_8_bits(alpha)[..., None]], axis=2)
-    return cast(U8, planes[..., 0] if planes.shape[2] == 1 else planes)
+    return cast(UInt8Array, planes[..., 0] if planes.shape[2] == 1 else planes)
 
 
-def to_pil(rgb: U8, alpha: Alpha | None = None, mode: str = "RGB") -> Image.Image:
+def to_pil(rgb: UInt8Array, alpha: Alpha | None = None, mode: str = "RGB") -> Image.Image:
     """`to_original` as a PIL image of mode L, LA, RGB or RGBA."""
     return Image.fromarray(to_original(rgb, alpha, mode))
 
@@ -253,7 +245,7 @@ def with_metadata(
 
 def save_picture(
     target: str | os.PathLike[str] | BinaryIO,
-    rgb: U8,
+    rgb: UInt8Array,
     *,
     alpha: Alpha | None = None,
     icc: bytes | None = None,
@@ -490,96 +482,6 @@ def unpack_dpi(data: bytes | bytearray | memoryview) -> tuple[float, float]:
     if not x or not y:
         raise BitstreamError("DPI: 0 dots per inch")
     return x / _DPI_STEPS, y / _DPI_STEPS
-
-
-def names_folder(target: str) -> bool:
-    """Whether a name can only be that of a folder, there or not."""
-    separators = tuple(part for part in (os.sep, os.altsep) if part)
-    return target.endswith(separators) or os.path.basename(target) in (os.curdir, os.pardir)
-
-
-def output_file(target: str, source: str, suffix: str) -> str:
-    """The file that a command writes for one input: OUT, or below an OUT that can only be a folder.
-
-    Args:
-        target: OUT as it was given; one that ends in / is a folder, there or not. Not as a Path, which drops the /.
-        source: the input, whose name with `suffix` in the place of its own the file gets in a folder.
-    Raises:
-        IsADirectoryError: a folder is there, and OUT does not say that it means one.
-    """
-    if names_folder(target):
-        target = os.path.join(target, Path(source).with_suffix(suffix).name)
-    if os.path.isdir(target):
-        raise IsADirectoryError(
-            errno.EISDIR, f"is a folder, and the input is a file (end it in {os.sep} to write into it)", target
-        )
-    return target
-
-
-def write_atomically(
-    path: str | os.PathLike[str], data: bytes | bytearray | memoryview, *, overwrite: bool = True
-) -> None:
-    """Writes a file in one step: readers see the old file or the whole new one, and a failure leaves nothing.
-
-    The data goes to a temporary file in the same folder, which then takes the place of `path` and the permissions of
-    the file that was there. A link is followed; a device or pipe is written directly.
-
-    Args:
-        overwrite: False: a file that is there by now stays.
-    Raises:
-        FileExistsError: there is a file, and overwrite is False. OSError: the file cannot be written.
-    """
-    given = Path(path)
-    if given.exists() and not stat.S_ISREG(given.stat().st_mode):  # /dev/stdout leads to no path when it is a pipe
-        given.write_bytes(data)
-        return
-    final = Path(os.path.realpath(given))
-    # Without the file's own name: file systems count bytes and not characters, some as few as 143.
-    temporary = final.with_name(f".l2c.{secrets.token_hex(8)}.tmp")
-    # Not tempfile: its files have mode 0600, and the picture should get what the user's umask gives.
-    try:
-        with open(temporary, "xb") as file:
-            if final.exists():  # before there is anything to read
-                _take_permissions(temporary, final.stat())
-            file.write(data)
-        if overwrite:
-            os.replace(temporary, final)
-        else:
-            _move_to_new(temporary, final)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None:  # nobody knows the temporary file's name
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
-
-
-def _take_permissions(path: Path, of: os.stat_result) -> None:
-    """Owner, group and access of the file that is replaced, as far as this user may give them."""
-    try:
-        if hasattr(os, "chown") and (of.st_uid, of.st_gid) != (path.stat().st_uid, path.stat().st_gid):
-            os.chown(path, of.st_uid, of.st_gid)
-        access = 0o777
-    except OSError:
-        access = 0o707  # another group
-    with contextlib.suppress(OSError):
-        os.chmod(path, of.st_mode & access)
-
-
-def _move_to_new(temporary: Path, final: Path) -> None:
-    """As os.rename, but never over a file. Raises FileExistsError."""
-    try:
-        try:
-            os.link(temporary, final)
-        except FileExistsError:
-            raise
-        except (OSError, AttributeError):  # no hard links here
-            open(final, "xb").close()  # takes the name
-            os.replace(temporary, final)
-        else:
-            temporary.unlink()
-    except FileExistsError:
-        raise FileExistsError(errno.EEXIST, "exists by now; --overwrite replaces it") from None
 
 
 def pack_alpha(alpha: Alpha) -> bytes:
@@ -1039,7 +941,7 @@ def _profile(
 
 def _pixels(
     image: Image.Image, icc: bytes | None, bits: int, negative: bool, name: str, notes: list[str]
-) -> tuple[U8, Alpha | None, int]:
+) -> tuple[UInt8Array, Alpha | None, int]:
     """Colours uint8 [H, W, 3], alpha or None, and bits a sample of the source."""
     mode = _PLAIN_MODES.get(image.mode, image.mode)
     key = image.info.get("transparency")
@@ -1048,7 +950,7 @@ def _pixels(
         grey, depth = _deep_grey(np.asarray(image), mode, 4095 if twelve else 65535, name, notes)
         if negative:
             grey = 255 - grey
-        alpha: U8 | None = None
+        alpha: UInt8Array | None = None
         if mode == "I;16" and isinstance(key, int):
             alpha = np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)
         return _grey_to_rgb(grey), alpha, depth
@@ -1085,7 +987,7 @@ def _pixels(
     return np.array(image.convert("RGB")), None, depth
 
 
-def _deep_grey(values: npt.NDArray[Any], mode: str, most: int, name: str, notes: list[str]) -> tuple[U8, int]:
+def _deep_grey(values: npt.NDArray[Any], mode: str, most: int, name: str, notes: list[str]) -> tuple[UInt8Array, int]:
     """Grey uint8 [H, W] and bits a sample from Pillow's I;16 (uint16, 0..most), I (int32) and F (float32) pictures."""
     least, greatest = values.min(), values.max()
     if mode == "F":
@@ -1109,7 +1011,7 @@ def _deep_grey(values: npt.NDArray[Any], mode: str, most: int, name: str, notes:
     return to_8_bits(values.astype(np.uint16)), 16 if mode == "I;16" else 32
 
 
-def _cmyk_to_rgb(image: Image.Image, icc: bytes | None, name: str, notes: list[str]) -> U8:
+def _cmyk_to_rgb(image: Image.Image, icc: bytes | None, name: str, notes: list[str]) -> UInt8Array:
     """sRGB through the picture's profile; by Pillow's plain formula where it has none or a broken one."""
     if icc is not None:
         try:
@@ -1119,7 +1021,7 @@ def _cmyk_to_rgb(image: Image.Image, icc: bytes | None, name: str, notes: list[s
     return np.array(image.convert("RGB"))
 
 
-def _through_profiles(image: Image.Image, profile: Any) -> U8:
+def _through_profiles(image: Image.Image, profile: Any) -> UInt8Array:
     """The picture's colours in sRGB, perceptual intent."""
     converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
     return np.array(converted)
@@ -1145,7 +1047,7 @@ def _read_exif(image: Image.Image, name: str, notes: list[str]) -> tuple[int, by
     return orientation, kept
 
 
-def _exif_of_turned(exif: bytes | None, orientation: int, rgb: U8, name: str, notes: list[str]) -> bytes | None:
+def _exif_of_turned(exif: bytes | None, orientation: int, rgb: UInt8Array, name: str, notes: list[str]) -> bytes | None:
     """The EXIF of the upright picture."""
     if exif is None:
         return None
@@ -1156,7 +1058,7 @@ def _exif_of_turned(exif: bytes | None, orientation: int, rgb: U8, name: str, no
         return None
 
 
-def _read_xmp(image: Image.Image, orientation: int, rgb: U8, name: str, notes: list[str]) -> bytes | None:
+def _read_xmp(image: Image.Image, orientation: int, rgb: UInt8Array, name: str, notes: list[str]) -> bytes | None:
     """The XMP packet of the upright picture."""
     raw = image.info.get("xmp") or image.info.get(_PNG_XMP)
     if isinstance(raw, str):
@@ -1291,19 +1193,19 @@ def _from_array(array: npt.NDArray[Any], name: str, max_pixels: int | None, note
     return Picture(rgb, mode, 8 * size, alpha, warnings=tuple(notes))
 
 
-def _grey_to_rgb(grey: U8) -> U8:
+def _grey_to_rgb(grey: UInt8Array) -> UInt8Array:
     """[H, W] -> contiguous [H, W, 3]."""
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def to_8_bits(values: npt.NDArray[Any]) -> U8:
+def to_8_bits(values: npt.NDArray[Any]) -> UInt8Array:
     """uint16 0..65535 -> uint8, rounded to the nearest; uint8 as it is."""
     if values.dtype == np.uint8:
-        return cast(U8, values)
+        return cast(UInt8Array, values)
     return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
 
 
-def _flattened(rgb: U8, alpha: Alpha, background: tuple[int, int, int]) -> U8:
+def _flattened(rgb: UInt8Array, alpha: Alpha, background: tuple[int, int, int]) -> UInt8Array:
     """rgb over a background colour, in the picture's own (gamma-coded) values."""
     opacity = to_8_bits(alpha).astype(np.uint32)[..., None]
     under = np.asarray(background, np.uint32)
@@ -1347,7 +1249,7 @@ def _to_planes(residual: Alpha) -> bytes:
     return (residual >> 8).astype(np.uint8).tobytes() + (residual & 255).astype(np.uint8).tobytes()
 
 
-def _check_rgb(rgb: U8) -> None:
+def _check_rgb(rgb: UInt8Array) -> None:
     if rgb.dtype != np.uint8 or rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.size == 0:
         raise ImageError(f"colours: {rgb.dtype} {list(rgb.shape)}, expected uint8 [H, W, 3]")
 

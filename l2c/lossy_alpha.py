@@ -15,14 +15,12 @@ import struct
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageFilter, Jpeg2KImagePlugin, features
 
+from l2c.arrays import Alpha, UInt8Array
 from l2c.bitstream import ALPHA, LOSSY_ALPHA
 from l2c.errors import BitstreamError, UnsupportedError
-from l2c.images import Alpha, pack_alpha, to_8_bits, unpack_alpha
-
-U8 = npt.NDArray[np.uint8]
+from l2c.images import pack_alpha, to_8_bits, unpack_alpha
 
 _FORM = 1
 _HEAD = struct.Struct("<BBBI")
@@ -61,7 +59,7 @@ def pack(alpha: Alpha, quality: float | None = None) -> tuple[int, bytes, Alpha]
     return (LOSSY_ALPHA, section, decoded) if len(section) < len(exact) else (ALPHA, exact, alpha)
 
 
-def unpack(data: bytes | bytearray | memoryview, height: int, width: int) -> U8:
+def unpack(data: bytes | bytearray | memoryview, height: int, width: int) -> UInt8Array:
     """The plane of a LOSSY_ALPHA section.
 
     The codestream's head is made here and not read, so nothing but the picture's size decides what is allocated.
@@ -83,10 +81,10 @@ def unpack(data: bytes | bytearray | memoryview, height: int, width: int) -> U8:
     if areas.dtype != np.uint8 or areas.max() > _OPAQUE:
         raise BitstreamError("lossy alpha plane: the map holds other values than 0, 1 and 2")
     values = _decoded(view[_HEAD.size + size :], height, width)
-    return _joined(values, cast(U8, areas), side, snap)
+    return _joined(values, cast(UInt8Array, areas), side, snap)
 
 
-def _packed(plane: U8, log2: int, quality: float) -> tuple[bytes, U8, bool]:
+def _packed(plane: UInt8Array, log2: int, quality: float) -> tuple[bytes, UInt8Array, bool]:
     """A section, what it decodes to, and whether a transparent or opaque pixel is not so any more."""
     height, width = plane.shape
     side = 1 << log2
@@ -107,7 +105,7 @@ def _packed(plane: U8, log2: int, quality: float) -> tuple[bytes, U8, bool]:
     return section, _joined(values, areas, side, snap), needed > snap
 
 
-def _speckled(plane: U8) -> bool:
+def _speckled(plane: UInt8Array) -> bool:
     """Whether pixels that are transparent or opaque lie about as noise, so that to keep each would be a waste.
 
     Those are single that lie in no 3 x 3 pixels of their kind; whole blocks of the coarser map do not count.
@@ -124,7 +122,7 @@ def _speckled(plane: U8) -> bool:
     return single > _SPECKLED * total
 
 
-def _areas(plane: U8, side: int) -> U8:
+def _areas(plane: UInt8Array, side: int) -> UInt8Array:
     """The map: for every block of side x side pixels whether it is transparent, opaque or something between."""
     height, width = plane.shape
     padded = np.pad(plane, ((0, -height % side), (0, -width % side)), mode="edge")
@@ -135,13 +133,13 @@ def _areas(plane: U8, side: int) -> U8:
     return areas
 
 
-def _spread(areas: U8, side: int, height: int, width: int) -> U8:
+def _spread(areas: UInt8Array, side: int, height: int, width: int) -> UInt8Array:
     """The map's value of every pixel."""
     # By index and not by `repeat`, which would make whole blocks first: of a thin plane very many times its size.
     return areas[np.arange(height) // side][:, np.arange(width) // side] if side > 1 else areas
 
 
-def _joined(values: U8, areas: U8, side: int, snap: int) -> U8:
+def _joined(values: UInt8Array, areas: UInt8Array, side: int, snap: int) -> UInt8Array:
     """The plane that a section means."""
     plane = values.copy()
     plane[values <= snap] = 0
@@ -167,7 +165,7 @@ def _levels(height: int, width: int) -> int:
     return min(_MOST_LEVELS, min(height, width).bit_length() - 1)
 
 
-def _coded(plane: U8, psnr_db: float) -> bytes:
+def _coded(plane: UInt8Array, psnr_db: float) -> bytes:
     """What follows the marker SOD of the plane's codestream, up to EOC."""
     _check_library()
     height, width = plane.shape
@@ -197,7 +195,7 @@ def _tile_part(size: int) -> bytes:
     return _TILE_PART.pack(0xFF90, 10, 0, _TILE_PART.size + 2 + size, 0, 1) + b"\xff\x93"
 
 
-def _decoded(body: memoryview, height: int, width: int) -> U8:
+def _decoded(body: memoryview, height: int, width: int) -> UInt8Array:
     """Inverse of `_coded`: uint8 [height, width]."""
     _check_library()
     whole = b"".join((_codestream_head(height, width), _tile_part(len(body)), body, b"\xff\xd9"))
@@ -211,7 +209,7 @@ def _decoded(body: memoryview, height: int, width: int) -> U8:
         raise BitstreamError(f"lossy alpha plane: cannot be decoded ({error})") from error
     if values.dtype != np.uint8 or values.shape != (height, width):
         raise BitstreamError(f"lossy alpha plane: decodes to {values.dtype} {list(values.shape)}")
-    return cast(U8, values)
+    return cast(UInt8Array, values)
 
 
 def _check_library() -> None:

@@ -27,12 +27,12 @@ from l2c.errors import (
     BackendError,
     BitstreamError,
     ImageError,
+    L2CWarning,
     LimitError,
     ModelMismatchError,
     RateError,
     UnsupportedError,
 )
-from l2c.images import L2CWarning
 from l2c.models import save_model
 from l2c.probability import ProbabilityModel
 

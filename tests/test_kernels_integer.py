@@ -18,8 +18,7 @@ from l2c import device_coder, integer, ops, reference
 from l2c.bitstream import read_bitstream, write_bitstream
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.device_coder import DeviceCoder, choose_lanes, estimate_bits
-from l2c.errors import BackendError, BitstreamError
-from l2c.images import L2CWarning
+from l2c.errors import BackendError, BitstreamError, L2CWarning
 from l2c.probability import ProbabilityModel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -19,7 +19,7 @@ import l2c
 from l2c import bitstream, cli, images, lossy_alpha
 from l2c.alpha import fill_transparent
 from l2c.bitstream import ALPHA, LOSSY_ALPHA, Limits, read_bitstream, read_header, write_bitstream
-from l2c.errors import BitstreamError, L2CError, LimitError, RateError, UnsupportedError
+from l2c.errors import BitstreamError, L2CError, L2CWarning, LimitError, RateError, UnsupportedError
 
 U8 = npt.NDArray[np.uint8]
 pytestmark = pytest.mark.skipif(not features.check("jpg_2000"), reason="this Pillow has no JPEG 2000")
@@ -302,7 +302,7 @@ def test_16_bit_alpha_comes_back_with_8_bits_and_a_warning(codec: l2c.Codec) -> 
     alpha = disc(blur=8)
     four = np.dstack((pixels_of(alpha), alpha)).astype(np.uint16) * 257
     four[..., 3] += (alpha > 0) & (alpha < 255)
-    with pytest.warns(images.L2CWarning, match="16-bit alpha is reduced"):
+    with pytest.warns(L2CWarning, match="16-bit alpha is reduced"):
         data = codec.encode(four, quality=20, alpha_quality=50)
     back = codec.decode_detailed(data).picture.alpha
     assert back is not None and back.dtype == np.uint8 and np.array_equal(back, lossy_alpha.pack(alpha, 50)[2])

@@ -31,8 +31,7 @@ import l2c
 from l2c import integer, networks
 from l2c.cli import main
 from l2c.config import ModelConfig
-from l2c.errors import BackendError, ConfigError, ModelMismatchError, TrainingError
-from l2c.images import L2CWarning
+from l2c.errors import BackendError, ConfigError, L2CWarning, ModelMismatchError, TrainingError
 from l2c.metrics import mse, msssim
 from l2c.models import load_model
 from l2c.train import loop, records, speed

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from l2c.errors import ConfigError, ImageError
-from l2c.images import L2CWarning, load_picture
+from l2c.errors import ConfigError, ImageError, L2CWarning
+from l2c.images import load_picture
 from l2c.train import data
 from l2c.train.config import DataConfig as AnyDataConfig
 from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, list_pictures

@@ -11,6 +11,7 @@ import typer
 
 from l2c.bitstream import DEFAULT_METRIC, METRICS
 from l2c.errors import UnsupportedError
+from l2c.files import output_file, write_atomically
 
 _Number = TypeVar("_Number", int, float)
 _FAILED = 1
@@ -160,7 +161,6 @@ def compare_files(
     """
     from l2c.codec import Codec
     from l2c.evaluate.compare import compare
-    from l2c.images import output_file, write_atomically
     from l2c.models import DEFAULT_MODEL
 
     target = Path(output_file(out, str(original), ".html"))

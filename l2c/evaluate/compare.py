@@ -19,10 +19,11 @@ from PIL import Image
 
 from l2c import ops
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, CONDITION_UNIT, NO_SET, PatchChanges
+from l2c.arrays import UInt8Array
 from l2c.bitstream import ADAPT, Bitstream, metric_name, read_bitstream
 from l2c.codec import Codec, tile_boxes
 from l2c.errors import UnsupportedError
-from l2c.evaluate.measures import FIGURES, UInt8Array, measure
+from l2c.evaluate.measures import FIGURES, measure
 from l2c.images import load_picture
 from l2c.networks import dequantise
 from l2c.probability import MAX_QUALITY

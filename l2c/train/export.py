@@ -15,7 +15,7 @@ from l2c.adapt.bias_sets import BiasSets
 from l2c.bitstream import METRICS, metric_name
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
-from l2c.images import write_atomically
+from l2c.files import write_atomically
 from l2c.models import Model, load_model, save_model
 from l2c.probability import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint

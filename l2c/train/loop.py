@@ -34,8 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from l2c import networks
 from l2c.bitstream import METRICS
 from l2c.config import ModelConfig
-from l2c.errors import ConfigError, ImageError, TrainingError
-from l2c.images import L2CWarning
+from l2c.errors import ConfigError, ImageError, L2CWarning, TrainingError
 from l2c.metrics import msssim, psnr
 from l2c.objective import Needs
 from l2c.objective import distortion as distortion_of
