@@ -740,7 +740,7 @@ def _plan(source: str, target: str | None, wanted: _Wanted, suffix: str, as_json
 
 def _scan(root: str, wanted: _Wanted) -> tuple[list[Path], list[_LeftOut]]:
     """The files below a folder that are worked on, sorted and relative to it, and everything else."""
-    from l2c.readers import PLUGINS, missing, register
+    from l2c.images.readers import PLUGINS, missing, register
 
     files: list[Path] = []
     left_out: list[_LeftOut] = []
@@ -783,7 +783,7 @@ def _scan(root: str, wanted: _Wanted) -> tuple[list[Path], list[_LeftOut]]:
 
 def _format_of(path: str) -> str | None:
     """What a file is by its content; None: something else, or it cannot be read."""
-    from l2c.readers import HEAD_BYTES, format_of
+    from l2c.images.readers import HEAD_BYTES, format_of
 
     try:
         with open(path, "rb") as file:

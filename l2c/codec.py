@@ -29,13 +29,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c import guard, images, integer, lossy_alpha, networks
+from l2c import guard, images, integer, networks
 from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, MAX_TRIES, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
 from l2c.adapt.modulators import condition_maps
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
-from l2c.alpha import fill_transparent
 from l2c.arrays import UInt8Array
 from l2c.bitstream import (
     ADAPT,
@@ -65,6 +64,10 @@ from l2c.errors import (
     RateError,
     UnsupportedError,
 )
+from l2c.format import lossy_alpha_section
+from l2c.format.alpha_section import unpack_alpha
+from l2c.format.metadata_sections import pack_dpi, pack_xmp, unpack_dpi, unpack_xmp
+from l2c.images.transparent import fill_transparent
 from l2c.metrics import msssim as msssim_of
 from l2c.metrics import psnr as psnr_of
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
@@ -378,7 +381,7 @@ class Codec:
             alpha_quality: None (the default): alpha is kept without loss. 0..100: with loss where that is smaller, at a
                 PSNR of about 25 + alpha_quality / 4 dB over what is neither opaque nor transparent; areas of 0 and of
                 255 stay exactly that. 16-bit alpha then comes back with 8 bits, with a warning. For soft and noisy
-                masks; `l2c.lossy_alpha` says what a decoded plane depends on.
+                masks; `l2c.format.lossy_alpha_section` says what a decoded plane depends on.
             truncated: read what there is of a picture file that is cut off or damaged, with a warning.
             max_seconds: the adaptation ends at this time after the call began and the best file so far is returned;
                 what comes before and after it (the search for a quality, writing) takes its own time.
@@ -432,7 +435,7 @@ class Codec:
                 picture = images.load_picture(image, max_pixels=self.limits.max_pixels, truncated=truncated)
                 alpha: dict[int, bytes] = {}
                 if picture.alpha is not None:
-                    kind, body, seen = lossy_alpha.pack(picture.alpha, alpha_quality)
+                    kind, body, seen = lossy_alpha_section.pack(picture.alpha, alpha_quality)
                     alpha[kind] = body
                     if picture.alpha.dtype != seen.dtype:
                         what = f"{name}16-bit alpha is reduced to 8 bits (alpha_quality)"
@@ -1087,8 +1090,8 @@ class Codec:
             alpha=_alpha(stream),
             icc=bytes(sections[ICC]) if ICC in sections else None,
             exif=bytes(sections[EXIF]) if EXIF in sections else None,
-            xmp=images.unpack_xmp(sections[XMP]) if XMP in sections else None,
-            dpi=images.unpack_dpi(sections[DPI]) if DPI in sections else None,
+            xmp=unpack_xmp(sections[XMP]) if XMP in sections else None,
+            dpi=unpack_dpi(sections[DPI]) if DPI in sections else None,
         )
         seconds = {"container": parsed - start, "entropy": middle - parsed, "decoder": end - middle}
         seconds["total"] = time.perf_counter() - start
@@ -1555,9 +1558,9 @@ def _sections(picture: images.Picture) -> dict[int, bytes]:
     if picture.exif:
         sections[EXIF] = picture.exif
     if picture.xmp:
-        sections[XMP] = images.pack_xmp(picture.xmp)
+        sections[XMP] = pack_xmp(picture.xmp)
     if picture.dpi:
-        sections[DPI] = images.pack_dpi(picture.dpi)
+        sections[DPI] = pack_dpi(picture.dpi)
     return sections
 
 
@@ -1574,7 +1577,7 @@ def _patches(
 
 def _alpha(stream: Bitstream) -> npt.NDArray[Any] | None:
     """The alpha plane of a file, or None. Raises BitstreamError."""
-    for kind, unpack in ((ALPHA, images.unpack_alpha), (LOSSY_ALPHA, lossy_alpha.unpack)):
+    for kind, unpack in ((ALPHA, unpack_alpha), (LOSSY_ALPHA, lossy_alpha_section.unpack)):
         if kind in stream.metadata:
             return unpack(stream.metadata[kind], stream.header.height, stream.header.width)
     return None
@@ -1598,8 +1601,8 @@ def _present(pixels: Any, stream: Bitstream, as_: Output, mode: str) -> Any:
         picture,
         icc=bytes(kept[ICC]) if ICC in kept else None,
         exif=bytes(kept[EXIF]) if EXIF in kept else None,
-        xmp=images.unpack_xmp(kept[XMP]) if XMP in kept else None,
-        dpi=images.unpack_dpi(kept[DPI]) if DPI in kept else None,
+        xmp=unpack_xmp(kept[XMP]) if XMP in kept else None,
+        dpi=unpack_dpi(kept[DPI]) if DPI in kept else None,
     )
 
 

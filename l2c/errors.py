@@ -64,3 +64,8 @@ class TrainingError(L2CError, RuntimeError):
 
 class L2CWarning(UserWarning):
     """Done, but not all as it was asked: what of a picture is not kept, which device or target failed."""
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text in one line, its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

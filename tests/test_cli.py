@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 
 import l2c
-from l2c import readers
 from l2c.cli import main
 from l2c.codec import Codec
+from l2c.images import readers
 from l2c.models import WEIGHTS_FOLDER
 
 ROOT = Path(__file__).parent.parent
@@ -249,7 +249,7 @@ def _left_out(out: str, root: Path) -> dict[str, tuple[str, bool]]:
 def test_a_folder_run_says_what_it_left_out(
     run: Run, tmp_path: Path, drawn_picture: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("l2c.readers.register", lambda name: False)  # no plugin is installed
+    monkeypatch.setattr("l2c.images.readers.register", lambda name: False)  # no plugin is installed
     loaded = {suffix for plugin in readers.PLUGINS.values() for suffix in plugin.suffixes}  # by other tests, perhaps
     known = {suffix: name for suffix, name in Image.registered_extensions().items() if suffix not in loaded}
     monkeypatch.setattr(Image, "EXTENSION", known)
@@ -323,7 +323,7 @@ def test_a_folder_that_cannot_be_opened_is_named(
 def test_a_folder_without_pictures_says_what_it_holds(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("l2c.readers.register", lambda name: False)
+    monkeypatch.setattr("l2c.images.readers.register", lambda name: False)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
     code, _, err = run("encode", tmp_path / "photos", tmp_path / "o", "--model", "tiny")

@@ -25,24 +25,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from l2c import bitstream, images, profiles
+from l2c import bitstream
 from l2c.errors import BitstreamError, ImageError, L2CError, L2CWarning, LimitError, UnsupportedError
+from l2c.format.alpha_section import pack_alpha, unpack_alpha
+from l2c.format.metadata_sections import pack_dpi, pack_xmp, unpack_dpi, unpack_xmp
 from l2c.images import (
     MAX_PIXELS,
     Picture,
     keep,
     load_picture,
-    pack_alpha,
-    pack_dpi,
-    pack_xmp,
+    profiles,
     save_picture,
     to_original,
     to_pil,
-    unpack_alpha,
-    unpack_dpi,
-    unpack_xmp,
     with_metadata,
 )
+from l2c.images.heads import read_coded_bits
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -1285,7 +1283,7 @@ def test_long_texts_of_png_files() -> None:
 @pytest.mark.parametrize("end", [False, True])
 def test_text_bombs_are_refused(end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     png = plain_png(Image.fromarray(drawn()))
-    monkeypatch.setattr("l2c.images.MAX_TEXT_BYTES", 2_000_000)
+    monkeypatch.setattr("l2c.images.pillow.MAX_TEXT_BYTES", 2_000_000)
     bomb = b"zTXt", b"Comment\0\0" + zlib.compress(bytes(50_000_000))
     many = b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_500_000))
     tracemalloc.start()
@@ -1686,7 +1684,7 @@ def test_the_depth_of_jpeg_2000_is_known(boxes: bool, channels: int) -> None:
 
 @pytest.mark.parametrize("head", [b"\0\0\0\x20ftypavif\0\0av1C", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n", b""])
 def test_depths_of_cut_heads(head: bytes) -> None:
-    assert images._coded_bits(io.BytesIO(head)) == 8
+    assert read_coded_bits(io.BytesIO(head)) == 8
     for following in (b"\xff" * 50, bytes(50)):
-        bits = images._coded_bits(io.BytesIO(head + b"\xff\x4f\xff\x51" + following))
+        bits = read_coded_bits(io.BytesIO(head + b"\xff\x4f\xff\x51" + following))
         assert bits == (12 if head.endswith(b"av1C") else 8)

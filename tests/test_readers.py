@@ -17,8 +17,9 @@ import pytest
 from PIL import Image
 
 import l2c
-from l2c import cli, images, readers
+from l2c import cli, images
 from l2c.errors import ImageError, LimitError
+from l2c.images import readers
 from l2c.train.data import list_pictures
 
 

@@ -27,9 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from l2c import readers
 from l2c.errors import ConfigError, ImageError, L2CError, L2CWarning
-from l2c.images import MAX_PIXELS, load_picture
+from l2c.images import MAX_PIXELS, load_picture, readers
 from l2c.train.config import DataConfig
 from l2c.train.drawn import UPRIGHT, WITH_PHOTO, draw, random_kind
 

@@ -1,4 +1,26 @@
-"""Alpha planes with loss: the section LOSSY_ALPHA, whose form the docstring of images.py defines.
+"""Alpha planes with loss: the section LOSSY_ALPHA, `pack` and `unpack`. Its form:
+
+A plane of 8-bit samples is coded as one JPEG 2000 codestream (ITU-T T.800), and a map says exactly what is transparent
+and what is opaque:
+
+    byte 0     form: 1
+    byte 1     k, 0..15: the map has one value for each block of 2^k x 2^k pixels, counted from the top left
+    byte 2     t, 0..127
+    bytes 3-6  m, bytes of the map, little-endian
+    m bytes    the map, ceil(height / 2^k) x ceil(width / 2^k) 1-byte samples 0..2 in the form of the ALPHA section
+    the rest   what the codestream's only tile-part holds between SOD and EOC
+
+A pixel is 0 where the map says 0 and 255 where it says 2. Where it says 1, it is v, what the codestream decodes to
+there, but 0 where v <= t and 255 where v >= 255 - t. The marker segments that a decoder puts before the data:
+
+    SOC
+    SIZ        Rsiz 0; one tile, as large as the picture; no offsets; one component, 8 bits, unsigned, XRsiz = YRsiz = 1
+    COD        Scod 0, order LRCP, 1 layer, no component transform, L decomposition levels, code-blocks of 64 x 64,
+               style 0, reversible 5/3 transform; L = min(5, floor(log2(min(height, width))))
+    QCD        no quantisation, 2 guard bits; exponents 8 of LL, then L times 9, 9, 10 of HL, LH, HH
+    SOT        tile 0, part 0 of 1; SOD
+
+A bit-plane that was cut off is taken at the middle of its interval, as OpenJPEG does; in all else T.800 is exact.
 
 Soft masks are smooth, and a wavelet transform needs few bits for that, where zlib needs many for the last levels. What
 a user would see, a veil over what is to be transparent or opaque, is ruled out by a map of these areas. JPEG 2000 with
@@ -15,12 +37,11 @@ import struct
 from typing import Any, cast
 
 import numpy as np
-from PIL import Image, ImageFilter, Jpeg2KImagePlugin, features
 
-from l2c.arrays import Alpha, UInt8Array
+from l2c.arrays import Alpha, UInt8Array, to_8_bits
 from l2c.bitstream import ALPHA, LOSSY_ALPHA
 from l2c.errors import BitstreamError, UnsupportedError
-from l2c.images import pack_alpha, to_8_bits, unpack_alpha
+from l2c.format.alpha_section import pack_alpha, unpack_alpha
 
 _FORM = 1
 _HEAD = struct.Struct("<BBBI")
@@ -110,6 +131,8 @@ def _speckled(plane: UInt8Array) -> bool:
 
     Those are single that lie in no 3 x 3 pixels of their kind; whole blocks of the coarser map do not count.
     """
+    from PIL import Image, ImageFilter
+
     side = 1 << _AREA_LOG2
     open_ = _spread(_areas(plane, side), side, *plane.shape) == _BETWEEN
     single = total = 0
@@ -168,6 +191,8 @@ def _levels(height: int, width: int) -> int:
 def _coded(plane: UInt8Array, psnr_db: float) -> bytes:
     """What follows the marker SOD of the plane's codestream, up to EOC."""
     _check_library()
+    from PIL import Image
+
     height, width = plane.shape
     stream = io.BytesIO()
     options: dict[str, Any] = {
@@ -198,6 +223,8 @@ def _tile_part(size: int) -> bytes:
 def _decoded(body: memoryview, height: int, width: int) -> UInt8Array:
     """Inverse of `_coded`: uint8 [height, width]."""
     _check_library()
+    from PIL import Jpeg2KImagePlugin
+
     whole = b"".join((_codestream_head(height, width), _tile_part(len(body)), body, b"\xff\xd9"))
     try:
         image = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(whole))  # not Image.open, whose limit is not ours
@@ -213,5 +240,7 @@ def _decoded(body: memoryview, height: int, width: int) -> UInt8Array:
 
 
 def _check_library() -> None:
+    from PIL import features
+
     if not features.check("jpg_2000"):
         raise UnsupportedError("an alpha plane with loss needs a Pillow with JPEG 2000")
