@@ -20,7 +20,7 @@ from PIL import Image
 
 import l2c
 from l2c.bitstream import read_bitstream
-from l2c.train.data import list_pictures
+from l2c.images.listing import list_pictures
 
 
 def main() -> None:

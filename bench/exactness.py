@@ -27,7 +27,7 @@ import l2c
 from l2c import ops
 from l2c.bitstream import read_bitstream
 from l2c.codec import DEFAULT_TILE, _Latents
-from l2c.train.data import list_pictures
+from l2c.images.listing import list_pictures
 
 LEVELS = (250, 500, 750)
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 import l2c
 from l2c import codec as codec_module
-from l2c.train.data import list_pictures
+from l2c.images.listing import list_pictures
 
 _BORDER = 512
 

@@ -77,8 +77,8 @@ def evaluate_folder(
     """
     from l2c.codec import Codec
     from l2c.evaluate.run import Plan, evaluate, report
+    from l2c.images.listing import list_pictures
     from l2c.models import DEFAULT_MODEL
-    from l2c.train.data import list_pictures
 
     plan = Plan(
         pictures=list_pictures(*sources)[::every],
@@ -126,8 +126,8 @@ def papers_tables(
     """
     from l2c.codec import Codec
     from l2c.evaluate.tables import Tables, write_tables
+    from l2c.images.listing import list_pictures
     from l2c.models import DEFAULT_MODEL
-    from l2c.train.data import list_pictures
 
     tables = Tables(
         Codec(model or DEFAULT_MODEL, device),
