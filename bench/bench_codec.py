@@ -67,7 +67,7 @@ def test_codec_entropy_decoding(
         pytest.skip("of the other device")
     stream = read_bitstream(file)
     (symbols,) = timed(
-        lambda: on_device._read([stream], backend),
+        lambda: on_device.latent_stage.read_plainly([stream], backend),
         rounds=15 if backend != "torch" else 5,
         symbols=codec.read_latents([stream])[0].size,
         **facts(picture, f"entropy decoding, {backend}", device),

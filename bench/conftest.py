@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import platform
-import subprocess
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +17,7 @@ from PIL import Image
 
 import l2c
 from l2c import integer
+from l2c.devices import cpu_name
 from l2c.errors import L2CWarning
 
 THREADS = 2
@@ -26,16 +26,10 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, Any]) -> None:
     """Keep what explains a figure, drop what names a machine."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = subprocess.run(["lscpu"], capture_output=True, text=True, check=True).stdout.splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("Model name"))
-    except (OSError, StopIteration, subprocess.CalledProcessError):
-        pass
     flags = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     machine_info.clear()
     machine_info.update(
-        cpu=name,
+        cpu=cpu_name(),
         capabilities=sorted(key for key, on in flags.items() if on is True and key.startswith(("av", "am"))),
         threads=THREADS,
         python=platform.python_version(),

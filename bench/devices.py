@@ -21,7 +21,7 @@ from PIL import Image
 import l2c
 import l2c.images
 from l2c.format.bitstream import read_bitstream
-from l2c.train.data import list_pictures
+from l2c.images.listing import list_pictures
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
     args = parser.parse_args()
     codecs = {"cpu": l2c.Codec(), args.device: l2c.Codec(device=args.device)}
     print({device: codec.backend for device, codec in codecs.items()}, torch.__version__)
-    warnings.simplefilter("error", l2c.errors.L2CWarning)
+    warnings.simplefilter("error", l2c.L2CWarning)
     if torch.device(args.device).type == "cuda" and codecs[args.device].backend != "triton":
         sys.exit("the kernels do not run here")
     start, files, wrong, most, moved = time.perf_counter(), 0, 0, 0, 0.0
@@ -41,10 +41,12 @@ def main() -> None:
         for source, target in (("cpu", args.device), (args.device, "cpu")):
             data = codecs[source].encode_batch(pictures, quality=quality)
             streams = [read_bitstream(part) for part in data]
-            ours, theirs = (codecs[device]._read(streams, codecs[device].backend) for device in (source, target))
+            ours, theirs = (
+                codecs[device].latent_stage.read_plainly(streams, codecs[device].backend) for device in (source, target)
+            )
             wrong += sum(not np.array_equal(a, b) for a, b in zip(ours, theirs))
-            changes = [codecs[target]._changes(stream) for stream in streams]
-            queued = codecs[args.device]._decode_queued(streams, changes, keep_on_device=False)
+            changes = [codecs[target].transform_stage.changes(stream) for stream in streams]
+            queued = codecs[args.device].decoder.queued(streams, changes, keep_on_device=False)
             if queued is None and codecs[args.device].backend == "triton":
                 sys.exit("the queued decoding gave up")
             for a, b in zip(codecs["cpu"].decode_batch(data), queued or codecs[args.device].decode_batch(data)):

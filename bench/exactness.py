@@ -29,7 +29,7 @@ from l2c.codec import DEFAULT_TILE
 from l2c.codec.latent_stage import Latents
 from l2c.format.bitstream import read_bitstream
 from l2c.format.levels import OperatingPoint
-from l2c.train.data import list_pictures
+from l2c.images.listing import list_pictures
 
 LEVELS = (250, 500, 750)
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from l2c.evaluate.measures import measure
 from l2c.evaluate.records import load_published
-from l2c.train.data import list_pictures
+from l2c.images.listing import list_pictures
 
 PUBLISHED = Path(__file__).parent / "published" / "kodak.json"
 QUALITIES = range(5, 100, 5)

@@ -18,7 +18,7 @@ from PIL import Image
 
 import l2c
 from l2c.evaluate.measures import measure
-from l2c.train.data import list_pictures
+from l2c.images.listing import list_pictures
 
 SIZES = ((512, 768), (384, 384), (200, 300), (333, 517), (512, 256))
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 import l2c
-from l2c.train.data import list_pictures
+from l2c.images.listing import list_pictures
 
 _BORDER = 512
 

@@ -36,7 +36,7 @@ from l2c import objective
 from l2c.evaluate.measures import FIGURES, measure
 from l2c.format.levels import METRICS
 from l2c.images import load_picture
-from l2c.train.data import list_pictures
+from l2c.images.listing import list_pictures
 
 # Measured along model 1's rate-distortion curves on validation pictures, medians over 0.07..2 bpp: how much 255^2 MSE
 # of Y, that of chroma, and 1280 (1 - MS-SSIM_Y) change where 255^2 MSE of RGB changes by one.

@@ -13,13 +13,11 @@ import functools
 import io
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,8 +29,20 @@ import typer
 
 from l2c.errors import BackendError, BitstreamError, L2CError, ModelMismatchError, RateError
 from l2c.evaluate.commands import compare_files, evaluate_folder, papers_tables
+from l2c.files import (
+    LeftOut,
+    Wanted,
+    find_files,
+    first_bytes,
+    names_folder,
+    output_file,
+    output_names,
+    summary,
+    write_atomically,
+)
 from l2c.format.bitstream import (
     ADAPT,
+    MAGIC,
     MIN_TILE_SIZE,
     VERSION,
     Bitstream,
@@ -73,8 +83,6 @@ Environment:
 _STANDARD = "-"
 _SUFFIX = ".l2c"
 _HEAD_BYTES = 1 << 16
-# Formats that Pillow opens but cannot (or, Ghostscript, should not) turn into pixels.
-_NO_PICTURES = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
 # typer carries click inside itself from 0.16 on, so the base class of its errors is only reached this way.
 _UsageError: type[Any] = next(cls for cls in typer.BadParameter.__mro__ if cls.__name__ == "ClickException")
 
@@ -250,6 +258,8 @@ def encode(
     What a folder holds besides pictures is left out and named at the end. HEIC and JPEG XL are read where the packages
     pillow-heif and pillow-jxl-plugin are installed. Hidden files and linked folders are left out.
     """
+    from l2c.images.listing import readable_pictures
+
     goals = {"bpp": bpp, "max-bytes": max_bytes, "psnr": psnr, "msssim": msssim, "quality": quality}
     given = {name: value for name, value in goals.items() if value is not None}
     if len(given) > 1:
@@ -262,7 +272,7 @@ def encode(
     if tile not in {MIN_TILE_SIZE << k for k in range(16)}:
         raise typer.BadParameter(f"--tile is {tile}: it must be 512, 1024, 2048, ... up to {MIN_TILE_SIZE << 15}")
     _check_choice(overwrite, skip_existing)
-    plan = _plan(source, target, _Wanted(_picture_suffixes(), "picture"), _SUFFIX, as_json)
+    plan = _plan(source, target, readable_pictures(), _SUFFIX, as_json)
     whole = source
 
     @functools.cache
@@ -550,6 +560,7 @@ def bench(
     import torch
 
     from l2c.codec import Codec
+    from l2c.devices import cpu_name
     from l2c.images import load_picture
     from l2c.models import DEFAULT_MODEL
 
@@ -581,7 +592,7 @@ def bench(
         "device": str(codec.device),
         "backend": codec.backend,
         "precision": codec.precision,
-        "machine": _machine(),
+        "machine": cpu_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "encode_seconds": _medians(encode_runs),
@@ -659,31 +670,12 @@ class _Decoders:
         return self.codecs[wanted]
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    """What a command takes from a folder: files with these extensions, called a `kind`."""
-
-    suffixes: set[str]
-    kind: str
-
-    def takes(self, path: str) -> bool:
-        return os.path.splitext(path)[1].lower() in self.suffixes
-
-    def is_kind(self, format_: str | None) -> bool:
-        """Whether a file of this format (`readers.format_of`) is one, whatever its name."""
-        return format_ is not None and (format_ == "L2C") == (self.kind == "L2C file")
+class _L2CFiles(Wanted):
+    def disguised(self, path: str) -> str:
+        return "L2C" if first_bytes(path, len(MAGIC)) == MAGIC else ""
 
 
-_L2C_FILES = _Wanted({_SUFFIX}, "L2C file")
-
-
-@dataclass(frozen=True)
-class _LeftOut:
-    """A file or folder below the input that is not worked on, and why; `fails`: the exit code says so."""
-
-    path: str
-    reason: str
-    fails: bool = False
+_L2C_FILES = _L2CFiles("L2C file", frozenset({_SUFFIX}))
 
 
 @dataclass
@@ -691,11 +683,11 @@ class _Plan:
     """(input, output) of every file to work on, and what is left out of a folder."""
 
     jobs: list[tuple[str, str]]
-    left_out: list[_LeftOut] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     root: str = ""
 
 
-def _plan(source: str, target: str | None, wanted: _Wanted, suffix: str, as_json: bool) -> _Plan:
+def _plan(source: str, target: str | None, wanted: Wanted, suffix: str, as_json: bool) -> _Plan:
     """What there is to do.
 
     A folder's files keep their place below OUT and get `suffix` instead of their own extension; where two
@@ -714,94 +706,24 @@ def _plan(source: str, target: str | None, wanted: _Wanted, suffix: str, as_json
         if source != _STANDARD and not os.path.exists(source):
             raise FileNotFoundError(errno.ENOENT, "is a link that leads nowhere", source)
         if target is not None and target != _STANDARD:
-            from l2c.images import names_folder, output_file
-
             if source == _STANDARD and names_folder(target):
                 raise typer.BadParameter(f"{target} is a folder: name the file that standard input becomes")
             target = output_file(target, source, suffix)
         return _Plan([(source, target or "")])
     if target == _STANDARD:
         raise typer.BadParameter("a folder cannot be written to standard output")
-    files, left_out = _scan(source, wanted)
+    files, left_out = find_files(source, wanted)
     if not files:
         why = f"no file in it ends in {_listing(wanted.suffixes)}"
-        raise FileNotFoundError(errno.ENOENT, why + (f"; {_summary(left_out, source)}" if left_out else ""), source)
+        raise FileNotFoundError(errno.ENOENT, why + (f"; {summary(left_out, source)}" if left_out else ""), source)
     root = Path(source)
     if target is None:
         return _Plan([(str(root / path), "") for path in files], left_out, source)
     if os.path.exists(target) and not os.path.isdir(target):
         raise NotADirectoryError(errno.ENOTDIR, "is a file, and the input is a folder", target)
-    full = [path.with_name(path.name + suffix) for path in files]
-    short = [path.with_suffix(suffix) for path in files]
-    count = Counter(short)
-    names = [a if count[a] == 1 else b for a, b in zip(short, full)]
-    if len(set(names)) < len(names):  # a.png, a.jpg and a.png.bmp
-        names = full
+    names = output_names(files, suffix)
     jobs = [(str(root / path), str(Path(target) / name)) for path, name in zip(files, names)]
     return _Plan(jobs, left_out, source)
-
-
-def _scan(root: str, wanted: _Wanted) -> tuple[list[Path], list[_LeftOut]]:
-    """The files below a folder that are worked on, sorted and relative to it, and everything else."""
-    from l2c.readers import PLUGINS, missing, register
-
-    files: list[Path] = []
-    left_out: list[_LeftOut] = []
-    plugins = {suffix: name for name, plugin in PLUGINS.items() for suffix in plugin.suffixes}
-
-    def closed(error: OSError) -> None:
-        if error.filename == root:
-            raise error
-        left_out.append(_LeftOut(str(error.filename), f"cannot be opened: {error.strerror}", fails=True))
-
-    for folder, subfolders, names in os.walk(root, onerror=closed):
-        for name in subfolders:
-            path = os.path.join(folder, name)
-            if name.startswith("."):
-                left_out.append(_LeftOut(path, "hidden"))
-            elif os.path.islink(path):
-                left_out.append(_LeftOut(path, "linked folder"))
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))  # os.walk follows no links
-        for name in names:
-            path = os.path.join(folder, name)
-            needs = plugins.get(os.path.splitext(name)[1].lower()) if wanted.kind == "picture" else None
-            taken = wanted.takes(name)
-            if name.startswith("."):
-                left_out.append(_LeftOut(path, "hidden"))
-            elif not os.path.exists(path):
-                left_out.append(_LeftOut(path, "link that leads nowhere", fails=taken or needs is not None))
-            elif not os.path.isfile(path):
-                left_out.append(_LeftOut(path, "no regular file", fails=taken or needs is not None))
-            elif needs is not None and not taken and not register(needs):
-                left_out.append(_LeftOut(path, missing(needs), fails=True))
-            elif taken or needs is not None:
-                files.append(Path(path).relative_to(root))
-            else:
-                format_ = _format_of(path)
-                named = wanted.is_kind(format_)
-                reason = f"is {format_} by its content, and its name does not end so" if named else f"no {wanted.kind}"
-                left_out.append(_LeftOut(path, reason, fails=named))
-    return sorted(files), sorted(left_out, key=lambda part: part.path)
-
-
-def _format_of(path: str) -> str | None:
-    """What a file is by its content; None: something else, or it cannot be read."""
-    from l2c.readers import HEAD_BYTES, format_of
-
-    try:
-        with open(path, "rb") as file:
-            return format_of(file.read(HEAD_BYTES))
-    except OSError:
-        return None
-
-
-def _summary(left_out: list[_LeftOut], root: str) -> str:
-    """What was left out of a folder, in a line: for every reason an example and how many more."""
-    reasons: dict[str, list[str]] = {}
-    for part in left_out:
-        reasons.setdefault(part.reason, []).append(os.path.relpath(part.path, root))
-    told = [f"{n[0]}{f' and {len(n) - 1} more' if len(n) > 1 else ''} ({reason})" for reason, n in reasons.items()]
-    return f"left out: {', '.join(told)}"
 
 
 def _run(
@@ -891,7 +813,7 @@ def _total(results: list[Result], plan: _Plan, seconds: float, stopped: bool) ->
     parts.append(f"{seconds:.1f} s")
     text = ", ".join(parts)
     if plan.left_out:
-        text += f"; {_summary(plan.left_out, plan.root)}"
+        text += f"; {summary(plan.left_out, plan.root)}"
     if stopped:
         text += "; stopped, --skip-existing goes on from here"
     return text
@@ -941,15 +863,7 @@ def _is_folder(source: str) -> bool:
     return source != _STANDARD and os.path.isdir(source)
 
 
-def _picture_suffixes() -> set[str]:
-    """Extensions of the formats that Pillow reads."""
-    from PIL import Image
-
-    known = Image.registered_extensions()
-    return {suffix for suffix, name in known.items() if name in Image.OPEN and name not in _NO_PICTURES}
-
-
-def _listing(suffixes: set[str]) -> str:
+def _listing(suffixes: frozenset[str]) -> str:
     return f"{', '.join(sorted(suffixes)[:4])}{', ...' if len(suffixes) > 4 else ''}"
 
 
@@ -1035,8 +949,6 @@ def _write(target: str, data: bytes | memoryview, overwrite: bool) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    from l2c.images import write_atomically
-
     Path(target).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, data, overwrite=overwrite)
 
@@ -1092,17 +1004,6 @@ def _drawn_picture(width: int, height: int) -> Any:
     planes += 0.06 * np.sin(0.35 * x + 0.2 * y)[..., None] * (x > width / 2)[..., None]
     planes += generator.normal(0.0, 0.01, planes.shape)
     return (planes * 255).round().clip(0, 255).astype(np.uint8)
-
-
-def _machine() -> str:
-    """Name of the processor, as far as the system tells."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine()
 
 
 def _adaptation_facts(stream: Bitstream) -> Result:

@@ -1,4 +1,4 @@
-"""Errors that the codec raises on purpose: every one of them derives from `L2CError`.
+"""Errors that the codec raises on purpose: every one of them derives from `L2CError`; and what it warns with.
 
 A caller that wants "any bad input" catches `L2CError`; the classes say whose fault it was.
 """
@@ -63,4 +63,9 @@ class TrainingError(L2CError, RuntimeError):
 
 
 class L2CWarning(UserWarning):
-    """Something about a picture could not be kept; the message says what."""
+    """Done, but not all as it was asked: what of a picture is not kept, which device or target failed."""
+
+
+def one_line(error: BaseException) -> str:
+    """The error's text in one line, its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

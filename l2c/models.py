@@ -22,7 +22,7 @@ from l2c import integer
 from l2c.adapt.bias_sets import BiasSets
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, ModelMismatchError
-from l2c.images import write_atomically
+from l2c.files import write_atomically
 from l2c.networks import Transform
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"

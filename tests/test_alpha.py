@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 import l2c
-from l2c.alpha import fill_transparent
+from l2c.images.transparent import fill_transparent
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (8, 8), (33, 70), (131, 97)])

@@ -21,9 +21,10 @@ import torch
 from PIL import Image
 
 import l2c
-from l2c import readers
 from l2c.cli import main
 from l2c.codec import Codec
+from l2c.codec.transform_stage import TransformStage
+from l2c.images import readers
 from l2c.models import WEIGHTS_FOLDER
 
 ROOT = Path(__file__).parent.parent
@@ -249,7 +250,7 @@ def _left_out(out: str, root: Path) -> dict[str, tuple[str, bool]]:
 def test_a_folder_run_says_what_it_left_out(
     run: Run, tmp_path: Path, drawn_picture: npt.NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("l2c.readers.register", lambda name: False)  # no plugin is installed
+    monkeypatch.setattr("l2c.images.readers.register", lambda name: False)  # no plugin is installed
     loaded = {suffix for plugin in readers.PLUGINS.values() for suffix in plugin.suffixes}  # by other tests, perhaps
     known = {suffix: name for suffix, name in Image.registered_extensions().items() if suffix not in loaded}
     monkeypatch.setattr(Image, "EXTENSION", known)
@@ -323,7 +324,7 @@ def test_a_folder_that_cannot_be_opened_is_named(
 def test_a_folder_without_pictures_says_what_it_holds(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("l2c.readers.register", lambda name: False)
+    monkeypatch.setattr("l2c.images.readers.register", lambda name: False)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
     code, _, err = run("encode", tmp_path / "photos", tmp_path / "o", "--model", "tiny")
@@ -666,15 +667,15 @@ def test_damaged_files(run: Run, coded: Path, tmp_path: Path, damage: Any, code:
 def test_precision_reaches_the_networks(run: Run, png: Path, coded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--precision of encode, decode and bench: what E's and D's autocast is when they run."""
     seen = []
-    mode = Codec._float_mode
+    mode = TransformStage.float_mode
 
     @contextlib.contextmanager
-    def spy(codec: Codec) -> Iterator[None]:
-        with mode(codec):
+    def spy(stage: TransformStage) -> Iterator[None]:
+        with mode(stage):
             seen.append(torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") is torch.bfloat16)
             yield
 
-    monkeypatch.setattr(Codec, "_float_mode", spy)
+    monkeypatch.setattr(TransformStage, "float_mode", spy)
     for arguments in (
         ("encode", png, png.with_suffix(".l2c")),
         ("decode", coded, png.with_name("o.png")),

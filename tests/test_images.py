@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import stat
 import struct
 import subprocess
 import sys
@@ -26,27 +25,22 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from l2c import images, profiles
-from l2c.errors import BitstreamError, ImageError, L2CError, LimitError, UnsupportedError
+from l2c.errors import BitstreamError, ImageError, L2CError, L2CWarning, LimitError, UnsupportedError
 from l2c.format import bitstream
+from l2c.format.alpha_section import pack_alpha, unpack_alpha
+from l2c.format.metadata_sections import pack_dpi, pack_xmp, unpack_dpi, unpack_xmp
 from l2c.images import (
     MAX_PIXELS,
-    L2CWarning,
     Picture,
     keep,
     load_picture,
-    pack_alpha,
-    pack_dpi,
-    pack_xmp,
+    profiles,
     save_picture,
     to_original,
     to_pil,
-    unpack_alpha,
-    unpack_dpi,
-    unpack_xmp,
     with_metadata,
-    write_atomically,
 )
+from l2c.images.heads import read_coded_bits
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -1289,7 +1283,7 @@ def test_long_texts_of_png_files() -> None:
 @pytest.mark.parametrize("end", [False, True])
 def test_text_bombs_are_refused(end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     png = plain_png(Image.fromarray(drawn()))
-    monkeypatch.setattr("l2c.images.MAX_TEXT_BYTES", 2_000_000)
+    monkeypatch.setattr("l2c.images.pillow.MAX_TEXT_BYTES", 2_000_000)
     bomb = b"zTXt", b"Comment\0\0" + zlib.compress(bytes(50_000_000))
     many = b"zTXt", b"Comment\0\0" + zlib.compress(bytes(1_500_000))
     tracemalloc.start()
@@ -1635,53 +1629,6 @@ def test_writing_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert np.array_equal(load_picture(path).rgb, drawn())
 
 
-def test_write_atomically_follows_links_and_umask(tmp_path: Path) -> None:
-    real, link = tmp_path / "real", tmp_path / "link"
-    link.symlink_to(real)
-    write_atomically(link, b"new")
-    assert link.is_symlink()
-    assert real.read_bytes() == b"new"
-    plain = tmp_path / "plain"
-    plain.write_bytes(b"")
-    assert stat.S_IMODE(real.stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
-    long_name = tmp_path / ("n" * 255)
-    write_atomically(long_name, b"x")
-    assert long_name.read_bytes() == b"x"
-    write_atomically("/dev/null", b"gone")
-    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
-
-
-def test_replacing_keeps_permissions(tmp_path: Path) -> None:
-    path = tmp_path / "private"
-    path.write_bytes(b"old")
-    path.chmod(0o600)
-    write_atomically(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    path.chmod(0o4755)
-    write_atomically(path, b"new")
-    assert stat.S_IMODE(path.stat().st_mode) == 0o755  # not what a program of another content ran with
-
-
-@pytest.mark.parametrize("links", ["there", "refused", "unknown"])
-def test_a_file_that_came_in_between_is_kept(links: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_links(*_: object) -> None:
-        raise PermissionError("this file system has none")
-
-    if links == "refused":
-        monkeypatch.setattr(os, "link", no_links)
-    if links == "unknown":
-        monkeypatch.delattr(os, "link")
-    path = tmp_path / "out.png"
-    write_atomically(path, b"first", overwrite=False)
-    with pytest.raises(FileExistsError, match="--overwrite"):
-        write_atomically(path, b"second", overwrite=False)
-    with pytest.raises(FileExistsError, match="--overwrite"):
-        save_picture(path, drawn(), overwrite=False)
-    assert path.read_bytes() == b"first"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 def test_lost_colours_are_said(tmp_path: Path) -> None:
     many = np.random.default_rng(0).integers(0, 256, (20, 20, 3)).astype(np.uint8)
     with pytest.warns(L2CWarning, match="256 colours"):
@@ -1737,7 +1684,7 @@ def test_the_depth_of_jpeg_2000_is_known(boxes: bool, channels: int) -> None:
 
 @pytest.mark.parametrize("head", [b"\0\0\0\x20ftypavif\0\0av1C", b"\xff\x4f\xff\x51", b"\0\0\0\x0cjP  \r\n\x87\n", b""])
 def test_depths_of_cut_heads(head: bytes) -> None:
-    assert images._coded_bits(io.BytesIO(head)) == 8
+    assert read_coded_bits(io.BytesIO(head)) == 8
     for following in (b"\xff" * 50, bytes(50)):
-        bits = images._coded_bits(io.BytesIO(head + b"\xff\x4f\xff\x51" + following))
+        bits = read_coded_bits(io.BytesIO(head + b"\xff\x4f\xff\x51" + following))
         assert bits == (12 if head.endswith(b"av1C") else 8)

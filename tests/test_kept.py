@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from l2c import images, profiles
+from l2c import images
 from l2c.codec import Codec
 from l2c.errors import BitstreamError, ImageError, L2CWarning, UnsupportedError
 from l2c.format import bitstream
 from l2c.format.bitstream import DPI, EXIF, ICC, XMP, read_bitstream, write_bitstream
+from l2c.images import profiles
 
 PACKET = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>" + b" a place and a name" * 200 + b"</x:xmpmeta>"
 LINEAR = profiles.rgb_profile((1.0,), profiles.SRGB)

@@ -287,13 +287,13 @@ def test_codec_on_the_kernels(fast: l2c.Codec, monkeypatch: pytest.MonkeyPatch) 
     if DEVICE.type == "cpu":  # E's floats can differ between devices
         assert files[0] == files[1]
     called = []
-    queued = fast._decode_queued
+    queued = fast.decoder.queued
 
     def spy(*args: Any, **options: Any) -> Any:
         called.append(queued(*args, **options))
         return called[-1]
 
-    monkeypatch.setattr(fast, "_decode_queued", spy)
+    monkeypatch.setattr(fast.decoder, "queued", spy)
     pictures = fast.decode_batch(files[0])
     assert called[0] is not None
     for got, expected in zip(pictures, plain.decode_batch(files[0])):

@@ -16,11 +16,13 @@ import pytest
 from PIL import Image, ImageFilter, features
 
 import l2c
-from l2c import cli, images, lossy_alpha
-from l2c.alpha import fill_transparent
-from l2c.errors import BitstreamError, L2CError, LimitError, RateError, UnsupportedError
+from l2c import cli
+from l2c.errors import BitstreamError, L2CError, L2CWarning, LimitError, RateError, UnsupportedError
 from l2c.format import bitstream
+from l2c.format import lossy_alpha_section as lossy_alpha
+from l2c.format.alpha_section import pack_alpha
 from l2c.format.bitstream import ALPHA, LOSSY_ALPHA, Limits, read_bitstream, read_header, write_bitstream
+from l2c.images.transparent import fill_transparent
 
 U8 = npt.NDArray[np.uint8]
 pytestmark = pytest.mark.skipif(not features.check("jpg_2000"), reason="this Pillow has no JPEG 2000")
@@ -81,7 +83,7 @@ def test_what_is_clear_or_opaque_stays_so(alpha: U8, quality: float) -> None:
 
 def test_soft_masks_become_small() -> None:
     alpha = disc(480, 640, 15)
-    exact = len(images.pack_alpha(alpha))
+    exact = len(pack_alpha(alpha))
     sizes, errors = [], []
     for quality in (0, 50, 100):
         kind, section, decoded = lossy_alpha.pack(alpha, quality)
@@ -105,7 +107,7 @@ def test_noise_costs_little_and_areas_beside_it_stay() -> None:
     alpha[:100] = 0
     alpha[200:] = 255
     kind, section, decoded = lossy_alpha.pack(alpha, 10)
-    assert kind == LOSSY_ALPHA and len(section) < len(images.pack_alpha(alpha)) / 30
+    assert kind == LOSSY_ALPHA and len(section) < len(pack_alpha(alpha)) / 30
     assert (decoded[:96] == 0).all() and (decoded[200:] == 255).all()
 
 
@@ -113,13 +115,13 @@ def test_noise_costs_little_and_areas_beside_it_stay() -> None:
 def test_without_loss_where_that_is_not_larger(alpha: U8) -> None:
     for quality in (0, 50, 100):
         kind, section, decoded = lossy_alpha.pack(alpha, quality)
-        assert kind == ALPHA and section == images.pack_alpha(alpha) and decoded is alpha
+        assert kind == ALPHA and section == pack_alpha(alpha) and decoded is alpha
 
 
 def test_without_a_quality_nothing_is_lost() -> None:
     for alpha in (noisy(), noisy().astype(np.uint16) * 200):
         kind, section, decoded = lossy_alpha.pack(alpha)
-        assert kind == ALPHA and section == images.pack_alpha(alpha) and decoded is alpha
+        assert kind == ALPHA and section == pack_alpha(alpha) and decoded is alpha
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 3), (7, 8), (33, 70), (65, 17), (131, 3)])
@@ -147,7 +149,7 @@ def test_the_rule_of_the_specification() -> None:
     values = lossy_alpha._decoded(memoryview(lossy_alpha._coded(plane, 40.0)), 64, 64)
     areas = np.ones((8, 8), np.uint8)
     areas[2, 3], areas[5, 1] = 0, 2
-    packed = images.pack_alpha(areas)
+    packed = pack_alpha(areas)
     section = bytes((1, 3, 20)) + struct.pack("<I", len(packed)) + packed + lossy_alpha._coded(plane, 40.0)
     expected = np.where(values <= 20, 0, np.where(values >= 235, 255, values))
     expected[16:24, 24:32] = 0
@@ -213,7 +215,7 @@ def test_any_bytes_give_a_plane_or_an_error_of_ours() -> None:
 
 def test_a_thin_plane_with_large_blocks_takes_no_more_than_its_size() -> None:
     height = 1 << 16
-    areas = images.pack_alpha(np.zeros((2, 1), np.uint8))
+    areas = pack_alpha(np.zeros((2, 1), np.uint8))
     plane = np.zeros((height, 1), np.uint8)
     section = bytes((1, 15, 0)) + struct.pack("<I", len(areas)) + areas + lossy_alpha._coded(plane, 40.0)
     tracemalloc.start()
@@ -303,7 +305,7 @@ def test_16_bit_alpha_comes_back_with_8_bits_and_a_warning(codec: l2c.Codec) -> 
     alpha = disc(blur=8)
     four = np.dstack((pixels_of(alpha), alpha)).astype(np.uint16) * 257
     four[..., 3] += (alpha > 0) & (alpha < 255)
-    with pytest.warns(l2c.errors.L2CWarning, match="16-bit alpha is reduced"):
+    with pytest.warns(L2CWarning, match="16-bit alpha is reduced"):
         data = codec.encode(four, quality=20, alpha_quality=50)
     back = codec.decode_detailed(data).picture.alpha
     assert back is not None and back.dtype == np.uint8 and np.array_equal(back, lossy_alpha.pack(alpha, 50)[2])

@@ -17,9 +17,10 @@ import pytest
 from PIL import Image
 
 import l2c
-from l2c import cli, images, readers
+from l2c import cli, images
 from l2c.errors import ImageError, LimitError
-from l2c.train.data import list_pictures
+from l2c.images import readers
+from l2c.images.listing import list_pictures
 
 
 def saved(format_: str, size: tuple[int, int] = (77, 55), **options: Any) -> bytes:
@@ -103,7 +104,7 @@ def test_load_picture_finds_the_reader_itself(tmp_path: Path) -> None:
     jxl()
     (tmp_path / "a.jxl").write_bytes(saved("JXL", lossless=True))
     script = (
-        "import sys; from l2c.images import load_picture; from l2c.train.data import list_pictures; "
+        "import sys; from l2c.images import load_picture; from l2c.images.listing import list_pictures; "
         "path, = list_pictures(sys.argv[1]); print(load_picture(path).rgb[3, 4].tolist())"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from l2c.errors import ConfigError, ImageError, L2CWarning
 from l2c.images import load_picture
+from l2c.images.listing import list_pictures
 from l2c.train import data
 from l2c.train.config import DataConfig as AnyDataConfig
-from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, list_pictures
+from l2c.train.data import Prefetcher, Sampler, centre_crops, describe
 
 CROP = 32
 DataConfig = partial(AnyDataConfig, drawn_share=0.0)  # crops of pictures; tests/test_train_drawn.py has the drawn ones
@@ -304,10 +305,10 @@ def test_lists(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "bom.txt").write_text("a.png\n", encoding="utf-8-sig")
-    assert data.list_pictures(str(tmp_path / "bom.txt")) == [tmp_path / "a.png"]
+    assert list_pictures(str(tmp_path / "bom.txt")) == [tmp_path / "a.png"]
     (tmp_path / "folder.txt").write_text("a.png\nsub\n")
     with pytest.raises(ConfigError, match=r"lists the folder .*sub: a list names pictures"):
-        data.list_pictures(str(tmp_path / "folder.txt"))
+        list_pictures(str(tmp_path / "folder.txt"))
 
 
 def test_shared_pictures(tmp_path: Path) -> None:

@@ -372,14 +372,3 @@ def test_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "some GPU")
     assert machine()["device"] == "some GPU"
-
-
-def test_cpu_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cpuinfo = tmp_path / "cpuinfo"
-    cpuinfo.write_text("processor\t: 0\nmodel\t\t: 85\nmodel name\t: Some CPU @ 2: fast\n\nmodel name\t: Other\n")
-    assert records._cpu_model(cpuinfo) == "Some CPU @ 2: fast"
-    monkeypatch.setattr("platform.processor", lambda: "")
-    monkeypatch.setattr("platform.machine", lambda: "some64")
-    cpuinfo.write_text("processor\t: 0\n")
-    assert records._cpu_model(cpuinfo) == "some64"
-    assert records._cpu_model(tmp_path / "none") == "some64"

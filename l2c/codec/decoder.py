@@ -11,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from l2c import images, lossy_alpha
+from l2c import images
 from l2c.codec.latent_stage import LatentStage
 from l2c.codec.results import Decoded
 from l2c.codec.support import naming
 from l2c.codec.transform_stage import TransformStage
 from l2c.errors import BitstreamError
+from l2c.format import lossy_alpha_section
 from l2c.format.adapt_section import PatchChanges
+from l2c.format.alpha_section import unpack_alpha
 from l2c.format.bitstream import ALPHA, DPI, EXIF, ICC, LOSSY_ALPHA, XMP, Bitstream
+from l2c.format.metadata_sections import unpack_dpi, unpack_xmp
 
 Output = Literal["numpy", "pil", "torch"]
 _QUEUED_PIXELS = 1 << 26  # of the pictures that lie on a GPU at the same time
@@ -38,7 +41,7 @@ class Decoder:
             with naming(name):
                 self._latent_stage.check_limits(header.width, header.height, header.tile_size)
                 changes.append(self._transform_stage.changes(stream))
-        pixels = self._queued(streams, changes, keep_on_device)
+        pixels = self.queued(streams, changes, keep_on_device)
         if pixels is None:
             pixels = self._synthesise(streams, self._latent_stage.read(streams, names), changes, keep_on_device)
         return pixels
@@ -63,8 +66,8 @@ class Decoder:
             alpha=alpha_of(stream),
             icc=bytes(sections[ICC]) if ICC in sections else None,
             exif=bytes(sections[EXIF]) if EXIF in sections else None,
-            xmp=images.unpack_xmp(sections[XMP]) if XMP in sections else None,
-            dpi=images.unpack_dpi(sections[DPI]) if DPI in sections else None,
+            xmp=unpack_xmp(sections[XMP]) if XMP in sections else None,
+            dpi=unpack_dpi(sections[DPI]) if DPI in sections else None,
         )
         seconds = {"container": parsed - start, "entropy": middle - parsed, "decoder": end - middle}
         seconds["total"] = time.perf_counter() - start
@@ -84,7 +87,7 @@ class Decoder:
         sizes, points = [(h.height, h.width) for h in headers], [h.point for h in headers]
         return self._transform_stage.synthesise(sizes, points, symbols, changes, keep_on_device=keep_on_device)
 
-    def _queued(
+    def queued(
         self, streams: Sequence[Bitstream], changes: Sequence[PatchChanges], keep_on_device: bool
     ) -> list[Any] | None:
         """Pixels, latents and all on the device; the host checks while D runs there.
@@ -109,7 +112,7 @@ class Decoder:
     def _queued_part(
         self, streams: Sequence[Bitstream], changes: Sequence[PatchChanges], keep_on_device: bool
     ) -> list[Any] | None:
-        """`_queued` of streams that the device holds at the same time."""
+        """`queued` of streams that the device holds at the same time."""
         queued = self._latent_stage.read_queued(streams)
         if queued is None:
             return None
@@ -124,7 +127,7 @@ class Decoder:
 
 def alpha_of(stream: Bitstream) -> npt.NDArray[Any] | None:
     """The alpha plane of a file, or None. Raises BitstreamError."""
-    for kind, unpack in ((ALPHA, images.unpack_alpha), (LOSSY_ALPHA, lossy_alpha.unpack)):
+    for kind, unpack in ((ALPHA, unpack_alpha), (LOSSY_ALPHA, lossy_alpha_section.unpack)):
         if kind in stream.metadata:
             return unpack(stream.metadata[kind], stream.header.height, stream.header.width)
     return None
@@ -148,8 +151,8 @@ def present(pixels: Any, stream: Bitstream, as_: Output, mode: str) -> Any:
         picture,
         icc=bytes(kept[ICC]) if ICC in kept else None,
         exif=bytes(kept[EXIF]) if EXIF in kept else None,
-        xmp=images.unpack_xmp(kept[XMP]) if XMP in kept else None,
-        dpi=images.unpack_dpi(kept[DPI]) if DPI in kept else None,
+        xmp=unpack_xmp(kept[XMP]) if XMP in kept else None,
+        dpi=unpack_dpi(kept[DPI]) if DPI in kept else None,
     )
 
 

@@ -12,30 +12,31 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from l2c import guard, images, lossy_alpha
+from l2c import guard, images
 from l2c.adapt.effort import EFFORTS, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
-from l2c.alpha import fill_transparent
+from l2c.arrays import UInt8Array
 from l2c.codec.latent_stage import Latents, LatentStage
 from l2c.codec.options import DEFAULT_TILE
 from l2c.codec.results import Encoded
 from l2c.codec.support import names_of, naming
 from l2c.codec.transform_stage import TransformStage
 from l2c.errors import L2CWarning, LimitError
+from l2c.format import lossy_alpha_section
 from l2c.format.adapt_section import PatchChanges
 from l2c.format.bitstream import ADAPT, ALPHA_TYPES, DPI, EXIF, ICC, XMP, Header, Limits, file_size, write_bitstream
 from l2c.format.levels import MAX_QUALITY, OperatingPoint
+from l2c.format.metadata_sections import pack_dpi, pack_xmp
 from l2c.format.tiles import grid, latent_tiles
+from l2c.images.transparent import fill_transparent
 from l2c.metrics import msssim as msssim_of
 from l2c.metrics import psnr as psnr_of
 from l2c.models import Model
 from l2c.objective import Blend, distortion
 from l2c.rate_control import dissimilarity_db
 
-UInt8Array = npt.NDArray[np.uint8]
 _ADAPT_PIXELS = 1 << 23  # pictures are adapted together up to this many pixels, at about 80 bytes each
 _LEAST_FILE, _SECTION_ENTRY = 50, 10  # bytes: the head with one tile, and what a section adds to it (bitstream.py)
 
@@ -151,7 +152,7 @@ class Encoder:
                 picture = images.load_picture(image, max_pixels=self.limits.max_pixels, truncated=truncated)
                 alpha: dict[int, bytes] = {}
                 if picture.alpha is not None:
-                    kind, body, seen = lossy_alpha.pack(picture.alpha, alpha_quality)
+                    kind, body, seen = lossy_alpha_section.pack(picture.alpha, alpha_quality)
                     alpha[kind] = body
                     if picture.alpha.dtype != seen.dtype:
                         what = f"{name}16-bit alpha is reduced to 8 bits (alpha_quality)"
@@ -373,7 +374,7 @@ def sections_of(picture: images.Picture) -> dict[int, bytes]:
     if picture.exif:
         sections[EXIF] = picture.exif
     if picture.xmp:
-        sections[XMP] = images.pack_xmp(picture.xmp)
+        sections[XMP] = pack_xmp(picture.xmp)
     if picture.dpi:
-        sections[DPI] = images.pack_dpi(picture.dpi)
+        sections[DPI] = pack_dpi(picture.dpi)
     return sections

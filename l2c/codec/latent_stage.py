@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from l2c import integer, networks
+from l2c.arrays import UInt8Array
 from l2c.codec.support import first_line, naming
 from l2c.errors import BackendError, BitstreamError, L2CWarning, LimitError
 from l2c.format.bitstream import Bitstream, Header, Limits
@@ -29,7 +29,6 @@ from l2c.format.tiles import Box, latent_tiles
 from l2c.models import Model
 from l2c.probability import ProbabilityModel
 
-UInt8Array = npt.NDArray[np.uint8]
 _FALLBACKS = {"cpu": ("torch", "reference"), "torch": ("cpu", "reference"), "triton": ("cpu", "torch", "reference")}
 MOST_AGAIN = 1 << 22
 _float_lock = threading.Lock()

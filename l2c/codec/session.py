@@ -10,20 +10,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from l2c import images
 from l2c.adapt.effort import EFFORTS, Effort
+from l2c.arrays import UInt8Array
 from l2c.codec.decoder import Decoder, Output, present
 from l2c.codec.encoder import Encoder
 from l2c.codec.latent_stage import LatentStage
 from l2c.codec.options import DEFAULT_QUALITY, DEFAULT_TILE, EncodeOptions, check_options
 from l2c.codec.results import Decoded, Encoded
 from l2c.codec.search import Search
-from l2c.codec.support import checked_device, checked_threads, names_of, naming, of_device
+from l2c.codec.support import checked_threads, names_of, naming, of_device
 from l2c.codec.transform_stage import TransformStage
+from l2c.devices import checked_device
 from l2c.errors import L2CWarning, ModelMismatchError, UnsupportedError
 from l2c.format.bitstream import Bitstream, Limits, read_bitstream
 from l2c.format.levels import DEFAULT_METRIC, MAX_QUALITY, METRICS
@@ -34,8 +34,6 @@ from l2c.rate_control import dissimilarity_db
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
-
-UInt8Array = npt.NDArray[np.uint8]
 
 
 class Codec:
@@ -138,7 +136,7 @@ class Codec:
             alpha_quality: None (the default): alpha is kept without loss. 0..100: with loss where that is smaller, at a
                 PSNR of about 25 + alpha_quality / 4 dB over what is neither opaque nor transparent; areas of 0 and of
                 255 stay exactly that. 16-bit alpha then comes back with 8 bits, with a warning. For soft and noisy
-                masks; `l2c.lossy_alpha` says what a decoded plane depends on.
+                masks; `l2c.format.lossy_alpha_section` says what a decoded plane depends on.
             truncated: read what there is of a picture file that is cut off or damaged, with a warning.
             max_seconds: the adaptation ends at this time after the call began and the best file so far is returned;
                 what comes before and after it (the search for a quality, writing) takes its own time.

@@ -52,19 +52,6 @@ def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def checked_device(device: str | torch.device) -> torch.device:
-    """The device, proven to work here. Raises BackendError."""
-    try:
-        chosen = torch.device(device)
-        torch.zeros(1, device=chosen).cpu()  # "meta" fails here
-        if str(chosen) == "cuda":  # which one is current is a matter of each thread
-            chosen = torch.device("cuda", torch.cuda.current_device())
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0].split(". ")[0]
-        raise BackendError(f"device {str(device)!r} cannot be used here: {reason}") from None
-    return chosen
-
-
 def checked_threads(threads: Any) -> int | None:
     """A number of threads, at most what the pool has; None stays. Raises UnsupportedError."""
     if threads is None:

@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from l2c.errors import UnsupportedError
+from l2c.files import output_file, write_atomically
 from l2c.format.levels import DEFAULT_METRIC, METRICS
 
 _Number = TypeVar("_Number", int, float)
@@ -76,8 +77,8 @@ def evaluate_folder(
     """
     from l2c.codec import Codec
     from l2c.evaluate.run import Plan, evaluate, report
+    from l2c.images.listing import list_pictures
     from l2c.models import DEFAULT_MODEL
-    from l2c.train.data import list_pictures
 
     plan = Plan(
         pictures=list_pictures(*sources)[::every],
@@ -125,8 +126,8 @@ def papers_tables(
     """
     from l2c.codec import Codec
     from l2c.evaluate.tables import Tables, write_tables
+    from l2c.images.listing import list_pictures
     from l2c.models import DEFAULT_MODEL
-    from l2c.train.data import list_pictures
 
     tables = Tables(
         Codec(model or DEFAULT_MODEL, device),
@@ -160,7 +161,6 @@ def compare_files(
     """
     from l2c.codec import Codec
     from l2c.evaluate.compare import compare
-    from l2c.images import output_file, write_atomically
     from l2c.models import DEFAULT_MODEL
 
     target = Path(output_file(out, str(original), ".html"))

@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 
 from l2c import ops
+from l2c.arrays import UInt8Array
 from l2c.codec import Codec
 from l2c.errors import UnsupportedError
-from l2c.evaluate.measures import FIGURES, UInt8Array, measure
+from l2c.evaluate.measures import FIGURES, measure
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, CONDITION_UNIT, NO_SET, PatchChanges
 from l2c.format.bitstream import ADAPT, Bitstream, read_bitstream
 from l2c.format.levels import MAX_QUALITY, metric_name

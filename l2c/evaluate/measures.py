@@ -19,14 +19,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from l2c.arrays import UInt8Array
 from l2c.errors import BackendError, UnsupportedError
 from l2c.evaluate.ffmpeg import run_ffmpeg
 from l2c.metrics import CB_RANGE as _CB
 from l2c.metrics import CR_RANGE as _CR
 from l2c.metrics import LUMA as _LUMA
 from l2c.metrics import msssim, psnr
-
-UInt8Array = npt.NDArray[np.uint8]
 
 _VMAF_MODELS = {"vmaf": "vmaf_v0.6.1", "vmaf-neg": "vmaf_v0.6.1neg"}
 _BUTTERAUGLI = "butteraugli_main"

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, features
 
+from l2c.arrays import UInt8Array
 from l2c.errors import BackendError, UnsupportedError
 from l2c.evaluate import ffmpeg
-from l2c.evaluate.measures import UInt8Array, from_planes, package_version, to_planes
+from l2c.evaluate.measures import from_planes, package_version, to_planes
 
 _VIDEO_BITS = 10
 _CLOSE = 0.005  # share of a target that a file may leave unused

@@ -1,7 +1,10 @@
-"""What every byte of a file means. Standard library and numpy only; nothing here knows a network.
+"""What every byte of a file means. No torch; nothing here knows a network. docs/FORMAT.md is the index.
 
-bitstream           the container: head, tile directory, sections, payloads
-levels              quality, metric mix and bits: the operating point
-tiles               boxes, and how a picture is cut in tiles
-adapt_section       ADAPT: changes to the decoder, patch by patch
+bitstream               the container: head, tile directory, sections, payloads
+levels                  quality, metric mix and bits: the operating point
+tiles                   boxes, and how a picture is cut in tiles
+adapt_section           ADAPT: changes to the decoder, patch by patch
+alpha_section           ALPHA: the alpha plane without loss
+lossy_alpha_section     LOSSY_ALPHA: the alpha plane with loss
+metadata_sections       XMP and DPI
 """

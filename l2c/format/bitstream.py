@@ -23,7 +23,7 @@ Fields, 26 bytes
     14      4     width        1..2^31-1 pixels
     18      4     height       1..2^31-1 pixels
     22      8     model_id     any; hash of the weights that the file was made with
-    30      4     latents_crc32  any; CRC-32 of all latent symbols of the picture, in the order of codec.py
+    30      4     latents_crc32  any; CRC-32 of all latent symbols of the picture, channel by channel
     34      2     quality      0..1000, tenths of the 0..100 scale
     36      1     levels       low 4 bits latent_bits, 1..8; high 4 bits metric_mix in eighths, 0..8, what
                                the file was optimised for: an index into l2c/objective.py's axis
@@ -49,16 +49,16 @@ Section table, 10 bytes a section; it fills the rest of the head, so there are
 A type below 0x8000 is critical: the picture cannot be shown as meant without it, and a reader that does not
 know the type refuses the file. A type from 0x8000 on is ancillary: a reader that does not know it ignores it.
 
-    0x0001  ALPHA  alpha plane without loss, in the form that the docstring of images.py defines
+    0x0001  ALPHA  alpha plane without loss, in the form that format/alpha_section.py defines
     0x0002  LOSSY_ALPHA  alpha plane with loss, likewise; a file with both is refused
     0x0010  ADAPT  what encode-time adaptation changes in the decoder (bias set and modulator conditions per
                    patch), in the form that the docstring of format/adapt_section.py defines
     0x8001  ICC    the picture's ICC profile as it was
     0x8002  EXIF   the picture's EXIF: a TIFF structure ("II" or "MM" first), Orientation set to 1
-    0x8003  XMP    the picture's XMP packet, Orientation set to 1, in the form that the docstring of images.py defines
-    0x8004  DPI    the picture's dots per inch, in the form that the docstring of images.py defines
+    0x8003  XMP    the picture's XMP packet, Orientation set to 1, in the form that format/metadata_sections.py defines
+    0x8004  DPI    the picture's dots per inch, in the form that format/metadata_sections.py defines
 
-What a payload holds is the codec's affair (codec.py, csrc/rans.h). A payload starts at head_size + the sizes
+What a payload holds is the codec's affair (l2c/codec, csrc/rans.h). A payload starts at head_size + the sizes
 of all sections + the sizes of the payloads before it, so a reader can decode a region from the tiles that it
 touches, or around a damaged tile.
 

@@ -27,18 +27,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from l2c import readers
 from l2c.errors import ConfigError, ImageError, L2CError, L2CWarning
 from l2c.images import MAX_PIXELS, load_picture
+from l2c.images.listing import list_pictures, pictures
 from l2c.train.config import DataConfig
 from l2c.train.drawn import UPRIGHT, WITH_PHOTO, draw, random_kind
 
 T = TypeVar("T")
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".avif", ".webp", ".tif", ".tiff", ".bmp"}.union(
-    *(plugin.suffixes for plugin in readers.PLUGINS.values())
-)
-_LIST_SUFFIXES = {".txt", ".lst"}
 _MAX_PIXELS = MAX_PIXELS
 _LATE_STEPS = 64  # a step's pool is kept for so many steps more: worker threads do not finish in order
 _starting_worker = threading.Lock()
@@ -50,18 +46,6 @@ class _Encoded:
 
     name: str
     data: Path | bytes = field(repr=False)
-
-
-def list_pictures(*sources: str | Path) -> list[Path]:
-    """Picture files of folders (with all folders below, sorted), list files and single files, in the order given.
-
-    Raises:
-        ConfigError: a folder, a list or a file does not exist, or there is no picture.
-    """
-    files = [file for source in sources for file in _files_of(Path(source))]
-    if not files:
-        raise ConfigError(f"no pictures in {_names(sources)}")
-    return files
 
 
 def describe(sources: Sequence[str]) -> dict[str, Any]:
@@ -414,33 +398,6 @@ def _is_shard(source: str) -> bool:
     return _is_remote(source) or source.endswith(".tar")
 
 
-def _is_picture(name: str | Path) -> bool:
-    return Path(name).suffix.lower() in _SUFFIXES
-
-
-def _files_of(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(p for p in path.rglob("*") if _is_picture(p) and p.is_file())
-    if not path.is_file():
-        raise ConfigError(f"no such folder, list or picture: {path}")
-    if _is_picture(path):
-        return [path]
-    if path.suffix.lower() not in _LIST_SUFFIXES:
-        raise ConfigError(f"neither a picture, a list (.txt, .lst) nor a tar shard: {path}")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the list {path}: {error}") from error
-    files = [path.parent / line for line in lines if line and not line.startswith("#")]
-    folder = next((file for file in files if file.is_dir()), None)
-    if folder is not None:
-        raise ConfigError(f"{path} lists the folder {folder}: a list names pictures")
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise ConfigError(f"{len(missing)} of {len(files)} files in {path} do not exist, the first one is {missing[0]}")
-    return files
-
-
 def _all_pictures(files: Sequence[Path], shards: Sequence[str]) -> Iterator[_Encoded]:
     """The pictures in order; a shard is read when its first one is asked for."""
     for file in files:
@@ -459,7 +416,7 @@ def _read_shard(url: str) -> list[_Encoded]:
     try:
         with gopen(url) as opened:
             stream = _Tail(opened)
-            for member in tar.tar_file_iterator(stream, select_files=_is_picture):
+            for member in tar.tar_file_iterator(stream, select_files=pictures().takes):
                 key, suffix = tar.base_plus_ext(member["fname"])
                 if key is not None and (key not in samples or suffix.count(".") < samples[key][0]):
                     samples[key] = suffix.count("."), _Encoded(f"{url}/{member['fname']}", member["data"])

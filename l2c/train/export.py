@@ -14,8 +14,8 @@ from l2c import integer, networks
 from l2c.adapt.bias_sets import BiasSets
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
+from l2c.files import write_atomically
 from l2c.format.levels import MAX_QUALITY, METRICS, metric_name
-from l2c.images import write_atomically
 from l2c.models import Model, load_model, save_model
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import TrainConfig

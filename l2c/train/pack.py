@@ -21,7 +21,7 @@ from torch import Tensor
 
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, TrainingError
-from l2c.images import write_atomically
+from l2c.files import write_atomically
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.records import JOURNAL
 

@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import l2c
+from l2c.devices import cpu_name
 from l2c.errors import L2CWarning
-from l2c.images import write_atomically
+from l2c.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -176,21 +177,12 @@ def write_json(path: Path, data: Any) -> None:
 def machine() -> dict[str, str]:
     """What a run ran on: device (CUDA device, or the CPU's model), threads, versions of torch, python and l2c."""
     return {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else _cpu_model(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu_name(),
         "threads": str(torch.get_num_threads()),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "l2c": l2c.__version__,
     }
-
-
-def _cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    with contextlib.suppress(OSError):
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name" and value.strip():
-                return value.strip()
-    return platform.processor() or platform.machine() or "unknown"
 
 
 def _open_board(folder: Path, purge_step: int) -> SummaryWriter | None:

@@ -24,9 +24,9 @@ import torch
 from PIL import Image
 
 import l2c
+from l2c.images.listing import list_pictures
 from l2c.metrics import msssim, psnr
 from l2c.rate_control import ACCEPTED, dissimilarity_db
-from l2c.train.data import list_pictures
 from l2c.train.drawn import draw
 
 Array = npt.NDArray[np.uint8]

@@ -12,7 +12,7 @@ Targets
     codec    Codec.verify and Codec.decode of a tiny model: mutated files with repaired CRCs, files that are built
              from a random header, random payloads and sections, and whole files with random latents and metadata
     rans     SymbolReader and RangeDecoder with random parameters on valid, mutated and random streams
-    alpha    images.unpack_alpha, lossy_alpha.unpack
+    alpha    unpack_alpha, lossy_alpha_section.unpack
     model    load_model on mutated safetensors, half of them with a valid header and configuration
     picture  load_picture on mutated PNG (CRCs repaired in half), JPEG, WebP, GIF, TIFF and BMP files
 """
@@ -51,6 +51,7 @@ from l2c.codec.latent_stage import Latents
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import L2CError
 from l2c.format import bitstream
+from l2c.format.alpha_section import pack_alpha, unpack_alpha
 from l2c.format.bitstream import (
     ALPHA,
     EXIF,
@@ -188,8 +189,8 @@ class Fuzzer:
             image.info["icc_profile"] = rng.bytes(200)
             self.files.append(self.codec.encode(image, b=3))
         self.streams = [bytes(p) for file in self.files for p in read_bitstream(file).payloads]
-        self.alphas = [images.pack_alpha(noise[..., 3]), images.pack_alpha(noise[..., 3].astype(np.uint16) * 200)]
-        self.alphas += [images.pack_alpha(np.tril(noise[:, :, 0] | 255)), images.pack_alpha(noise[:1, :1, 0])]
+        self.alphas = [pack_alpha(noise[..., 3]), pack_alpha(noise[..., 3].astype(np.uint16) * 200)]
+        self.alphas += [pack_alpha(np.tril(noise[:, :, 0] | 255)), pack_alpha(noise[:1, :1, 0])]
         slope = np.add.outer(np.arange(70), 2 * np.arange(80)).clip(0, 255).astype(np.uint8)
         self.lossy_alphas = [lossy_alpha.pack(plane, 40)[1] for plane in (slope, slope[:33, :17], noise[..., 3])]
         self.encoded_pictures = []
@@ -325,7 +326,7 @@ class Fuzzer:
         else:
             body = rng.randbytes(rng.choice((height * width, 1200, 2400)) % 5000)
             self.input = bytes([rng.randrange(6), rng.randrange(4)]) + zlib.compress(body, 1)
-        plane = images.unpack_alpha(self.input, height, width)
+        plane = unpack_alpha(self.input, height, width)
         if plane.shape != (height, width):
             raise Finding(f"an alpha plane of shape {plane.shape}")
 
@@ -398,7 +399,7 @@ class Fuzzer:
         if rng.random() < 0.4:
             dtype = rng.choice((np.uint8, np.uint16))
             plane = generator.integers(0, rng.choice((1, 2, 256)), (height, width)).astype(dtype)
-            packed = images.pack_alpha(plane)
+            packed = pack_alpha(plane)
             sections[ALPHA] = packed if rng.random() < 0.7 else mutate(packed, rng, self.alphas) or b"\0"
         elif rng.random() < 0.3:
             sections[LOSSY_ALPHA] = mutate(rng.choice(self.lossy_alphas), rng, self.lossy_alphas) or b"\0"

@@ -1,4 +1,26 @@
-"""Alpha planes with loss: the section LOSSY_ALPHA, whose form the docstring of images.py defines.
+"""Alpha planes with loss: the section LOSSY_ALPHA, `pack` and `unpack`. Its form:
+
+A plane of 8-bit samples is coded as one JPEG 2000 codestream (ITU-T T.800), and a map says exactly what is transparent
+and what is opaque:
+
+    byte 0     form: 1
+    byte 1     k, 0..15: the map has one value for each block of 2^k x 2^k pixels, counted from the top left
+    byte 2     t, 0..127
+    bytes 3-6  m, bytes of the map, little-endian
+    m bytes    the map, ceil(height / 2^k) x ceil(width / 2^k) 1-byte samples 0..2 in the form of the ALPHA section
+    the rest   what the codestream's only tile-part holds between SOD and EOC
+
+A pixel is 0 where the map says 0 and 255 where it says 2. Where it says 1, it is v, what the codestream decodes to
+there, but 0 where v <= t and 255 where v >= 255 - t. The marker segments that a decoder puts before the data:
+
+    SOC
+    SIZ        Rsiz 0; one tile, as large as the picture; no offsets; one component, 8 bits, unsigned, XRsiz = YRsiz = 1
+    COD        Scod 0, order LRCP, 1 layer, no component transform, L decomposition levels, code-blocks of 64 x 64,
+               style 0, reversible 5/3 transform; L = min(5, floor(log2(min(height, width))))
+    QCD        no quantisation, 2 guard bits; exponents 8 of LL, then L times 9, 9, 10 of HL, LH, HH
+    SOT        tile 0, part 0 of 1; SOD
+
+A bit-plane that was cut off is taken at the middle of its interval, as OpenJPEG does; in all else T.800 is exact.
 
 Soft masks are smooth, and a wavelet transform needs few bits for that, where zlib needs many for the last levels. What
 a user would see, a veil over what is to be transparent or opaque, is ruled out by a map of these areas. JPEG 2000 with
@@ -15,14 +37,11 @@ import struct
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageFilter, Jpeg2KImagePlugin, features
 
+from l2c.arrays import Alpha, UInt8Array, to_8_bits
 from l2c.errors import BitstreamError, UnsupportedError
+from l2c.format.alpha_section import pack_alpha, unpack_alpha
 from l2c.format.bitstream import ALPHA, LOSSY_ALPHA
-from l2c.images import Alpha, pack_alpha, to_8_bits, unpack_alpha
-
-U8 = npt.NDArray[np.uint8]
 
 _FORM = 1
 _HEAD = struct.Struct("<BBBI")
@@ -61,7 +80,7 @@ def pack(alpha: Alpha, quality: float | None = None) -> tuple[int, bytes, Alpha]
     return (LOSSY_ALPHA, section, decoded) if len(section) < len(exact) else (ALPHA, exact, alpha)
 
 
-def unpack(data: bytes | bytearray | memoryview, height: int, width: int) -> U8:
+def unpack(data: bytes | bytearray | memoryview, height: int, width: int) -> UInt8Array:
     """The plane of a LOSSY_ALPHA section.
 
     The codestream's head is made here and not read, so nothing but the picture's size decides what is allocated.
@@ -83,10 +102,10 @@ def unpack(data: bytes | bytearray | memoryview, height: int, width: int) -> U8:
     if areas.dtype != np.uint8 or areas.max() > _OPAQUE:
         raise BitstreamError("lossy alpha plane: the map holds other values than 0, 1 and 2")
     values = _decoded(view[_HEAD.size + size :], height, width)
-    return _joined(values, cast(U8, areas), side, snap)
+    return _joined(values, cast(UInt8Array, areas), side, snap)
 
 
-def _packed(plane: U8, log2: int, quality: float) -> tuple[bytes, U8, bool]:
+def _packed(plane: UInt8Array, log2: int, quality: float) -> tuple[bytes, UInt8Array, bool]:
     """A section, what it decodes to, and whether a transparent or opaque pixel is not so any more."""
     height, width = plane.shape
     side = 1 << log2
@@ -107,11 +126,13 @@ def _packed(plane: U8, log2: int, quality: float) -> tuple[bytes, U8, bool]:
     return section, _joined(values, areas, side, snap), needed > snap
 
 
-def _speckled(plane: U8) -> bool:
+def _speckled(plane: UInt8Array) -> bool:
     """Whether pixels that are transparent or opaque lie about as noise, so that to keep each would be a waste.
 
     Those are single that lie in no 3 x 3 pixels of their kind; whole blocks of the coarser map do not count.
     """
+    from PIL import Image, ImageFilter
+
     side = 1 << _AREA_LOG2
     open_ = _spread(_areas(plane, side), side, *plane.shape) == _BETWEEN
     single = total = 0
@@ -124,7 +145,7 @@ def _speckled(plane: U8) -> bool:
     return single > _SPECKLED * total
 
 
-def _areas(plane: U8, side: int) -> U8:
+def _areas(plane: UInt8Array, side: int) -> UInt8Array:
     """The map: for every block of side x side pixels whether it is transparent, opaque or something between."""
     height, width = plane.shape
     padded = np.pad(plane, ((0, -height % side), (0, -width % side)), mode="edge")
@@ -135,13 +156,13 @@ def _areas(plane: U8, side: int) -> U8:
     return areas
 
 
-def _spread(areas: U8, side: int, height: int, width: int) -> U8:
+def _spread(areas: UInt8Array, side: int, height: int, width: int) -> UInt8Array:
     """The map's value of every pixel."""
     # By index and not by `repeat`, which would make whole blocks first: of a thin plane very many times its size.
     return areas[np.arange(height) // side][:, np.arange(width) // side] if side > 1 else areas
 
 
-def _joined(values: U8, areas: U8, side: int, snap: int) -> U8:
+def _joined(values: UInt8Array, areas: UInt8Array, side: int, snap: int) -> UInt8Array:
     """The plane that a section means."""
     plane = values.copy()
     plane[values <= snap] = 0
@@ -167,9 +188,11 @@ def _levels(height: int, width: int) -> int:
     return min(_MOST_LEVELS, min(height, width).bit_length() - 1)
 
 
-def _coded(plane: U8, psnr_db: float) -> bytes:
+def _coded(plane: UInt8Array, psnr_db: float) -> bytes:
     """What follows the marker SOD of the plane's codestream, up to EOC."""
     _check_library()
+    from PIL import Image
+
     height, width = plane.shape
     stream = io.BytesIO()
     options: dict[str, Any] = {
@@ -197,9 +220,11 @@ def _tile_part(size: int) -> bytes:
     return _TILE_PART.pack(0xFF90, 10, 0, _TILE_PART.size + 2 + size, 0, 1) + b"\xff\x93"
 
 
-def _decoded(body: memoryview, height: int, width: int) -> U8:
+def _decoded(body: memoryview, height: int, width: int) -> UInt8Array:
     """Inverse of `_coded`: uint8 [height, width]."""
     _check_library()
+    from PIL import Jpeg2KImagePlugin
+
     whole = b"".join((_codestream_head(height, width), _tile_part(len(body)), body, b"\xff\xd9"))
     try:
         image = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(whole))  # not Image.open, whose limit is not ours
@@ -211,9 +236,11 @@ def _decoded(body: memoryview, height: int, width: int) -> U8:
         raise BitstreamError(f"lossy alpha plane: cannot be decoded ({error})") from error
     if values.dtype != np.uint8 or values.shape != (height, width):
         raise BitstreamError(f"lossy alpha plane: decodes to {values.dtype} {list(values.shape)}")
-    return cast(U8, values)
+    return cast(UInt8Array, values)
 
 
 def _check_library() -> None:
+    from PIL import features
+
     if not features.check("jpg_2000"):
         raise UnsupportedError("an alpha plane with loss needs a Pillow with JPEG 2000")

@@ -15,6 +15,9 @@ from PIL import Image, TiffImagePlugin
 
 PREFIX = b"Exif\x00\x00"
 ORIENTATION, EXIF_IFD, GPS_IFD, INTEROP_IFD = 0x0112, 0x8769, 0x8825, 0xA005
+# What a TIFF file says about the photograph; its other tags describe how that file stores pixels.
+# ImageDescription, Make, Model, X/YResolution, ResolutionUnit, Software, DateTime, Artist, Copyright
+TIFF_KEPT = (0x010E, 0x010F, 0x0110, 0x011A, 0x011B, 0x0128, 0x0131, 0x0132, 0x013B, 0x8298)
 _SHORT, _LONG = 3, 4
 # ImageWidth and ImageLength of the first directory, PixelXDimension and PixelYDimension of Exif's.
 _WIDTHS, _HEIGHTS = frozenset({0x0100, 0xA002}), frozenset({0x0101, 0xA003})

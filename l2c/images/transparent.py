@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from l2c.arrays import Alpha, UInt8Array
 
-def fill_transparent(
-    rgb: npt.NDArray[np.uint8], alpha: npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
-) -> npt.NDArray[np.uint8]:
+
+def fill_transparent(rgb: UInt8Array, alpha: Alpha) -> UInt8Array:
     """The picture with smooth colours where nothing is visible.
 
     Push and pull over a pyramid (Gortler et al. 1996, The Lumigraph, section 3.5): every level halves the sides and
