@@ -403,13 +403,6 @@ def test_a_second_implementation_that_is_wrong_is_not_asked(tiny_model_path, mon
         assert codec.verify(data) == expected
 
 
-def test_unusable_device() -> None:
-    with pytest.raises(BackendError):
-        codec_module._device("cuda:99")
-    with pytest.raises(BackendError):
-        codec_module._device("abacus")
-
-
 def test_header_is_small(codec) -> None:
     data = codec.encode(drawn(512, 768), quality=20)
     sizes = read_header(data).part_sizes()
