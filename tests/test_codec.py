@@ -21,7 +21,7 @@ from PIL import Image
 import l2c
 from l2c import integer, metrics, networks, ops
 from l2c.adapt import bias_sets, sequential
-from l2c.codec import session, support
+from l2c.codec import session
 from l2c.codec.latent_stage import Latents
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import (
@@ -405,13 +405,6 @@ def test_a_second_implementation_that_is_wrong_is_not_asked(tiny_model_path, mon
     monkeypatch.setattr(integer.TorchEngine, "_conv", staticmethod(lambda x, layer: x[:, :1] * 0 + layer[1]))
     with pytest.warns(L2CWarning, match="the reference backend was used"):
         assert codec.verify(data) == expected
-
-
-def test_unusable_device() -> None:
-    with pytest.raises(BackendError):
-        support.checked_device("cuda:99")
-    with pytest.raises(BackendError):
-        support.checked_device("abacus")
 
 
 def test_header_is_small(codec) -> None:
