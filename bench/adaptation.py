@@ -27,7 +27,7 @@ from l2c.adapt.modulators import adapt_conditions
 from l2c.metrics import msssim, psnr
 from l2c.models import Model, load_model
 from l2c.networks import Adaptation, Grid
-from l2c.probability import MAX_MU, MAX_QUALITY
+from l2c.ops.contract import MAX_MU, MAX_QUALITY
 from l2c.train.losses import lmbda_of_quality
 
 

@@ -31,7 +31,7 @@ from l2c.adapt.section import BIAS_PATCH, NO_SET
 from l2c.adapt.sequential import adapt_sequentially
 from l2c.images import load_picture
 from l2c.networks import Adaptation, Grid
-from l2c.probability import MAX_MU, MAX_QUALITY
+from l2c.ops.contract import MAX_MU, MAX_QUALITY
 
 PICTURES = ("kodim01", "kodim05", "kodim08", "kodim15", "kodim19", "kodim23")
 BUDGETS = ((10, 8), (10, 2), (4, 2), (2, 1))  # iterations, short list

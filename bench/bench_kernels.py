@@ -18,9 +18,9 @@ import torch
 from bench_rans import picture_stream
 from conftest import DEVICES
 
-from l2c import integer, ops, reference
-from l2c.device_coder import pack_layer
+from l2c import integer, ops
 from l2c.errors import BackendError
+from l2c.ops import reference
 
 ROWS, COLUMNS = 32, 48
 LAYERS = {"w1": (504, 112, 1), "w2": (112, 112, 3), "w4": (112, 648, 1)}  # inputs, outputs, kernel
@@ -72,7 +72,7 @@ def test_kernels_conv(timed: Callable[..., Any], layer: str, device: str, backen
         got = out[0].cpu().numpy()
     else:
         place = torch.device(device)
-        packed = pack_layer(weight, bias, multiplier, slice(None), place)
+        packed = ops.pack_layer(weight, bias, multiplier, slice(None), place)
         padded = np.full((1, ROWS, COLUMNS, packed.weight.shape[2]), -128, np.int8)
         padded[0, ..., :inputs] = x.astype(np.int16) - 128
         image = torch.from_numpy(padded).to(place)
@@ -132,7 +132,7 @@ def float_operator(name: str, device: str, backend: str) -> tuple[Callable[[], l
     x, bias, scale = tensor(1, 192, side, side), tensor(1, 192, 4, 4), tensor(1, 192, 2, 2)
 
     def epilogue() -> list[torch.Tensor]:
-        grids = {"bias_grid": reference.Grid(side // 4), "scale_grid": reference.Grid(side // 2)}
+        grids = {"bias_grid": ops.Grid(side // 4), "scale_grid": ops.Grid(side // 2)}
         out = ops.patch_epilogue(x, bias, scale, slope=0.1, backend=backend, **grids)
         return [out, *torch.autograd.grad(out.sum(), (x, bias, scale))]
 
@@ -208,7 +208,7 @@ def test_kernels_coder_gpu(
     _, states, words = ops.parse_stream(payload)
     if what == "intervals":
         timed(intervals, bytes=streams * n * (6 * K + 9), **facts)
-        low = ops.extension().mixture_cdf(stream.symbols.astype(np.int32), *stream.args)
+        low = ops.cpp_extension().mixture_cdf(stream.symbols.astype(np.int32), *stream.args)
         np.testing.assert_array_equal(start[-1].cpu().numpy(), low)
     elif what == "encode":
         intervals()

@@ -41,7 +41,7 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
         python=platform.python_version(),
         torch=torch.__version__,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        coder=l2c.ops.extension().cpu(),
+        coder=l2c.ops.cpp_extension().cpu(),
     )
 
 

@@ -214,7 +214,7 @@ Args:
         active. Only the speed depends on it.
 Raises:
     ValueError: shapes that do not fit each other, sums that can wrap, sizes or tables out of range.
-Exactness: the same integers for every CPU path and thread count; they are those of l2c.reference.)")
+Exactness: the same integers for every CPU path and thread count; they are those of l2c.ops.reference.)")
         .def(py::init(&make_model), py::arg("channel_groups"), py::arg("num_scales"), py::arg("num_mixtures"),
              py::arg("steps"), py::arg("prior"), py::arg("compand"), py::arg("exp_table"), py::arg("inv_scales"),
              py::arg("samples") = py::tuple())

@@ -67,7 +67,8 @@ from l2c.metrics import psnr as psnr_of
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.networks import Adaptation, Grid
 from l2c.objective import Blend, distortion
-from l2c.probability import MAX_MU, MAX_QUALITY, ProbabilityModel
+from l2c.ops.contract import MAX_MU, MAX_QUALITY
+from l2c.probability import ProbabilityModel
 from l2c.rate_control import (
     ACCEPTED,
     MAX_STEERS,
@@ -307,7 +308,7 @@ class Codec:
             raise UnsupportedError(f"limits is {limits!r}: it must be l2c.Limits")
         self.model = model if isinstance(model, Model) else load_model(model)
         self.device = _device(device)
-        integer.ops.extension().cpu()  # that L2C_CPU says what cannot be is no reason to take another backend
+        integer.ops.cpp_extension().cpu()  # that L2C_CPU says what cannot be is no reason to take another backend
         self._asked_backend = backend
         self.backend = integer.ops.choose_integer_backend(backend, self.device)
         _check_threads(threads)

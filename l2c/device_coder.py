@@ -27,7 +27,19 @@ from torch import Tensor
 from l2c import ops
 from l2c.errors import BackendError
 from l2c.images import L2CWarning
-from l2c.probability import AVAILABLE, CODING_ORDER, POSITIONS, constant_planes
+from l2c.ops import extension
+from l2c.ops.contract import (
+    AVAILABLE,
+    BAD_SYMBOL,
+    CODING_ORDER,
+    MAX_LANES,
+    POSITIONS,
+    STATE_LOW,
+    WINDOW,
+    IntegerLayer,
+    constant_planes,
+)
+from l2c.ops.integers import PackedLayer, pack_layer, round_up
 
 if TYPE_CHECKING:
     from l2c.integer import IntegerLayer, IntegerModel, Job
@@ -35,54 +47,12 @@ if TYPE_CHECKING:
 MOST_POSITIONS = 1 << 19  # latent positions of a batch: about 3 kB each on the device
 _KEPT_POSITIONS = 2 * MOST_POSITIONS  # of all geometries that are kept, with their buffers and graphs
 _KEPT_GEOMETRIES = 32
-_CHANNEL_BLOCK = 64  # channels are padded to whole blocks of the matrix products
-_MAX_LANES = 64
-_BAD_SYMBOL = 1  # csrc/mixture_cdf.h
-_STATE_LOW = 1 << 32
-_WINDOW = 16
 _CAPTURE_LOCK = threading.Lock()  # CUDA records one graph of a process at a time
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def padded_positions(sizes: Sequence[tuple[int, int]]) -> int:
     """Latent positions of a batch of tiles, each padded to the largest height and width."""
     return len(sizes) * max(height for height, _ in sizes) * max(width for _, width in sizes)
-
-
-@dataclass(frozen=True)
-class PackedLayer:
-    """A layer as `kernels.int_conv` reads it: weight int8 [k, k, I', O'], bias int32 [O], multiplier float32 [O].
-
-    `bias` holds the 128 sum w that activations stored as int8 lack.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    multiplier: Tensor
-
-
-def pack_layer(
-    weight: npt.NDArray[np.int8],
-    bias: npt.NDArray[Any],
-    multiplier: npt.NDArray[np.float32],
-    unsigned: slice,
-    device: torch.device,
-) -> PackedLayer:
-    """int8 [O, I, k, k] -> a packed layer; `unsigned` are the input channels that are stored with 128 subtracted."""
-    outputs, inputs, kernel = weight.shape[:3]
-    packed = np.zeros(
-        (kernel, kernel, _round_up(inputs, _CHANNEL_BLOCK), _round_up(outputs, _CHANNEL_BLOCK)), dtype=np.int8
-    )
-    packed[:, :, :inputs, :outputs] = weight.transpose(2, 3, 1, 0)
-    offset = 128 * weight[:, unsigned].astype(np.int64).sum(axis=(1, 2, 3))
-    return PackedLayer(
-        torch.from_numpy(packed).to(device),
-        torch.from_numpy((bias + offset).astype(np.int32)).to(device),
-        torch.from_numpy(multiplier).to(device),
-    )
 
 
 @dataclass(frozen=True)
@@ -151,7 +121,7 @@ class Geometry:
         self.first_bias = empty((scales, len(model.steps), N, p.width), torch.int32)
         self.lanes = empty((N,), torch.int32)
         self.status = empty((N,), torch.int32)
-        self.states = empty((N, _MAX_LANES), torch.int64)
+        self.states = empty((N, MAX_LANES), torch.int64)
         self.position, self.next_word, self.end = (empty((N,), torch.int64) for _ in range(3))
         self.words = empty((0,), torch.int16)
         self.start = self.freq = empty((N, 0), torch.int32)
@@ -295,7 +265,7 @@ class Geometry:
         kernels = self.coder.kernels
         w, m, v = self.parameters(number)
         N, capacity = self.count, self.groups[number].capacity
-        window = self.window[: N * capacity * _WINDOW].view(N, capacity, _WINDOW)
+        window = self.window[: N * capacity * WINDOW].view(N, capacity, WINDOW)
         first = self.first[: N * capacity].view(N, capacity)
         count = self.counts[number]
         if w.shape[0]:
@@ -360,7 +330,7 @@ class DeviceCoder:
     """
 
     def __init__(self, model: IntegerModel, device: torch.device, coder: str = "auto") -> None:
-        reason = ops.triton_reason(device)
+        reason = extension.triton_reason(device)
         if reason:
             raise BackendError(reason)
         self.kernels = ops.integer_kernels(device, coder)
@@ -368,9 +338,9 @@ class DeviceCoder:
         self._coder, self._proved = coder, False
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         p = model.config
-        self.width = _round_up(p.width, _CHANNEL_BLOCK)
+        self.width = round_up(p.width)
         # w4 reads whole blocks from q's first channel on, beyond q itself.
-        self.channels = _round_up(model.maps + self.width, _CHANNEL_BLOCK)
+        self.channels = round_up(model.maps + self.width)
         self._geometries: OrderedDict[tuple[tuple[int, int], ...], Geometry] = OrderedDict()
         self._lock = threading.Lock()
         with self._alone():
@@ -494,11 +464,11 @@ class DeviceCoder:
         size = geometry.count * max(group.capacity for group in geometry.groups)
         if geometry.first.numel() < size:
             geometry.first = torch.empty(size, dtype=torch.int16, device=self.device)
-            geometry.window = torch.empty(size * _WINDOW, dtype=torch.int32, device=self.device)
+            geometry.window = torch.empty(size * WINDOW, dtype=torch.int32, device=self.device)
 
     def _load_streams(self, geometry: Geometry, payloads: Sequence[bytes | memoryview]) -> int:
         """Parse the streams' heads, copy states and words to the device. Returns the most lanes that a stream has."""
-        lanes, states, words = [], np.full((len(payloads), _MAX_LANES), _STATE_LOW, dtype=np.int64), []
+        lanes, states, words = [], np.full((len(payloads), MAX_LANES), STATE_LOW, dtype=np.int64), []
         for i, payload in enumerate(payloads):
             count, states_i, words_i = ops.parse_stream(payload)
             lanes.append(count)
@@ -541,7 +511,7 @@ class DeviceCoder:
         geometry.replay(("encode",), lambda: geometry.run(geometry.encode_group))
         counts = torch.from_numpy(geometry.host_counts.sum(axis=0)).to(self.device)
         lanes = [choose_lanes(bits) for bits in estimate_bits(geometry.freq, counts).tolist()]
-        states = np.full((N, _MAX_LANES), _STATE_LOW, dtype=np.int64)
+        states = np.full((N, MAX_LANES), STATE_LOW, dtype=np.int64)
         states[:, 0] += [
             ops.xxh64(part) & 0xFFFFFFFF for part in geometry.hashed(geometry.coded.cpu().numpy(), geometry.host_counts)
         ]
@@ -552,7 +522,7 @@ class DeviceCoder:
         self.kernels.rans_encode_fwd(
             geometry.start, geometry.freq, counts, lane_tensor, state_tensor, words, begin, geometry.status, max(lanes)
         )
-        if bool((geometry.status == _BAD_SYMBOL).any()):
+        if bool((geometry.status == BAD_SYMBOL).any()):
             raise ValueError("a symbol is not below 2^bits")
         firsts = begin.tolist()
         flat = torch.cat([words[i, first:] for i, first in enumerate(firsts)]).cpu().numpy()
@@ -676,6 +646,6 @@ def estimate_bits(freq: Tensor, counts: Tensor) -> Tensor:
 def choose_lanes(bits: int) -> int:
     """The lanes of a stream of so many 1/256 bits: RangeEncoder.choose_lanes of csrc/rans.h."""
     lanes = 1
-    while lanes < _MAX_LANES and 48 * 2 * lanes * 1000 * 256 // 3 <= bits:
+    while lanes < MAX_LANES and 48 * 2 * lanes * 1000 * 256 // 3 <= bits:
         lanes *= 2
     return lanes

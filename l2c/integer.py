@@ -3,7 +3,7 @@
 The graph is that of `l2c.probability`; here every number that decides a probability is an integer, and every
 implementation gives the same ones:
 
-- "reference": int64 arithmetic, written for reading (`l2c.reference`);
+- "reference": int64 arithmetic, written for reading (`l2c.ops.reference`);
 - "torch": integers carried by floats in PyTorch convolutions, any device, pictures batched;
 - "triton": the kernels of `kernels/` on a GPU, with the coder (`l2c.device_coder`), tiles batched;
 - "cpu": C++ (`csrc/tile_coder.h`), whole pictures without Python in between, several in parallel.
@@ -38,69 +38,39 @@ from torch import Tensor
 from l2c import ops
 from l2c.config import ModelConfig, ProbabilityConfig
 from l2c.errors import BackendError, ModelMismatchError
-from l2c.probability import (
+from l2c.ops import reference
+from l2c.ops.contract import (
     ACTIVATION_SCALE,
     AVAILABLE,
     CODING_ORDER,
     COMPAND,
     INPUT_SCALE,
+    INV_SCALE_MAX,
+    INV_SCALE_OCTAVE,
+    LOG2_INV_SCALE_MOST,
     LOGIT_UNIT,
     MAX_MU,
     MEAN_UNIT,
     POSITIONS,
-    ProbabilityModel,
+    SUM_LIMIT,
+    IntegerLayer,
+    IntegerStep,
+    IntegerTables,
     constant_planes,
     num_planes,
-    weight_step,
 )
-from l2c.reference import INV_SCALE_MAX, INV_SCALE_OCTAVE
+from l2c.probability import ProbabilityModel, weight_step
 
 if TYPE_CHECKING:
     from l2c.device_coder import DeviceCoder
 
-SUM_LIMIT = 1 << 24
 _EXACT_LOCK = threading.RLock()
 _CACHE_LOCK = threading.Lock()
 _SAMPLE_QUALITIES = (300, 500, 700)  # where the C++ form learns which hidden channels are seldom active
 _BATCH_POSITIONS = 1 << 17  # latent positions that share a pass of the torch engine: some hundreds of MB
-_LOG2_INV_SCALE_TOP = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)
 
 UInt8Array = npt.NDArray[np.uint8]
 Int16Array = npt.NDArray[np.int16]
-
-
-@dataclass(frozen=True)
-class IntegerLayer:
-    """One convolution: weight int8 [O, I, k, k], bias int32 [O], multiplier float32 [O]."""
-
-    weight: npt.NDArray[np.int8]
-    bias: npt.NDArray[np.int32]
-    multiplier: npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class IntegerStep:
-    """`probability.Step` in integers. The input channels of w1 are [4 c values | 4 G availability | planes | q]."""
-
-    w1: IntegerLayer
-    w2: IntegerLayer
-    w3: IntegerLayer
-    w4: IntegerLayer
-
-
-@dataclass(frozen=True)
-class IntegerTables:
-    """Constant tables, stored with the weights.
-
-    Attributes:
-        compand: int8 [256], indexed by latent + 128.
-        exp: uint16 [256], 32768 * exp(-d / 16), indexed by the distance d to the largest logit.
-        inv_scale: uint16 [256], Q10 per half step, non-decreasing.
-    """
-
-    compand: npt.NDArray[np.int8]
-    exp: npt.NDArray[np.uint16]
-    inv_scale: npt.NDArray[np.uint16]
 
 
 def make_tables() -> IntegerTables:
@@ -236,7 +206,10 @@ class IntegerModel:
             if self._tile_coder is None:
                 steps = [(step.w1, step.w2, step.w3, step.w4) for step in self.steps]
                 samples = [self._planes((quality, MAX_MU // 2, 8)) for quality in _SAMPLE_QUALITIES]
-                self._tile_coder = ops.tile_coder(self.config, steps, self.prior, self.tables, samples)
+                self._tile_coder = ops.tile_coder(
+                    self.config.channel_groups, self.config.num_scales, self.config.num_mixtures,
+                    steps, self.prior, self.tables, samples,
+                )  # fmt: skip
             return self._tile_coder
 
     def _planes(self, header: tuple[int, int, int]) -> UInt8Array:
@@ -537,8 +510,6 @@ def scale_sizes(height: int, width: int, num_scales: int) -> list[tuple[int, int
 
 def prior_reference(model: IntegerModel, header: tuple[int, int, int]) -> Int16Array:
     """The prior under a header in int64, int16 [3 K c]: it is tiny, so all but the C++ take it from here."""
-    from l2c import reference
-
     assert model.prior is not None
     planes = np.array(constant_planes(*header, model.config.num_scales, model.config.num_scales))
     h = reference.integer_conv(planes[:, None, None], model.prior[0]).clip(0, 255)
@@ -653,11 +624,9 @@ class ReferenceEngine(_PlanarEngine):
                 part.q = part.q.repeat(2, axis=1).repeat(2, axis=2)[:, : u.shape[1], : u.shape[2]]
 
     def step(self, index: int) -> list[Int16Array]:
-        from l2c.reference import integer_step
-
         raws = []
         for part, u in zip(self.parts, self.inputs):
-            raw, part.q = integer_step(u, part.q, self.model.steps[index])
+            raw, part.q = reference.integer_step(u, part.q, self.model.steps[index])
             raws += part._split(raw[None].astype(np.int16), index)
         return raws
 
@@ -788,7 +757,7 @@ def _units(outputs: int, is_head: bool) -> tuple[Tensor, Tensor]:
     if is_head:
         units = (1.0 / LOGIT_UNIT, 1.0 / MEAN_UNIT, INV_SCALE_OCTAVE)
         unit = torch.tensor(units, dtype=torch.float64, device="cpu").repeat_interleave(outputs // 3)
-        shift[-(outputs // 3) :] = 255.0 - INV_SCALE_OCTAVE * _LOG2_INV_SCALE_TOP
+        shift[-(outputs // 3) :] = 255.0 - INV_SCALE_OCTAVE * LOG2_INV_SCALE_MOST
     return unit, shift
 
 

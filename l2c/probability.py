@@ -28,41 +28,20 @@ from torch import Tensor, nn
 
 from l2c import ops
 from l2c.config import ModelConfig
-
-# Cell position p -> (row, column) offset; the order in which the unknown ones are coded.
-POSITIONS = ((0, 0), (0, 1), (1, 0), (1, 1))
-CODING_ORDER = (3, 1, 2)
-
-INPUT_SCALE = 16.0  # integers at P's input are 16 times the float values
-AVAILABLE = 16  # integer value of the availability planes
-PLANE_ONE = 64  # full scale of the constant planes
-QUALITY_KNOTS = 5
-MAX_QUALITY = 1000  # tenths of the public 0..100 scale
-MAX_MU = 8  # the metric mix in eighths
-COMPAND = 11.2  # 127 * sqrt(129) / 128, rounded down so that 128 stays below 127
-
-ACTIVATION_SCALE = 32.0  # hidden activations are uint8, 32 times the float values
-ACTIVATION_MAX = 255.0 / ACTIVATION_SCALE
-
-MEAN_UNIT = 1.0 / 128.0  # one integer step of a mean, in latents (Q6 half steps)
-LOGIT_UNIT = 1.0 / 16.0  # one integer step of a mixture logit
-
-
-def constant_planes(quality: int, mu: int, b: int, scale: int, num_scales: int) -> list[int]:
-    """What a step knows from the header, as integers in 0..PLANE_ONE (one constant input plane each).
-
-    Args:
-        quality: 0..1000; enters as QUALITY_KNOTS hat functions.
-        mu: metric mix in eighths, 0..8.
-        b: quantisation bits 1..8.
-        scale: 0..num_scales (num_scales stands for the prior), enters one-hot.
-    Returns:
-        QUALITY_KNOTS + 2 + num_scales + 1 integers.
-    """
-    spacing = MAX_QUALITY // (QUALITY_KNOTS - 1)
-    hats = [max(0, PLANE_ONE - abs(quality - spacing * k) * PLANE_ONE // spacing) for k in range(QUALITY_KNOTS)]
-    one_hot = [PLANE_ONE if i == scale else 0 for i in range(num_scales + 1)]
-    return [*hats, mu * PLANE_ONE // MAX_MU, (8 - b) * PLANE_ONE // 8, *one_hot]
+from l2c.ops.contract import (
+    ACTIVATION_MAX,
+    ACTIVATION_SCALE,
+    AVAILABLE,
+    CODING_ORDER,
+    COMPAND,
+    INPUT_SCALE,
+    MAX_MU,
+    MAX_QUALITY,
+    PLANE_ONE,
+    POSITIONS,
+    QUALITY_KNOTS,
+    num_planes,
+)
 
 
 def plane_tensor(header: Tensor, num_scales: int) -> Tensor:
@@ -81,11 +60,6 @@ def plane_tensor(header: Tensor, num_scales: int) -> Tensor:
     one_hot = PLANE_ONE * torch.eye(num_scales + 1, device=header.device, dtype=header.dtype)
     scales = one_hot[:, None].expand(-1, len(header), -1)
     return torch.cat((same.expand(num_scales + 1, -1, -1), scales), dim=2)
-
-
-def num_planes(num_scales: int) -> int:
-    """Length of `constant_planes`."""
-    return QUALITY_KNOTS + 2 + num_scales + 1
 
 
 def compand(z: Tensor) -> Tensor:

@@ -52,14 +52,15 @@ class NoGpu:
 
 
 def integer_kernels() -> None:
-    """Everything that `l2c.device_coder` launches, at the shipped model's sizes."""
+    """Everything that `DeviceCoder` launches, at the shipped model's sizes."""
     import numpy as np
 
     import l2c.kernels
-    from l2c import integer, models, ops
+    from l2c import integer, models
+    from l2c.ops import extension
 
     # A CPU's tensors stand for a GPU's: its block sizes, and the kernels themselves.
-    ops.triton_reason = lambda device: ""  # type: ignore[assignment]
+    extension.triton_reason = lambda device: ""  # type: ignore[assignment]
     for name in ("int_conv", "mixture", "context"):
         __import__(f"l2c.kernels.{name}")
         getattr(l2c.kernels, name).block_size = lambda device, size: size
@@ -92,8 +93,8 @@ def integer_kernels() -> None:
 def float_kernels() -> None:
     """Everything that `ops` launches on float tensors: forward and backward, float32 and bfloat16."""
     from l2c.kernels import mixture_bits, patch_epilogue, quantise
-    from l2c.mixture_bits import NEIGHBOUR_MARGIN
-    from l2c.reference import Grid
+    from l2c.ops import Grid
+    from l2c.ops.contract import NEIGHBOUR_MARGIN
 
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(2, 24, 16, 16).contiguous(memory_format=torch.channels_last)

@@ -693,7 +693,7 @@ def test_no_fast_backend_is_needed() -> None:
     check = (
         "import sys, pytest, torch, l2c; from l2c import ops; "
         "assert ops.choose_integer_backend('auto', torch.device('cpu')) == 'torch'; "
-        "assert ops.extension().cpu() == 'scalar'; sys.exit(pytest.main(sys.argv[1:]))"
+        "assert ops.cpp_extension().cpu() == 'scalar'; sys.exit(pytest.main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", check, "-q", *chosen], env=environment, capture_output=True, text=True, timeout=300

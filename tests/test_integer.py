@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from l2c import integer, ops, reference
+from l2c import integer, ops
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import BackendError, BitstreamError, ModelMismatchError
+from l2c.ops import reference
 from l2c.probability import ProbabilityModel
 
 CONFIG = ModelConfig("p", TransformConfig("block", 8, 10, 8, 1, 1), ProbabilityConfig(3, (3, 7), 3, 24), bits=8)

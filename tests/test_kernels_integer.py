@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 
 import l2c
 from l2c import codec as codec_module
-from l2c import device_coder, integer, ops, reference
+from l2c import device_coder, integer, ops
 from l2c.bitstream import read_bitstream, write_bitstream
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.device_coder import DeviceCoder, choose_lanes, estimate_bits
 from l2c.errors import BackendError, BitstreamError
 from l2c.images import L2CWarning
+from l2c.ops import extension, reference
 from l2c.probability import ProbabilityModel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -162,7 +163,7 @@ def test_lanes_are_those_of_the_cpu_coder() -> None:
         encoder = ops.range_encoder()
         encoder.push_mixture(symbols, *mixtures, 8)
         low, high = (
-            ops.extension().mixture_cdf(symbols.astype(np.int32) + e, *mixtures, 8).astype(np.int32) for e in (0, 1)
+            ops.cpp_extension().mixture_cdf(symbols.astype(np.int32) + e, *mixtures, 8).astype(np.int32) for e in (0, 1)
         )
         freq = torch.from_numpy(high - low)[None]
         padded = torch.cat((freq, torch.ones(1, 5, dtype=torch.int32)), dim=1)
@@ -255,7 +256,7 @@ def test_backends_by_name() -> None:
     layer = np.ones((1, 1, 1, 1), np.int8), np.zeros(1, np.int32), np.ones(1, np.float32)
     with pytest.raises(BackendError, match="no backend is called"):
         ops.integer_conv(x, *layer, backend="cuda")
-    if ops._load_cuda_extension()[0] is None:
+    if extension.load_cuda()[0] is None:
         with pytest.raises(BackendError, match="L2C_CUDA=1"):
             ops.integer_kernels(DEVICE, "cuda")
     with pytest.raises(ValueError, match="no residual"):

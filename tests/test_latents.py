@@ -17,7 +17,8 @@ from l2c.config import ModelConfig, TransformConfig
 from l2c.models import Model, load_model
 from l2c.networks import Transform
 from l2c.objective import distortion
-from l2c.probability import MAX_MU, ProbabilityModel
+from l2c.ops.contract import MAX_MU
+from l2c.probability import ProbabilityModel
 from l2c.train.losses import lmbda_of_quality
 
 Networks = tuple[Model, ProbabilityModel]

@@ -21,7 +21,7 @@ from l2c.bitstream import DEFAULT_METRIC, METRICS, metric_name
 from l2c.config import ModelConfig
 from l2c.evaluate.measures import measure, to_ycbcr
 from l2c.objective import Blend, DistortionTo, MixedWeights, Needs, distortion, term_weights, terms
-from l2c.probability import MAX_MU, MAX_QUALITY
+from l2c.ops.contract import MAX_MU, MAX_QUALITY
 from l2c.train import losses
 from l2c.train.config import LossConfig
 from l2c.train.losses import Conditions, Networks, latent_loss

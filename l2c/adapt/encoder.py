@@ -22,7 +22,8 @@ from l2c.adapt.modulators import search_conditions
 from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges, grid_shape
 from l2c.bitstream import SECTION_OVERHEAD
 from l2c.networks import Adaptation, Grid, Transform, num_modulators, to_levels
-from l2c.probability import MAX_QUALITY, ProbabilityModel
+from l2c.ops.contract import MAX_QUALITY
+from l2c.probability import ProbabilityModel
 
 _BATCH_PIXELS = 1 << 20  # regions of one shape share a pass up to this many pixels
 

@@ -21,7 +21,8 @@ from l2c.adapt.section import BIAS_PATCH, NO_SET, grid_shape
 from l2c.models import Model
 from l2c.networks import Adaptation
 from l2c.objective import Blend, distortion
-from l2c.probability import MAX_MU, MAX_QUALITY, ProbabilityModel
+from l2c.ops.contract import MAX_MU, MAX_QUALITY
+from l2c.probability import ProbabilityModel
 
 ITERATIONS = 10
 ALPHA = 0.001  # latents per bit of J; the paper's 0.1 belongs to another unit, and 0.1 here makes every picture worse

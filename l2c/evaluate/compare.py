@@ -25,7 +25,7 @@ from l2c.errors import UnsupportedError
 from l2c.evaluate.measures import FIGURES, UInt8Array, measure
 from l2c.images import load_picture
 from l2c.networks import dequantise
-from l2c.probability import MAX_QUALITY
+from l2c.ops.contract import MAX_QUALITY
 
 _BITS_PATCH = 64  # pixels a side over which bits are summed
 _LOSSLESS_PIXELS = 2_000_000  # larger pictures are stored in the page at WebP quality 95

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from l2c.errors import UnsupportedError
-from l2c.probability import MAX_QUALITY
+from l2c.ops.contract import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import PAPER_ALPHA, LossConfig
 from l2c.train.losses import Conditions, Networks, analyse, latent_loss

@@ -20,7 +20,7 @@ from l2c.config import ModelConfig
 from l2c.errors import ConfigError
 from l2c.networks import Adaptation, Transform, num_biases
 from l2c.objective import TERMS, Blend, Needs, distortion, terms
-from l2c.probability import MAX_QUALITY
+from l2c.ops.contract import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import BiasSetsConfig, TrainConfig
 from l2c.train.data import Sampler, describe

@@ -18,7 +18,8 @@ from l2c import integer
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, TrainingError
 from l2c.models import load_model
-from l2c.probability import QUALITY_KNOTS, ProbabilityModel, Step
+from l2c.ops.contract import QUALITY_KNOTS
+from l2c.probability import ProbabilityModel, Step
 from l2c.train.losses import Networks
 
 

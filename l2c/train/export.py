@@ -17,7 +17,7 @@ from l2c.config import ModelConfig
 from l2c.errors import ConfigError
 from l2c.images import write_atomically
 from l2c.models import Model, load_model, save_model
-from l2c.probability import MAX_QUALITY
+from l2c.ops.contract import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import TrainConfig
 from l2c.train.data import centre_crops

@@ -40,7 +40,7 @@ from l2c.metrics import msssim, psnr
 from l2c.objective import Needs
 from l2c.objective import distortion as distortion_of
 from l2c.ops import bf16_pays
-from l2c.probability import MAX_MU
+from l2c.ops.contract import MAX_MU
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import LossConfig, StageConfig, TrainConfig, recipe_json
 from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, shared_pictures
