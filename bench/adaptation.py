@@ -24,10 +24,10 @@ from l2c import networks
 from l2c.adapt.bias_sets import DEFAULT_INDEX, search_sets, set_maps
 from l2c.adapt.latents import Regions
 from l2c.adapt.modulators import adapt_conditions
+from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.metrics import msssim, psnr
 from l2c.models import Model, load_model
 from l2c.networks import Adaptation, Grid
-from l2c.ops.contract import MAX_MU, MAX_QUALITY
 from l2c.train.losses import lmbda_of_quality
 
 

@@ -27,11 +27,11 @@ from l2c.adapt.bias_sets import search_sets, set_maps
 from l2c.adapt.effort import EFFORTS
 from l2c.adapt.encoder import regions_of
 from l2c.adapt.latents import LatentSearch, Regions
-from l2c.adapt.section import BIAS_PATCH, NO_SET
 from l2c.adapt.sequential import adapt_sequentially
+from l2c.format.adapt_section import BIAS_PATCH, NO_SET
+from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.images import load_picture
 from l2c.networks import Adaptation, Grid
-from l2c.ops.contract import MAX_MU, MAX_QUALITY
 
 PICTURES = ("kodim01", "kodim05", "kodim08", "kodim15", "kodim19", "kodim23")
 BUDGETS = ((10, 8), (10, 2), (4, 2), (2, 1))  # iterations, short list

@@ -22,8 +22,8 @@ from PIL import Image
 
 import l2c
 from l2c import integer, networks
-from l2c.bitstream import read_bitstream
 from l2c.codec import PRECISIONS
+from l2c.format.bitstream import read_bitstream
 
 BPP = 0.5
 

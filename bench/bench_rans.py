@@ -91,7 +91,8 @@ def synthetic_stream(n: int, K: int = 4, seed: int = 0) -> Stream:
 def picture_stream(path: Path, bpp: float, model: str) -> tuple[Stream, int]:
     """The symbols and mixtures of a picture of one tile at a rate, and the lanes that its file uses."""
     import l2c
-    from l2c import bitstream, integer
+    from l2c import integer
+    from l2c.format import bitstream
 
     pushed: list[tuple[npt.NDArray[Any], ...]] = []
 

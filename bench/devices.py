@@ -20,7 +20,7 @@ from PIL import Image
 
 import l2c
 import l2c.images
-from l2c.bitstream import read_bitstream
+from l2c.format.bitstream import read_bitstream
 from l2c.train.data import list_pictures
 
 

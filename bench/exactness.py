@@ -25,8 +25,8 @@ from PIL import Image
 
 import l2c
 from l2c import ops
-from l2c.bitstream import read_bitstream
 from l2c.codec import DEFAULT_TILE, _Latents
+from l2c.format.bitstream import read_bitstream
 from l2c.train.data import list_pictures
 
 LEVELS = (250, 500, 750)

@@ -17,12 +17,12 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from l2c.bitstream import METRICS
 from l2c.evaluate.curves import bd_rate, plot, plot_time, rate_table
 from l2c.evaluate.measures import DEFAULT_FIGURES
 from l2c.evaluate.peers import PEERS
 from l2c.evaluate.records import Curve, RowFile, load_published, mean_curves
 from l2c.evaluate.run import own_name, own_title
+from l2c.format.levels import METRICS
 from l2c.objective import MSSSIM_LMBDA_RATIO
 
 PUBLISHED = Path(__file__).parent / "published" / "kodak.json"

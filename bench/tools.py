@@ -25,8 +25,8 @@ import torch
 from PIL import Image
 
 import l2c
-from l2c.adapt.section import BIAS_PATCH
 from l2c.evaluate.measures import measure as figures_of
+from l2c.format.adapt_section import BIAS_PATCH
 from l2c.rate_control import dissimilarity_db
 from l2c.train.data import list_pictures
 

@@ -23,7 +23,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import l2c
-from l2c.bitstream import DEFAULT_METRIC, METRICS
+from l2c.format.levels import DEFAULT_METRIC, METRICS
 from l2c.metrics import msssim, psnr
 
 PICTURES = ("astronaut", "coffee", "chelsea", "rocket")

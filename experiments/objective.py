@@ -33,8 +33,8 @@ from torch import Tensor
 
 import l2c
 from l2c import objective
-from l2c.bitstream import METRICS
 from l2c.evaluate.measures import FIGURES, measure
+from l2c.format.levels import METRICS
 from l2c.images import load_picture
 from l2c.train.data import list_pictures
 

@@ -6,7 +6,6 @@ picture = l2c.decode(data)                  # uint8 [H, W, 3]
 
 from typing import TYPE_CHECKING, Any
 
-from l2c.bitstream import Limits
 from l2c.errors import (
     BackendError,
     BitstreamError,
@@ -18,6 +17,7 @@ from l2c.errors import (
     RateError,
     UnsupportedError,
 )
+from l2c.format.bitstream import Limits
 
 if TYPE_CHECKING:
     from l2c.adapt.effort import Effort

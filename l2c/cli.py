@@ -29,21 +29,20 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from l2c.bitstream import (
+from l2c.errors import BackendError, BitstreamError, L2CError, ModelMismatchError, RateError
+from l2c.evaluate.commands import compare_files, evaluate_folder, papers_tables
+from l2c.format.bitstream import (
     ADAPT,
-    DEFAULT_METRIC,
     MIN_TILE_SIZE,
     VERSION,
     Bitstream,
     FileIndex,
     Limits,
-    metric_name,
     read_bitstream,
     read_header,
     section_name,
 )
-from l2c.errors import BackendError, BitstreamError, L2CError, ModelMismatchError, RateError
-from l2c.evaluate.commands import compare_files, evaluate_folder, papers_tables
+from l2c.format.levels import DEFAULT_METRIC, metric_name
 from l2c.train.commands import app as train_app
 
 if TYPE_CHECKING:
@@ -96,7 +95,7 @@ _debug = False
 
 
 class Metric(str, Enum):
-    """`bitstream.METRICS`, for the command line."""
+    """`levels.METRICS`, for the command line."""
 
     psnr = "psnr"
     mixed = "mixed"
@@ -452,13 +451,16 @@ def info(
         ],
         "tiles": [
             {
-                **dict(zip(("top", "left", "height", "width"), header.tile_box(number))),
+                "top": box.top,
+                "left": box.left,
+                "height": box.height,
+                "width": box.width,
                 "offset": tile.offset,
                 "size": tile.size,
                 "channels": tile.channels,
                 "crc32": f"{tile.crc32:08x}",
             }
-            for number, tile in enumerate(index.tiles)
+            for tile, box in zip(index.tiles, map(header.tile_box, range(header.tile_count)))
         ],
         "adaptation": _adaptation_facts(stream),
         "damaged_sections": [section_name(type_) for type_ in stream.damaged_sections],
@@ -1105,7 +1107,7 @@ def _machine() -> str:
 
 def _adaptation_facts(stream: Bitstream) -> Result:
     """What the ADAPT section of a file changes in D; empty without one that can be read."""
-    from l2c.adapt.section import NO_SET, PatchChanges
+    from l2c.format.adapt_section import NO_SET, PatchChanges
 
     body, header = stream.metadata.get(ADAPT), stream.header
     if body is None:

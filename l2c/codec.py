@@ -34,25 +34,7 @@ from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, MAX_TRIES, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
 from l2c.adapt.modulators import condition_maps
-from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
 from l2c.alpha import fill_transparent
-from l2c.bitstream import (
-    ADAPT,
-    ALPHA,
-    ALPHA_TYPES,
-    DEFAULT_METRIC,
-    DPI,
-    EXIF,
-    ICC,
-    LOSSY_ALPHA,
-    METRICS,
-    XMP,
-    Bitstream,
-    Header,
-    Limits,
-    read_bitstream,
-    write_bitstream,
-)
 from l2c.errors import (
     BackendError,
     BitstreamError,
@@ -62,12 +44,28 @@ from l2c.errors import (
     RateError,
     UnsupportedError,
 )
+from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
+from l2c.format.bitstream import (
+    ADAPT,
+    ALPHA,
+    ALPHA_TYPES,
+    DPI,
+    EXIF,
+    ICC,
+    LOSSY_ALPHA,
+    XMP,
+    Bitstream,
+    Header,
+    Limits,
+    read_bitstream,
+    write_bitstream,
+)
+from l2c.format.levels import DEFAULT_METRIC, MAX_MU, MAX_QUALITY, METRICS
 from l2c.metrics import msssim as msssim_of
 from l2c.metrics import psnr as psnr_of
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.networks import Adaptation, Grid
 from l2c.objective import Blend, distortion
-from l2c.ops.contract import MAX_MU, MAX_QUALITY
 from l2c.probability import ProbabilityModel
 from l2c.rate_control import (
     ACCEPTED,

@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from l2c import ops
-from l2c.errors import BackendError
-from l2c.images import L2CWarning
+from l2c.errors import BackendError, L2CWarning
 from l2c.ops import extension
 from l2c.ops.contract import (
     AVAILABLE,

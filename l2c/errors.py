@@ -60,3 +60,7 @@ class ConfigError(L2CError, ValueError):
 
 class TrainingError(L2CError, RuntimeError):
     """Training cannot go on: a checkpoint that does not fit or cannot be written, or a loss that stays NaN."""
+
+
+class L2CWarning(UserWarning):
+    """Something about a picture could not be kept; the message says what."""

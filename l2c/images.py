@@ -78,8 +78,8 @@ from PIL import Image, ImageCms, ImageFile, PngImagePlugin, TiffImagePlugin, Uni
 
 from l2c import exif as exif_blocks
 from l2c import profiles, readers
-from l2c.bitstream import Limits
-from l2c.errors import BitstreamError, ImageError, L2CError, LimitError, UnsupportedError
+from l2c.errors import BitstreamError, ImageError, L2CError, L2CWarning, LimitError, UnsupportedError
+from l2c.format.bitstream import Limits
 
 U8: TypeAlias = npt.NDArray[np.uint8]
 Alpha: TypeAlias = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -88,10 +88,6 @@ Metadata: TypeAlias = bool | Literal["all", "color", "none"]
 
 MAX_PIXELS = Limits().max_pixels
 MAX_TEXT_BYTES = 2**26  # of a compressed text, XMP packet or profile in a PNG file, and of all its texts
-
-
-class L2CWarning(UserWarning):
-    """Something about a picture could not be kept; the message says what."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,6 +38,7 @@ from torch import Tensor
 from l2c import ops
 from l2c.config import ModelConfig, ProbabilityConfig
 from l2c.errors import BackendError, ModelMismatchError
+from l2c.format.levels import MAX_MU
 from l2c.ops import reference
 from l2c.ops.contract import (
     ACTIVATION_SCALE,
@@ -49,7 +50,6 @@ from l2c.ops.contract import (
     INV_SCALE_OCTAVE,
     LOG2_INV_SCALE_MOST,
     LOGIT_UNIT,
-    MAX_MU,
     MEAN_UNIT,
     POSITIONS,
     SUM_LIMIT,

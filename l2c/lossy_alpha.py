@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFilter, Jpeg2KImagePlugin, features
 
-from l2c.bitstream import ALPHA, LOSSY_ALPHA
 from l2c.errors import BitstreamError, UnsupportedError
+from l2c.format.bitstream import ALPHA, LOSSY_ALPHA
 from l2c.images import Alpha, pack_alpha, to_8_bits, unpack_alpha
 
 U8 = npt.NDArray[np.uint8]

@@ -1,6 +1,6 @@
 """What bits are spent on: the distortion on the axis of metrics, one definition for training, search and reports.
 
-The axis has three metrics, at mu = 0, 4 and 8 eighths in the file's header (`bitstream.METRICS`), and is linear between
+The axis has three metrics, at mu = 0, 4 and 8 eighths in the file's header (`levels.METRICS`), and is linear between
 neighbours:
 
     D(mu) = hat_0(mu) D_psnr + hat_4(mu) D_mixed + hat_8(mu) D_msssim,    hat_k(mu) = max(0, 1 - |mu - k| / 4)
@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from l2c.bitstream import METRICS
+from l2c.format.levels import METRICS
 from l2c.metrics import PatchSimilarity, SimilarityTo, chroma, luma, mse, msssim, patch_sums
 
 # 1 - MS-SSIM counts this much more than 255^2 MSE at equal lambda: the ratio of the lambdas that CompressAI trains its

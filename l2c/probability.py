@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from l2c import ops
 from l2c.config import ModelConfig
+from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.ops.contract import (
     ACTIVATION_MAX,
     ACTIVATION_SCALE,
@@ -35,8 +36,6 @@ from l2c.ops.contract import (
     CODING_ORDER,
     COMPAND,
     INPUT_SCALE,
-    MAX_MU,
-    MAX_QUALITY,
     PLANE_ONE,
     POSITIONS,
     QUALITY_KNOTS,

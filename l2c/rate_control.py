@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from l2c.ops.contract import MAX_QUALITY
+from l2c.format.levels import MAX_QUALITY
 
 TOLERANCE = 0.01  # stop as soon as the file is at most this much below the target
 MAX_PROBES = 8

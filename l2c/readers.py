@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from l2c.bitstream import MAGIC
 from l2c.errors import ImageError, LimitError
+from l2c.format.bitstream import MAGIC
 
 HEAD_BYTES = 64  # that `format_of` looks at
 

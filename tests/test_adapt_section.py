@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges, grid_shape
 from l2c.errors import BitstreamError
+from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges, grid_shape
 
 WIDTH, HEIGHT = 1000, 700
 

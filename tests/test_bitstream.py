@@ -7,11 +7,13 @@ import time
 import tracemalloc
 import zlib
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from l2c.bitstream import (
+from l2c.errors import BitstreamError, LimitError, UnsupportedError
+from l2c.format.bitstream import (
     ADAPT,
     ALPHA,
     EXIF,
@@ -24,7 +26,7 @@ from l2c.bitstream import (
     read_header,
     write_bitstream,
 )
-from l2c.errors import BitstreamError, LimitError, UnsupportedError
+from l2c.format.tiles import Box, grid, latent_tiles
 
 HEADER = Header(
     width=768,
@@ -175,21 +177,29 @@ def test_accepts_every_bytes_like_and_copies_nothing() -> None:
 @pytest.mark.parametrize("height", [1, 512, 1025])
 def test_tile_boxes_cover_the_picture_once(width: int, height: int) -> None:
     header = Header(width, height, bytes(8), 0, 0, 8, tile_size=512)
-    covered = {
-        (y, x)
-        for top, left, rows, columns in map(header.tile_box, range(header.tile_count))
-        for y in (top, top + rows - 1)
-        for x in (left, left + columns - 1)
-    }
-    area = sum(rows * columns for _, _, rows, columns in map(header.tile_box, range(header.tile_count)))
+    boxes = list(map(header.tile_box, range(header.tile_count)))
+    covered = {(y, x) for box in boxes for y in (box.top, box.bottom - 1) for x in (box.left, box.right - 1)}
+    area = sum(box.height * box.width for box in boxes)
     assert area == header.pixels
     assert {(0, 0), (height - 1, width - 1)} <= covered
     assert header.tile_count == header.tile_rows * header.tile_columns
-    boxes = [header.tile_box(index)[:2] for index in range(header.tile_count)]
-    assert boxes == sorted(boxes)
+    assert boxes == sorted(boxes) == grid(height, width, 512)
     for outside in (-1, header.tile_count):
         with pytest.raises(IndexError):
             header.tile_box(outside)
+
+
+def test_boxes() -> None:
+    box = Box(3, 5, 20, 40)
+    assert (box.height, box.width) == (17, 35)
+    assert np.zeros((50, 50))[box.slices].shape == (17, 35)
+    assert box.widened(4, 22, 60) == (0, 1, 22, 44)
+    assert box.within(Box(1, 2, 60, 60)) == (2, 3, 19, 38)
+    assert box.covering(8) == (0, 0, 3, 5)
+    assert box.covering(8).times(8) == (0, 0, 24, 40)
+    assert latent_tiles(1030, 520, 512, 8) == [
+        (0, 0, 64, 64), (0, 64, 64, 65), (64, 0, 128, 64), (64, 64, 128, 65), (128, 0, 129, 64), (128, 64, 129, 65),
+    ]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ refusals

@@ -21,7 +21,6 @@ import l2c
 from l2c import codec as codec_module
 from l2c import integer, metrics, networks, ops
 from l2c.adapt import bias_sets, sequential
-from l2c.bitstream import Header, read_bitstream, read_header, write_bitstream
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import (
     BackendError,
@@ -32,6 +31,7 @@ from l2c.errors import (
     RateError,
     UnsupportedError,
 )
+from l2c.format.bitstream import Header, read_bitstream, read_header, write_bitstream
 from l2c.images import L2CWarning
 from l2c.models import save_model
 from l2c.probability import ProbabilityModel

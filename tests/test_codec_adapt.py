@@ -15,11 +15,11 @@ import l2c
 from l2c import integer
 from l2c.adapt.bias_sets import BiasSets
 from l2c.adapt.effort import EFFORTS
-from l2c.adapt.section import NO_SET, PatchChanges
-from l2c.bitstream import ADAPT, read_bitstream, write_bitstream
 from l2c.config import ModelConfig
 from l2c.errors import BitstreamError, RateError
 from l2c.evaluate.measures import measure
+from l2c.format.adapt_section import NO_SET, PatchChanges
+from l2c.format.bitstream import ADAPT, read_bitstream, write_bitstream
 from l2c.models import save_model
 from l2c.networks import Transform, num_biases
 from l2c.probability import ProbabilityModel
@@ -355,8 +355,8 @@ def test_a_file_that_claims_very_many_modulators() -> None:
 
 
 def test_what_the_codec_would_refuse_is_not_written(photo: np.ndarray) -> None:
-    from l2c.bitstream import Limits
     from l2c.errors import LimitError
+    from l2c.format.bitstream import Limits
 
     codec = l2c.Codec(limits=Limits(max_tiles=1))
     with pytest.raises(LimitError, match="max_tiles"):

@@ -18,10 +18,10 @@ from PIL import Image
 
 import l2c
 from l2c import cli
-from l2c.adapt.section import NO_SET, PatchChanges
-from l2c.bitstream import ADAPT, read_bitstream, write_bitstream
 from l2c.evaluate import compare as compare_module
 from l2c.evaluate.compare import compare, latent_maps
+from l2c.format.adapt_section import NO_SET, PatchChanges
+from l2c.format.bitstream import ADAPT, read_bitstream, write_bitstream
 from l2c.networks import num_modulators
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -65,7 +65,7 @@ def test_quality_is_monotone(codec, metric: str) -> None:
 
 def test_payload_is_close_to_the_ideal_length(codec) -> None:
     """Within 0.5 % + 6 bytes a lane of -sum log2 p of the integer model."""
-    latents = codec.read_latents([l2c.bitstream.read_bitstream(codec.encode(skimage.data.coffee(), bpp=0.5))])[0]
+    latents = codec.read_latents([l2c.format.bitstream.read_bitstream(codec.encode(skimage.data.coffee(), bpp=0.5))])[0]
     writer = integer.SymbolWriter(8)
     job = integer.Job(*latents.shape[1:], (500, 4, 8), len(latents), writer, latents)
     codec.model.integer.code([job])

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import l2c
-from l2c.bitstream import read_bitstream
 from l2c.codec import _Latents
 from l2c.errors import L2CError
+from l2c.format.bitstream import read_bitstream
 
 GOLDEN = Path(__file__).parent / "golden"
 BAD = Path(__file__).parent / "bad"

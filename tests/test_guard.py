@@ -131,7 +131,7 @@ def test_quality_never_makes_a_picture_worse(codec, name: str) -> None:
 
 
 def codec_quality(data: bytes) -> float:
-    return l2c.bitstream.read_bitstream(data).header.quality / 10.0
+    return l2c.format.bitstream.read_bitstream(data).header.quality / 10.0
 
 
 def test_more_bytes_never_make_a_picture_worse(codec) -> None:

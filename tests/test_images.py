@@ -26,8 +26,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageCms, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin
 
-from l2c import bitstream, images, profiles
+from l2c import images, profiles
 from l2c.errors import BitstreamError, ImageError, L2CError, LimitError, UnsupportedError
+from l2c.format import bitstream
 from l2c.images import (
     MAX_PIXELS,
     L2CWarning,

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from l2c import bitstream, images, profiles
-from l2c.bitstream import DPI, EXIF, ICC, XMP, read_bitstream, write_bitstream
+from l2c import images, profiles
 from l2c.codec import Codec
 from l2c.errors import BitstreamError, ImageError, UnsupportedError
+from l2c.format import bitstream
+from l2c.format.bitstream import DPI, EXIF, ICC, XMP, read_bitstream, write_bitstream
 from l2c.images import L2CWarning
 
 PACKET = b"<x:xmpmeta xmlns:x='adobe:ns:meta/'>" + b" a place and a name" * 200 + b"</x:xmpmeta>"

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 import l2c
 from l2c import codec as codec_module
 from l2c import device_coder, integer, ops
-from l2c.bitstream import read_bitstream, write_bitstream
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.device_coder import DeviceCoder, choose_lanes, estimate_bits
 from l2c.errors import BackendError, BitstreamError
+from l2c.format.bitstream import read_bitstream, write_bitstream
 from l2c.images import L2CWarning
 from l2c.ops import extension, reference
 from l2c.probability import ProbabilityModel

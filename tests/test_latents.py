@@ -14,10 +14,10 @@ from l2c.adapt import latents
 from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.sequential import adapt_sequentially
 from l2c.config import ModelConfig, TransformConfig
+from l2c.format.levels import MAX_MU
 from l2c.models import Model, load_model
 from l2c.networks import Transform
 from l2c.objective import distortion
-from l2c.ops.contract import MAX_MU
 from l2c.probability import ProbabilityModel
 from l2c.train.losses import lmbda_of_quality
 

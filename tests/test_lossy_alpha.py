@@ -16,10 +16,11 @@ import pytest
 from PIL import Image, ImageFilter, features
 
 import l2c
-from l2c import bitstream, cli, images, lossy_alpha
+from l2c import cli, images, lossy_alpha
 from l2c.alpha import fill_transparent
-from l2c.bitstream import ALPHA, LOSSY_ALPHA, Limits, read_bitstream, read_header, write_bitstream
 from l2c.errors import BitstreamError, L2CError, LimitError, RateError, UnsupportedError
+from l2c.format import bitstream
+from l2c.format.bitstream import ALPHA, LOSSY_ALPHA, Limits, read_bitstream, read_header, write_bitstream
 
 U8 = npt.NDArray[np.uint8]
 pytestmark = pytest.mark.skipif(not features.check("jpg_2000"), reason="this Pillow has no JPEG 2000")

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import l2c
-from l2c import bitstream, metrics, networks, objective
+from l2c import metrics, networks, objective
 from l2c.adapt.latents import Regions
-from l2c.bitstream import DEFAULT_METRIC, METRICS, metric_name
 from l2c.config import ModelConfig
 from l2c.evaluate.measures import measure, to_ycbcr
+from l2c.format import bitstream
+from l2c.format.levels import DEFAULT_METRIC, MAX_MU, MAX_QUALITY, METRICS, metric_name
 from l2c.objective import Blend, DistortionTo, MixedWeights, Needs, distortion, term_weights, terms
-from l2c.ops.contract import MAX_MU, MAX_QUALITY
 from l2c.train import losses
 from l2c.train.config import LossConfig
 from l2c.train.losses import Conditions, Networks, latent_loss

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
-from l2c.ops.contract import CODING_ORDER, MAX_QUALITY, PLANE_ONE, constant_planes, num_planes
+from l2c.format.levels import MAX_QUALITY
+from l2c.ops.contract import CODING_ORDER, PLANE_ONE, constant_planes, num_planes
 from l2c.ops.reference import mixture_likelihood, neighbour_bits
 from l2c.probability import ProbabilityModel, compand
 

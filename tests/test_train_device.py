@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
-from l2c.ops.contract import MAX_MU, constant_planes
+from l2c.format.levels import MAX_MU
+from l2c.ops.contract import constant_planes
 from l2c.probability import plane_tensor
 from l2c.train import loop, speed
 from l2c.train.config import DataConfig, PretrainConfig, StageConfig, TrainConfig

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from l2c.adapt.latents import Regions
-from l2c.adapt.section import BIAS_PATCH, NO_SET
 from l2c.errors import ConfigError
+from l2c.format.adapt_section import BIAS_PATCH, NO_SET
 from l2c.networks import Adaptation, Grid, Transform, num_biases
 from l2c.objective import TERMS, Blend, PatchDistortion, distortion
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from l2c.bitstream import METRICS
 from l2c.errors import UnsupportedError
+from l2c.format.levels import METRICS
 
 MAX_TRIES = 5
 REVISION = 1  # of what an adaptation finds with given numbers; records of measurements name it
@@ -51,7 +51,7 @@ class Effort:
         """Share of the rate by which the unadapted file should exceed a target `bpp` where the search for it begins.
 
         Args:
-            mu: metric mix in eighths, see `bitstream.METRICS`.
+            mu: metric mix in eighths, see `levels.METRICS`.
             bpp: positive; beyond the ends of the table as at the end.
         """
         share = self.iterations / (self.iterations + 1.0) * 7.0 / 6.0

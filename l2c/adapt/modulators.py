@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from l2c.adapt.latents import Regions
-from l2c.adapt.section import CONDITION_PATCH, CONDITION_UNIT
+from l2c.format.adapt_section import CONDITION_PATCH, CONDITION_UNIT
 from l2c.networks import Adaptation, Grid, Transform, num_modulators
 from l2c.objective import Blend, PatchDistortion, distortion
 

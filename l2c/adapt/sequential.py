@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from l2c import integer, networks, ops
-from l2c.adapt.section import BIAS_PATCH, NO_SET, grid_shape
+from l2c.format.adapt_section import BIAS_PATCH, NO_SET, grid_shape
+from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.models import Model
 from l2c.networks import Adaptation
 from l2c.objective import Blend, distortion
-from l2c.ops.contract import MAX_MU, MAX_QUALITY
 from l2c.probability import ProbabilityModel
 
 ITERATIONS = 10

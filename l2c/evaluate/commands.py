@@ -9,8 +9,8 @@ from typing import Annotated, TypeVar
 
 import typer
 
-from l2c.bitstream import DEFAULT_METRIC, METRICS
 from l2c.errors import UnsupportedError
+from l2c.format.levels import DEFAULT_METRIC, METRICS
 
 _Number = TypeVar("_Number", int, float)
 _FAILED = 1

@@ -18,14 +18,14 @@ import torch
 from PIL import Image
 
 from l2c import ops
-from l2c.adapt.section import BIAS_PATCH, CONDITION_PATCH, CONDITION_UNIT, NO_SET, PatchChanges
-from l2c.bitstream import ADAPT, Bitstream, metric_name, read_bitstream
 from l2c.codec import Codec, tile_boxes
 from l2c.errors import UnsupportedError
 from l2c.evaluate.measures import FIGURES, UInt8Array, measure
+from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, CONDITION_UNIT, NO_SET, PatchChanges
+from l2c.format.bitstream import ADAPT, Bitstream, read_bitstream
+from l2c.format.levels import MAX_QUALITY, metric_name
 from l2c.images import load_picture
 from l2c.networks import dequantise
-from l2c.ops.contract import MAX_QUALITY
 
 _BITS_PATCH = 64  # pixels a side over which bits are summed
 _LOSSLESS_PIXELS = 2_000_000  # larger pictures are stored in the page at WebP quality 95

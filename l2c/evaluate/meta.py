@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from l2c.errors import UnsupportedError
-from l2c.ops.contract import MAX_QUALITY
+from l2c.format.levels import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import PAPER_ALPHA, LossConfig
 from l2c.train.losses import Conditions, Networks, analyse, latent_loss
@@ -66,7 +66,7 @@ def mean_drops(
     Args:
         checkpoints: of the stage meta.
         crops: float32 [3, H, W] in [0, 1], all of one size.
-        qualities: 0..100. mu: metric mix in eighths, see `bitstream.METRICS`.
+        qualities: 0..100. mu: metric mix in eighths, see `levels.METRICS`.
         learning_rates: the paper's; ours are rescaled.
     """
     x = torch.stack(list(crops)).contiguous(memory_format=torch.channels_last)

@@ -14,13 +14,13 @@ import torch
 
 from l2c import __version__
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, REVISION, Effort
-from l2c.bitstream import DEFAULT_METRIC, METRICS
 from l2c.codec import Codec
 from l2c.errors import RateError, UnsupportedError
 from l2c.evaluate.curves import plot, plot_time, quality_table, rate_table
 from l2c.evaluate.measures import DEFAULT_FIGURES, FIGURES, UInt8Array, measure
 from l2c.evaluate.peers import PEERS, RateSearch, choose
 from l2c.evaluate.records import Curve, Row, RowFile, load_published, mean_curves, to_compressai, to_csv
+from l2c.format.levels import DEFAULT_METRIC, METRICS
 from l2c.images import load_picture, write_atomically
 from l2c.objective import MIXED
 

@@ -18,13 +18,13 @@ import numpy as np
 import torch
 
 from l2c.adapt.effort import Effort
-from l2c.bitstream import DEFAULT_METRIC, METRICS
 from l2c.codec import Codec
 from l2c.errors import RateError, UnsupportedError
 from l2c.evaluate.curves import axes_of
 from l2c.evaluate.measures import UInt8Array, in_db, measure
 from l2c.evaluate.records import Row, RowFile
 from l2c.evaluate.run import DEFAULT_RATES, Plan, evaluate, own_name, own_version
+from l2c.format.levels import DEFAULT_METRIC, METRICS
 from l2c.images import load_picture, write_atomically
 from l2c.networks import num_modulators
 

@@ -1,8 +1,8 @@
 """The numbers on which the float model, the integer model, its plain form, the kernels and csrc/ agree.
 
 Every implementation of P computes the same integers, so what they are built on is said once, here. csrc/ has its own
-copies (`kAvailable`, the tables of mixture_cdf.h, the statuses); the tests compare what comes out. Nothing is imported
-but numpy, so that kernels and models alike can read it.
+copies (`kAvailable`, the tables of mixture_cdf.h, the statuses); the tests compare what comes out. It imports numpy
+and the levels of the format alone, so that kernels and models alike can read it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from l2c.format.levels import MAX_MU, MAX_QUALITY
 
 # --- the graph ------------------------------------------------------------------------------------------------------
 
@@ -25,8 +27,6 @@ INPUT_SCALE = 16.0  # integers at P's input are 16 times the float values
 AVAILABLE = 16  # integer value of the availability planes
 PLANE_ONE = 64  # full scale of the constant planes
 QUALITY_KNOTS = 5
-MAX_QUALITY = 1000  # tenths of the public 0..100 scale
-MAX_MU = 8  # the metric mix in eighths
 COMPAND = 11.2  # 127 * sqrt(129) / 128, rounded down so that 128 stays below 127
 
 # --- layers ---------------------------------------------------------------------------------------------------------

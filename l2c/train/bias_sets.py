@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from l2c.adapt.bias_sets import BiasSets, distortion_gradient, predicted_change, try_sets
-from l2c.bitstream import METRICS
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
+from l2c.format.levels import MAX_QUALITY, METRICS
 from l2c.networks import Adaptation, Transform, num_biases
 from l2c.objective import TERMS, Blend, Needs, distortion, terms
-from l2c.ops.contract import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import BiasSetsConfig, TrainConfig
 from l2c.train.data import Sampler, describe

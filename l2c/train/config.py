@@ -16,8 +16,8 @@ from typing import Any
 
 from l2c.config import ModelConfig, from_mapping
 from l2c.errors import ConfigError
+from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.objective import MSSSIM_LMBDA_RATIO
-from l2c.ops.contract import MAX_MU, MAX_QUALITY
 
 
 @dataclass(frozen=True)

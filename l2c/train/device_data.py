@@ -17,10 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from l2c.bitstream import METRICS
 from l2c.errors import ConfigError
+from l2c.format.levels import MAX_MU, METRICS
 from l2c.objective import Needs
-from l2c.ops.contract import MAX_MU
 from l2c.train.config import DataConfig, StageConfig
 
 _MASK = 0xFFFFFFFF

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from l2c import integer, networks
 from l2c.adapt.bias_sets import BiasSets
-from l2c.bitstream import METRICS, metric_name
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
+from l2c.format.levels import MAX_QUALITY, METRICS, metric_name
 from l2c.images import write_atomically
 from l2c.models import Model, load_model, save_model
-from l2c.ops.contract import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import TrainConfig
 from l2c.train.data import centre_crops

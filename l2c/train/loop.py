@@ -32,15 +32,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from l2c import networks
-from l2c.bitstream import METRICS
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, ImageError, TrainingError
+from l2c.format.levels import MAX_MU, METRICS
 from l2c.images import L2CWarning
 from l2c.metrics import msssim, psnr
 from l2c.objective import Needs
 from l2c.objective import distortion as distortion_of
 from l2c.ops import bf16_pays
-from l2c.ops.contract import MAX_MU
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import LossConfig, StageConfig, TrainConfig, recipe_json
 from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, shared_pictures

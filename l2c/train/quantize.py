@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from l2c import integer
-from l2c.bitstream import METRICS
 from l2c.errors import TrainingError
+from l2c.format.levels import METRICS
 from l2c.networks import quantise
 from l2c.train.config import LossConfig
 from l2c.train.loop import Objective, latents_and_bits

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 import l2c
+from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.models import load_model
 from l2c.networks import Transform, condition
-from l2c.ops.contract import MAX_MU, MAX_QUALITY
 
 _SIZE = 256
 _WORSE_DB, _FLAT_BPP = 0.1, 0.02

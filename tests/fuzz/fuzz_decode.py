@@ -45,11 +45,22 @@ import numpy as np
 import torch
 from PIL import Image
 
-from l2c import bitstream, images, integer, lossy_alpha, ops
-from l2c.bitstream import ALPHA, EXIF, ICC, LOSSY_ALPHA, Header, Limits, read_bitstream, read_header, write_bitstream
+from l2c import images, integer, lossy_alpha, ops
 from l2c.codec import Codec, _Latents, tile_boxes
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
 from l2c.errors import L2CError
+from l2c.format import bitstream
+from l2c.format.bitstream import (
+    ALPHA,
+    EXIF,
+    ICC,
+    LOSSY_ALPHA,
+    Header,
+    Limits,
+    read_bitstream,
+    read_header,
+    write_bitstream,
+)
 from l2c.models import load_model, save_model
 from l2c.networks import Transform
 from l2c.probability import ProbabilityModel

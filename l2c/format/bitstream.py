@@ -52,7 +52,7 @@ know the type refuses the file. A type from 0x8000 on is ancillary: a reader tha
     0x0001  ALPHA  alpha plane without loss, in the form that the docstring of images.py defines
     0x0002  LOSSY_ALPHA  alpha plane with loss, likewise; a file with both is refused
     0x0010  ADAPT  what encode-time adaptation changes in the decoder (bias set and modulator conditions per
-                   patch), in the form that the docstring of adapt/section.py defines
+                   patch), in the form that the docstring of format/adapt_section.py defines
     0x8001  ICC    the picture's ICC profile as it was
     0x8002  EXIF   the picture's EXIF: a TIFF structure ("II" or "MM" first), Orientation set to 1
     0x8003  XMP    the picture's XMP packet, Orientation set to 1, in the form that the docstring of images.py defines
@@ -69,7 +69,6 @@ number that was not checked before, and all of it happens before a network runs.
 
 from __future__ import annotations
 
-import itertools
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,6 +76,8 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from l2c.errors import BitstreamError, LimitError, UnsupportedError
+from l2c.format.levels import MAX_MU, MAX_QUALITY
+from l2c.format.tiles import Box
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 
@@ -105,9 +106,6 @@ ALPHA_TYPES = frozenset({ALPHA, LOSSY_ALPHA})
 UNDERSTOOD = frozenset(SECTION_NAMES)
 
 MIN_TILE_SIZE = 512
-# The metrics that have a name, by their metric_mix; what they are: l2c/objective.py.
-METRICS = {"psnr": 0, "mixed": 4, "msssim": 8}
-DEFAULT_METRIC = "mixed"
 _PREAMBLE = struct.Struct("<4sBBII")
 _FIELDS = struct.Struct("<II8sIHBBBB")
 _ENTRY_TILE = struct.Struct("<IIH")
@@ -122,26 +120,15 @@ _RANGES = {
     "width": (14, 1, 2**31 - 1),
     "height": (18, 1, 2**31 - 1),
     "latents_crc32": (30, 0, 2**32 - 1),
-    "quality": (34, 0, 1000),
+    "quality": (34, 0, MAX_QUALITY),
     "latent_bits": (36, 1, 8),
-    "metric_mix": (36, 0, 8),
+    "metric_mix": (36, 0, MAX_MU),
     "bit_depth": (38, 1, 64),
 }
 _TWO_PLANES = "section table: ALPHA and LOSSY_ALPHA in one file"
 _MODE_AT = 37
 _TILE_LOG2_AT, _TILE_LOG2_MAX = 39, 15
 _TILE_SIZES = tuple(MIN_TILE_SIZE << k for k in range(_TILE_LOG2_MAX + 1))
-
-
-def metric_name(metric_mix: int) -> str:
-    """What 0..8 is called: a metric, or its place between two of them, such as "3/4 psnr + 1/4 mixed"."""
-    names = sorted(METRICS, key=lambda name: METRICS[name])
-    for low, high in itertools.pairwise(names):
-        first, last = METRICS[low], METRICS[high]
-        if first < metric_mix < last:
-            whole = last - first
-            return f"{last - metric_mix}/{whole} {low} + {metric_mix - first}/{whole} {high}"
-    return next(name for name in names if METRICS[name] == metric_mix)
 
 
 @dataclass(frozen=True)
@@ -230,13 +217,13 @@ class Header:
         """Pixels of the largest tile, the first one."""
         return min(self.tile_size, self.width) * min(self.tile_size, self.height)
 
-    def tile_box(self, index: int) -> tuple[int, int, int, int]:
-        """Place of tile `index` (row-major, from 0) in the picture: (top, left, height, width) in pixels."""
+    def tile_box(self, index: int) -> Box:
+        """Place of tile `index` (row-major, from 0) in the picture, in pixels."""
         if not 0 <= index < self.tile_count:
             raise IndexError(f"tile {index} of {self.tile_count}")
         row, column = divmod(index, self.tile_columns)
-        top, left = row * self.tile_size, column * self.tile_size
-        return top, left, min(self.tile_size, self.height - top), min(self.tile_size, self.width - left)
+        top, left, side = row * self.tile_size, column * self.tile_size, self.tile_size
+        return Box(top, left, min(self.height, top + side), min(self.width, left + side))
 
 
 @dataclass(frozen=True)
