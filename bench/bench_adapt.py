@@ -22,12 +22,13 @@ from torch import Tensor
 
 import l2c
 from l2c import codec as codec_module
-from l2c import integer, networks
+from l2c import networks
 from l2c.adapt.bias_sets import search_sets, set_maps
 from l2c.adapt.effort import EFFORTS
 from l2c.adapt.encoder import regions_of
 from l2c.adapt.latents import LatentSearch, Regions
 from l2c.adapt.sequential import adapt_sequentially
+from l2c.entropy.coder import EncodingJob
 from l2c.format.adapt_section import BIAS_PATCH, NO_SET
 from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.images import load_picture
@@ -50,12 +51,12 @@ def objective(codec: l2c.Codec, regions: Regions, symbols: Tensor, index: Tensor
     """J of all patches, symbols uint8 [N, c, h, w], with their bias sets, int64 [N]."""
     level, mu, bits = (int(value) for value in regions.header[0])
     jobs = [
-        integer.Job(part.shape[1], part.shape[2], (level, mu, bits), networks.used_channels(part, bits),
-                    integer.SymbolWriter(bits), part.contiguous().numpy())
+        EncodingJob(part.shape[1], part.shape[2], (level, mu, bits), networks.used_channels(part, bits),
+                    part.contiguous().numpy())
         for part in symbols
     ]  # fmt: skip
     codec._code(jobs, codec.backend)
-    total = sum(8.0 * len(codec_module._finish(job)) for job in jobs)
+    total = sum(8.0 * len(job.encoder.finish()) for job in jobs)
     sets, change = codec.model.bias_sets, None
     if sets is not None:
         maps = set_maps(sets, [sets.band(level, MAX_QUALITY)] * len(index), index[:, None, None])

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 import l2c
-from l2c import integer
 from l2c.images import L2CWarning
+from l2c.ops import arithmetic
 
 THREADS = 2
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -58,7 +58,7 @@ def _threads() -> Iterator[None]:
 
 def plain_float32(device: str) -> contextlib.AbstractContextManager[None]:
     """float32 that is no TF32, as the codec runs it on a GPU."""
-    return integer.ieee_float32() if device == "cuda" else contextlib.nullcontext()
+    return arithmetic.ieee_float32() if device == "cuda" else contextlib.nullcontext()
 
 
 @pytest.fixture(scope="session")

@@ -29,12 +29,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c import guard, images, integer, lossy_alpha, networks
+from l2c import guard, images, lossy_alpha, networks, ops
 from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, MAX_TRIES, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
 from l2c.adapt.modulators import condition_maps
 from l2c.alpha import fill_transparent
+from l2c.entropy import multiscale
+from l2c.entropy.coder import DecodingJob, EncodingJob, Job
+from l2c.entropy.multiscale import ProbabilityModel, backends
 from l2c.errors import (
     BackendError,
     BitstreamError,
@@ -66,7 +69,7 @@ from l2c.metrics import psnr as psnr_of
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.networks import Adaptation, Grid
 from l2c.objective import Blend, distortion
-from l2c.probability import ProbabilityModel
+from l2c.ops import arithmetic
 from l2c.rate_control import (
     ACCEPTED,
     MAX_STEERS,
@@ -96,7 +99,6 @@ _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where a
 _WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _METRIC_TOLERANCE = 0.02  # dB that a file may exceed a target in PSNR or MS-SSIM
 _TRIES = (1.0, 1.5, 0.5, 1.25, 0.75)[:MAX_TRIES]  # times the mean saving, where several qualities are tried
-_FALLBACKS = {"cpu": ("torch", "reference"), "torch": ("cpu", "reference"), "triton": ("cpu", "torch", "reference")}
 _MOST_AGAIN = 1 << 22  # pixels of what PyTorch decodes again
 _MOST_THREADS = 64  # csrc/thread_pool.h
 _QUEUED_PIXELS = 1 << 26  # of the pictures that lie on a GPU at the same time
@@ -272,8 +274,8 @@ class Codec:
         model: name of a shipped model or path of a model file.
         device: "cpu", "cuda" (the GPU that is current now), "cuda:1", ...
         backend: how P's integers are computed: "auto", "cpu", "triton", "torch" or "reference"; see
-            `ops.choose_integer_backend`. All give the same files. "auto" goes on to a slower one, with a warning, where
-            the fast one computes other integers here than it should; one asked for by name raises.
+            `backends.choose`. All give the same files. "auto" goes on to a slower one, with a warning, where the fast
+            one computes other integers here than it should; one asked for by name raises.
         precision: of E and D. "float32": pixels of any two devices differ by one level at most. "bfloat16": the
             convolutions run in it (the block transforms and all that P does never do), about twice as fast on CPUs
             with AVX512-BF16 or AMX and on GPUs. A file's latents stay exact; decoded pixels were seen to differ from
@@ -306,9 +308,9 @@ class Codec:
             raise UnsupportedError(f"limits is {limits!r}: it must be l2c.Limits")
         self.model = model if isinstance(model, Model) else load_model(model)
         self.device = _device(device)
-        integer.ops.cpp_extension().cpu()  # that L2C_CPU says what cannot be is no reason to take another backend
+        ops.cpp_extension().cpu()  # that L2C_CPU says what cannot be is no reason to take another backend
         self._asked_backend = backend
-        self.backend = integer.ops.choose_integer_backend(backend, self.device)
+        self.backend, *others = backends.chain(backend, self.device)
         _check_threads(threads)
         if precision not in PRECISIONS:
             raise UnsupportedError(f"precision is {precision!r}: it must be one of {', '.join(PRECISIONS)}")
@@ -317,7 +319,7 @@ class Codec:
         self.limits = limits if limits is not None else Limits()
         self.strict = strict
         self._others: dict[bytes, Codec] = {}
-        self._trusted = {"reference": True}  # which is the definition
+        self._trusted = {backends.DEFINITION: True}
         self._float_probability: ProbabilityModel | None = None
         # A model stays on the CPU, where other codecs may share it.
         self.transform = self.model.transform
@@ -325,18 +327,15 @@ class Codec:
             with torch.inference_mode(False):
                 self.transform = copy.deepcopy(self.transform).to(self.device)
         # A wrong integer ruins a picture, so every device proves itself once (DESIGN 3.5).
-        chain = [self.backend]
-        if backend == "auto":
-            chain += ["torch"] * (self.backend == "triton") + ["reference"] * (self.backend != "reference")
-        for name, following in itertools.zip_longest(chain, chain[1:]):
+        for name, following in itertools.zip_longest([self.backend, *others], others):
             try:
-                integer.check_backend(self.model.integer, self.model.known_answer, name, self.device)
+                multiscale.check_backend(self.model.integer, self.model.known_answer, name, self.device)
                 self.backend = name
                 break
             except BackendError as error:
                 if following is None:
                     raise
-                instead = "PyTorch" if following == "torch" else "the exact slow path"
+                instead = self.model.integer.backends()[following].spoken
                 warnings.warn(f"{error}; using {instead}", images.L2CWarning, stacklevel=2)
 
     # --- encoding -----------------------------------------------------------------------------------------------
@@ -911,7 +910,8 @@ class Codec:
         with _float_lock:
             if self._float_probability is None:
                 with torch.inference_mode(False), torch.device("cpu"):
-                    made = integer.to_float(self.model.integer, self.model.config).float().eval().requires_grad_(False)
+                    made = multiscale.to_float(self.model.integer, self.model.config).float()
+                    made = made.eval().requires_grad_(False)
                     made = made.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
                 self._float_probability = made
             return self._float_probability
@@ -928,7 +928,7 @@ class Codec:
         low = self.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low), contextlib.ExitStack() as stack:
             if self.device.type == "cuda":
-                stack.enter_context(integer.ieee_float32())
+                stack.enter_context(arithmetic.ieee_float32())
             yield
 
     @torch.inference_mode()
@@ -989,27 +989,27 @@ class Codec:
             for top, left, bottom, right in boxes:
                 symbols = np.ascontiguousarray(part.symbols[:, top:bottom, left:right])
                 used = networks.used_channels(torch.from_numpy(symbols), part.b)
-                writer = integer.SymbolWriter(part.b)
                 header = (part.quality, part.mu, part.b)
-                jobs.append(integer.Job(bottom - top, right - left, header, used, writer, symbols))
+                jobs.append(EncodingJob(bottom - top, right - left, header, used, symbols))
         self._code(jobs, self.backend)
         results, start = [], 0
         for count in counts:
             mine = jobs[start : start + count]
             start += count
-            results.append(([_finish(job) for job in mine], [job.used for job in mine]))
+            results.append(([job.encoder.finish() for job in mine], [job.used for job in mine]))
         return results
 
-    def _code(self, jobs: list[integer.Job], backend: str) -> list[UInt8Array]:
+    def _code(self, jobs: Sequence[Job], backend: str) -> list[UInt8Array]:
         """P and the coder. What the kernels fail at, for want of memory say, the CPU does."""
         threads = self.threads if self.threads is not None else torch.get_num_threads()
         try:
             return self.model.integer.code(jobs, backend, self.device, threads)
         except RuntimeError as error:
-            if backend != "triton":
+            spare = self.model.integer.backends()[backend].spare
+            if not spare:
                 raise
-            self._warn_of_device(error, "using the CPU")
-            return self.model.integer.code(jobs, "cpu", self.device, threads)
+            self._warn_of_device(error, f"using {self.model.integer.backends()[spare].spoken}")
+            return self.model.integer.code(jobs, spare, self.device, threads)
 
     # --- decoding -----------------------------------------------------------------------------------------------
 
@@ -1143,8 +1143,6 @@ class Codec:
         None: another backend, a tile too large, a check that failed or a device that did: `read_latents` finds out
         what is wrong.
         """
-        if self.backend != "triton":
-            return None
         pixels: list[Any] = []
         for members in _parts([stream.header.width * stream.header.height for stream in streams], _QUEUED_PIXELS):
             try:
@@ -1164,9 +1162,10 @@ class Codec:
     ) -> list[Any] | None:
         """`_decode_queued` of streams that the device holds at the same time."""
         jobs, places = self._reading_jobs(streams)
-        if not self.model.integer.fits_device(jobs):
+        queued = self.model.integer.backends()[self.backend].queue(jobs, self.device)
+        if queued is None:
             return None
-        tiles, check = self.model.integer.decode_on_device(jobs, self.device)
+        tiles, check = queued
         symbols = [
             torch.empty(_latent_shape(stream.header, self.model), dtype=torch.uint8, device=self.device)
             for stream in streams
@@ -1221,31 +1220,31 @@ class Codec:
         """As `_read`, tile by tile."""
         canvas = np.empty(_latent_shape(stream.header, self.model), dtype=np.uint8)
         jobs, places = self._reading_jobs([stream])
-        for job, payload, (_, (top, left, bottom, right)) in zip(jobs, stream.payloads, places):
-            canvas[:, top:bottom, left:right] = self._read_tile(job, payload)
+        for job, (_, (top, left, bottom, right)) in zip(jobs, places):
+            canvas[:, top:bottom, left:right] = self._read_tile(job)
         return canvas
 
-    def _read_tile(self, job: integer.Job, payload: bytes | memoryview) -> UInt8Array:
+    def _read_tile(self, job: DecodingJob) -> UInt8Array:
         """Decode a tile; where that fails, once more with another implementation of P.
 
         Where that fails as well, the file is at fault.
         """
         try:
-            return self._read_one(job, payload, self.backend)
+            return self._read_one(job, self.backend)
         except BitstreamError as error:
             failure = error
         backend = self._checking_backend(job.height * job.width)
         if backend is not None:
             with contextlib.suppress(BitstreamError, RuntimeError, MemoryError):  # whatever it is, the first one counts
-                symbols = self._read_one(job, payload, backend)
+                symbols = self._read_one(job, backend)
                 self._warn_of_latents(backend, str(failure))
                 return symbols
         raise BitstreamError(f"the latents cannot be decoded: {failure}") from None
 
-    def _read_one(self, job: integer.Job, payload: bytes | memoryview, backend: str) -> UInt8Array:
-        again = replace(job, coder=integer.SymbolReader(payload, job.header[2]))
+    def _read_one(self, job: DecodingJob, backend: str) -> UInt8Array:
+        again = replace(job)  # reads from the beginning
         (symbols,) = self._code([again], backend)
-        again.coder.finish()  # type: ignore[attr-defined]
+        again.decoder.finish()
         return symbols
 
     def _read_again(self, stream: Bitstream) -> UInt8Array:
@@ -1270,14 +1269,14 @@ class Codec:
         they are for small pictures and tiles, and the reference for machines where nothing else computes rightly.
         """
         small = positions * self.transform.s**2 <= _MOST_AGAIN
-        others = (name for name in _FALLBACKS.get(self.backend, ()) if small or name == "cpu")
+        others = backends.second_opinions(self.backend, None if small else 1)
         return next(filter(self._is_trusted, others), None)
 
     def _is_trusted(self, backend: str) -> bool:
         """Whether a backend gives the known answer here; remembered."""
         if backend not in self._trusted:
             try:
-                integer.check_backend(self.model.integer, self.model.known_answer, backend, self.device)
+                multiscale.check_backend(self.model.integer, self.model.known_answer, backend, self.device)
                 self._trusted[backend] = True
             except (RuntimeError, MemoryError):  # BackendError is one; a device may have more to say
                 self._trusted[backend] = False
@@ -1308,14 +1307,13 @@ class Codec:
         canvases = [np.empty(_latent_shape(stream.header, self.model), dtype=np.uint8) for stream in streams]
         jobs, places = self._reading_jobs(streams)
         for (number, (top, left, bottom, right)), job, symbols in zip(places, jobs, self._code(jobs, backend)):
-            assert isinstance(job.coder, integer.SymbolReader)
-            job.coder.finish()
+            job.decoder.finish()
             canvases[number][:, top:bottom, left:right] = symbols
         return canvases
 
     def _reading_jobs(
         self, streams: Sequence[Bitstream]
-    ) -> tuple[list[integer.Job], list[tuple[int, tuple[int, int, int, int]]]]:
+    ) -> tuple[list[DecodingJob], list[tuple[int, tuple[int, int, int, int]]]]:
         """A job for every tile, and where it belongs: (number of the stream, box in latents)."""
         s, c = self.transform.s, self.model.config.transform.c
         jobs, places = [], []
@@ -1328,8 +1326,7 @@ class Codec:
             for box, tile, payload in zip(boxes, stream.tiles, stream.payloads):
                 if tile.channels > c:
                     raise BitstreamError(f"a tile uses {tile.channels} channels, the model has {c}")
-                reader = integer.SymbolReader(payload, header.latent_bits)
-                jobs.append(integer.Job(box[2] - box[0], box[3] - box[1], conditions, tile.channels, reader))
+                jobs.append(DecodingJob(box[2] - box[0], box[3] - box[1], conditions, tile.channels, payload))
                 places.append((number, box))
         return jobs, places
 
@@ -1610,11 +1607,6 @@ def _present(pixels: Any, stream: Bitstream, as_: Output, mode: str) -> Any:
         xmp=images.unpack_xmp(kept[XMP]) if XMP in kept else None,
         dpi=images.unpack_dpi(kept[DPI]) if DPI in kept else None,
     )
-
-
-def _finish(job: integer.Job) -> bytes:
-    assert isinstance(job.coder, integer.SymbolWriter)
-    return job.coder.finish()
 
 
 def _latent_shape(header: Header, model: Model) -> tuple[int, int, int]:

@@ -56,7 +56,8 @@ def integer_kernels() -> None:
     import numpy as np
 
     import l2c.kernels
-    from l2c import integer, models
+    from l2c import models
+    from l2c.entropy.coder import EncodingJob
     from l2c.ops import extension
 
     # A CPU's tensors stand for a GPU's: its block sizes, and the kernels themselves.
@@ -66,13 +67,10 @@ def integer_kernels() -> None:
         getattr(l2c.kernels, name).block_size = lambda device, size: size
     model = models.load_model("l2c-default").integer
 
-    def jobs_of(*sizes: tuple[int, int]) -> list[integer.Job]:
-        return [
-            integer.Job(h, w, (500, 8, 8), 96, integer.SymbolWriter(8), np.full((96, h, w), 128, np.uint8))
-            for h, w in sizes
-        ]
+    def jobs_of(*sizes: tuple[int, int]) -> list[EncodingJob]:
+        return [EncodingJob(h, w, (500, 8, 8), 96, np.full((96, h, w), 128, np.uint8)) for h, w in sizes]
 
-    coder = model.device_coder(None)
+    coder = model.backends()["triton"].coder(torch.device("cpu"))
     coder.geometry(jobs_of((256, 256))).run(lambda number: None)  # P's largest blocks, as `DeviceCoder.prove` asks for
     jobs = jobs_of((33, 17), (96, 64))
     geometry = coder.geometry(jobs)

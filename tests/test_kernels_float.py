@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from l2c import networks, ops
 from l2c.config import ModelConfig
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.errors import BackendError
 from l2c.ops import Grid, extension, floating, reference
-from l2c.probability import ProbabilityModel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REASON = ops.triton_reason(DEVICE)

@@ -23,9 +23,7 @@ from l2c.ops.floating import (
     to_levels,
 )
 from l2c.ops.integers import (
-    INTEGER_BACKENDS,
     PackedLayer,
-    choose_integer_backend,
     int_conv,
     integer_conv,
     integer_kernels,
@@ -39,13 +37,11 @@ from l2c.ops.streams import check_stream_end, parse_stream, range_decoder, range
 
 __all__ = [
     "FLOAT_BACKENDS",
-    "INTEGER_BACKENDS",
     "Grid",
     "PackedLayer",
     "bf16_pays",
     "check_stream_end",
     "choose_float_backend",
-    "choose_integer_backend",
     "cpp_extension",
     "cuda_extension",
     "dequantise",

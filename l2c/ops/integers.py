@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from l2c.ops import extension, reference
 from l2c.ops.contract import MAX_LANES, STATE_LOW, IntegerLayer, IntegerTables
 from l2c.ops.streams import check_stream_end, parse_stream, range_decoder, range_encoder, write_stream, xxh64
 
-INTEGER_BACKENDS = ("auto", "cpu", "triton", "torch", "reference")
 _CHANNEL_BLOCK = 64  # channels are padded to whole blocks of the matrix products
 
 
@@ -50,33 +48,6 @@ def _launched_on(device: torch.device, launch: Any) -> Any:
             launch(*args, **kwargs)
 
     return launch_there
-
-
-def choose_integer_backend(backend: str, device: torch.device | None) -> str:
-    """Resolve "auto" for P's integer steps.
-
-    On a GPU "triton" where its kernels run, else "torch"; on the CPU "cpu" where the extension loads, else "torch".
-    The environment variable L2C_BACKEND names another choice for "auto".
-
-    Raises:
-        BackendError: an unknown name, or a backend asked for by name that cannot run.
-    """
-    if backend == "auto":
-        backend = os.environ.get("L2C_BACKEND") or "auto"
-    if backend not in INTEGER_BACKENDS:
-        raise BackendError(f"no integer backend is called {backend!r}; there are {', '.join(INTEGER_BACKENDS)}")
-    if backend == "cpu":
-        extension.cpp_extension()
-    if backend == "triton":
-        reason = extension.triton_reason(device if device is not None else torch.device("cpu"))
-        if reason:
-            raise BackendError(reason)
-        extension.cpp_extension()  # streams' checksums
-    if backend != "auto":
-        return backend
-    if device is not None and device.type != "cpu":
-        return "triton" if not extension.triton_reason(device) and extension.load_cpp()[0] is not None else "torch"
-    return "cpu" if extension.load_cpp()[0] is not None else "torch"
 
 
 @dataclass(frozen=True)
@@ -216,11 +187,17 @@ def integer_conv(
 
 def _plain_backend(backend: str, device: torch.device | None) -> str:
     """Which backend an operator on arrays of the host runs: "cpu", "triton" or "reference"."""
-    if backend not in ("auto", "cpu", "triton", "reference"):
-        raise BackendError(f"no backend is called {backend!r}; there are auto, cpu, triton and reference")
     if backend == "auto":
         return "cpu" if extension.load_cpp()[0] is not None else "reference"
-    return choose_integer_backend(backend, device)
+    if backend == "cpu":
+        extension.cpp_extension()
+    elif backend == "triton":
+        reason = extension.triton_reason(device if device is not None else torch.device("cpu"))
+        if reason:
+            raise BackendError(reason)
+    elif backend != "reference":
+        raise BackendError(f"no backend is called {backend!r}; there are auto, cpu, triton and reference")
+    return backend
 
 
 def mixture_params(

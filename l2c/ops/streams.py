@@ -17,6 +17,11 @@ def xxh64(data: npt.NDArray[np.uint8]) -> int:
     return cpp_extension().xxh64(data)
 
 
+def check_head(payload: bytes | memoryview) -> None:
+    """Raises BitstreamError where the head of a stream of csrc/rans.h is not valid, or it ends within a word."""
+    _head(np.frombuffer(payload, dtype=np.uint8))
+
+
 def parse_stream(payload: bytes | memoryview) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.uint16]]:
     """A stream of csrc/rans.h taken apart: lanes, their states int64 [lanes], words uint16 [n].
 
@@ -24,9 +29,15 @@ def parse_stream(payload: bytes | memoryview) -> tuple[int, npt.NDArray[np.int64
         BitstreamError: its head is not valid, or it ends within a state or a word.
     """
     data = np.frombuffer(payload, dtype=np.uint8)
+    lanes, states = _head(data)
+    return lanes, states, np.frombuffer(data[1 + 6 * lanes :].tobytes(), dtype="<u2").astype(np.uint16)
+
+
+def _head(data: npt.NDArray[np.uint8]) -> tuple[int, npt.NDArray[np.int64]]:
+    """Lanes, and their states int64 [lanes]; errors as in `parse_stream`."""
     if not len(data):
         raise BitstreamError("range coder: the stream is empty")
-    if 1 << int(data[0]) > MAX_LANES:
+    if data[0] > MAX_LANES.bit_length() - 1:
         raise BitstreamError("range coder: the lane count is illegal")
     lanes = 1 << int(data[0])
     head = 1 + 6 * lanes
@@ -39,7 +50,7 @@ def parse_stream(payload: bytes | memoryview) -> tuple[int, npt.NDArray[np.int64
     values = states.view("<i8").reshape(lanes).astype(np.int64)
     if values.min() < STATE_LOW:
         raise BitstreamError("range coder: a lane state is illegal")
-    return lanes, values, np.frombuffer(data[head:].tobytes(), dtype="<u2").astype(np.uint16)
+    return lanes, values
 
 
 def write_stream(lanes: int, states: npt.NDArray[np.int64], words: npt.NDArray[Any]) -> bytes:
