@@ -21,8 +21,11 @@ from conftest import DEVICES, THREADS, plain_float32
 from PIL import Image
 
 import l2c
-from l2c import integer, networks
+from l2c import networks
 from l2c.codec import PRECISIONS
+from l2c.entropy import multiscale
+from l2c.entropy.coder import ObservingJob
+from l2c.entropy.multiscale.schedule import scale_sizes
 from l2c.format.bitstream import read_bitstream
 
 BPP = 0.5
@@ -83,15 +86,15 @@ def test_codec_probability(timed: Callable[..., Any], picture: Any, file: bytes,
     """
 
     class Known:
-        def mixture(self, weights: Any, means: Any, inv_scales: Any, latents: Any) -> Any:
-            return latents
+        def mixture(self, symbols: Any, weights: Any, means: Any, inv_scales: Any) -> None:
+            pass
 
     stream = read_bitstream(file)
     symbols = codec.read_latents([stream])[0]
     header = (stream.header.quality, stream.header.metric_mix, stream.header.latent_bits)
-    job = lambda: integer.Job(*symbols.shape[1:], header, stream.tiles[0].channels, Known(), symbols)  # type: ignore[arg-type] # noqa: E731
+    job = ObservingJob(*symbols.shape[1:], header, stream.tiles[0].channels, symbols, Known())
     (got,) = timed(
-        lambda: codec.model.integer.code([job()], "cpu", threads=THREADS),
+        lambda: codec.model.integer.code([job], "cpu", threads=THREADS),
         macs=probability_macs(codec.model.integer, *symbols.shape[1:]),
         **facts(picture, "P with its parameters"),
     )
@@ -99,9 +102,9 @@ def test_codec_probability(timed: Callable[..., Any], picture: Any, file: bytes,
     assert codec.model.integer.known_answer("cpu") == codec.model.known_answer  # over all parameters
 
 
-def probability_macs(model: integer.IntegerModel, height: int, width: int) -> int:
+def probability_macs(model: multiscale.IntegerModel, height: int, width: int) -> int:
     """Multiply-accumulates of all steps of P over one tile."""
-    cells = [rows * columns for rows, columns in integer.scale_sizes(height, width, model.config.num_scales)[1:]]
+    cells = [rows * columns for rows, columns in scale_sizes(height, width, model.config.num_scales)[1:]]
     step = sum(
         layer.weight.size - (layer is part.w1) * model.planes * layer.weight.shape[0]  # planes lie in the bias
         for part in model.steps

@@ -18,9 +18,11 @@ import torch
 from bench_rans import picture_stream
 from conftest import DEVICES
 
-from l2c import integer, ops, reference
-from l2c.device_coder import pack_layer
+from l2c import ops
+from l2c.entropy import multiscale
+from l2c.entropy.multiscale.backends import stepwise
 from l2c.errors import BackendError
+from l2c.ops import arithmetic, reference
 
 ROWS, COLUMNS = 32, 48
 LAYERS = {"w1": (504, 112, 1), "w2": (112, 112, 3), "w4": (112, 648, 1)}  # inputs, outputs, kernel
@@ -61,18 +63,18 @@ def test_kernels_conv(timed: Callable[..., Any], layer: str, device: str, backen
         got = timed(lambda: conv.run(x, threads=2), **facts).transpose(2, 0, 1)
     elif backend == "torch":
         place = torch.device(device)
-        image = torch.from_numpy(x).to(place, integer.carrier(place)).permute(2, 0, 1)[None]
+        image = torch.from_numpy(x).to(place, arithmetic.carrier(place)).permute(2, 0, 1)[None]
         parts = (
             torch.from_numpy(weight).to(image),
             torch.from_numpy(bias).to(image).view(1, -1, 1, 1),
             torch.from_numpy(multiplier).to(device).view(1, -1, 1, 1),
         )
-        with integer.exact_products(place):
-            out = timed(lambda: integer.TorchEngine._conv(image, parts).clamp(0, 255), **facts)
+        with arithmetic.exact_products(place):
+            out = timed(lambda: stepwise.TorchEngine._conv(image, parts).clamp(0, 255), **facts)
         got = out[0].cpu().numpy()
     else:
         place = torch.device(device)
-        packed = pack_layer(weight, bias, multiplier, slice(None), place)
+        packed = ops.pack_layer(weight, bias, multiplier, slice(None), place)
         padded = np.full((1, ROWS, COLUMNS, packed.weight.shape[2]), -128, np.int8)
         padded[0, ..., :inputs] = x.astype(np.int16) - 128
         image = torch.from_numpy(padded).to(place)
@@ -86,7 +88,7 @@ def test_kernels_conv(timed: Callable[..., Any], layer: str, device: str, backen
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_kernels_params(timed: Callable[..., Any], backend: str) -> None:
-    tables = integer.make_tables()
+    tables = multiscale.make_tables()
     raw = np.random.default_rng(0).integers(-200, 200, (ROWS * COLUMNS, 648)).astype(np.int16)
     arguments = raw, 3, 72, tables.exp, tables.inv_scale
     got = timed(
@@ -132,7 +134,7 @@ def float_operator(name: str, device: str, backend: str) -> tuple[Callable[[], l
     x, bias, scale = tensor(1, 192, side, side), tensor(1, 192, 4, 4), tensor(1, 192, 2, 2)
 
     def epilogue() -> list[torch.Tensor]:
-        grids = {"bias_grid": reference.Grid(side // 4), "scale_grid": reference.Grid(side // 2)}
+        grids = {"bias_grid": ops.Grid(side // 4), "scale_grid": ops.Grid(side // 2)}
         out = ops.patch_epilogue(x, bias, scale, slope=0.1, backend=backend, **grids)
         return [out, *torch.autograd.grad(out.sum(), (x, bias, scale))]
 
@@ -189,7 +191,7 @@ def test_kernels_coder_gpu(
     }
     if what == "params":
         raw = torch.randint(-200, 200, (streams, 1, n // 72, 648), dtype=torch.int16, device=place)
-        tables = integer.make_tables()
+        tables = multiscale.make_tables()
         exp, inv = (torch.from_numpy(t.view(np.int16)).to(place) for t in (tables.exp, tables.inv_scale))
         sizes = torch.tensor([[1, n // 72]] * streams, dtype=torch.int32, device=place)
         used = many([72], torch.int32)
@@ -208,7 +210,7 @@ def test_kernels_coder_gpu(
     _, states, words = ops.parse_stream(payload)
     if what == "intervals":
         timed(intervals, bytes=streams * n * (6 * K + 9), **facts)
-        low = ops.extension().mixture_cdf(stream.symbols.astype(np.int32), *stream.args)
+        low = ops.cpp_extension().mixture_cdf(stream.symbols.astype(np.int32), *stream.args)
         np.testing.assert_array_equal(start[-1].cpu().numpy(), low)
     elif what == "encode":
         intervals()

@@ -29,6 +29,7 @@ import pytest
 import torch
 
 from l2c import _C
+from l2c.entropy.coder import ObservingJob
 
 CPUS = [name for name in ("avx512", "avx2", "scalar") if _C.cpu_has(name)]
 LANES = (64, 32, 16, 8, 4, 2, 1)
@@ -91,21 +92,19 @@ def synthetic_stream(n: int, K: int = 4, seed: int = 0) -> Stream:
 def picture_stream(path: Path, bpp: float, model: str) -> tuple[Stream, int]:
     """The symbols and mixtures of a picture of one tile at a rate, and the lanes that its file uses."""
     import l2c
-    from l2c import integer
     from l2c.format import bitstream
 
     pushed: list[tuple[npt.NDArray[Any], ...]] = []
 
     class Recorder:
-        def mixture(self, weights: Any, means: Any, inv_scales: Any, latents: Any) -> Any:
-            pushed.append((latents, weights, means, inv_scales))
-            return latents
+        def mixture(self, symbols: Any, weights: Any, means: Any, inv_scales: Any) -> None:
+            pushed.append((symbols, weights, means, inv_scales))
 
     codec = l2c.Codec(model)
     file = bitstream.read_bitstream(codec.encode(path, bpp=bpp))
     symbols = codec.read_latents([file])[0]
     header = (file.header.quality, file.header.metric_mix, file.header.latent_bits)
-    job = integer.Job(*symbols.shape[1:], header, file.tiles[0].channels, Recorder(), symbols)  # type: ignore[arg-type]
+    job = ObservingJob(*symbols.shape[1:], header, file.tiles[0].channels, symbols, Recorder())
     codec.model.integer.code([job])
     arrays = [np.ascontiguousarray(np.concatenate([part[i] for part in pushed], axis=-1)) for i in range(4)]
     return Stream(*arrays, header[2]), 1 << file.payloads[0][0]

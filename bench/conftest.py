@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 import l2c
-from l2c import integer
 from l2c.devices import cpu_name
 from l2c.errors import L2CWarning
+from l2c.ops import arithmetic
 
 THREADS = 2
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -35,7 +35,7 @@ def pytest_benchmark_update_machine_info(config: Any, machine_info: dict[str, An
         python=platform.python_version(),
         torch=torch.__version__,
         gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        coder=l2c.ops.extension().cpu(),
+        coder=l2c.ops.cpp_extension().cpu(),
     )
 
 
@@ -52,7 +52,7 @@ def _threads() -> Iterator[None]:
 
 def plain_float32(device: str) -> contextlib.AbstractContextManager[None]:
     """float32 that is no TF32, as the codec runs it on a GPU."""
-    return integer.ieee_float32() if device == "cuda" else contextlib.nullcontext()
+    return arithmetic.ieee_float32() if device == "cuda" else contextlib.nullcontext()
 
 
 @pytest.fixture(scope="session")

@@ -134,7 +134,7 @@ def main() -> None:
     start = time.perf_counter()
     codec = l2c.Codec(args.model)
     pictures = [np.asarray(Image.open(p).convert("RGB")) for p in list_pictures(args.folder)]
-    cpus = [name for name in ("scalar", "avx2", "avx512") if ops.extension().cpu_has(name)]
+    cpus = [name for name in ("scalar", "avx2", "avx512") if ops.cpp_extension().cpu_has(name)]
     count = compare(codec, "all combinations", pictures[: args.pictures], cpus, ["cpu", "torch"])
     count += compare(codec, "fast path, every picture", pictures, cpus[-1:], ["cpu"])
     crops = [p[100:180, 200:296] for p in pictures]

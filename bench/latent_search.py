@@ -21,7 +21,7 @@ from l2c import ops
 from l2c.adapt import latents
 from l2c.adapt.encoder import regions_of
 from l2c.adapt.latents import LatentSearch, Regions
-from l2c.probability import ProbabilityModel
+from l2c.entropy.multiscale import ProbabilityModel
 
 CASES = ((300, 8), (650, 8), (500, 0))  # quality in tenths, mu
 ALPHAS = (3e-4, 1e-3, 3e-3)  # latents per bit

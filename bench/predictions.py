@@ -1,6 +1,6 @@
 """What a GPU should take for our work, by operation count: the floors, and predictions with stated assumptions.
 
-The counts come from the shipped model and the launch order of `l2c.device_coder`, nothing is measured here. The serial
+The counts come from the shipped model and the launch order of `DeviceCoder`, nothing is measured here. The serial
 part of entropy decoding is rows of lanes, one after the other: ROW_CYCLES each at 1.7 GHz, counted in the machine code
 of the decoding loop for sm_90 (CUDA C++) with its stall counts and assumed latencies; of the Triton form a guess.
 """
@@ -11,9 +11,9 @@ import torch
 
 from l2c import networks
 from l2c.codec import DEFAULT_TILE
-from l2c.device_coder import choose_lanes
+from l2c.entropy.multiscale.backends.device_coder import choose_lanes
+from l2c.entropy.multiscale.schedule import scale_sizes
 from l2c.format.tiles import latent_tiles
-from l2c.integer import scale_sizes
 from l2c.models import Model, load_model
 
 CLOCK = 1.7e9

@@ -1,5 +1,5 @@
 // Bits of latents under their mixtures of logistics, in float32, with their gradient: what training and the search over
-// latents ask for. Defined by l2c/reference.py (`mixture_bits`, `neighbour_bits`); nothing here decides a probability
+// latents ask for. Defined by l2c/ops/reference.py (`mixture_bits`, `neighbour_bits`); nothing here decides a probability
 // of the coder, whose own arithmetic is in mixture_cdf.h.
 //
 // Arrays are C-contiguous, a row being the channels of one position: x [rows][channels], parameters

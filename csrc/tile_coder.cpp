@@ -28,7 +28,7 @@ namespace l2c {
 namespace {
 
 constexpr std::uint8_t kZero = 128;              // an input of w1 that is 0
-constexpr std::uint8_t kAvailable = kZero + 16;  // AVAILABLE of l2c/probability.py
+constexpr std::uint8_t kAvailable = kZero + 16;  // AVAILABLE of l2c/ops/contract.py
 constexpr std::int64_t kLaneCells = 64;          // chunks are multiples of it
 constexpr std::int64_t kChunkBytes = 256 << 10;  // output of the head and parameters of a chunk
 constexpr std::int64_t kMaxSide = std::int64_t{1} << 30;

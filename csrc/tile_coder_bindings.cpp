@@ -98,7 +98,8 @@ std::unique_ptr<TileModel> make_model(std::vector<int> channel_groups, int num_s
     return std::make_unique<TileModel>(view, choose_orders(*model, pointers, cpu));
 }
 
-// A Python object with the methods of l2c.integer.Symbols. It may observe what is coded, so it gets whole groups.
+// A Python object with `mixture(weights, means, inv_scales, symbols)` and `uniform(n, symbols)`, which return symbols.
+// It may observe what is coded, so it gets whole groups.
 class PythonCoder final : public SymbolCoder {
  public:
     PythonCoder(py::object coder, bool encodes) : coder_(std::move(coder)), encodes_(encodes) {}
@@ -214,7 +215,7 @@ Args:
         active. Only the speed depends on it.
 Raises:
     ValueError: shapes that do not fit each other, sums that can wrap, sizes or tables out of range.
-Exactness: the same integers for every CPU path and thread count; they are those of l2c.reference.)")
+Exactness: the same integers for every CPU path and thread count; they are those of l2c.ops.reference.)")
         .def(py::init(&make_model), py::arg("channel_groups"), py::arg("num_scales"), py::arg("num_mixtures"),
              py::arg("steps"), py::arg("prior"), py::arg("compand"), py::arg("exp_table"), py::arg("inv_scales"),
              py::arg("samples") = py::tuple())
@@ -222,8 +223,8 @@ Exactness: the same integers for every CPU path and thread count; they are those
 
 Args:
     jobs: tuples (height, width, bits, used, planes, coder, symbols): size of the latents, b, channels coded, constant
-        planes uint8 [M + 1, planes] (those of the prior last), a RangeEncoder, a RangeDecoder or an object like
-        l2c.integer.Symbols, and uint8 [c, height, width], known when encoding, else None.
+        planes uint8 [M + 1, planes] (those of the prior last), a RangeEncoder, a RangeDecoder or an object
+        that is asked by mixture(weights, means, inv_scales, symbols) and uniform(n, symbols), and uint8 [c, height, width], known when encoding, else None.
     threads: at most this many: several tiles at a time, or several threads for one tile.
 Returns:
     symbols uint8 [c, height, width] of each tile; 2^(b-1) in channels that are not coded.

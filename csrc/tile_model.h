@@ -1,6 +1,6 @@
 // The probability model P of one model file, packed for `code_tiles` (tile_coder.h).
 //
-// The graph and its integers are those of l2c/integer.py and l2c/probability.py, whose words are used here: a *cell* is
+// The graph and its integers are those of l2c/entropy/multiscale, whose words are used here: a *cell* is
 // the 2x2 positions of z^(scale) around one position of z^(scale + 1), q is the context that the steps hand on, and a
 // step codes one group of channels at one position of all cells.
 

@@ -1,4 +1,4 @@
-"""What a step of P sees: the truth filled in, where it is available, and the context q (l2c.probability, L2C Fig. 2).
+"""What a step of P sees: the truth filled in, where it is available, and the context q (P, L2C Fig. 2).
 
 One int8 buffer a scale, [N, R, C, channels]: [4 c values | 4 G availability | q - 128 | zeros]. A step reads it as it
 lies; w3 writes q into it; `fill_fwd` adds a group once it is coded. The header's planes are in w1's bias.

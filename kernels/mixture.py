@@ -13,14 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from l2c import reference
 from l2c.kernels import block_size
 from l2c.kernels.common import coded_place
+from l2c.ops import contract
 
-WEIGHT_SUM = tl.constexpr(65520)
-ONE = tl.constexpr(1 << 20)
-WINDOW = tl.constexpr(16)  # edges of a window
-BAD_SYMBOL = tl.constexpr(1)  # csrc/mixture_cdf.h
+WEIGHT_SUM = tl.constexpr(contract.WEIGHT_SUM)
+ONE = tl.constexpr(contract.CDF_ONE)
+WINDOW = tl.constexpr(contract.WINDOW)
+BAD_SYMBOL = tl.constexpr(contract.BAD_SYMBOL)
 
 
 @functools.cache  # recorded graphs hold its address
@@ -28,7 +28,7 @@ def tail_table(device: torch.device) -> Tensor:
     """a, b and c of the 32 quadratics of sigma's upper tail: int32 [3, 32]."""
     rows = [
         list(values) + [fill] * (32 - len(values))
-        for values, fill in ((reference.TAIL_A, 1), (reference.TAIL_B, 0), (reference.TAIL_C, 0))
+        for values, fill in ((contract.TAIL_A, 1), (contract.TAIL_B, 0), (contract.TAIL_C, 0))
     ]
     return torch.tensor(rows, dtype=torch.int32, device=device)
 

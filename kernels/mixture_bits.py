@@ -1,4 +1,4 @@
-"""Bits of latents under their mixtures of logistics, and their gradient; defined by `reference.mixture_bits`.
+"""Bits of latents under their mixtures of logistics, and their gradient; defined by `ops.reference.mixture_bits`.
 
 One program takes BLOCK_SIZE latents of one picture in the memory order of the parameters, which it reads in place,
 whatever their strides. Nothing is kept for the backward pass but the inputs: it computes the sigmoids again.
@@ -12,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from l2c import reference
 from l2c.kernels.common import blocks_of, is_channels_last, offset_of, on_device_of, place_of
-from l2c.mixture_bits import MARGIN
+from l2c.ops.contract import LOG2_INV_SCALE_LEAST, LOG2_INV_SCALE_MOST, MARGIN
 
 BLOCK_SIZE = 512  # a latent needs a few dozen registers
 
@@ -257,8 +256,8 @@ def _constants(params: Tensor, num_mixtures: int) -> dict[str, Any]:
     """How all three kernels are compiled."""
     return {
         "K": num_mixtures,
-        "LEAST": reference.LOG2_INV_SCALE_LEAST,
-        "MOST": reference.LOG2_INV_SCALE_MOST,
+        "LEAST": LOG2_INV_SCALE_LEAST,
+        "MOST": LOG2_INV_SCALE_MOST,
         "CHANNELS_LAST": is_channels_last(params),
         "BLOCK_SIZE": BLOCK_SIZE,
         "enable_fp_fusion": True,

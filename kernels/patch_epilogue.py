@@ -1,4 +1,4 @@
-"""What follows a convolution of D, with biases and scales by patch; defined by `reference.patch_epilogue`.
+"""What follows a convolution of D, with biases and scales by patch; defined by `ops.reference.patch_epilogue`.
 
 The big tensors are walked in their own memory order: all of a call lie alike, channels last or contiguous. Gradients
 of patches are sums over their positions in a fixed order: each program sums a part of one patch, then PyTorch adds
@@ -14,9 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from l2c import reference
 from l2c.kernels.common import on_device_of
-from l2c.reference import Grid
+from l2c.ops.contract import Grid
 
 TILE = 1024  # positions times channels of a program of the element-wise kernels, in tiles of so many channels at most
 TILE_CHANNELS = 64
@@ -298,55 +297,3 @@ def _longest(start: int, side: int, count: int, length: int) -> int:
     """Rows or columns of the longest of `count` patches on a layer."""
     inner = [min(max(k * side - start, 0), length) for k in range(1, count)]
     return max(end - first for first, end in itertools.pairwise([0, *inner, length]))
-
-
-class PatchEpilogue(torch.autograd.Function):
-    """`patch_epilogue_fwd` with its gradient; apply takes its arguments."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        bias: Tensor | None,
-        scale: Tensor | None,
-        residual: Tensor | None,
-        slope: float,
-        bias_grid: Grid | None,
-        scale_grid: Grid | None,
-    ) -> Tensor:
-        ctx.save_for_backward(x, bias, scale, residual)
-        ctx.others = slope, bias_grid, scale_grid
-        return patch_epilogue_fwd(x, bias, scale, residual, slope, bias_grid, scale_grid)
-
-    @staticmethod
-    def backward(ctx: Any, dout: Tensor) -> tuple[Any, ...]:
-        inputs, others = ctx.saved_tensors, ctx.others
-        needed = ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled():
-            return *_differentiable_backward(dout, inputs, others, needed), None, None, None
-        (x, bias, scale, residual), (slope, bias_grid, scale_grid) = inputs, others
-        gradients: list[Tensor | None] = [None] * 4
-        if needed[0] or needed[1] or needed[3]:
-            dx, gradients[3] = patch_epilogue_bwd(dout, x, bias, scale, *others)
-            gradients[0] = dx
-            if needed[1]:
-                gradients[1] = patch_sums(dx, None, bias, bias_grid)
-        if needed[2]:
-            plain = bias is None and residual is None and slope == 1.0
-            scaled = x if plain else patch_epilogue_fwd(x, bias, None, residual, slope, bias_grid, None)
-            gradients[2] = patch_sums(scaled, dout, scale, scale_grid)
-        return *(g if need else None for g, need in zip(gradients, needed)), None, None, None
-
-
-def _differentiable_backward(
-    dout: Tensor, inputs: Sequence[Tensor | None], others: tuple[Any, ...], needed: Sequence[bool]
-) -> list[Tensor | None]:
-    """Gradients that have gradients themselves (meta-training of second order), by PyTorch's own form.
-
-    On aliases, for the inputs may depend on each other: what goes that way belongs to the graph outside.
-    """
-    aliases = [None if t is None else t.view_as(t) for t in inputs]
-    out = reference.patch_epilogue(*aliases, *others)  # type: ignore[arg-type]
-    wanted = [t for t, need in zip(aliases, needed) if need and t is not None]
-    found = iter(torch.autograd.grad(out, wanted, dout, create_graph=True))
-    return [next(found) if need else None for need in needed]

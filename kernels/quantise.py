@@ -1,4 +1,4 @@
-"""Q with the mask of L2C Eq. 2, and Q^-1; defined by `reference.quantise`, `dequantise` and `to_levels`.
+"""Q with the mask of L2C Eq. 2, and Q^-1; defined by `ops.reference.quantise`, `dequantise` and `to_levels`.
 
 Integers have to come out the same everywhere. Dividing by S is multiplying by a power of two, which is exact (Triton's
 own division is not), and so is the remainder that decides the rounding; c * tau is rounded once, as PyTorch rounds it:

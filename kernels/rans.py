@@ -13,11 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from l2c.kernels.mixture import WINDOW, mixture_cdf, tail_table
+from l2c.ops import contract
 
-LOW = tl.constexpr(1 << 32)
-SLOT = tl.constexpr((1 << 20) - 1)
-TRUNCATED = tl.constexpr(4)  # csrc/mixture_cdf.h
-NO_ROOM = tl.constexpr(6)  # csrc/cuda/rans.h
+LOW = tl.constexpr(contract.STATE_LOW)
+SLOT = tl.constexpr(contract.CDF_ONE - 1)
+TRUNCATED = tl.constexpr(contract.TRUNCATED)
+NO_ROOM = tl.constexpr(contract.NO_ROOM)
 
 
 @triton.jit(do_not_specialize=["S", "k_stride"])

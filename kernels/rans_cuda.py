@@ -6,12 +6,18 @@ ahead and passes words between lanes by shuffles, which a Triton program cannot 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from l2c import ops
+
+def launchers(cuda: Any) -> dict[str, Callable[..., None]]:
+    """The four launchers below by name, bound to the extension `l2c._cuda`."""
+    functions = (mixture_intervals_fwd, mixture_window_fwd, rans_decode_fwd, rans_encode_fwd)
+    return {function.__name__: functools.partial(function, cuda) for function in functions}
 
 
 def _place(tensor: Tensor) -> dict[str, int]:
@@ -34,6 +40,7 @@ def _mixtures(count: Tensor, bits: Tensor, weights: Tensor, means: Tensor, inv_s
 
 
 def mixture_intervals_fwd(
+    cuda: Any,
     symbols: Tensor,
     count: Tensor,
     bits: Tensor,
@@ -46,7 +53,7 @@ def mixture_intervals_fwd(
     status: Tensor,
 ) -> None:
     """See `mixture.mixture_intervals_fwd`."""
-    ops.cuda_extension().mixture_intervals(
+    cuda.mixture_intervals(
         symbols=symbols.data_ptr(),
         position=offset.data_ptr(),
         start=start.data_ptr(),
@@ -58,15 +65,23 @@ def mixture_intervals_fwd(
 
 
 def mixture_window_fwd(
-    count: Tensor, bits: Tensor, weights: Tensor, means: Tensor, inv_scales: Tensor, window: Tensor, first: Tensor
+    cuda: Any,
+    count: Tensor,
+    bits: Tensor,
+    weights: Tensor,
+    means: Tensor,
+    inv_scales: Tensor,
+    window: Tensor,
+    first: Tensor,
 ) -> None:
     """See `mixture.mixture_window_fwd`."""
-    ops.cuda_extension().mixture_window(
+    cuda.mixture_window(
         first=first.data_ptr(), window=window.data_ptr(), **_mixtures(count, bits, weights, means, inv_scales)
     )
 
 
 def rans_decode_fwd(
+    cuda: Any,
     words: Tensor,
     next_word: Tensor,
     end: Tensor,
@@ -85,7 +100,7 @@ def rans_decode_fwd(
     most_lanes: int,
 ) -> None:
     """See `rans.rans_decode_fwd`; a stream that has failed stays where it was."""
-    ops.cuda_extension().rans_decode_mixture(
+    cuda.rans_decode_mixture(
         lanes=lanes.data_ptr(),
         position=position.data_ptr(),
         states=states.data_ptr(),
@@ -102,6 +117,7 @@ def rans_decode_fwd(
 
 
 def rans_encode_fwd(
+    cuda: Any,
     start: Tensor,
     freq: Tensor,
     total: Tensor,
@@ -113,7 +129,7 @@ def rans_encode_fwd(
     most_lanes: int,
 ) -> None:
     """See `rans.rans_encode_fwd`."""
-    ops.cuda_extension().rans_encode(
+    cuda.rans_encode(
         lanes=lanes.data_ptr(),
         total=total.data_ptr(),
         start=start.data_ptr(),

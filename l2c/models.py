@@ -18,9 +18,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_save
 from torch import Tensor
 
-from l2c import integer
 from l2c.adapt.bias_sets import BiasSets
 from l2c.config import ModelConfig
+from l2c.entropy import multiscale
 from l2c.errors import ConfigError, ModelMismatchError
 from l2c.files import write_atomically
 from l2c.networks import Transform
@@ -52,7 +52,7 @@ class Model:
     model_id: bytes
     config: ModelConfig
     transform: Transform
-    integer: integer.IntegerModel
+    integer: multiscale.IntegerModel
     known_answer: int
     rate_curve: list[tuple[float, float]]
     card: dict[str, str] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def save_model(
     path: str | os.PathLike[str],
     config: ModelConfig,
     transform: Transform,
-    probability: integer.IntegerModel,
+    probability: multiscale.IntegerModel,
     rate_curve: list[tuple[float, float]],
     card: dict[str, str] | None = None,
     bias_sets: BiasSets | None = None,
@@ -83,7 +83,7 @@ def save_model(
     Networks and bias sets are stored as float16. `rate_curve` and `card` do not enter the id.
     """
     tensors = {f"transform.{k}": v.detach().to(torch.float16).contiguous() for k, v in transform.state_dict().items()}
-    tensors |= {k: v.contiguous() for k, v in integer.to_tensors(probability).items()}
+    tensors |= {k: v.contiguous() for k, v in multiscale.to_tensors(probability).items()}
     if bias_sets is not None:
         tensors |= {k: v.contiguous() for k, v in bias_sets.to_tensors().items()}
     metadata = {"config": config.to_json(), "rate_curve": json.dumps(rate_curve), "card": json.dumps(card or {})}
@@ -177,7 +177,7 @@ def _load(path: Path) -> Model:
         with torch.device("cpu"):  # whatever the default device and dtype are
             transform = Transform(config.transform).float()
         transform.load_state_dict(state)
-        probability = integer.from_tensors(tensors, config)
+        probability = multiscale.from_tensors(tensors, config)
         sets = BiasSets.from_tensors(tensors, transform)
         answer = int(tensors["probability.known_answer"][0])
         curve = [(float(q), float(bpp)) for q, bpp in json.loads(metadata.get("rate_curve", "[]"))]

@@ -52,26 +52,25 @@ class NoGpu:
 
 
 def integer_kernels() -> None:
-    """Everything that `l2c.device_coder` launches, at the shipped model's sizes."""
+    """Everything that `DeviceCoder` launches, at the shipped model's sizes."""
     import numpy as np
 
     import l2c.kernels
-    from l2c import integer, models, ops
+    from l2c import models
+    from l2c.entropy.coder import EncodingJob
+    from l2c.ops import extension
 
     # A CPU's tensors stand for a GPU's: its block sizes, and the kernels themselves.
-    ops.triton_reason = lambda device: ""  # type: ignore[assignment]
+    extension.triton_reason = lambda device: ""  # type: ignore[assignment]
     for name in ("int_conv", "mixture", "context"):
         __import__(f"l2c.kernels.{name}")
         getattr(l2c.kernels, name).block_size = lambda device, size, needed: size
     model = models.load_model("l2c-default").integer
 
-    def jobs_of(*sizes: tuple[int, int]) -> list[integer.Job]:
-        return [
-            integer.Job(h, w, (500, 8, 8), 96, integer.SymbolWriter(8), np.full((96, h, w), 128, np.uint8))
-            for h, w in sizes
-        ]
+    def jobs_of(*sizes: tuple[int, int]) -> list[EncodingJob]:
+        return [EncodingJob(h, w, (500, 8, 8), 96, np.full((96, h, w), 128, np.uint8)) for h, w in sizes]
 
-    coder = model.device_coder(None)
+    coder = model.backends()["triton"].coder(torch.device("cpu"))
     # Large tiles for P's largest blocks, as `DeviceCoder.prove` asks for, and small ones for its smallest. Four of
     # each, because rows of int32 [., 4] all start at multiples of 16 bytes: where some do not, Triton compiles once
     # more, to the same instructions.
@@ -95,8 +94,8 @@ def integer_kernels() -> None:
 def float_kernels() -> None:
     """Everything that `ops` launches on float tensors: forward and backward, float32 and bfloat16."""
     from l2c.kernels import mixture_bits, patch_epilogue, quantise
-    from l2c.mixture_bits import NEIGHBOUR_MARGIN
-    from l2c.reference import Grid
+    from l2c.ops import Grid
+    from l2c.ops.contract import NEIGHBOUR_MARGIN
 
     for dtype in (torch.float32, torch.bfloat16):
         x = torch.randn(2, 24, 16, 16).contiguous(memory_format=torch.channels_last)

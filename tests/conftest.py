@@ -44,16 +44,16 @@ def tiny_config() -> ModelConfig:
 @pytest.fixture(scope="session")
 def tiny_model_path(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model file of `tiny_config`, the same weights in every run."""
-    from l2c import integer
+    from l2c.entropy import multiscale
+    from l2c.entropy.multiscale import ProbabilityModel
     from l2c.models import save_model
     from l2c.networks import Transform
-    from l2c.probability import ProbabilityModel
 
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         transform = Transform(tiny_config.transform)
-        probability = integer.from_float(ProbabilityModel(tiny_config), tiny_config)
+        probability = multiscale.from_float(ProbabilityModel(tiny_config), tiny_config)
     save_model(path, tiny_config, transform, probability, rate_curve=[], card={"training": "none"})
     return path
 

@@ -19,11 +19,15 @@ import torch
 from PIL import Image
 
 import l2c
-from l2c import integer, metrics, networks, ops
+from l2c import metrics, networks, ops
 from l2c.adapt import bias_sets, sequential
 from l2c.codec import session
 from l2c.codec.latent_stage import Latents
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.entropy import multiscale
+from l2c.entropy.multiscale import ProbabilityModel, backends
+from l2c.entropy.multiscale.backends import stepwise
+from l2c.entropy.multiscale.backends.cpu import CpuBackend
 from l2c.errors import (
     BackendError,
     BitstreamError,
@@ -37,7 +41,6 @@ from l2c.errors import (
 from l2c.format.bitstream import Header, read_bitstream, read_header, write_bitstream
 from l2c.format.levels import OperatingPoint
 from l2c.models import save_model
-from l2c.probability import ProbabilityModel
 
 
 def drawn(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -113,7 +116,7 @@ def test_four_codec_set_runs_with_tiny_widths(tmp_path, configs, codec_name: str
 def whole_path(config: ModelConfig, folder) -> None:
     torch.manual_seed(0)
     path = folder / f"{config.name}.safetensors"
-    probability = integer.from_float(ProbabilityModel(config), config)
+    probability = multiscale.from_float(ProbabilityModel(config), config)
     save_model(path, config, networks.Transform(config.transform), probability, [])
     codec = l2c.Codec(path)
     picture = drawn(45, 83)
@@ -354,7 +357,7 @@ def test_other_models_are_found_by_id(codec, tiny_model_path, tmp_path, monkeypa
     )
     torch.manual_seed(1)
     path = tmp_path / "other.safetensors"
-    probability = integer.from_float(ProbabilityModel(config), config)
+    probability = multiscale.from_float(ProbabilityModel(config), config)
     save_model(path, config, networks.Transform(config.transform), probability, [])
     other = l2c.Codec(path)
     picture = drawn(31, 22)
@@ -369,15 +372,16 @@ def test_other_models_are_found_by_id(codec, tiny_model_path, tmp_path, monkeypa
 
 def break_the_cpu_path(monkeypatch) -> None:
     """From here on the C++ form of a model has another bias in the head of its second step."""
-    right = integer.IntegerModel.tile_coder
+    right = CpuBackend.tile_coder
 
-    def wrong(model):
+    def wrong(backend):
+        model = backend.weights
         w4 = dataclasses.replace(model.steps[1].w4, bias=model.steps[1].w4.bias + 500)
         other = copy.copy(model)
         other.steps = (model.steps[0], dataclasses.replace(model.steps[1], w4=w4), *model.steps[2:])
-        return right(other)
+        return right(CpuBackend(other))
 
-    monkeypatch.setattr(integer.IntegerModel, "tile_coder", wrong)
+    monkeypatch.setattr(CpuBackend, "tile_coder", wrong)
 
 
 def test_wrong_integers_fall_back_to_the_exact_path(tiny_model_path, monkeypatch) -> None:
@@ -402,7 +406,7 @@ def test_a_second_implementation_that_is_wrong_is_not_asked(tiny_model_path, mon
     data = codec.encode(picture)
     expected = codec.verify(data)
     break_the_cpu_path(monkeypatch)
-    monkeypatch.setattr(integer.TorchEngine, "_conv", staticmethod(lambda x, layer: x[:, :1] * 0 + layer[1]))
+    monkeypatch.setattr(stepwise.TorchEngine, "_conv", staticmethod(lambda x, layer: x[:, :1] * 0 + layer[1]))
     with pytest.warns(L2CWarning, match="the reference backend was used"):
         assert codec.verify(data) == expected
 
@@ -441,7 +445,7 @@ def test_small_files_cannot_ask_for_much(tiny_model_path, monkeypatch) -> None:
         codec.verify(lie(2048, 2048, 12, tile=512))
     assert passes == [("cpu", 16), ("cpu", 1), ("torch", 1)]
     # No channel is used: P does not run. (The CRC lies, so this ends in an error as well.)
-    monkeypatch.setattr(integer.IntegerModel, "tile_coder", None)
+    monkeypatch.setattr(CpuBackend, "tile_coder", None)
     with pytest.raises(l2c.BitstreamError, match="do not match the CRC"):
         codec.verify(lie(4096, 4096, 0))
     # One pixel wide: the latents would cover eight times as many pixels.
@@ -456,7 +460,7 @@ def test_what_becomes_of_decoded_symbols_is_checked(tiny_model_path, monkeypatch
     codec = l2c.Codec(tiny_model_path, backend="cpu")
     data = codec.encode(drawn(40, 40))
     expected = codec.verify(data)
-    right = integer.IntegerModel.code
+    right = multiscale.IntegerModel.code
 
     def spoilt(self, jobs, backend="auto", device=None, threads=1):
         results = right(self, jobs, backend, device, threads)
@@ -464,7 +468,7 @@ def test_what_becomes_of_decoded_symbols_is_checked(tiny_model_path, monkeypatch
             results[0][-1, -1, -1] ^= 1
         return results
 
-    monkeypatch.setattr(integer.IntegerModel, "code", spoilt)
+    monkeypatch.setattr(multiscale.IntegerModel, "code", spoilt)
     with pytest.warns(L2CWarning, match="torch backend was used"):
         assert codec.verify(data) == expected
     monkeypatch.setattr(codec.latent_stage, "most_again", 1599)  # PyTorch is for small pictures
@@ -483,7 +487,7 @@ def test_a_second_decoding_is_checked_to_its_end(tiny_model_path, monkeypatch) -
     def no_memory(*args: object) -> None:
         raise RuntimeError("can't allocate memory")
 
-    monkeypatch.setattr(integer.TorchEngine, "step", no_memory)
+    monkeypatch.setattr(stepwise.TorchEngine, "step", no_memory)
     with pytest.raises(BitstreamError, match="bytes are left"):
         codec.verify(write_bitstream(stream.header, longer, [tile.channels for tile in stream.tiles]))
 
@@ -629,7 +633,7 @@ def test_parts_below_the_codec_need_no_default_device(codec) -> None:
         metrics._band.cache_clear()
         probability = codec.float_probability()
         found = sequential.adapt_sequentially(model, probability, pixels, 500, 4, iterations=2, autocast=False)
-        again = integer.from_float(integer.to_float(model.integer, model.config), model.config)
+        again = multiscale.from_float(multiscale.to_float(model.integer, model.config), model.config)
         shapes = [layer.weight.shape for _, layer in again.layers()]
         return (
             metrics.msssim(x, x * 0.9).tolist(),
@@ -688,9 +692,9 @@ def test_no_fast_backend_is_needed() -> None:
     chosen = [str(tests / "test_golden.py"), f"{tests / 'test_default_model.py'}::test_quality_is_monotone"]
     environment = {**os.environ, "L2C_BACKEND": "torch", "L2C_CPU": "scalar"}
     check = (
-        "import sys, pytest, torch, l2c; from l2c import ops; "
-        "assert ops.choose_integer_backend('auto', torch.device('cpu')) == 'torch'; "
-        "assert ops.extension().cpu() == 'scalar'; sys.exit(pytest.main(sys.argv[1:]))"
+        "import sys, pytest, torch, l2c; from l2c import ops; from l2c.entropy.multiscale import backends; "
+        "assert backends.choose('auto', torch.device('cpu')) == 'torch'; "
+        "assert ops.cpp_extension().cpu() == 'scalar'; sys.exit(pytest.main(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", check, "-q", *chosen], env=environment, capture_output=True, text=True, timeout=300
@@ -700,8 +704,8 @@ def test_no_fast_backend_is_needed() -> None:
 
 def test_backend_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("L2C_BACKEND", "reference")
-    assert ops.choose_integer_backend("auto", None) == "reference"
-    assert ops.choose_integer_backend("torch", None) == "torch"
+    assert backends.choose("auto", None) == "reference"
+    assert backends.choose("torch", None) == "torch"
     monkeypatch.setenv("L2C_BACKEND", "fast")
     with pytest.raises(BackendError, match="'fast'"):
-        ops.choose_integer_backend("auto", None)
+        backends.choose("auto", None)

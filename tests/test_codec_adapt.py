@@ -13,7 +13,6 @@ import pytest
 import torch
 
 import l2c
-from l2c import integer
 from l2c.adapt.bias_sets import BiasSets
 from l2c.adapt.effort import EFFORTS
 from l2c.codec import encoder
@@ -21,6 +20,8 @@ from l2c.codec.encoder import Coded, Trial
 from l2c.codec.latent_stage import Latents
 from l2c.codec.search import better
 from l2c.config import ModelConfig
+from l2c.entropy import multiscale
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.errors import BitstreamError, RateError
 from l2c.evaluate.measures import measure
 from l2c.format.adapt_section import NO_SET, PatchChanges
@@ -28,7 +29,6 @@ from l2c.format.bitstream import ADAPT, file_size, read_bitstream, write_bitstre
 from l2c.format.levels import OperatingPoint
 from l2c.models import save_model
 from l2c.networks import Transform, num_biases
-from l2c.probability import ProbabilityModel
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def with_sets(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         transform = Transform(tiny_config.transform)
-        probability = integer.from_float(ProbabilityModel(tiny_config), tiny_config)
+        probability = multiscale.from_float(ProbabilityModel(tiny_config), tiny_config)
         values = 0.05 * torch.randn(2, 5, num_biases(transform.decoder))
     sets = BiasSets(values, torch.zeros(2, 5, 2))
     save_model(path, tiny_config, transform, probability, rate_curve=[], bias_sets=sets)
@@ -348,7 +348,7 @@ def test_uniform_prior_and_few_bits(b: int, photo: np.ndarray, configs: Path, tm
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         path = tmp_path / "p.safetensors"
-        save_model(path, config, Transform(transform), integer.from_float(ProbabilityModel(config), config), [])
+        save_model(path, config, Transform(transform), multiscale.from_float(ProbabilityModel(config), config), [])
     codec = l2c.Codec(path)
     result = codec.encode_detailed(photo[:60, :50], quality=90, b=b, effort=4)
     assert codec.verify(result.data) == result.latents_sha256

@@ -28,6 +28,7 @@ from test_rans import Mixture, make_mixture, sample_symbols, xxh64
 
 from l2c import _C, ops
 from l2c.errors import BackendError
+from l2c.ops import extension
 
 ROOT = Path(__file__).parent.parent
 CSRC = ROOT / "csrc" / "cuda"
@@ -681,14 +682,14 @@ def test_extension_that_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
         tries.append(name)
         raise ImportError("not built")
 
-    ops._load_cuda_extension.cache_clear()
+    extension.load_cuda.cache_clear()
     monkeypatch.setattr(importlib, "import_module", refuse)
     try:
         for _ in range(2):
             with pytest.raises(BackendError, match=r"l2c\._cuda does not load \(not built\).*L2C_CUDA=1"):
                 ops.cuda_extension()
     finally:
-        ops._load_cuda_extension.cache_clear()
+        extension.load_cuda.cache_clear()
     assert tries == ["l2c._cuda"]
 
 

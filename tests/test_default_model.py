@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 import l2c
-from l2c import integer, models
+from l2c import models
 from l2c.config import ModelConfig
+from l2c.entropy import multiscale
+from l2c.entropy.coder import EncodingJob
 from l2c.metrics import msssim, psnr
 
 
@@ -27,7 +29,7 @@ def scores(picture: np.ndarray, decoded: np.ndarray) -> tuple[float, float]:
 
 def test_weights_are_exact_and_small(codec, configs) -> None:
     for backend in ("cpu", "torch", "reference"):
-        integer.check_backend(codec.model.integer, codec.model.known_answer, backend)
+        multiscale.check_backend(codec.model.integer, codec.model.known_answer, backend)
     assert codec.model.config == ModelConfig.from_file(configs / "default.json")
     assert sum(f.stat().st_size for f in models.WEIGHTS_FOLDER.glob("*.safetensors")) <= 24e6
     card = (Path(models.WEIGHTS_FOLDER) / "l2c-default.md").read_text()
@@ -66,11 +68,10 @@ def test_quality_is_monotone(codec, metric: str) -> None:
 def test_payload_is_close_to_the_ideal_length(codec) -> None:
     """Within 0.5 % + 6 bytes a lane of -sum log2 p of the integer model."""
     latents = codec.read_latents([l2c.format.bitstream.read_bitstream(codec.encode(skimage.data.coffee(), bpp=0.5))])[0]
-    writer = integer.SymbolWriter(8)
-    job = integer.Job(*latents.shape[1:], (500, 4, 8), len(latents), writer, latents)
+    job = EncodingJob(*latents.shape[1:], (500, 4, 8), len(latents), latents)
     codec.model.integer.code([job])
-    ideal = writer.encoder.ideal_bits / 8
-    payload = writer.encoder.finish()
+    ideal = job.encoder.encoder.ideal_bits / 8
+    payload = job.encoder.finish()
     assert ideal <= len(payload) <= 1.005 * ideal + 6 * (1 << payload[0])
 
 

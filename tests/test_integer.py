@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from l2c import integer, ops, reference
+from l2c import ops
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.entropy import multiscale
+from l2c.entropy.coder import DecodingJob, EncodingJob
+from l2c.entropy.multiscale import ProbabilityModel
+from l2c.entropy.multiscale.backends import stepwise
 from l2c.errors import BackendError, BitstreamError, ModelMismatchError
-from l2c.probability import ProbabilityModel
+from l2c.ops import arithmetic, reference
+from l2c.ops.contract import IntegerLayer
 
 CONFIG = ModelConfig("p", TransformConfig("block", 8, 10, 8, 1, 1), ProbabilityConfig(3, (3, 7), 3, 24), bits=8)
 BACKENDS = ("cpu", "torch", "reference")
@@ -27,8 +32,8 @@ def float_model(config: ModelConfig = CONFIG) -> ProbabilityModel:
 
 
 @pytest.fixture(scope="module")
-def model() -> integer.IntegerModel:
-    return integer.from_float(float_model(), CONFIG)
+def model() -> multiscale.IntegerModel:
+    return multiscale.from_float(float_model(), CONFIG)
 
 
 def some_symbols(height: int, width: int, seed: int = 0, b: int = 8) -> np.ndarray:
@@ -39,22 +44,31 @@ def some_symbols(height: int, width: int, seed: int = 0, b: int = 8) -> np.ndarr
 
 
 def encode(
-    model: integer.IntegerModel, pictures: list[np.ndarray], backend: str, b: int = 8, used: int = 10, threads: int = 1
+    model: multiscale.IntegerModel,
+    pictures: list[np.ndarray],
+    backend: str,
+    b: int = 8,
+    used: int = 10,
+    threads: int = 1,
 ):
-    writers = [integer.SymbolWriter(b) for _ in pictures]
-    jobs = [integer.Job(p.shape[1], p.shape[2], (420, 3, b), used, w, p) for p, w in zip(pictures, writers)]
+    jobs = [EncodingJob(p.shape[1], p.shape[2], (420, 3, b), used, p) for p in pictures]
     model.code(jobs, backend, threads=threads)
-    return [w.encoder.finish() for w in writers]
+    return [job.encoder.finish() for job in jobs]
 
 
 def decode(
-    model: integer.IntegerModel, files: list[bytes], sizes, backend: str, b: int = 8, used: int = 10, threads: int = 1
+    model: multiscale.IntegerModel,
+    files: list[bytes],
+    sizes,
+    backend: str,
+    b: int = 8,
+    used: int = 10,
+    threads: int = 1,
 ):
-    readers = [integer.SymbolReader(f, b) for f in files]
-    jobs = [integer.Job(h, w, (420, 3, b), used, r) for (h, w), r in zip(sizes, readers)]
+    jobs = [DecodingJob(h, w, (420, 3, b), used, f) for (h, w), f in zip(sizes, files)]
     symbols = model.code(jobs, backend, threads=threads)
-    for reader in readers:
-        reader.decoder.finish()
+    for job in jobs:
+        job.decoder.finish()
     return symbols
 
 
@@ -98,7 +112,7 @@ def test_threads_do_not_change_bytes(model, threads: int) -> None:
 
 def test_uniform_prior_round_trip() -> None:
     config = dataclasses.replace(CONFIG, probability=dataclasses.replace(CONFIG.probability, prior="uniform"))
-    uniform = integer.from_float(float_model(config), config)
+    uniform = multiscale.from_float(float_model(config), config)
     picture = some_symbols(12, 9)
     files = [encode(uniform, [picture], backend)[0] for backend in BACKENDS]
     assert files[0] == files[1] == files[2]
@@ -115,11 +129,11 @@ def test_integer_rate_is_close_to_the_float_rate(model) -> None:
 
 
 def test_payload_is_within_half_a_percent_of_the_ideal(model) -> None:
-    writer = integer.SymbolWriter(8)
     picture = some_symbols(48, 64)
-    model.code([integer.Job(48, 64, (420, 3, 8), 10, writer, picture)])
-    ideal = writer.encoder.ideal_bits
-    payload = writer.encoder.finish()
+    job = EncodingJob(48, 64, (420, 3, 8), 10, picture)
+    model.code([job])
+    ideal = job.encoder.encoder.ideal_bits
+    payload = job.encoder.finish()
     lanes = 1 << payload[0]
     assert ideal <= 8 * len(payload) <= ideal * 1.005 + 8 * (6 * lanes + 1)
 
@@ -156,13 +170,13 @@ def test_torch_backend_ignores_global_settings(model) -> None:
 def test_torch_backend_leaves_settings_alone(model, monkeypatch) -> None:
     """They are the process's: a caller's own models in other threads would see them change."""
     seen = []
-    conv2d = integer.F.conv2d
+    conv2d = stepwise.F.conv2d
 
     def spy(x, *args, **kwargs):
         seen.append((x.dtype, torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision()))
         return conv2d(x, *args, **kwargs)
 
-    monkeypatch.setattr(integer.F, "conv2d", spy)
+    monkeypatch.setattr(stepwise.F, "conv2d", spy)
     expected = (torch.float64, torch.backends.mkldnn.enabled, torch.get_float32_matmul_precision())
     encode(model, [some_symbols(20, 24)], "torch")
     assert set(seen) == {expected}
@@ -174,7 +188,7 @@ def test_exact_products_of_a_gpu() -> None:
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        with integer.exact_products(torch.device("cuda")):
+        with arithmetic.exact_products(torch.device("cuda")):
             newer = [p.fp32_precision for p in places if hasattr(p, "fp32_precision")]
             assert set(newer) == {"ieee"} if newer else torch.get_float32_matmul_precision() == "highest"
             assert not torch.backends.cudnn.enabled
@@ -221,7 +235,7 @@ def test_sums_stay_below_2_to_the_24() -> None:
     with torch.no_grad():
         p.steps[0].w2.weight.fill_(1.0)  # every weight quantises to 127: the worst case
         p.steps[0].w2.bias.fill_(3e4)
-    for _, layer in integer.from_float(p, CONFIG).layers():
+    for _, layer in multiscale.from_float(p, CONFIG).layers():
         size = np.abs(layer.weight.astype(np.int64)).sum(axis=(1, 2, 3)) * 255 + np.abs(layer.bias.astype(np.int64))
         assert size.max() < 1 << 24
 
@@ -229,32 +243,32 @@ def test_sums_stay_below_2_to_the_24() -> None:
 def test_known_answer_catches_other_integers(model) -> None:
     answer = model.known_answer("reference")
     for backend in BACKENDS:
-        integer.check_backend(model, answer, backend)
+        multiscale.check_backend(model, answer, backend)
     step = model.steps[2]
     weight = step.w3.weight.copy()
     weight[0, 0, 1, 1] ^= 1
-    changed = integer.IntegerLayer(weight, step.w3.bias, step.w3.multiplier)
+    changed = IntegerLayer(weight, step.w3.bias, step.w3.multiplier)
     steps = (*model.steps[:2], dataclasses.replace(step, w3=changed), *model.steps[3:])
-    other = integer.IntegerModel(CONFIG, steps, model.prior, model.tables)
+    other = multiscale.IntegerModel(CONFIG, steps, model.prior, model.tables)
     with pytest.raises(BackendError, match="known answer"):
-        integer.check_backend(other, answer, "cpu")
+        multiscale.check_backend(other, answer, "cpu")
 
 
 def test_tensors_round_trip_and_are_checked(model) -> None:
-    tensors = integer.to_tensors(model)
-    again = integer.from_tensors(tensors, CONFIG)
+    tensors = multiscale.to_tensors(model)
+    again = multiscale.from_tensors(tensors, CONFIG)
     assert again.known_answer("cpu") == int(tensors["probability.known_answer"][0])
     missing = {k: v for k, v in tensors.items() if k != "probability.steps.1.w2.bias"}
     with pytest.raises(ModelMismatchError, match="lack"):
-        integer.from_tensors(missing, CONFIG)
+        multiscale.from_tensors(missing, CONFIG)
     unsafe = dict(tensors)
     unsafe["probability.steps.0.w1.bias"] = torch.full_like(tensors["probability.steps.0.w1.bias"], 1 << 24)
     with pytest.raises(ModelMismatchError, match="2\\^24"):
-        integer.from_tensors(unsafe, CONFIG)
+        multiscale.from_tensors(unsafe, CONFIG)
 
 
 def test_float_again_gives_the_same_integers(model) -> None:
-    again = integer.from_float(integer.to_float(model, CONFIG), CONFIG)
+    again = multiscale.from_float(multiscale.to_float(model, CONFIG), CONFIG)
     for (name, first), (_, second) in zip(model.layers(), again.layers()):
         assert np.array_equal(first.weight, second.weight), name
         np.testing.assert_allclose(first.multiplier, second.multiplier, rtol=1e-6)

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from l2c import networks, ops, reference
+from l2c import networks, ops
 from l2c.config import ModelConfig
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.errors import BackendError
-from l2c.probability import ProbabilityModel
-from l2c.reference import Grid
+from l2c.ops import Grid, extension, floating, reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REASON = ops.triton_reason(DEVICE)
@@ -84,11 +84,11 @@ def test_interpreter_runs_without_a_gpu() -> None:
 
 def test_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     reason: Callable[[torch.device], str] = ops.triton_reason.__wrapped__
-    monkeypatch.setattr(ops, "_load_triton", lambda: (False, "no Triton"))
+    monkeypatch.setattr(extension, "load_triton", lambda: (False, "no Triton"))
     assert reason(torch.device("cpu")) == "no Triton"
-    monkeypatch.setattr(ops, "_load_triton", lambda: (True, ""))
+    monkeypatch.setattr(extension, "load_triton", lambda: (True, ""))
     assert reason(torch.device("cpu")) == ""
-    monkeypatch.setattr(ops, "_load_triton", lambda: (False, ""))
+    monkeypatch.setattr(extension, "load_triton", lambda: (False, ""))
     assert "TRITON_INTERPRET" in reason(torch.device("cpu"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "no NVIDIA GPU" in reason(torch.device("cuda"))
@@ -107,7 +107,7 @@ def test_a_compiler_that_fails_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> N
 
     common.probe(DEVICE)
     monkeypatch.setattr(common, "probe", fail)
-    monkeypatch.setattr(ops, "_load_triton", lambda: (False, ""))
+    monkeypatch.setattr(extension, "load_triton", lambda: (False, ""))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "12.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -140,12 +140,12 @@ def test_auto_is_cpp_where_there_is_such_a_form(monkeypatch: pytest.MonkeyPatch)
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert ops.choose_float_backend("auto", x, cpp=True) == "reference"
     with monkeypatch.context() as patch:
-        patch.setattr(ops, "_load_extension", lambda: (None, "not built"))
+        patch.setattr(extension, "load_cpp", lambda: (None, "not built"))
         assert ops.choose_float_backend("auto", x, cpp=True) == "reference"
         with pytest.raises(BackendError, match="not built"):
             ops.choose_float_backend("cpu", x, cpp=True)
-    monkeypatch.setattr(ops, "_load_triton", lambda: (False, ""))
-    monkeypatch.setattr(ops, "triton_reason", lambda device: "")
+    monkeypatch.setattr(extension, "load_triton", lambda: (False, ""))
+    monkeypatch.setattr(extension, "triton_reason", lambda device: "")
     for name in ("torch", "reference"):
         monkeypatch.setenv("L2C_BACKEND", name)
         assert ops.choose_float_backend("auto", x, cpp=True) == "reference"
@@ -155,8 +155,8 @@ def test_auto_is_cpp_where_there_is_such_a_form(monkeypatch: pytest.MonkeyPatch)
 def test_auto_is_triton_on_gpus_that_run_it(monkeypatch: pytest.MonkeyPatch) -> None:
     small: Any = OnGpu()
     assert ops.choose_float_backend("auto", torch.zeros(1)) == "reference"
-    monkeypatch.setattr(ops, "_load_triton", lambda: (False, ""))
-    monkeypatch.setattr(ops, "triton_reason", lambda device: "")
+    monkeypatch.setattr(extension, "load_triton", lambda: (False, ""))
+    monkeypatch.setattr(extension, "triton_reason", lambda device: "")
     assert ops.choose_float_backend("auto", torch.zeros(1)) == "reference"
     assert ops.choose_float_backend("auto", small) == "triton"
     assert ops.choose_float_backend("reference", small) == "reference"
@@ -167,9 +167,9 @@ def test_auto_is_triton_on_gpus_that_run_it(monkeypatch: pytest.MonkeyPatch) -> 
     with monkeypatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
         assert ops.choose_float_backend("auto", small) == "reference"
-    monkeypatch.setattr(ops, "_load_triton", lambda: (True, ""))
+    monkeypatch.setattr(extension, "load_triton", lambda: (True, ""))
     assert ops.choose_float_backend("auto", small) == "reference"
-    monkeypatch.setattr(ops, "triton_reason", lambda device: "an old GPU")
+    monkeypatch.setattr(extension, "triton_reason", lambda device: "an old GPU")
     assert ops.choose_float_backend("auto", small) == "reference"
 
 
@@ -183,7 +183,7 @@ def test_backends_asked_for_by_name_run_or_raise(monkeypatch: pytest.MonkeyPatch
         lambda backend: ops.to_levels(x, 8, backend=backend),
         lambda backend: ops.dequantise(x.to(torch.uint8), 8, backend=backend),
     ]
-    monkeypatch.setattr(ops, "triton_reason", lambda device: "it is Sunday")
+    monkeypatch.setattr(extension, "triton_reason", lambda device: "it is Sunday")
     for call in calls:
         call("auto")
         call("reference")
@@ -317,7 +317,7 @@ def test_neighbour_bits(shape: tuple[int, int, int, int], k: int, layout: str, b
 @pytest.mark.parametrize("cpu", ["scalar", "avx2"])
 def test_cpp_over_many_tasks_and_threads(cpu: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures of different b, rows shared out between threads, a part of a vector at the end of each."""
-    if not ops.extension().cpu_has(cpu):
+    if not ops.cpp_extension().cpu_has(cpu):
         pytest.skip(f"this machine has no {cpu}")
     monkeypatch.setenv("L2C_CPU", cpu)
     monkeypatch.setitem(globals(), "DEVICE", torch.device("cpu"))
@@ -710,7 +710,7 @@ def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append(backend)
         return "triton"
 
-    monkeypatch.setattr(ops, "choose_float_backend", choose)
+    monkeypatch.setattr(floating, "choose_float_backend", choose)
     return calls
 
 

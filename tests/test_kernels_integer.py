@@ -13,15 +13,19 @@ import torch
 from numpy.typing import NDArray
 
 import l2c
-from l2c import device_coder, integer, ops, reference
+from l2c import ops
 from l2c.codec.decoder import parts as parts_of
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
-from l2c.device_coder import DeviceCoder, choose_lanes, estimate_bits
+from l2c.entropy import multiscale
+from l2c.entropy.coder import DecodingJob, EncodingJob, Tile
+from l2c.entropy.multiscale import ProbabilityModel, backends
+from l2c.entropy.multiscale.backends import device_coder
+from l2c.entropy.multiscale.backends.device_coder import DeviceCoder, choose_lanes, estimate_bits
 from l2c.errors import BackendError, BitstreamError, L2CWarning
 from l2c.format.bitstream import read_bitstream, write_bitstream
 from l2c.models import save_model
 from l2c.networks import Transform
-from l2c.probability import ProbabilityModel
+from l2c.ops import extension, reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REASON = ops.triton_reason(DEVICE)
@@ -90,7 +94,7 @@ def test_rounding_of_products() -> None:
 @pytest.mark.parametrize("num_mixtures", [1, 3, 5])
 def test_mixture_params(num_mixtures: int) -> None:
     rng = np.random.default_rng(num_mixtures)
-    tables = integer.make_tables()
+    tables = multiscale.make_tables()
     raw = rng.integers(-300, 300, (63, 3 * num_mixtures * 5)).astype(np.int16)
     raw[0] = 7  # ties of all components
     raw[1, ::2], raw[1, 1::2] = 32767, -32768
@@ -163,7 +167,7 @@ def test_lanes_are_those_of_the_cpu_coder() -> None:
         encoder = ops.range_encoder()
         encoder.push_mixture(symbols, *mixtures, 8)
         low, high = (
-            ops.extension().mixture_cdf(symbols.astype(np.int32) + e, *mixtures, 8).astype(np.int32) for e in (0, 1)
+            ops.cpp_extension().mixture_cdf(symbols.astype(np.int32) + e, *mixtures, 8).astype(np.int32) for e in (0, 1)
         )
         freq = torch.from_numpy(high - low)[None]
         padded = torch.cat((freq, torch.ones(1, 5, dtype=torch.int32)), dim=1)
@@ -173,7 +177,7 @@ def test_lanes_are_those_of_the_cpu_coder() -> None:
 
 def tiny_model(
     prior: str, scales: int = 2, groups: tuple[int, ...] = (2, 3)
-) -> tuple[ModelConfig, integer.IntegerModel]:
+) -> tuple[ModelConfig, multiscale.IntegerModel]:
     """P with random weights, small enough for the interpreter; widths that are no multiples of anything."""
     torch.manual_seed(4)
     config = ModelConfig(
@@ -185,18 +189,23 @@ def tiny_model(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return config, integer.from_float(model, config)
+    return config, multiscale.from_float(model, config)
 
 
-def make_jobs(rng: np.random.Generator, c: int, coder: type[integer.SymbolWriter]) -> list[integer.Job]:
+def make_jobs(rng: np.random.Generator, c: int) -> list[EncodingJob]:
     """Tiles of different sizes, qualities, bits and used channels; one of them a single latent."""
     jobs = []
     for height, width, header, used in ((5, 4, (500, 3, 8), c), (4, 3, (100, 0, 5), 3), (1, 1, (930, 8, 8), 1)):
         b = header[2]
         symbols = np.full((c, height, width), 1 << (b - 1), dtype=np.uint8)
         symbols[:used] = rng.normal(1 << (b - 1), 2, (used, height, width)).round().clip(0, (1 << b) - 1)
-        jobs.append(integer.Job(height, width, header, used, coder(b), symbols))
+        jobs.append(EncodingJob(height, width, header, used, symbols))
     return jobs
+
+
+def reading(jobs: list[EncodingJob], streams: list[bytes]) -> list[DecodingJob]:
+    """The same tiles, to be read from their streams."""
+    return [DecodingJob(job.height, job.width, job.header, job.used, stream) for job, stream in zip(jobs, streams)]
 
 
 @pytest.mark.parametrize(("prior", "scales"), [("learned", 2), ("uniform", 1)])  # the prior is the last scale's alone
@@ -205,26 +214,20 @@ def test_tiles_between_backends(prior: str, scales: int) -> None:
     _, model = tiny_model(prior, scales)
     streams = {}
     for backend in ("cpu", "triton"):
-        jobs = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)
+        jobs = make_jobs(np.random.default_rng(6), model.c)
         model.code(jobs, backend, DEVICE)
-        streams[backend] = [job.coder.finish() for job in jobs]  # type: ignore[attr-defined]
+        streams[backend] = [job.encoder.finish() for job in jobs]
     assert streams["cpu"] == streams["triton"]
-    known = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)
+    known = make_jobs(np.random.default_rng(6), model.c)
     for backend in ("cpu", "triton"):
-        jobs = [
-            integer.Job(job.height, job.width, job.header, job.used, integer.SymbolReader(stream, job.header[2]))
-            for job, stream in zip(known, streams["triton"])
-        ]
+        jobs = reading(known, streams["triton"])
         for got, job in zip(model.code(jobs, backend, DEVICE), known):
             assert np.array_equal(got, job.symbols), backend
     if DEVICE.type != "cuda":
         return
     # The same geometry again: launches are replayed now, and its buffers hold the values of the last batch, as they did
     # above, where decoding followed encoding.
-    again = [
-        integer.Job(job.height, job.width, job.header, job.used, integer.SymbolReader(stream, job.header[2]))
-        for job, stream in zip(known, streams["cpu"])
-    ]
+    again = reading(known, streams["cpu"])
     for got, job in zip(model.code(again, "triton", DEVICE), known):
         assert np.array_equal(got, job.symbols)
 
@@ -236,14 +239,11 @@ def test_known_answer_of_a_model() -> None:
 
 def test_damaged_tile_is_refused() -> None:
     _, model = tiny_model("learned", 1)
-    jobs = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)[1:]
+    jobs = make_jobs(np.random.default_rng(6), model.c)[1:]
     model.code(jobs, "cpu")
-    payloads = [job.coder.finish() for job in jobs]  # type: ignore[attr-defined]
+    payloads = [job.encoder.finish() for job in jobs]
     payloads[0] = payloads[0][:-2] if len(payloads[0]) > 9 else payloads[0] + b"\0\0"
-    readers = [
-        integer.Job(job.height, job.width, job.header, job.used, integer.SymbolReader(stream, job.header[2]))
-        for job, stream in zip(jobs, payloads)
-    ]
+    readers = reading(jobs, payloads)
     with pytest.raises(BitstreamError, match="range coder"):
         model.code(readers, "triton", DEVICE)
 
@@ -259,7 +259,7 @@ def test_backends_by_name() -> None:
     layer = np.ones((1, 1, 1, 1), np.int8), np.zeros(1, np.int32), np.ones(1, np.float32)
     with pytest.raises(BackendError, match="no backend is called"):
         ops.integer_conv(x, *layer, backend="cuda")
-    if ops._load_cuda_extension()[0] is None:
+    if extension.load_cuda()[0] is None:
         with pytest.raises(BackendError, match="L2C_CUDA=1"):
             ops.integer_kernels(DEVICE, "cuda")
     with pytest.raises(ValueError, match="no residual"):
@@ -321,10 +321,10 @@ def test_kernels_that_fail_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None
     answer = model.known_answer("reference")
     monkeypatch.setattr(DeviceCoder, "record", lambda self, jobs: 1 / 0)
     with pytest.raises(BackendError, match="ZeroDivisionError"):
-        integer.check_backend(model, answer, "triton", DEVICE)
+        multiscale.check_backend(model, answer, "triton", DEVICE)
     with pytest.raises(BackendError, match="ZeroDivisionError"):
         l2c.Codec(str(GOLDEN / "golden.safetensors"), DEVICE, backend="triton")
-    monkeypatch.setattr(ops, "choose_integer_backend", lambda name, device: "triton" if name == "auto" else name)
+    monkeypatch.setattr(backends, "choose", lambda name, device: "triton" if name == "auto" else name)
     with pytest.warns(L2CWarning, match="using PyTorch"):
         codec = l2c.Codec(str(GOLDEN / "golden.safetensors"), DEVICE)
     assert codec.backend == "torch"
@@ -370,11 +370,11 @@ def test_proof_of_a_device() -> None:
 def test_a_stream_that_ends_is_not_read_on() -> None:
     """Seven bytes cannot make the decoder walk through a tile."""
     _, model = tiny_model("learned")
-    coder = model.device_coder(DEVICE)
+    coder = model.backends()["triton"].coder(DEVICE)
     payload = b"\0" + (1 << 32).to_bytes(6, "little")
-    job = integer.Job(9, 9, (500, 3, 8), 5, integer.SymbolReader(payload, 8))
+    job = DecodingJob(9, 9, (500, 3, 8), 5, payload)
     coder.geometry([job]).coded.fill_(77)
-    _, check = coder.decode([job], [payload])
+    _, check = coder.decode([job])
     with pytest.raises(BitstreamError, match="too early"):
         check()
     assert int((coder.geometry([job]).coded != 77).sum()) < 20  # of 405
@@ -385,19 +385,19 @@ def test_symbols_of_a_tile_out_of_range_are_refused() -> None:
     for backend in ("cpu", "triton"):
         symbols = np.full((5, 4, 3), 16, np.uint8)
         symbols[0, 0, 0] = 200
-        job = integer.Job(4, 3, (500, 3, 5), 5, integer.SymbolWriter(5), symbols)
+        job = EncodingJob(4, 3, (500, 3, 5), 5, symbols)
         with pytest.raises(ValueError, match="not below"):
             model.code([job], backend, DEVICE)
 
 
 def test_batches_of_the_same_sizes_share_a_geometry() -> None:
     _, model = tiny_model("learned", 1)
-    jobs = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)[1:]
+    jobs = make_jobs(np.random.default_rng(6), model.c)[1:]
     coder = DeviceCoder(model, DEVICE)
     streams = coder.encode(jobs)
     assert coder.encode(jobs[::-1]) == streams[::-1]
     assert list(coder._geometries) == [((1, 1), (4, 3))]
-    symbols, check = coder.decode(jobs[::-1], streams[::-1])
+    symbols, check = coder.decode(reading(jobs[::-1], streams[::-1]))
     check()
     for got, job in zip(symbols, jobs[::-1]):
         assert np.array_equal(got.cpu().numpy(), job.symbols)
@@ -425,14 +425,14 @@ def test_the_cpu_takes_over_from_a_device_that_fails(fast: l2c.Codec, monkeypatc
 def test_large_tiles_are_left_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tile whose buffers would fill a GPU is coded by the C++ engine, with the same stream."""
     _, model = tiny_model("learned")
-    jobs = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)
+    jobs = make_jobs(np.random.default_rng(6), model.c)
     model.code(jobs, "cpu")
-    streams = [job.coder.finish() for job in jobs]  # type: ignore[attr-defined]
+    streams = [job.encoder.finish() for job in jobs]
     monkeypatch.setattr(device_coder, "MOST_POSITIONS", 10)
     monkeypatch.setattr(DeviceCoder, "encode", lambda self, jobs: 1 / 0)
-    again = make_jobs(np.random.default_rng(6), model.c, integer.SymbolWriter)
+    again = make_jobs(np.random.default_rng(6), model.c)
     model.code(again, "triton", DEVICE)
-    assert [job.coder.finish() for job in again] == streams  # type: ignore[attr-defined]
+    assert [job.encoder.finish() for job in again] == streams
 
 
 def test_geometries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,8 +440,8 @@ def test_geometries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     coder = DeviceCoder(model, DEVICE)
     monkeypatch.setattr(device_coder, "_KEPT_POSITIONS", 50)
 
-    def jobs(*sizes: tuple[int, int]) -> list[integer.Job]:
-        return [integer.Job(h, w, (500, 0, 8), 5, integer.SymbolWriter(8)) for h, w in sizes]
+    def jobs(*sizes: tuple[int, int]) -> list[Tile]:
+        return [Tile(h, w, (500, 0, 8), 5) for h, w in sizes]
 
     first = coder.geometry(jobs((4, 4)))
     assert coder.geometry(jobs((4, 4))) is first

@@ -9,16 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from l2c import integer, networks
+from l2c import networks
 from l2c.adapt import latents
 from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.sequential import adapt_sequentially
 from l2c.config import ModelConfig, TransformConfig
+from l2c.entropy import multiscale
+from l2c.entropy.coder import EncodingJob
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.format.levels import MAX_MU
 from l2c.models import Model, load_model
 from l2c.networks import Transform
 from l2c.objective import distortion
-from l2c.probability import ProbabilityModel
 from l2c.train.losses import lmbda_of_quality
 
 Networks = tuple[Model, ProbabilityModel]
@@ -28,7 +30,7 @@ Networks = tuple[Model, ProbabilityModel]
 def default() -> Networks:
     """The shipped model and its P in float."""
     model = load_model()
-    return model, integer.to_float(model.integer, model.config).eval().requires_grad_(False)
+    return model, multiscale.to_float(model.integer, model.config).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -94,11 +96,10 @@ def test_the_file_shrinks_as_the_float_model_says(default: Networks, photo: np.n
 
 def coded(model: Model, symbols: Tensor, header: tuple[int, int, int]) -> int:
     """Bits as the integer model and the coder write them."""
-    writer = integer.SymbolWriter(header[2])
     used = networks.used_channels(symbols, header[2])
-    job = integer.Job(symbols.shape[1], symbols.shape[2], header, used, writer, symbols.numpy())
+    job = EncodingJob(symbols.shape[1], symbols.shape[2], header, used, symbols.numpy())
     model.integer.code([job])
-    return 8 * len(writer.encoder.finish())
+    return 8 * len(job.encoder.finish())
 
 
 def test_beats_the_paper_at_equal_iterations(default: Networks, photo: np.ndarray) -> None:

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 
 from l2c import networks
 from l2c.config import ModelConfig, TransformConfig
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.errors import ConfigError
 from l2c.networks.block import BlockDecoder, BlockEncoder, block_basis
 from l2c.networks.paper import PaperEncoder
-from l2c.probability import ProbabilityModel
 
 CODECS = ("c8b8", "c6b8", "c3b4", "c1b4")
 

@@ -6,16 +6,10 @@ import pytest
 import torch
 
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
-from l2c.probability import (
-    CODING_ORDER,
-    MAX_QUALITY,
-    PLANE_ONE,
-    ProbabilityModel,
-    compand,
-    constant_planes,
-    num_planes,
-)
-from l2c.reference import mixture_likelihood, neighbour_bits
+from l2c.entropy.multiscale.float_model import ProbabilityModel, compand
+from l2c.format.levels import MAX_QUALITY
+from l2c.ops.contract import CODING_ORDER, PLANE_ONE, constant_planes, num_planes
+from l2c.ops.reference import mixture_likelihood, neighbour_bits
 
 CONFIG = ModelConfig("p", TransformConfig("block", 8, 7, 8, 1, 1), ProbabilityConfig(3, (2, 5), 3, 12), bits=8)
 HEADER = torch.tensor([[300, 2, 8]])

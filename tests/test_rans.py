@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from l2c import _C, reference
+from l2c import _C
 from l2c.errors import BackendError, BitstreamError
+from l2c.ops import reference
 
 CPUS = [name for name in ("scalar", "avx2", "avx512") if _C.cpu_has(name)]
 LANES = (1, 2, 4, 8, 16, 32, 64)

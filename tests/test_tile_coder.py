@@ -12,10 +12,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from l2c import _C, integer, ops
+from l2c import _C, ops
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.entropy import multiscale
+from l2c.entropy.coder import DecodingJob, EncodingJob, ObservingJob
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.errors import BackendError, BitstreamError
-from l2c.probability import ProbabilityModel
+from l2c.ops.contract import IntegerLayer
 
 Symbols = npt.NDArray[np.uint8]
 HEADER = (420, 3, 8)
@@ -28,7 +31,7 @@ SHAPES = {
 }
 
 
-def make_model(shape: str) -> integer.IntegerModel:
+def make_model(shape: str) -> multiscale.IntegerModel:
     channels, probability = SHAPES[shape]
     config = ModelConfig(shape, TransformConfig("block", 8, channels, 8, 1, 1), probability)
     with torch.random.fork_rng(devices=[]):
@@ -37,11 +40,11 @@ def make_model(shape: str) -> integer.IntegerModel:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.7)
-    return integer.from_float(model, config)
+    return multiscale.from_float(model, config)
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, integer.IntegerModel]:
+def models() -> dict[str, multiscale.IntegerModel]:
     return {shape: make_model(shape) for shape in SHAPES}
 
 
@@ -68,34 +71,28 @@ def some_symbols(channels: int, height: int, width: int, b: int = 8, used: int |
 
 
 def encode(
-    model: integer.IntegerModel, pictures: list[Symbols], backend: str = "cpu", used: int | None = None,
+    model: multiscale.IntegerModel, pictures: list[Symbols], backend: str = "cpu", used: int | None = None,
     header: tuple[int, int, int] = HEADER, threads: int = 1,
 ) -> list[bytes]:  # fmt: skip
-    jobs = [
-        integer.Job(*p.shape[1:], header, model.c if used is None else used, integer.SymbolWriter(header[2]), p)
-        for p in pictures
-    ]
+    jobs = [EncodingJob(*p.shape[1:], header, model.c if used is None else used, p) for p in pictures]
     for symbols, picture in zip(model.code(jobs, backend, threads=threads), pictures):
         assert np.array_equal(symbols, picture)
-    return [job.coder.encoder.finish() for job in jobs]  # type: ignore[attr-defined]
+    return [job.encoder.finish() for job in jobs]
 
 
 def decode(
-    model: integer.IntegerModel, files: list[bytes], sizes: list[tuple[int, int]], backend: str = "cpu",
+    model: multiscale.IntegerModel, files: list[bytes], sizes: list[tuple[int, int]], backend: str = "cpu",
     used: int | None = None, header: tuple[int, int, int] = HEADER, threads: int = 1,
 ) -> list[Symbols]:  # fmt: skip
-    jobs = [
-        integer.Job(*size, header, model.c if used is None else used, integer.SymbolReader(file, header[2]))
-        for size, file in zip(sizes, files)
-    ]
+    jobs = [DecodingJob(*size, header, model.c if used is None else used, file) for size, file in zip(sizes, files)]
     results = model.code(jobs, backend, threads=threads)
     for job in jobs:
-        job.coder.decoder.finish()  # type: ignore[attr-defined]
+        job.decoder.finish()
     return results
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_sizes(models: dict[str, integer.IntegerModel], shape: str, cpu: str) -> None:
+def test_sizes(models: dict[str, multiscale.IntegerModel], shape: str, cpu: str) -> None:
     """Every latent size 1..5 x 1..5 and some larger ones, against the plain reference."""
     model = models[shape]
     sizes = [(h, w) for h in range(1, 6) for w in range(1, 6)] + [(1, 40), (37, 2), (19, 23)]
@@ -107,7 +104,7 @@ def test_sizes(models: dict[str, integer.IntegerModel], shape: str, cpu: str) ->
 
 
 @pytest.mark.parametrize("b", range(1, 9))
-def test_bits_and_used_channels(models: dict[str, integer.IntegerModel], b: int, cpu: str) -> None:
+def test_bits_and_used_channels(models: dict[str, multiscale.IntegerModel], b: int, cpu: str) -> None:
     model, header = models["odd"], (910, 8, b)
     for used in range(model.c + 1):
         picture = some_symbols(model.c, 7, 10, b, used)
@@ -117,7 +114,7 @@ def test_bits_and_used_channels(models: dict[str, integer.IntegerModel], b: int,
         assert np.array_equal(decode(model, files, [(7, 10)], used=used, header=header)[0], picture)
 
 
-def test_zero_latent_that_is_no_zero_input(models: dict[str, integer.IntegerModel], cpu: str) -> None:
+def test_zero_latent_that_is_no_zero_input(models: dict[str, multiscale.IntegerModel], cpu: str) -> None:
     """A table may say so; then the inputs of unused channels cannot be left out."""
     model = copy.copy(models["blocks"])
     table = model.tables.compand.copy()
@@ -131,7 +128,7 @@ def test_zero_latent_that_is_no_zero_input(models: dict[str, integer.IntegerMode
 
 
 @pytest.mark.parametrize("shape", ["odd", "blocks", "uniform"])
-def test_threads(models: dict[str, integer.IntegerModel], shape: str, cpu: str) -> None:
+def test_threads(models: dict[str, multiscale.IntegerModel], shape: str, cpu: str) -> None:
     """One tile of many chunks on several threads."""
     model = models[shape]
     picture = some_symbols(model.c, 67, 54)
@@ -141,7 +138,7 @@ def test_threads(models: dict[str, integer.IntegerModel], shape: str, cpu: str) 
         assert np.array_equal(decode(model, expected, [(67, 54)], threads=threads)[0], picture)
 
 
-def test_several_tiles(models: dict[str, integer.IntegerModel]) -> None:
+def test_several_tiles(models: dict[str, multiscale.IntegerModel]) -> None:
     """Side by side, one at a time on all threads, and both: what comes out is that of one after the other."""
     model = models["odd"]
     for count in (2, 3, 4, 7, 20):
@@ -154,7 +151,7 @@ def test_several_tiles(models: dict[str, integer.IntegerModel]) -> None:
                 assert np.array_equal(symbols, picture)
 
 
-def test_jobs_that_nobody_else_holds(models: dict[str, integer.IntegerModel]) -> None:
+def test_jobs_that_nobody_else_holds(models: dict[str, multiscale.IntegerModel]) -> None:
     """Coders live as long as the call, whatever becomes of the sequence they came in."""
     model = models["odd"]
     picture = some_symbols(model.c, 9, 8)
@@ -167,14 +164,14 @@ def test_jobs_that_nobody_else_holds(models: dict[str, integer.IntegerModel]) ->
         def __getitem__(self, i: int) -> tuple[object, ...]:
             if i >= 9:
                 raise IndexError(i)
-            return 9, 8, HEADER[2], model.c, model._planes(HEADER), ops.range_decoder(stream), None
+            return 9, 8, HEADER[2], model.c, model.planes_of(HEADER), ops.range_decoder(stream), None
 
-    for symbols in model.tile_coder().code(MadeOnTheWay(), 2):
+    for symbols in model.backends()["cpu"].tile_coder().code(MadeOnTheWay(), 2):
         assert np.array_equal(symbols, picture)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_damaged_payloads(models: dict[str, integer.IntegerModel], threads: int, cpu: str) -> None:
+def test_damaged_payloads(models: dict[str, multiscale.IntegerModel], threads: int, cpu: str) -> None:
     model = models["odd"]
     size = (33, 40)
     good = encode(model, [some_symbols(model.c, *size)])[0]
@@ -193,7 +190,7 @@ def test_damaged_payloads(models: dict[str, integer.IntegerModel], threads: int,
         decode(model, [good, damaged[1], good], [size] * 3, threads=threads)
 
 
-def test_noise(models: dict[str, integer.IntegerModel]) -> None:
+def test_noise(models: dict[str, multiscale.IntegerModel]) -> None:
     """Streams of noise give the same symbols or the same error everywhere, and nothing worse."""
     model = models["odd"]
     rng = np.random.default_rng(1)
@@ -208,7 +205,7 @@ def test_noise(models: dict[str, integer.IntegerModel]) -> None:
                 continue
             _C.set_cpu(name)
             try:
-                job = integer.Job(*size, (10 * seed, 0, 8), model.c, integer.SymbolReader(data, 8))
+                job = DecodingJob(*size, (10 * seed, 0, 8), model.c, data)
                 outcomes.append(model.code([job], "cpu")[0].tobytes())
             except BitstreamError as error:
                 outcomes.append(str(error))
@@ -218,87 +215,118 @@ def test_noise(models: dict[str, integer.IntegerModel]) -> None:
 
 
 class Observer:
-    """A coder in Python: notes what it is asked, and knows or invents the symbols."""
+    """Notes what it is shown."""
 
-    def __init__(self, fail_at: int = -1, model: integer.IntegerModel | None = None) -> None:
+    def __init__(self, fail_at: int = -1, model: multiscale.IntegerModel | None = None) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.fail_at, self.model = fail_at, model
 
-    def mixture(self, weights: Any, means: Any, inv_scales: Any, latents: Any) -> Any:
-        self.calls.append((weights, means, inv_scales, latents))
+    def mixture(self, symbols: Any, weights: Any, means: Any, inv_scales: Any) -> None:
+        self.calls.append((symbols, weights, means, inv_scales))
         if len(self.calls) == self.fail_at:
             raise KeyError("an error of its own")
         if self.model is not None:  # one tile within another
             encode(self.model, [some_symbols(self.model.c, 6, 5)])
-        return np.full(weights.shape[1], 128, np.uint8) if latents is None else latents
 
-    def uniform(self, count: int, latents: Any) -> Any:
-        return self.mixture(np.zeros((1, count), np.uint16), None, None, latents)
+    def raw(self, symbols: Any) -> None:
+        self.mixture(symbols, None, None, None)
+
+
+class Inventor(Observer):
+    """A decoder in Python that invents the symbols; as jobs ask for them and as the C++ does."""
+
+    def mixture(self, weights: Any, means: Any, inv_scales: Any, symbols: Any = None) -> Any:  # type: ignore[override]
+        assert symbols is None
+        super().mixture(None, weights, means, inv_scales)
+        return np.full(means.shape[1], 128, np.uint8)
+
+    def raw(self, count: int) -> Any:
+        return self.mixture(None, np.zeros((1, count), np.int16), None)
+
+    def uniform(self, count: int, symbols: Any) -> Any:
+        return self.raw(count)
 
 
 @pytest.mark.parametrize("shape", ["odd", "uniform"])
-def test_observers_see_whole_groups(models: dict[str, integer.IntegerModel], shape: str, cpu: str) -> None:
+def test_observers_see_whole_groups(models: dict[str, multiscale.IntegerModel], shape: str, cpu: str) -> None:
     """Calls, parameters and symbols are those of the reference, whatever the number of threads."""
     model = models[shape]
     sizes = ((21, 34), (6, 3))
 
-    def calls(backend: str, threads: int, known: bool) -> list[Observer]:
-        pictures = [some_symbols(model.c, *size) if known else None for size in sizes]
-        jobs = [integer.Job(*size, HEADER, 8, Observer(), p) for size, p in zip(sizes, pictures)]
+    def shown(backend: str, threads: int) -> list[Observer]:
+        jobs = [ObservingJob(*size, HEADER, 8, some_symbols(model.c, *size), Observer()) for size in sizes]
         model.code(jobs, backend, threads=threads)
-        return [job.coder for job in jobs]  # type: ignore[misc]
+        return [job.observer for job in jobs]  # type: ignore[misc]
 
-    for known in (True, False):
-        expected = calls("reference", 1, known)
+    def invented(backend: str, threads: int) -> list[Observer]:
+        inventors = [Inventor() for _ in sizes]
+        if backend == "cpu":
+            planes = model.planes_of(HEADER)
+            tiles = [(*size, HEADER[2], 8, planes, mine, None) for size, mine in zip(sizes, inventors)]
+            model.backends()["cpu"].tile_coder().code(tiles, threads)
+        else:
+            jobs = [DecodingJob(*size, HEADER, 8, ops.range_encoder().finish()) for size in sizes]
+            for job, mine in zip(jobs, inventors):
+                job.decoder = mine  # type: ignore[assignment]
+            model.code(jobs, backend)
+        return list(inventors)
+
+    for calls in (shown, invented):
+        expected = calls("reference", 1)
         for threads in (1, 3):
-            for got, wanted in zip(calls("cpu", threads, known), expected, strict=True):
+            for got, wanted in zip(calls("cpu", threads), expected, strict=True):
                 assert len(got.calls) == len(wanted.calls)
                 for ours, theirs in zip(got.calls, wanted.calls):
                     for a, b in zip(ours, theirs, strict=True):
                         assert (a is None and b is None) or (a.dtype == b.dtype and np.array_equal(a, b))
 
 
-def test_errors_of_an_observer(models: dict[str, integer.IntegerModel]) -> None:
+def test_errors_of_an_observer(models: dict[str, multiscale.IntegerModel]) -> None:
     model = models["odd"]
-    jobs = [integer.Job(20, 20, HEADER, 10, Observer(fail_at), None) for fail_at in (-1, 5, 2)]
-    for threads in (1, 2, 4):
-        for job in jobs:
-            job.coder.calls.clear()  # type: ignore[attr-defined]
-        with pytest.raises(KeyError, match="of its own"):
-            model.code(jobs, "cpu", threads=threads)
+    coder, planes = model.backends()["cpu"].tile_coder(), model.planes_of(HEADER)
+    for known in (None, some_symbols(model.c, 20, 20)):
+        for threads in (1, 2, 4):
+            kind = Inventor if known is None else Observer
+            observers = [kind(fail_at) for fail_at in (-1, 5, 2)]
+            with pytest.raises(KeyError, match="of its own"):
+                if known is None:
+                    coder.code([(20, 20, HEADER[2], 10, planes, mine, None) for mine in observers], threads)
+                else:
+                    model.code([ObservingJob(20, 20, HEADER, 10, known, mine) for mine in observers], threads=threads)
     with pytest.raises(AttributeError, match="mixture"):
-        model.code([integer.Job(4, 4, HEADER, 10, None, None)], "cpu")  # type: ignore[arg-type]
+        coder.code([(4, 4, HEADER[2], 10, planes, None, None)], 1)
 
 
-def test_a_tile_within_a_tile(models: dict[str, integer.IntegerModel]) -> None:
+def test_a_tile_within_a_tile(models: dict[str, multiscale.IntegerModel]) -> None:
     """A coder may code another tile: the outer one's memory is its own."""
     model = models["odd"]
     plain, nested = Observer(), Observer(model=models["blocks"])
     for observer in (plain, nested):
-        model.code([integer.Job(15, 18, HEADER, 10, observer, some_symbols(10, 15, 18))], "cpu")
+        model.code([ObservingJob(15, 18, HEADER, 10, some_symbols(10, 15, 18), observer)], "cpu")
     for ours, theirs in zip(nested.calls, plain.calls, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_order_of_hidden_channels_changes_nothing(models: dict[str, integer.IntegerModel]) -> None:
+def test_order_of_hidden_channels_changes_nothing(models: dict[str, multiscale.IntegerModel]) -> None:
     model = models["blocks"]
     steps = [(step.w1, step.w2, step.w3, step.w4) for step in model.steps]
     picture = some_symbols(model.c, 30, 30)
     expected = encode(model, [picture], "reference")
-    for samples in ([], [model._planes((0, 0, 8))], [model._planes((q, 8, 8)) for q in (100, 1000)]):
+    for samples in ([], [model.planes_of((0, 0, 8))], [model.planes_of((q, 8, 8)) for q in (100, 1000)]):
         other = copy.copy(model)
-        other._tile_coder = ops.tile_coder(model.config, steps, model.prior, model.tables, samples)
+        sizes = model.config.channel_groups, model.config.num_scales, model.config.num_mixtures
+        other.backends()["cpu"]._tile_coder = ops.tile_coder(*sizes, steps, model.prior, model.tables, samples)
         assert encode(other, [picture]) == expected
 
 
-def test_known_answer(models: dict[str, integer.IntegerModel], cpu: str) -> None:
+def test_known_answer(models: dict[str, multiscale.IntegerModel], cpu: str) -> None:
     for shape in ("odd", "blocks"):
         assert models[shape].known_answer("cpu") == models[shape].known_answer("torch")
 
 
-def test_arguments_of_code(models: dict[str, integer.IntegerModel]) -> None:
+def test_arguments_of_code(models: dict[str, multiscale.IntegerModel]) -> None:
     model = models["odd"]
-    coder, planes = model.tile_coder(), model._planes(HEADER)
+    coder, planes = model.backends()["cpu"].tile_coder(), model.planes_of(HEADER)
     known = some_symbols(10, 4, 6)
     good = (4, 6, 8, 10, planes, _C.RangeEncoder(), known)
     assert np.array_equal(coder.code([good])[0], known)
@@ -320,14 +348,12 @@ def test_arguments_of_code(models: dict[str, integer.IntegerModel]) -> None:
         coder.code([good], 0)
     with pytest.raises(ValueError, match=r"2\^bits"):
         coder.code([(4, 6, 2, 10, planes, _C.RangeEncoder(), known)])
-    with pytest.raises(ValueError, match="b is 8"):
-        model.code([integer.Job(4, 6, (1, 1, 7), 10, integer.SymbolWriter(8), known)], "cpu")
 
 
-def test_arguments_of_a_model(models: dict[str, integer.IntegerModel]) -> None:
+def test_arguments_of_a_model(models: dict[str, multiscale.IntegerModel]) -> None:
     model = models["odd"]
 
-    def arrays(layer: integer.IntegerLayer) -> tuple[Any, ...]:
+    def arrays(layer: IntegerLayer) -> tuple[Any, ...]:
         return layer.weight, layer.bias, layer.multiplier
 
     steps = [[arrays(getattr(step, name)) for name in ("w1", "w2", "w3", "w4")] for step in model.steps]
@@ -353,11 +379,11 @@ def test_arguments_of_a_model(models: dict[str, integer.IntegerModel]) -> None:
         with pytest.raises(ValueError):
             _C.TileCoder(*arguments)
     with pytest.raises(ValueError, match="planes"):
-        _C.TileCoder(*good, [model._planes(HEADER)[1:]])
+        _C.TileCoder(*good, [model.planes_of(HEADER)[1:]])
 
 
-def test_unknown_cpu(models: dict[str, integer.IntegerModel], monkeypatch: pytest.MonkeyPatch) -> None:
-    models["odd"].tile_coder()
+def test_unknown_cpu(models: dict[str, multiscale.IntegerModel], monkeypatch: pytest.MonkeyPatch) -> None:
+    models["odd"].backends()["cpu"].tile_coder()
     monkeypatch.setenv("L2C_CPU", "abacus")
     with pytest.raises(BackendError, match="abacus"):
         encode(models["odd"], [some_symbols(10, 3, 3)])

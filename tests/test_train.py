@@ -28,9 +28,10 @@ from PIL import Image
 from torch import Tensor
 
 import l2c
-from l2c import integer, networks
+from l2c import networks
 from l2c.cli import main
 from l2c.config import ModelConfig
+from l2c.entropy import multiscale
 from l2c.errors import BackendError, ConfigError, L2CWarning, ModelMismatchError, TrainingError
 from l2c.metrics import mse, msssim
 from l2c.models import load_model
@@ -715,7 +716,7 @@ class TestCheckpoint:
         for nets in checkpoint.networks(tiny_config):
             for key, value in model.transform.state_dict().items():
                 assert torch.equal(nets.transform.state_dict()[key], value), key
-            again = integer.from_float(nets.probability, tiny_config)
+            again = multiscale.from_float(nets.probability, tiny_config)
             layers = list(zip(again.layers(), model.integer.layers()))
             assert len(layers) > 20
             for (name, ours), (_, theirs) in layers:

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from l2c.config import ModelConfig
+from l2c.entropy.multiscale.float_model import plane_tensor
 from l2c.errors import ConfigError
 from l2c.format.levels import MAX_MU
-from l2c.probability import constant_planes, plane_tensor
+from l2c.ops.contract import constant_planes
 from l2c.train import loop, speed
 from l2c.train.config import DataConfig, PretrainConfig, StageConfig, TrainConfig
 from l2c.train.device_data import Bank, Composition, DeviceBatches, hashed, uniform

@@ -13,8 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from l2c import integer, networks
+from l2c import networks
 from l2c.config import ModelConfig
+from l2c.entropy import multiscale
+from l2c.entropy.coder import EncodingJob
 from l2c.errors import ConfigError, TrainingError
 from l2c.metrics import chroma, luma, msssim
 from l2c.networks import Adaptation, Transform
@@ -386,7 +388,7 @@ class TestQuantize:
     def test_rates(self, nets: Networks, x: Tensor) -> None:
         """The integer P is an exact coder's rate, close to the float P's; fake quantisation does not enter."""
         pictures = [(255 * part).round().to(torch.uint8)[None] for part in x[:2, :, :, :56]]
-        exact = integer.from_float(nets.probability, nets.config)
+        exact = multiscale.from_float(nets.probability, nets.config)
         nets.probability.set_fake_quantise(True)
         in_float, in_integers = rates(nets, exact, pictures)
         assert nets.probability.fake_quantise
@@ -401,11 +403,11 @@ class TestQuantize:
         assert in_integers == pytest.approx(in_float, rel=0.02) and in_integers != in_float
 
     def test_integer_bits_are_those_of_the_stream(self, nets: Networks) -> None:
-        exact = integer.from_float(nets.probability, nets.config)
+        exact = multiscale.from_float(nets.probability, nets.config)
         symbols = torch.randint(120, 137, (12, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-        writer = integer.SymbolWriter(8)
-        exact.code([integer.Job(9, 7, (500, 4, 8), 12, writer, symbols.numpy())])
-        assert 0 <= 8 * len(writer.encoder.finish()) - integer_bits(exact, symbols, (500, 4, 8)) < 80
+        job = EncodingJob(9, 7, (500, 4, 8), 12, symbols.numpy())
+        exact.code([job])
+        assert 0 <= 8 * len(job.encoder.finish()) - integer_bits(exact, symbols, (500, 4, 8)) < 80
 
     def test_check_rate_loss(self) -> None:
         assert check_rate_loss(1000.0, 1002.0, 0.003) == pytest.approx(0.002)

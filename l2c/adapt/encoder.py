@@ -19,12 +19,12 @@ from l2c.adapt.bias_sets import BiasSets, search_sets, set_maps
 from l2c.adapt.effort import Effort
 from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.modulators import search_conditions
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges, grid_shape
 from l2c.format.bitstream import SECTION_OVERHEAD
 from l2c.format.levels import MAX_QUALITY, OperatingPoint
 from l2c.format.tiles import Box
 from l2c.networks import Adaptation, Grid, Transform, num_modulators, to_levels
-from l2c.probability import ProbabilityModel
 
 _BATCH_PIXELS = 1 << 20  # regions of one shape share a pass up to this many pixels
 

@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2c import ops
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.networks import Adaptation, Transform, quantise, to_levels
 from l2c.objective import Blend, DistortionTo
-from l2c.probability import ProbabilityModel
 from l2c.rate_control import Steering
 
 _SHARE = 0.3  # of the moves that promise a gain, how many an iteration makes

@@ -16,13 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c import integer, networks, ops
+from l2c import networks, ops
+from l2c.entropy.coder import EncodingJob
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.format.adapt_section import BIAS_PATCH, NO_SET, grid_shape
 from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.models import Model
 from l2c.networks import Adaptation
 from l2c.objective import Blend, distortion
-from l2c.probability import ProbabilityModel
 
 ITERATIONS = 10
 ALPHA = 0.001  # latents per bit of J; the paper's 0.1 belongs to another unit, and 0.1 here makes every picture worse
@@ -130,10 +131,9 @@ def _coded_bits(model: Model, z: Tensor, header: tuple[int, int, int]) -> float:
     bits = header[2]
     symbols = np.ascontiguousarray(networks.quantise(z[0], bits).numpy())
     used = networks.used_channels(torch.from_numpy(symbols), bits)
-    writer = integer.SymbolWriter(bits)
-    job = integer.Job(symbols.shape[1], symbols.shape[2], header, used, writer, symbols)
+    job = EncodingJob(symbols.shape[1], symbols.shape[2], header, used, symbols)
     model.integer.code([job], threads=torch.get_num_threads())
-    return 8.0 * len(writer.encoder.finish())
+    return 8.0 * len(job.encoder.finish())
 
 
 @torch.no_grad()

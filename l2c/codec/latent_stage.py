@@ -19,17 +19,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2c import integer, networks
+from l2c import networks, ops
 from l2c.arrays import UInt8Array
 from l2c.codec.support import first_line, naming
+from l2c.entropy import multiscale
+from l2c.entropy.coder import DecodingJob, EncodingJob, Job
+from l2c.entropy.multiscale import ProbabilityModel, backends
 from l2c.errors import BackendError, BitstreamError, L2CWarning, LimitError
 from l2c.format.bitstream import Bitstream, Header, Limits
 from l2c.format.levels import OperatingPoint
 from l2c.format.tiles import Box, latent_tiles
 from l2c.models import Model
-from l2c.probability import ProbabilityModel
 
-_FALLBACKS = {"cpu": ("torch", "reference"), "torch": ("cpu", "reference"), "triton": ("cpu", "torch", "reference")}
 MOST_AGAIN = 1 << 22
 _float_lock = threading.Lock()
 
@@ -63,25 +64,22 @@ class LatentStage:
         limits: Limits,
         most_again: int = MOST_AGAIN,
     ) -> None:
-        integer.ops.extension().cpu()  # that L2C_CPU says what cannot be is no reason to take another backend
+        ops.cpp_extension().cpu()  # that L2C_CPU says what cannot be is no reason to take another backend
         self.device, self.threads, self.most_again = device, threads, most_again
-        self.backend = integer.ops.choose_integer_backend(backend, device)
+        self.backend, *others = backends.chain(backend, device)
         self._model, self._s, self._limits = model, model.transform.s, limits
-        self._trusted = {"reference": True}  # which is the definition
+        self._trusted = {backends.DEFINITION: True}
         self._float: ProbabilityModel | None = None
         # A wrong integer ruins a picture, so every device proves itself once (DESIGN 3.5).
-        chain = [self.backend]
-        if backend == "auto":
-            chain += ["torch"] * (self.backend == "triton") + ["reference"] * (self.backend != "reference")
-        for name, following in itertools.zip_longest(chain, chain[1:]):
+        for name, following in itertools.zip_longest([self.backend, *others], others):
             try:
-                integer.check_backend(model.integer, model.known_answer, name, device)
+                multiscale.check_backend(model.integer, model.known_answer, name, device)
                 self.backend = name
                 break
             except BackendError as error:
                 if following is None:
                     raise
-                instead = "PyTorch" if following == "torch" else "the exact slow path"
+                instead = model.integer.backends()[following].spoken
                 warnings.warn(f"{error}; using {instead}", L2CWarning, stacklevel=3)
 
     def shape(self, header: Header) -> tuple[int, int, int]:
@@ -99,26 +97,26 @@ class LatentStage:
             for box in boxes:
                 symbols = np.ascontiguousarray(part.symbols[(slice(None), *box.slices)])
                 used = networks.used_channels(torch.from_numpy(symbols), part.point.bits)
-                writer = integer.SymbolWriter(part.point.bits)
-                jobs.append(integer.Job(box.height, box.width, part.point, used, writer, symbols))
+                jobs.append(EncodingJob(box.height, box.width, part.point, used, symbols))
         self.code(jobs, self.backend)
         results, start = [], 0
         for count in counts:
             mine = jobs[start : start + count]
             start += count
-            results.append(([_finish(job) for job in mine], [job.used for job in mine]))
+            results.append(([job.encoder.finish() for job in mine], [job.used for job in mine]))
         return results
 
-    def code(self, jobs: list[integer.Job], backend: str) -> list[UInt8Array]:
+    def code(self, jobs: Sequence[Job], backend: str) -> list[UInt8Array]:
         """P and the coder. What the kernels fail at, for want of memory say, the CPU does."""
         threads = self.threads if self.threads is not None else torch.get_num_threads()
         try:
             return self._model.integer.code(jobs, backend, self.device, threads)
         except RuntimeError as error:
-            if backend != "triton":
+            spare = self._model.integer.backends()[backend].spare
+            if not spare:
                 raise
-            self.warn_of_device(error, "using the CPU")
-            return self._model.integer.code(jobs, "cpu", self.device, threads)
+            self.warn_of_device(error, f"using {self._model.integer.backends()[spare].spoken}")
+            return self._model.integer.code(jobs, spare, self.device, threads)
 
     def read(self, streams: Sequence[Bitstream], names: Sequence[str] | None = None) -> list[UInt8Array]:
         """Entropy-decode files of this codec's model, all tiles together: symbols uint8 [c, h, w] each.
@@ -157,12 +155,11 @@ class LatentStage:
 
         The check raises BitstreamError where a stream does not end as it should, and returns whether all CRCs hold.
         """
-        if self.backend != "triton":
-            return None
         jobs, places = self.reading_jobs(streams)
-        if not self._model.integer.fits_device(jobs):
+        queued = self._model.integer.backends()[self.backend].queue(jobs, self.device)
+        if queued is None:
             return None
-        tiles, check = self._model.integer.decode_on_device(jobs, self.device)
+        tiles, check = queued
         symbols = [torch.empty(self.shape(stream.header), dtype=torch.uint8, device=self.device) for stream in streams]
         for (number, box), tile in zip(places, tiles):
             symbols[number][(slice(None), *box.slices)] = tile
@@ -177,31 +174,31 @@ class LatentStage:
         """As `_read`, tile by tile."""
         canvas = np.empty(self.shape(stream.header), dtype=np.uint8)
         jobs, places = self.reading_jobs([stream])
-        for job, payload, (_, box) in zip(jobs, stream.payloads, places):
-            canvas[(slice(None), *box.slices)] = self._read_tile(job, payload)
+        for job, (_, box) in zip(jobs, places):
+            canvas[(slice(None), *box.slices)] = self._read_tile(job)
         return canvas
 
-    def _read_tile(self, job: integer.Job, payload: bytes | memoryview) -> UInt8Array:
+    def _read_tile(self, job: DecodingJob) -> UInt8Array:
         """Decode a tile; where that fails, once more with another implementation of P.
 
         Where that fails as well, the file is at fault.
         """
         try:
-            return self._read_one(job, payload, self.backend)
+            return self._read_one(job, self.backend)
         except BitstreamError as error:
             failure = error
         backend = self._checking_backend(job.height * job.width)
         if backend is not None:
             with contextlib.suppress(BitstreamError, RuntimeError, MemoryError):  # whatever it is, the first one counts
-                symbols = self._read_one(job, payload, backend)
+                symbols = self._read_one(job, backend)
                 self._warn_of_latents(backend, str(failure))
                 return symbols
         raise BitstreamError(f"the latents cannot be decoded: {failure}") from None
 
-    def _read_one(self, job: integer.Job, payload: bytes | memoryview, backend: str) -> UInt8Array:
-        again = replace(job, coder=integer.SymbolReader(payload, job.header[2]))
+    def _read_one(self, job: DecodingJob, backend: str) -> UInt8Array:
+        again = replace(job)  # reads from the beginning
         (symbols,) = self.code([again], backend)
-        again.coder.finish()  # type: ignore[attr-defined]
+        again.decoder.finish()
         return symbols
 
     def _read_again(self, stream: Bitstream) -> UInt8Array:
@@ -226,14 +223,14 @@ class LatentStage:
         they are for small pictures and tiles, and the reference for machines where nothing else computes rightly.
         """
         small = positions * self._s**2 <= self.most_again
-        others = (name for name in _FALLBACKS.get(self.backend, ()) if small or name == "cpu")
+        others = backends.second_opinions(self.backend, None if small else 1)
         return next(filter(self._is_trusted, others), None)
 
     def _is_trusted(self, backend: str) -> bool:
         """Whether a backend gives the known answer here; remembered."""
         if backend not in self._trusted:
             try:
-                integer.check_backend(self._model.integer, self._model.known_answer, backend, self.device)
+                multiscale.check_backend(self._model.integer, self._model.known_answer, backend, self.device)
                 self._trusted[backend] = True
             except (RuntimeError, MemoryError):  # BackendError is one; a device may have more to say
                 self._trusted[backend] = False
@@ -270,12 +267,11 @@ class LatentStage:
         canvases = [np.empty(self.shape(stream.header), dtype=np.uint8) for stream in streams]
         jobs, places = self.reading_jobs(streams)
         for (number, box), job, symbols in zip(places, jobs, self.code(jobs, backend)):
-            assert isinstance(job.coder, integer.SymbolReader)
-            job.coder.finish()
+            job.decoder.finish()
             canvases[number][(slice(None), *box.slices)] = symbols
         return canvases
 
-    def reading_jobs(self, streams: Sequence[Bitstream]) -> tuple[list[integer.Job], list[tuple[int, Box]]]:
+    def reading_jobs(self, streams: Sequence[Bitstream]) -> tuple[list[DecodingJob], list[tuple[int, Box]]]:
         """A job for every tile, and where it belongs: (number of the stream, box in latents)."""
         s, c = self._s, self._model.config.transform.c
         jobs, places = [], []
@@ -287,8 +283,7 @@ class LatentStage:
             for box, tile, payload in zip(boxes, stream.tiles, stream.payloads):
                 if tile.channels > c:
                     raise BitstreamError(f"a tile uses {tile.channels} channels, the model has {c}")
-                reader = integer.SymbolReader(payload, header.latent_bits)
-                jobs.append(integer.Job(box.height, box.width, header.point, tile.channels, reader))
+                jobs.append(DecodingJob(box.height, box.width, header.point, tile.channels, payload))
                 places.append((number, box))
         return jobs, places
 
@@ -297,16 +292,11 @@ class LatentStage:
         with _float_lock:
             if self._float is None:
                 with torch.inference_mode(False), torch.device("cpu"):
-                    made = integer.to_float(self._model.integer, self._model.config).float()
+                    made = multiscale.to_float(self._model.integer, self._model.config).float()
                     made = made.eval().requires_grad_(False)
                     made = made.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
                 self._float = made
             return self._float
-
-
-def _finish(job: integer.Job) -> bytes:
-    assert isinstance(job.coder, integer.SymbolWriter)
-    return job.coder.finish()
 
 
 def crc_holds(stream: Bitstream, symbols: UInt8Array) -> bool:

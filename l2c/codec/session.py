@@ -24,12 +24,12 @@ from l2c.codec.search import Search
 from l2c.codec.support import checked_threads, names_of, naming, of_device
 from l2c.codec.transform_stage import TransformStage
 from l2c.devices import checked_device
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.errors import L2CWarning, ModelMismatchError, UnsupportedError
 from l2c.format.bitstream import Bitstream, Limits, read_bitstream
 from l2c.format.levels import DEFAULT_METRIC, MAX_QUALITY, METRICS
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.networks import Transform
-from l2c.probability import ProbabilityModel
 from l2c.rate_control import dissimilarity_db
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class Codec:
         model: name of a shipped model or path of a model file.
         device: "cpu", "cuda" (the GPU that is current now), "cuda:1", ...
         backend: how P's integers are computed: "auto", "cpu", "triton", "torch" or "reference"; see
-            `ops.choose_integer_backend`. All give the same files. "auto" goes on to a slower one, with a warning, where
-            the fast one computes other integers here than it should; one asked for by name raises.
+            `backends.choose`. All give the same files. "auto" goes on to a slower one, with a warning, where the fast
+            one computes other integers here than it should; one asked for by name raises.
         precision: of E and D. "float32": pixels of any two devices differ by one level at most. "bfloat16": the
             convolutions run in it (the block transforms and all that P does never do), about twice as fast on CPUs
             with AVX512-BF16 or AMX and on GPUs. A file's latents stay exact; decoded pixels were seen to differ from

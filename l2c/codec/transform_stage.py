@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c import guard, integer, networks
+from l2c import guard, networks
 from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.modulators import condition_maps
 from l2c.arrays import UInt8Array
@@ -29,6 +29,7 @@ from l2c.format.tiles import Box, grid
 from l2c.models import Model
 from l2c.networks import Adaptation, Grid
 from l2c.objective import Blend, distortion
+from l2c.ops import arithmetic
 
 PRECISIONS = ("float32", "bfloat16")
 CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
@@ -90,7 +91,7 @@ class TransformStage:
         low = self.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low), contextlib.ExitStack() as stack:
             if self.device.type == "cuda":
-                stack.enter_context(integer.ieee_float32())
+                stack.enter_context(arithmetic.ieee_float32())
             yield
 
     @torch.inference_mode()

@@ -18,8 +18,7 @@ from l2c.networks.adaptation import Adaptation, num_biases
 from l2c.networks.block import BlockDecoder, BlockEncoder, Companding
 from l2c.networks.modulators import condition
 from l2c.networks.paper import PaperDecoder, PaperEncoder
-from l2c.ops import dequantise, quantise, to_levels
-from l2c.reference import Grid
+from l2c.ops import Grid, dequantise, quantise, to_levels
 
 __all__ = [
     "Adaptation",

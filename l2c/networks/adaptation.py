@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from l2c import ops
 from l2c.networks.modulators import Modulator
-from l2c.reference import Grid
+from l2c.ops.contract import Grid
 
 
 @dataclass

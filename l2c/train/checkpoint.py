@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c import integer
 from l2c.config import ModelConfig
+from l2c.entropy import multiscale
+from l2c.entropy.multiscale.float_model import ProbabilityModel, Step
 from l2c.errors import ConfigError, TrainingError
 from l2c.models import load_model
-from l2c.probability import QUALITY_KNOTS, ProbabilityModel, Step
+from l2c.ops.contract import QUALITY_KNOTS
 from l2c.train.losses import Networks
 
 
@@ -109,7 +110,7 @@ class Checkpoint:
     def _of_model(cls, path: Path) -> Checkpoint:
         model = load_model(path)
         state = {f"transform.{k}": v for k, v in model.transform.state_dict().items()}
-        probability = integer.to_float(model.integer, model.config).state_dict()
+        probability = multiscale.to_float(model.integer, model.config).state_dict()
         state |= {f"probability.{k}": v for k, v in probability.items()}
         entry = {"stage": "exported model", "id": model.model_id.hex(), **model.card}
         sets = model.bias_sets.to_tensors() if model.bias_sets is not None else {}

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c import integer, networks
+from l2c import networks
 from l2c.adapt.bias_sets import BiasSets
 from l2c.config import ModelConfig
+from l2c.entropy import multiscale
 from l2c.errors import ConfigError
 from l2c.files import write_atomically
 from l2c.format.levels import MAX_QUALITY, METRICS, metric_name
@@ -72,7 +73,7 @@ def export(
     checkpoint = Checkpoint.load(source)
     nets = checkpoint.networks(config)[1].eval()
     pictures = centre_crops(recipe.data.val, _SIZE, recipe.val_pictures)
-    probability = integer.from_float(nets.probability, config)
+    probability = multiscale.from_float(nets.probability, config)
     growth = check_rate_loss(*rates(nets, probability, pictures), recipe.quantize.max_loss)
     history = checkpoint.past()
     facts = {
@@ -88,7 +89,7 @@ def export(
         identity = save_model(written, config, nets.transform, probability, curve, facts, sets)
         model = load_model(written)  # reads back what was written, all checks included
         for backend in ("torch", "cpu"):
-            integer.check_backend(model.integer, model.known_answer, backend)
+            multiscale.check_backend(model.integer, model.known_answer, backend)
         text = card(model, history, recipe, growth, rows, notes)
         os.replace(written, target)
     write_atomically(target.with_suffix(".md"), text.encode())

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from l2c import networks
 from l2c.config import ModelConfig
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.networks import Adaptation
 from l2c.objective import MSSSIM_LMBDA_RATIO, Blend, Needs, terms, weighted
-from l2c.probability import ProbabilityModel
 from l2c.train.config import LossConfig
 from l2c.train.perceptual import VGG16Features, perceptual_distance
 

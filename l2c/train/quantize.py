@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2c import integer
+from l2c.entropy import multiscale
+from l2c.entropy.coder import EncodingJob
 from l2c.errors import TrainingError
 from l2c.format.levels import METRICS
 from l2c.networks import quantise
@@ -41,7 +42,7 @@ class QuantizeObjective(Objective):
 
 
 @torch.no_grad()
-def rates(nets: Networks, exact: integer.IntegerModel, pictures: list[Tensor]) -> tuple[float, float]:
+def rates(nets: Networks, exact: multiscale.IntegerModel, pictures: list[Tensor]) -> tuple[float, float]:
     """(bits under the float P, bits under the integer P) of the same latents, over all pictures, qualities and metrics.
 
     Args:
@@ -64,12 +65,12 @@ def rates(nets: Networks, exact: integer.IntegerModel, pictures: list[Tensor]) -
     return in_float, in_integers
 
 
-def integer_bits(exact: integer.IntegerModel, symbols: Tensor, header: tuple[int, int, int]) -> float:
+def integer_bits(exact: multiscale.IntegerModel, symbols: Tensor, header: tuple[int, int, int]) -> float:
     """-sum log2 of the integer probabilities of symbols uint8 [c, h, w], all channels, without the stream's flush."""
-    writer = integer.SymbolWriter(header[2])
     channels, height, width = symbols.shape
-    exact.code([integer.Job(height, width, header, channels, writer, symbols.numpy())])
-    return float(writer.encoder.ideal_bits)
+    job = EncodingJob(height, width, header, channels, symbols.numpy())
+    exact.code([job])
+    return float(job.encoder.encoder.ideal_bits)
 
 
 def check_rate_loss(in_float: float, in_integers: float, most: float) -> float:

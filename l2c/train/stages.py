@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from l2c import integer
 from l2c.config import ModelConfig
+from l2c.entropy import multiscale
 from l2c.errors import ConfigError
 from l2c.train import bias_sets
 from l2c.train.checkpoint import Checkpoint
@@ -131,9 +131,9 @@ def _stage(name: str, recipe: TrainConfig) -> tuple[StageConfig, Callable[[Netwo
 def _report_quantised(loop: Loop, start: Checkpoint, recipe: TrainConfig, model: ModelConfig) -> None:
     """Rate of the integer P against the float P that the stage started from (scope "probability": same latents)."""
     finished = loop.average.cpu()
-    exact = integer.from_float(finished.probability, model)
+    exact = multiscale.from_float(finished.probability, model)
     before = start.networks(model)[1] if recipe.quantize.scope == "probability" else finished
-    plain = integer.from_float(before.probability, model)
+    plain = multiscale.from_float(before.probability, model)
     pictures = next(iter(loop.val_pictures.values()))
     in_float, rounded = rates(before, plain, pictures)
     _, in_integers = rates(finished, exact, pictures)
@@ -142,6 +142,6 @@ def _report_quantised(loop: Loop, start: Checkpoint, recipe: TrainConfig, model:
         f"(rounded without this stage: {100 * (rounded / in_float - 1):+.3f} %)"
     )
     for backend in ("torch", "cpu"):
-        integer.check_backend(exact, exact.known_answer("reference"), backend)
+        multiscale.check_backend(exact, exact.known_answer("reference"), backend)
     loop.say("the integer P gives the same integers on the reference, torch and C++ paths")
     check_rate_loss(in_float, in_integers, recipe.quantize.max_loss)

@@ -11,7 +11,7 @@ Targets
              so that the checks behind the CRCs are reached. A mutated file must be refused if no CRC was repaired.
     codec    Codec.verify and Codec.decode of a tiny model: mutated files with repaired CRCs, files that are built
              from a random header, random payloads and sections, and whole files with random latents and metadata
-    rans     SymbolReader and RangeDecoder with random parameters on valid, mutated and random streams
+    rans     SymbolDecoder and RangeDecoder with random parameters on valid, mutated and random streams
     alpha    unpack_alpha, lossy_alpha_section.unpack
     model    load_model on mutated safetensors, half of them with a valid header and configuration
     picture  load_picture on mutated PNG (CRCs repaired in half), JPEG, WebP, GIF, TIFF and BMP files
@@ -45,12 +45,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from l2c import images, integer, lossy_alpha, ops
+from l2c import images, ops
 from l2c.codec import Codec
 from l2c.codec.latent_stage import Latents
 from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.entropy import multiscale
+from l2c.entropy.coder import SymbolDecoder
+from l2c.entropy.multiscale import ProbabilityModel
 from l2c.errors import L2CError
 from l2c.format import bitstream
+from l2c.format import lossy_alpha_section as lossy_alpha
 from l2c.format.alpha_section import pack_alpha, unpack_alpha
 from l2c.format.bitstream import (
     ALPHA,
@@ -66,7 +70,6 @@ from l2c.format.bitstream import (
 from l2c.format.tiles import latent_tiles
 from l2c.models import load_model, save_model
 from l2c.networks import Transform
-from l2c.probability import ProbabilityModel
 
 TARGETS = {"header": 50, "codec": 8, "rans": 22, "alpha": 10, "model": 4, "picture": 6}  # shares of the inputs
 
@@ -89,7 +92,7 @@ def make_tiny_model(path: Path) -> None:
         probability=ProbabilityConfig(num_scales=2, channel_groups=(2, 4), num_mixtures=2, width=8),
     )
     torch.manual_seed(1)
-    save_model(path, config, Transform(config.transform), integer.from_float(ProbabilityModel(config), config), [])
+    save_model(path, config, Transform(config.transform), multiscale.from_float(ProbabilityModel(config), config), [])
 
 
 # --- mutations ----------------------------------------------------------------------------------------------------
@@ -279,11 +282,11 @@ class Fuzzer:
                     raise Finding("other symbols than those pushed")
                 decoder.finish()
                 return
-        reader = integer.SymbolReader(self.input, b)
+        reader = SymbolDecoder(self.input, b)
         for _ in range(rng.randrange(1, 8)):
             n, what = rng.choice((0, 1, 3, 64, 500, 5000)), rng.randrange(5)
             if what == 0:
-                reader.uniform(n, None)
+                reader.raw(n)
             elif what == 1:
                 reader.decoder.pop_raw(n, rng.randrange(33))
             elif what == 2:
@@ -293,8 +296,8 @@ class Fuzzer:
                 raw = generator.integers(-32768, 32768, (n, 3 * k), dtype=np.int16)
                 if rng.random() < 0.5:
                     raw >>= rng.randrange(16)
-                tables = integer.make_tables()
-                reader.mixture(*ops.mixture_params(raw, k, 1, tables.exp, tables.inv_scale), None)
+                tables = multiscale.make_tables()
+                reader.mixture(*ops.mixture_params(raw, k, 1, tables.exp, tables.inv_scale))
         # What no caller passes, but a damaged model could: refused as a wrong argument, never read past.
         if rng.random() < 0.2:
             shape = (rng.randrange(1, 12), rng.randrange(100))

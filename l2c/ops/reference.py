@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +16,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from l2c.integer import IntegerLayer, IntegerStep
+from l2c.ops.contract import (
+    CDF_ONE,
+    LOG2_INV_SCALE_LEAST,
+    LOG2_INV_SCALE_MOST,
+    TAIL_A,
+    TAIL_B,
+    TAIL_C,
+    WEIGHT_SUM,
+    Grid,
+    IntegerLayer,
+    IntegerStep,
+)
 
 Int64Array = npt.NDArray[np.int64]
-
-WEIGHT_SUM = 65536 - 16
-
-INV_SCALE_OCTAVE = 19.6  # integer steps of the log inverse scale per octave
-INV_SCALE_MAX = 32767  # Q10 per half step, at index 255
-LOG2_INV_SCALE_MOST = math.log2(INV_SCALE_MAX / 1024.0 * 2.0)  # per latent, at index 255
-LOG2_INV_SCALE_LEAST = LOG2_INV_SCALE_MOST - 255.0 / INV_SCALE_OCTAVE
 
 
 def requantise(total: Int64Array, multiplier: npt.NDArray[np.float32]) -> Int64Array:
@@ -83,40 +84,11 @@ def integer_conv(x: npt.NDArray[Any], layer: IntegerLayer) -> Int64Array:
 
 
 def integer_step(u: Int64Array, q: Int64Array, step: IntegerStep) -> tuple[Int64Array, Int64Array]:
-    """`probability.Step` in integers: u [inputs, h, w], q [width, h, w] -> (head output, q')."""
+    """A step of P in integers: u [inputs, h, w], q [width, h, w] -> (head output, q')."""
     h1 = integer_conv(np.concatenate((u, q)), step.w1).clip(0, 255)
     h2 = integer_conv(h1, step.w2).clip(0, 255)
     q = (h1 + integer_conv(h2, step.w3)).clip(0, 255)
     return integer_conv(q, step.w4).clip(-32768, 32767), q
-
-
-# Per 1024 steps of z (half a unit of the logistic's argument): value, slope and curvature of its upper tail.
-TAIL_A = (32764, 24740, 17622, 11952, 7809, 4969, 3106, 1920, 1178, 719, 438, 266, 161, 98, 59, 36, 21, 13, 8, 5, 3, 2)
-TAIL_B = (
-    33080,
-    31014,
-    25804,
-    19471,
-    13646,
-    9082,
-    5836,
-    3678,
-    2283,
-    1397,
-    861,
-    506,
-    306,
-    191,
-    113,
-    73,
-    32,
-    24,
-    16,
-    12,
-    8,
-    8,
-)
-TAIL_C = (3868, 10140, 12504, 11636, 9192, 6564, 4392, 2856, 1808, 1100, 704, 356, 208, 140, 80, 60)
 
 
 def sigma(z: int) -> int:
@@ -139,7 +111,7 @@ def mixture_cdf(i: int, weights: list[int], means: list[int], inv_scales: list[i
     if i == 0:
         return 0
     if i == 1 << bits:
-        return 1 << 20
+        return CDF_ONE
     edge = (2 * i - 1) * step - 256  # half fine steps
     total = 0
     for w, m, v in zip(weights, means, inv_scales):
@@ -328,25 +300,6 @@ def neighbour_bits(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> t
     rise = (above - here).masked_fill(x >= 128.0 - 1.25 * step, infinite)
     fall = (below - here).masked_fill(x <= -128.0 + 0.25 * step, infinite)
     return here, rise, fall
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Where patches lie on a layer, or on the latents that D sees.
-
-    Attributes:
-        side: of a patch, in positions.
-        top, left: row and column of the layer's first position, counted from the first patch. What lies outside the
-            patches has the values of the nearest one.
-    """
-
-    side: int
-    top: int = 0
-    left: int = 0
-
-    def finer(self, fineness: int) -> Grid:
-        """The same patches on a layer with so many positions per position, each way."""
-        return Grid(self.side * fineness, self.top * fineness, self.left * fineness)
 
 
 def spread(values: Tensor, grid: Grid, height: int, width: int) -> Tensor:

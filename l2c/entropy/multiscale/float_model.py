@@ -13,7 +13,7 @@ Read me first
 - Positions outside the picture are zero, unavailable, and set to zero again after every layer, so a picture gives
   the same numbers alone and in a padded batch.
 - Everything that P knows about quality are small integers of the file's header (`constant_planes`), never floats:
-  `l2c.integer` computes the very same graph in exact integers.
+  `integer_model` computes the very same graph in exact integers.
 """
 
 from __future__ import annotations
@@ -28,40 +28,20 @@ from torch import Tensor, nn
 
 from l2c import ops
 from l2c.config import ModelConfig
+from l2c.entropy.multiscale.schedule import schedule
 from l2c.format.levels import MAX_MU, MAX_QUALITY
-
-# Cell position p -> (row, column) offset; the order in which the unknown ones are coded.
-POSITIONS = ((0, 0), (0, 1), (1, 0), (1, 1))
-CODING_ORDER = (3, 1, 2)
-
-INPUT_SCALE = 16.0  # integers at P's input are 16 times the float values
-AVAILABLE = 16  # integer value of the availability planes
-PLANE_ONE = 64  # full scale of the constant planes
-QUALITY_KNOTS = 5
-COMPAND = 11.2  # 127 * sqrt(129) / 128, rounded down so that 128 stays below 127
-
-ACTIVATION_SCALE = 32.0  # hidden activations are uint8, 32 times the float values
-ACTIVATION_MAX = 255.0 / ACTIVATION_SCALE
-
-MEAN_UNIT = 1.0 / 128.0  # one integer step of a mean, in latents (Q6 half steps)
-LOGIT_UNIT = 1.0 / 16.0  # one integer step of a mixture logit
-
-
-def constant_planes(quality: int, mu: int, b: int, scale: int, num_scales: int) -> list[int]:
-    """What a step knows from the header, as integers in 0..PLANE_ONE (one constant input plane each).
-
-    Args:
-        quality: 0..1000; enters as QUALITY_KNOTS hat functions.
-        mu: metric mix in eighths, 0..8.
-        b: quantisation bits 1..8.
-        scale: 0..num_scales (num_scales stands for the prior), enters one-hot.
-    Returns:
-        QUALITY_KNOTS + 2 + num_scales + 1 integers.
-    """
-    spacing = MAX_QUALITY // (QUALITY_KNOTS - 1)
-    hats = [max(0, PLANE_ONE - abs(quality - spacing * k) * PLANE_ONE // spacing) for k in range(QUALITY_KNOTS)]
-    one_hot = [PLANE_ONE if i == scale else 0 for i in range(num_scales + 1)]
-    return [*hats, mu * PLANE_ONE // MAX_MU, (8 - b) * PLANE_ONE // 8, *one_hot]
+from l2c.ops.contract import (
+    ACTIVATION_MAX,
+    ACTIVATION_SCALE,
+    AVAILABLE,
+    CODING_ORDER,
+    COMPAND,
+    INPUT_SCALE,
+    PLANE_ONE,
+    POSITIONS,
+    QUALITY_KNOTS,
+    num_planes,
+)
 
 
 def plane_tensor(header: Tensor, num_scales: int) -> Tensor:
@@ -80,11 +60,6 @@ def plane_tensor(header: Tensor, num_scales: int) -> Tensor:
     one_hot = PLANE_ONE * torch.eye(num_scales + 1, device=header.device, dtype=header.dtype)
     scales = one_hot[:, None].expand(-1, len(header), -1)
     return torch.cat((same.expand(num_scales + 1, -1, -1), scales), dim=2)
-
-
-def num_planes(num_scales: int) -> int:
-    """Length of `constant_planes`."""
-    return QUALITY_KNOTS + 2 + num_scales + 1
 
 
 def compand(z: Tensor) -> Tensor:
@@ -259,38 +234,33 @@ class ProbabilityModel(nn.Module):
         dtype = torch.get_autocast_dtype(context.device.type) if autocast else context.dtype
         planes = integers.to(dtype)[..., None, None] / INPUT_SCALE  # [scales, N, planes, 1, 1]
 
-        if self.prior is not None:
-            every = slice(None, None, 1 << num_scales)
-            params = self.prior(planes[-1]).float()
-            yield Group(num_scales, pyramid[-1][1], params, pyramid[-1][2], (slice(0, self.c), every, every))
         coarse = pyramid[-1][0]
         q = context.new_zeros(context.shape[0], self.config.width, *coarse.shape[2:], dtype=dtype)
         q = q.contiguous(memory_format=torch.channels_last)
-        for scale in range(num_scales - 1, -1, -1):
-            z, t, valid = (pad_even(part) for part in pyramid[scale])
-            z_cells, t_cells, valid_cells = to_cells(z), to_cells(t), to_cells(valid)
-            valid_maps = [part.to(dtype) for part in valid_cells]
-            cell_inside = valid_maps[0]
-            q = upsample_context(q, *cell_inside.shape[2:])
-            values = [self._input(cells).to(dtype).split(groups, dim=1) for cells in z_cells]
-            known = values[0]
-            filled = [[part * valid_p for part in known] for valid_p in valid_maps]
-            available = [[torch.zeros_like(cell_inside) for _ in groups] for _ in POSITIONS]
-            available[0] = [cell_inside * (AVAILABLE / INPUT_SCALE) for _ in groups]
-            plane_maps = planes[scale] * cell_inside
-            index = 0
-            for p in CODING_ORDER:
-                for g, size in enumerate(groups):
-                    u = torch.cat([*itertools.chain(*filled), *itertools.chain(*available), plane_maps], dim=1)
-                    params, q = self.steps[index](u, q, cell_inside)
-                    start = sum(groups[:g])
-                    channels = slice(start, start + size)
-                    rows, columns = (slice(offset << scale, None, 2 << scale) for offset in POSITIONS[p])
-                    place = (channels, rows, columns)
-                    yield Group(scale, t_cells[p][:, channels], params.float(), valid_maps[p], place)
-                    filled[p][g] = values[p][g] * valid_maps[p]
-                    available[p][g] = valid_maps[p] * (AVAILABLE / INPUT_SCALE)
-                    index += 1
+        for turn in schedule(num_scales, groups):
+            if turn.is_last_scale:
+                if self.prior is not None:
+                    params = self.prior(planes[-1]).float()
+                    yield Group(num_scales, pyramid[-1][1], params, pyramid[-1][2], turn.place())
+                continue
+            if turn.index == 0:
+                z, t, valid = (pad_even(part) for part in pyramid[turn.scale])
+                z_cells, t_cells, valid_cells = to_cells(z), to_cells(t), to_cells(valid)
+                valid_maps = [part.to(dtype) for part in valid_cells]
+                cell_inside = valid_maps[0]
+                q = upsample_context(q, *cell_inside.shape[2:])
+                values = [self._input(cells).to(dtype).split(groups, dim=1) for cells in z_cells]
+                known = values[0]
+                filled = [[part * valid_p for part in known] for valid_p in valid_maps]
+                available = [[torch.zeros_like(cell_inside) for _ in groups] for _ in POSITIONS]
+                available[0] = [cell_inside * (AVAILABLE / INPUT_SCALE) for _ in groups]
+                plane_maps = planes[turn.scale] * cell_inside
+            p, g = turn.position, turn.group
+            u = torch.cat([*itertools.chain(*filled), *itertools.chain(*available), plane_maps], dim=1)
+            params, q = self.steps[turn.index](u, q, cell_inside)
+            yield Group(turn.scale, t_cells[p][:, turn.channels], params.float(), valid_maps[p], turn.place())
+            filled[p][g] = values[p][g] * valid_maps[p]
+            available[p][g] = valid_maps[p] * (AVAILABLE / INPUT_SCALE)
 
     def _input(self, latents: Tensor) -> Tensor:
         """Latents as w1 sees them: companded, on the integer grid in quantisation-aware steps."""

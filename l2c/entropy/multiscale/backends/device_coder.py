@@ -1,6 +1,6 @@
 """P and the coder on a GPU: from payloads to symbols and back without the host between groups.
 
-The same graph and the same streams as `l2c.integer`; here a padded batch of tiles runs through the kernels of
+The same graph and the same streams as every backend's; here a padded batch of tiles runs through the kernels of
 `l2c.kernels`, every launch into buffers that a geometry (the sizes of its tiles) keeps. What differs between two
 batches of one geometry (qualities, used channels, streams) is data, so on a GPU the whole sequence, some 150 launches,
 is recorded once as a CUDA graph and replayed: no host round trip between scales or groups.
@@ -17,7 +17,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,25 +25,27 @@ import torch
 from torch import Tensor
 
 from l2c import ops
+from l2c.entropy.coder import DecodingJob, EncodingJob, ObservingJob, Tile
+from l2c.entropy.multiscale.backends.cpu import CpuBackend
+from l2c.entropy.multiscale.integer_weights import IntegerWeights
+from l2c.entropy.multiscale.schedule import Turn, scale_sizes
 from l2c.errors import BackendError, L2CWarning
-from l2c.probability import AVAILABLE, CODING_ORDER, POSITIONS, constant_planes
-
-if TYPE_CHECKING:
-    from l2c.integer import IntegerLayer, IntegerModel, Job
+from l2c.ops import extension
+from l2c.ops.contract import (
+    AVAILABLE,
+    BAD_SYMBOL,
+    MAX_LANES,
+    STATE_LOW,
+    WINDOW,
+    IntegerLayer,
+    constant_planes,
+)
+from l2c.ops.integers import PackedLayer, pack_layer, round_up
 
 MOST_POSITIONS = 1 << 19  # latent positions of a batch: about 3 kB each on the device
 _KEPT_POSITIONS = 2 * MOST_POSITIONS  # of all geometries that are kept, with their buffers and graphs
 _KEPT_GEOMETRIES = 32
-_CHANNEL_BLOCK = 64  # channels are padded to whole blocks of the matrix products
-_MAX_LANES = 64
-_BAD_SYMBOL = 1  # csrc/mixture_cdf.h
-_STATE_LOW = 1 << 32
-_WINDOW = 16
 _CAPTURE_LOCK = threading.Lock()  # CUDA records one graph of a process at a time
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
 
 
 def padded_positions(sizes: Sequence[tuple[int, int]]) -> int:
@@ -52,70 +54,26 @@ def padded_positions(sizes: Sequence[tuple[int, int]]) -> int:
 
 
 @dataclass(frozen=True)
-class PackedLayer:
-    """A layer as `kernels.int_conv` reads it: weight int8 [k, k, I', O'], bias int32 [O], multiplier float32 [O].
-
-    `bias` holds the 128 sum w that activations stored as int8 lack.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    multiplier: Tensor
-
-
-def pack_layer(
-    weight: npt.NDArray[np.int8],
-    bias: npt.NDArray[Any],
-    multiplier: npt.NDArray[np.float32],
-    unsigned: slice,
-    device: torch.device,
-) -> PackedLayer:
-    """int8 [O, I, k, k] -> a packed layer; `unsigned` are the input channels that are stored with 128 subtracted."""
-    outputs, inputs, kernel = weight.shape[:3]
-    packed = np.zeros(
-        (kernel, kernel, _round_up(inputs, _CHANNEL_BLOCK), _round_up(outputs, _CHANNEL_BLOCK)), dtype=np.int8
-    )
-    packed[:, :, :inputs, :outputs] = weight.transpose(2, 3, 1, 0)
-    offset = 128 * weight[:, unsigned].astype(np.int64).sum(axis=(1, 2, 3))
-    return PackedLayer(
-        torch.from_numpy(packed).to(device),
-        torch.from_numpy((bias + offset).astype(np.int32)).to(device),
-        torch.from_numpy(multiplier).to(device),
-    )
-
-
-@dataclass(frozen=True)
 class _Group:
-    """One coded group of a geometry.
+    """One turn of a geometry.
 
     Attributes:
-        scale, position, group, index: of the group; position -1 is the last scale, which has no cells.
-        start, size: its channels.
+        turn: of the walk.
         sizes: int32 [N, 2], rows and columns of the positions that are coded.
         capacity: S, symbols that a stream can have here, coded or not.
         shape: rows and columns that the batch has here.
-        step, offset: where the positions lie in the canvas.
     """
 
-    scale: int
-    position: int
-    group: int
-    index: int
-    start: int
-    size: int
+    turn: Turn
     sizes: npt.NDArray[np.int32]
     capacity: int
     shape: tuple[int, int]
-    step: int
-    offset: tuple[int, int]
 
 
 class Geometry:
     """Buffers and launch order for tiles of given sizes."""
 
     def __init__(self, coder: DeviceCoder, sizes: Sequence[tuple[int, int]]) -> None:
-        from l2c.integer import scale_sizes
-
         model, device = coder.model, coder.device
         p = model.config
         self.coder, self.sizes, self.count = coder, tuple(sizes), len(sizes)
@@ -150,7 +108,7 @@ class Geometry:
         self.first_bias = empty((scales, len(model.steps), N, p.width), torch.int32)
         self.lanes = empty((N,), torch.int32)
         self.status = empty((N,), torch.int32)
-        self.states = empty((N, _MAX_LANES), torch.int64)
+        self.states = empty((N, MAX_LANES), torch.int64)
         self.position, self.next_word, self.end = (empty((N,), torch.int64) for _ in range(3))
         self.words = empty((0,), torch.int16)
         self.start = self.freq = empty((N, 0), torch.int32)
@@ -158,40 +116,23 @@ class Geometry:
         self.graphs: dict[tuple[Any, ...], Any] = {}
 
     def _plan(self, per_scale: npt.NDArray[np.int32], largest: npt.NDArray[np.int32]) -> list[_Group]:
-        p, c = self.coder.model.config, self.coder.model.c
-        M = p.num_scales
-        rows, columns = map(int, largest[M])
-        last = np.ascontiguousarray(per_scale[:, M])
-        plan = [_Group(M, -1, 0, 0, 0, c, last, rows * columns * c, (rows, columns), 1 << M, (0, 0))]
-        for scale in range(M - 1, -1, -1):
-            index = 0
-            rows, columns = map(int, largest[scale + 1])
-            for position in CODING_ORDER:
-                dy, dx = POSITIONS[position]
-                sizes = np.ascontiguousarray((per_scale[:, scale] - np.array([dy, dx], np.int32) + 1) // 2)
-                for group, size in enumerate(p.channel_groups):
-                    start = sum(p.channel_groups[:group])
-                    plan.append(
-                        _Group(
-                            scale, position, group, index, start, size, sizes, rows * columns * size, (rows, columns),
-                            2 << scale, (dy << scale, dx << scale),
-                        )
-                    )  # fmt: skip
-                    index += 1
+        plan = []
+        for turn in self.coder.model.turns:
+            sizes = np.array([turn.shape(*size) for size in per_scale[:, turn.scale].tolist()], dtype=np.int32)
+            # A position is computed for every cell, also where it lies outside the picture.
+            rows, columns = map(int, largest[turn.scale + (not turn.is_last_scale)])
+            plan.append(_Group(turn, sizes, rows * columns * turn.size, (rows, columns)))
         return plan
 
-    def load(self, jobs: Sequence[Job]) -> None:
+    def load(self, jobs: Sequence[Tile]) -> None:
         """Copy what these jobs need to the device: everything that is no picture and no stream."""
         model = self.coder.model
         p = model.config
-        used = np.array(
-            [[model.group_used(g, job.used) for job in jobs] for g in range(len(p.channel_groups))]
-            + [[job.used for job in jobs]],
-            dtype=np.int32,
+        groups = [*model.turns[1 : 1 + len(p.channel_groups)], model.turns[0]]  # the last scale has them all
+        used = np.array([[turn.coded(job.used) for job in jobs] for turn in groups], dtype=np.int32)
+        counts = np.stack([group.sizes.prod(axis=1) * used[self._used_row(group)] for group in self.groups]).astype(
+            np.int32
         )
-        counts = np.stack(
-            [group.sizes.prod(axis=1) * used[-1 if group.position < 0 else group.group] for group in self.groups]
-        ).astype(np.int32)
         self.host_counts = counts.astype(np.int64)
         self.bits.copy_(torch.tensor([job.header[2] for job in jobs], dtype=torch.int32, device="cpu"))
         self.used.copy_(torch.from_numpy(used))
@@ -203,6 +144,11 @@ class Geometry:
             self.prior.copy_(torch.from_numpy(np.stack(priors)))
         self.status.zero_()
 
+    @staticmethod
+    def _used_row(group: _Group) -> int:
+        """Where `used` has the channels that are coded of this group."""
+        return -1 if group.turn.is_last_scale else group.turn.group
+
     def coded_of(self, number: int) -> Tensor:
         """uint8 [N, S], the symbols of group `number` in coding order."""
         group = self.groups[number]
@@ -213,7 +159,7 @@ class Geometry:
         """Weights, means and inverse scales int16 [K, N, S] of the group that is at hand; K = 0 for a uniform prior."""
         group, N = self.groups[number], self.count
         model = self.coder.model
-        K = 0 if group.position < 0 and model.prior is None else model.config.num_mixtures
+        K = 0 if group.turn.is_last_scale and model.prior is None else model.config.num_mixtures
         size = K * N * group.capacity
         w, m, v = (
             part[:size].view(K, N, group.capacity) if K else part[:0].view(0, N, group.capacity)
@@ -227,49 +173,48 @@ class Geometry:
         groups = len(model.config.channel_groups)
         before: Tensor | None = None
         for number, group in enumerate(self.groups):
-            used = self.used[groups if group.position < 0 else group.group]
-            buffer: Tensor | None = None
-            if group.position >= 0:
-                buffer = self.buffers[group.scale]
-                if group.index == 0:
+            turn = group.turn
+            used = self.used[self._used_row(group)]
+            buffer = None if turn.is_last_scale else self.buffers[turn.scale]
+            raw: Tensor | None = None
+            if buffer is not None:
+                if turn.index == 0:
                     kernels.start_scale_fwd(
-                        self.canvas, self.extents[group.scale], self.bits, coder.compand, before, buffer,
-                        group.scale, groups, model.config.width, AVAILABLE,
+                        self.canvas, self.extents[turn.scale], self.bits, coder.compand, before, buffer,
+                        turn.scale, groups, model.config.width, AVAILABLE,
                     )  # fmt: skip
                     before = buffer
                 self._step(group, buffer)
-            if group.position >= 0 or model.prior is not None:
-                raw = (
-                    self.raw_of(group)
-                    if group.position >= 0
-                    else self.prior[:, None, None, :].expand(-1, *group.shape, -1)
-                )
+                raw = self.raw_of(group)
+            elif model.prior is not None:
+                raw = self.prior[:, None, None, :].expand(-1, *group.shape, -1)
+            if raw is not None:
                 kernels.mixture_params_fwd(
-                    raw, group.size, coder.exp, coder.inv_scale, self.part_sizes[number], used,
+                    raw, turn.size, coder.exp, coder.inv_scale, self.part_sizes[number], used,
                     *self.parameters(number),
                 )  # fmt: skip
             code(number)
             kernels.fill_fwd(
                 self.coded_of(number), self.part_sizes[number], used, self.bits, coder.compand, self.canvas, buffer,
-                group.start, group.size, group.step, group.offset,
-                group.position * model.c + group.start, model.values + group.position * groups + group.group,
+                turn.start, turn.size, turn.stride, turn.offset,
+                turn.position * model.c + turn.start, model.values + turn.position * groups + turn.group,
                 AVAILABLE,
             )  # fmt: skip
 
     def raw_of(self, group: _Group) -> Tensor:
         """int16 [N, R, C, 3 K g], the head's output of a group, in the memory that all groups share."""
-        channels = 3 * self.coder.model.config.num_mixtures * group.size
+        channels = 3 * self.coder.model.config.num_mixtures * group.turn.size
         cells = self.count * math.prod(group.shape)
         return self.raw.view(-1)[: cells * channels].view(self.count, *group.shape, channels)
 
     def _step(self, group: _Group, buffer: Tensor) -> None:
         conv, coder = self.coder.kernels.int_conv_fwd, self.coder
-        w1, w2, w3, w4 = coder.steps[group.index]
-        cells = self.extents[group.scale + 1]
+        w1, w2, w3, w4 = coder.steps[group.turn.index]
+        cells = self.extents[group.turn.scale + 1]
         size = self.count * math.prod(group.shape) * coder.width
         h1, h2 = (part.view(-1)[:size].view(self.count, *group.shape, coder.width) for part in (self.h1, self.h2))
         q = buffer[..., coder.model.maps :]
-        conv(buffer, w1.weight, self.first_bias[group.scale, group.index], w1.multiplier, cells, h1)
+        conv(buffer, w1.weight, self.first_bias[group.turn.scale, group.turn.index], w1.multiplier, cells, h1)
         conv(h1, w2.weight, w2.bias, w2.multiplier, cells, h2)
         conv(h2, w3.weight, w3.bias, w3.multiplier, cells, q, residual=h1)
         conv(q, w4.weight, w4.bias, w4.multiplier, cells, self.raw_of(group))
@@ -281,7 +226,7 @@ class Geometry:
             for number, group in enumerate(self.groups):
                 at = begin + i * group.capacity
                 symbols = coded[at : at + counts[number, i]]
-                if group.position < 0 and self.coder.model.prior is None:
+                if group.turn.is_last_scale and self.coder.model.prior is None:
                     symbols = symbols.astype("<u4").view(np.uint8)  # equally likely symbols are hashed as 32-bit values
                 parts.append(symbols)
                 begin += group.capacity * self.count
@@ -294,7 +239,7 @@ class Geometry:
         kernels = self.coder.kernels
         w, m, v = self.parameters(number)
         N, capacity = self.count, self.groups[number].capacity
-        window = self.window[: N * capacity * _WINDOW].view(N, capacity, _WINDOW)
+        window = self.window[: N * capacity * WINDOW].view(N, capacity, WINDOW)
         first = self.first[: N * capacity].view(N, capacity)
         count = self.counts[number]
         if w.shape[0]:
@@ -307,9 +252,9 @@ class Geometry:
     def gather_group(self, number: int) -> None:
         """Put the known symbols of group `number` in coding order."""
         group = self.groups[number]
-        used = self.used[len(self.coder.model.config.channel_groups) if group.position < 0 else group.group]
+        turn, used = group.turn, self.used[self._used_row(group)]
         self.coder.kernels.gather_fwd(
-            self.canvas, self.part_sizes[number], used, self.coded_of(number), group.start, group.step, group.offset
+            self.canvas, self.part_sizes[number], used, self.coded_of(number), turn.start, turn.stride, turn.offset
         )
 
     def encode_group(self, number: int) -> None:
@@ -351,6 +296,7 @@ class DeviceCoder:
         model: P in integers.
         device: a CUDA device with its index, or the CPU under Triton's interpreter.
         coder: whose range coder, see `ops.integer_kernels`.
+        cpu: the same model in C++, for `prove`; made where it is not given.
     Attributes:
         stream: where all work is queued, graphs included, on a GPU; else None. Calls from several threads or streams
             share buffers: one stream of its own keeps them in order.
@@ -358,18 +304,21 @@ class DeviceCoder:
         BackendError: the kernels cannot run there.
     """
 
-    def __init__(self, model: IntegerModel, device: torch.device, coder: str = "auto") -> None:
-        reason = ops.triton_reason(device)
+    def __init__(
+        self, model: IntegerWeights, device: torch.device, coder: str = "auto", cpu: CpuBackend | None = None
+    ) -> None:
+        reason = extension.triton_reason(device)
         if reason:
             raise BackendError(reason)
         self.kernels = ops.integer_kernels(device, coder)
         self.model, self.device = model, device
+        self._cpu = cpu if cpu is not None else CpuBackend(model)
         self._coder, self._proved = coder, False
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         p = model.config
-        self.width = _round_up(p.width, _CHANNEL_BLOCK)
+        self.width = round_up(p.width)
         # w4 reads whole blocks from q's first channel on, beyond q itself.
-        self.channels = _round_up(model.maps + self.width, _CHANNEL_BLOCK)
+        self.channels = round_up(model.maps + self.width)
         self._geometries: OrderedDict[tuple[tuple[int, int], ...], Geometry] = OrderedDict()
         self._lock = threading.Lock()
         with self._alone():
@@ -399,8 +348,6 @@ class DeviceCoder:
             The head's output int16 [3 K c] of the last scale; of no length with a uniform prior.
         """
         if header not in self._constants:
-            from l2c.integer import prior_reference
-
             model = self.model
             maps, planes, M = model.maps, model.planes, model.config.num_scales
             constant = np.array([constant_planes(*header, scale, M) for scale in range(M)], dtype=np.int64)
@@ -409,13 +356,13 @@ class DeviceCoder:
                 weight = step.w1.weight[:, :, 0, 0].astype(np.int64)
                 offset = 128 * weight[:, maps + planes :].sum(axis=1)
                 rows.append(step.w1.bias + offset + constant @ weight[:, maps : maps + planes].T)
-            prior = np.zeros(0, np.int16) if model.prior is None else prior_reference(model, header)
+            prior = np.zeros(0, np.int16) if model.prior is None else model.prior_output(header).reshape(-1)
             if len(self._constants) >= 1024:  # headers of other pictures: a few kilobytes each
                 self._constants.clear()
             self._constants[header] = np.stack(rows, axis=1).astype(np.int32), prior
         return self._constants[header]
 
-    def geometry(self, jobs: Sequence[Job]) -> Geometry:
+    def geometry(self, jobs: Sequence[Tile]) -> Geometry:
         """The buffers for these jobs' sizes, made on first use; the least recently used ones are dropped."""
         sizes = tuple((job.height, job.width) for job in jobs)
         if sizes in self._geometries:
@@ -429,10 +376,8 @@ class DeviceCoder:
 
     # --- decoding -------------------------------------------------------------------------------------------------
 
-    def decode(
-        self, jobs: Sequence[Job], payloads: Sequence[bytes | memoryview]
-    ) -> tuple[list[Tensor], Callable[[], None]]:
-        """Decode one stream for each job.
+    def decode(self, jobs: Sequence[DecodingJob]) -> tuple[list[Tensor], Callable[[], None]]:
+        """Decode the stream of each job.
 
         Returns:
             symbols: uint8 [c, height, width] on the device for each job.
@@ -444,11 +389,11 @@ class DeviceCoder:
         """
         order = _by_size(jobs)
         place = {number: i for i, number in enumerate(order)}
-        jobs, payloads = [jobs[i] for i in order], [payloads[i] for i in order]
+        jobs = [jobs[i] for i in order]
         with self._alone() as caller:
             geometry = self.geometry(jobs)
             geometry.load(jobs)
-            most_lanes = self._load_streams(geometry, payloads)
+            most_lanes = self._load_streams(geometry, [job.payload for job in jobs])
             self._reserve_windows(geometry)
 
             def launch() -> None:
@@ -493,11 +438,11 @@ class DeviceCoder:
         size = geometry.count * max(group.capacity for group in geometry.groups)
         if geometry.first.numel() < size:
             geometry.first = torch.empty(size, dtype=torch.int16, device=self.device)
-            geometry.window = torch.empty(size * _WINDOW, dtype=torch.int32, device=self.device)
+            geometry.window = torch.empty(size * WINDOW, dtype=torch.int32, device=self.device)
 
     def _load_streams(self, geometry: Geometry, payloads: Sequence[bytes | memoryview]) -> int:
         """Parse the streams' heads, copy states and words to the device. Returns the most lanes that a stream has."""
-        lanes, states, words = [], np.full((len(payloads), _MAX_LANES), _STATE_LOW, dtype=np.int64), []
+        lanes, states, words = [], np.full((len(payloads), MAX_LANES), STATE_LOW, dtype=np.int64), []
         for i, payload in enumerate(payloads):
             count, states_i, words_i = ops.parse_stream(payload)
             lanes.append(count)
@@ -519,7 +464,7 @@ class DeviceCoder:
 
     # --- encoding -------------------------------------------------------------------------------------------------
 
-    def encode(self, jobs: Sequence[Job]) -> list[bytes]:
+    def encode(self, jobs: Sequence[EncodingJob]) -> list[bytes]:
         """Encode the known symbols of each job: the streams that `RangeEncoder` writes, byte for byte.
 
         Raises:
@@ -530,7 +475,7 @@ class DeviceCoder:
             streams = dict(zip(order, self._encode([jobs[i] for i in order])))
         return [streams[i] for i in range(len(jobs))]
 
-    def _encode(self, jobs: Sequence[Job]) -> list[bytes]:
+    def _encode(self, jobs: Sequence[EncodingJob]) -> list[bytes]:
         geometry = self._load_known(jobs)
         N, total = geometry.count, geometry.total
         if geometry.start.shape[1] < total:
@@ -540,7 +485,7 @@ class DeviceCoder:
         geometry.replay(("encode",), lambda: geometry.run(geometry.encode_group))
         counts = torch.from_numpy(geometry.host_counts.sum(axis=0)).to(self.device)
         lanes = [choose_lanes(bits) for bits in estimate_bits(geometry.freq, counts).tolist()]
-        states = np.full((N, _MAX_LANES), _STATE_LOW, dtype=np.int64)
+        states = np.full((N, MAX_LANES), STATE_LOW, dtype=np.int64)
         states[:, 0] += [
             ops.xxh64(part) & 0xFFFFFFFF for part in geometry.hashed(geometry.coded.cpu().numpy(), geometry.host_counts)
         ]
@@ -551,7 +496,7 @@ class DeviceCoder:
         self.kernels.rans_encode_fwd(
             geometry.start, geometry.freq, counts, lane_tensor, state_tensor, words, begin, geometry.status, max(lanes)
         )
-        if bool((geometry.status == _BAD_SYMBOL).any()):
+        if bool((geometry.status == BAD_SYMBOL).any()):
             raise ValueError("a symbol is not below 2^bits")
         firsts = begin.tolist()
         flat = torch.cat([words[i, first:] for i, first in enumerate(firsts)]).cpu().numpy()
@@ -561,8 +506,8 @@ class DeviceCoder:
             ops.write_stream(lanes[i], final[i, : lanes[i]], part) for i, part in enumerate(np.split(flat, ends[:-1]))
         ]
 
-    def record(self, jobs: Sequence[Job]) -> None:
-        """Run P over known symbols and hand every group's parameters to the jobs' own coders, on the host."""
+    def record(self, jobs: Sequence[ObservingJob]) -> None:
+        """Run P over known symbols and show every group's parameters to the jobs' observers, on the host."""
         with self._alone():
             self._record([jobs[i] for i in _by_size(jobs)])
 
@@ -595,20 +540,18 @@ class DeviceCoder:
 
     def _difference(self, height: int, width: int) -> str:
         """What is wrong with the kernels; "" where nothing is."""
-        from l2c.integer import Job, SymbolReader, SymbolWriter
-
         rng, used, header = np.random.default_rng(0), max(1, self.model.c // 4), (500, 4, 8)
         symbols = np.full((self.model.c, height, width), 128, dtype=np.uint8)
         symbols[:used] = rng.normal(128, 3, (used, height, width)).round()
         symbols[:used, ::7] = rng.integers(0, 256, symbols[:used, ::7].shape)  # outside every window
-        writer = SymbolWriter(8)
-        self.model.code([Job(height, width, header, used, writer, symbols)], "cpu")
-        stream = writer.finish()
+        job = EncodingJob(height, width, header, used, symbols)
+        self._cpu.code([job], self.device, 1)
+        stream = job.encoder.finish()
         try:
-            if self.encode([Job(height, width, header, used, SymbolWriter(8), symbols)]) != [stream]:
+            if self.encode([job]) != [stream]:
                 return "its streams are not those of the C++ coder"
             for _ in range(3):
-                (found,), check = self.decode([Job(height, width, header, used, SymbolReader(stream, 8))], [stream])
+                (found,), check = self.decode([DecodingJob(height, width, header, used, stream)])
                 check()
                 if not np.array_equal(found.cpu().numpy(), symbols):
                     return "it decodes other symbols than were encoded"
@@ -621,7 +564,7 @@ class DeviceCoder:
 
     # --- known symbols --------------------------------------------------------------------------------------------
 
-    def _record(self, jobs: Sequence[Job]) -> None:
+    def _record(self, jobs: Sequence[ObservingJob]) -> None:
         geometry = self._load_known(jobs)
 
         def code(number: int) -> None:
@@ -634,24 +577,23 @@ class DeviceCoder:
                     continue
                 symbols = coded[i, :count]
                 if not w.shape[0]:
-                    job.coder.uniform(count, symbols)
+                    job.observer.raw(symbols)
                     continue
                 mine = (np.ascontiguousarray(part[:, i, :count]) for part in (w, m, v))
                 weights, means, inv_scales = mine
-                job.coder.mixture(weights.view(np.uint16), means, inv_scales.view(np.uint16), symbols)
+                job.observer.mixture(symbols, weights.view(np.uint16), means, inv_scales.view(np.uint16))
 
         geometry.run(code)
 
-    def _load_known(self, jobs: Sequence[Job]) -> Geometry:
+    def _load_known(self, jobs: Sequence[EncodingJob | ObservingJob]) -> Geometry:
         geometry = self.geometry(jobs)
         geometry.load(jobs)
         for i, job in enumerate(jobs):
-            assert job.symbols is not None
             geometry.canvas[i, :, : job.height, : job.width].copy_(torch.as_tensor(job.symbols))
         return geometry
 
 
-def _by_size(jobs: Sequence[Job]) -> list[int]:
+def _by_size(jobs: Sequence[Tile]) -> list[int]:
     """Order in which jobs are coded: batches of the same sizes share a geometry, whatever order they come in."""
     return sorted(range(len(jobs)), key=lambda i: (jobs[i].height, jobs[i].width))
 
@@ -675,6 +617,6 @@ def estimate_bits(freq: Tensor, counts: Tensor) -> Tensor:
 def choose_lanes(bits: int) -> int:
     """The lanes of a stream of so many 1/256 bits: RangeEncoder.choose_lanes of csrc/rans.h."""
     lanes = 1
-    while lanes < _MAX_LANES and 48 * 2 * lanes * 1000 * 256 // 3 <= bits:
+    while lanes < MAX_LANES and 48 * 2 * lanes * 1000 * 256 // 3 <= bits:
         lanes *= 2
     return lanes

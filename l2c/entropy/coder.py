@@ -1,0 +1,192 @@
+"""One stream of symbols, and the jobs that write it, read it or only look on. No family of models is known here.
+
+A backend takes a job to the end in its own way: C++ and GPU kernels walk whole tiles by themselves, other backends ask
+the job for each group by `mixture` and `raw`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from l2c.ops.streams import check_head, range_decoder, range_encoder
+
+UInt8Array = npt.NDArray[np.uint8]
+UInt16Array = npt.NDArray[np.uint16]
+Int16Array = npt.NDArray[np.int16]
+Place = tuple[slice, slice, slice]  # channels, rows, columns of a group in its picture's latents
+
+
+class SymbolEncoder:
+    """Writes known symbols into one stream (csrc/rans.h), or holds the stream that a device made of them."""
+
+    def __init__(self, b: int) -> None:
+        self.b = b
+        self.payload: bytes | None = None
+
+    @functools.cached_property
+    def encoder(self) -> Any:
+        """The `RangeEncoder` in C++, made when it is first asked for: a device has one of its own."""
+        return range_encoder()
+
+    def mixture(self, symbols: UInt8Array, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array) -> None:
+        """Append symbols uint8 [n] under their mixtures [K, n]."""
+        self.encoder.push_mixture(symbols, weights, means, inv_scales, self.b)
+
+    def raw(self, symbols: UInt8Array) -> None:
+        """Append symbols uint8 [n] that are all equally likely."""
+        self.encoder.push_raw(symbols.astype(np.uint32), self.b)
+
+    def finish(self) -> bytes:
+        """The stream of all symbols, once they are coded."""
+        return self.payload if self.payload is not None else self.encoder.finish()
+
+
+class SymbolDecoder:
+    """Reads the symbols of one stream.
+
+    Raises:
+        BitstreamError: here, the head of the stream is not valid; later, it is not one of these symbols.
+    """
+
+    def __init__(self, payload: bytes | memoryview, b: int) -> None:
+        check_head(payload)
+        self.payload, self.b = payload, b
+        self.is_checked = False  # set by who has decoded the payload and found its end as it should be
+
+    @functools.cached_property
+    def decoder(self) -> Any:
+        """The `RangeDecoder` in C++, made when it is first asked for: a device takes the payload itself."""
+        return range_decoder(self.payload)
+
+    def mixture(self, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array) -> UInt8Array:
+        """The next n symbols, of mixtures [K, n]."""
+        return self.decoder.pop_mixture(weights, means, inv_scales, self.b)
+
+    def raw(self, count: int) -> UInt8Array:
+        """The next `count` symbols, which are all equally likely."""
+        return self.decoder.pop_raw(count, self.b).astype(np.uint8)
+
+    def finish(self) -> None:
+        """Raises BitstreamError unless the stream ended where and as it should. Once all symbols are read."""
+        if not self.is_checked:
+            self.decoder.finish()
+
+
+class Observer(Protocol):
+    """Who sees known symbols with the parameters of their distributions, group by group; `SymbolEncoder` is one."""
+
+    def mixture(self, symbols: UInt8Array, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array) -> None:
+        """Symbols uint8 [n], parameters [K, n]."""
+
+    def raw(self, symbols: UInt8Array) -> None:
+        """Symbols uint8 [n], all equally likely."""
+
+
+@dataclass
+class Tile:
+    """A picture or tile of latents: what all jobs say.
+
+    Attributes:
+        height, width: of the latents (ceil(H/s), ceil(W/s)).
+        header: quality 0..1000, mu 0..8, b 1..8 (`l2c.format.levels.OperatingPoint`).
+        used: channels coded; the higher ones are zero everywhere.
+    """
+
+    height: int
+    width: int
+    header: tuple[int, int, int]
+    used: int
+
+
+@dataclass
+class _Known(Tile):
+    """A tile of known symbols uint8 [c, height, width], which an observer is shown."""
+
+    symbols: UInt8Array
+
+    def mixture(self, place: Place, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array) -> UInt8Array:
+        """Code the group at `place`: parameters [K, n]. Returns its symbols uint8 [n], channel innermost."""
+        symbols = self._at(place)
+        self._observer().mixture(symbols, weights, means, inv_scales)
+        return symbols
+
+    def raw(self, place: Place, count: int) -> UInt8Array:
+        """As `mixture`, of symbols that are all equally likely."""
+        symbols = self._at(place)
+        self._observer().raw(symbols)
+        return symbols
+
+    def _at(self, place: Place) -> UInt8Array:
+        return np.ascontiguousarray(self.symbols[place].transpose(1, 2, 0)).reshape(-1)
+
+    def _observer(self) -> Observer:
+        raise NotImplementedError
+
+
+@dataclass
+class EncodingJob(_Known):
+    """Known symbols to be written; `encoder.finish()` gives the stream."""
+
+    encoder: SymbolEncoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.encoder = SymbolEncoder(self.header[2])
+
+    def _observer(self) -> Observer:
+        return self.encoder
+
+
+@dataclass
+class ObservingJob(_Known):
+    """Known symbols of which nothing is written: the observer gets what an encoder would."""
+
+    observer: Observer
+
+    def _observer(self) -> Observer:
+        return self.observer
+
+
+@dataclass
+class DecodingJob(Tile):
+    """A stream to be read; `decoder.finish()` says whether its end is as it should be.
+
+    Raises:
+        BitstreamError: the head of the payload is not valid.
+    """
+
+    payload: bytes | memoryview
+    decoder: SymbolDecoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.decoder = SymbolDecoder(self.payload, self.header[2])
+
+    def mixture(self, place: Place, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array) -> UInt8Array:
+        """See `EncodingJob.mixture`."""
+        return self.decoder.mixture(weights, means, inv_scales)
+
+    def raw(self, place: Place, count: int) -> UInt8Array:
+        """See `EncodingJob.raw`."""
+        return self.decoder.raw(count)
+
+
+Job = EncodingJob | DecodingJob | ObservingJob
+
+_Tile = TypeVar("_Tile", bound=Tile)
+
+
+def batches(jobs: Sequence[_Tile], most: int) -> Iterator[Sequence[_Tile]]:
+    """The jobs in order, in parts of at most `most` positions after padding to the largest, at least one job each."""
+    start, height, width = 0, 0, 0
+    for i, job in enumerate(jobs):
+        height, width = max(height, job.height), max(width, job.width)
+        if i > start and (i + 1 - start) * height * width > most:
+            yield jobs[start:i]
+            start, height, width = i, job.height, job.width
+    if jobs:
+        yield jobs[start:]
