@@ -38,7 +38,6 @@ from l2c.ops.contract import (
     STATE_LOW,
     WINDOW,
     IntegerLayer,
-    constant_planes,
 )
 from l2c.ops.integers import PackedLayer, pack_layer, round_up
 
@@ -350,7 +349,7 @@ class DeviceCoder:
         if header not in self._constants:
             model = self.model
             maps, planes, M = model.maps, model.planes, model.config.num_scales
-            constant = np.array([constant_planes(*header, scale, M) for scale in range(M)], dtype=np.int64)
+            constant = model.planes_of(header)[:M].astype(np.int64)
             rows = []
             for step in model.steps:
                 weight = step.w1.weight[:, :, 0, 0].astype(np.int64)
