@@ -25,13 +25,21 @@ LAZY = {
 # A room is the first part of a name after l2c. To add one is one line.
 ARROWS = {
     "errors": set(),
+    "files": {"errors"},
+    "arrays": {"errors"},
+    "devices": {"errors"},
     "config": {"errors"},
-    "format": {"errors"},
+    "format": {"errors", "arrays"},
+    "images": {"errors", "files", "arrays", "format"},
     "kernels": {"ops.contract"},
-    "ops": {"errors", "format"},
+    "ops": {"errors", "arrays", "format"},
     "networks": {"config", "ops"},
-    "entropy": {"errors", "config", "format", "ops"},
-}
+    "entropy": {"errors", "arrays", "config", "format", "ops"},
+    "adapt": {"errors", "arrays", "config", "format", "ops", "networks", "entropy", "metrics", "objective", "models",
+              "rate_control"},
+    "codec": {"errors", "arrays", "devices", "format", "images", "ops", "networks", "entropy", "adapt", "models",
+              "metrics", "objective", "guard", "rate_control"},
+}  # fmt: skip
 
 
 def modules() -> dict[str, Path]:
