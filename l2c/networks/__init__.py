@@ -104,8 +104,7 @@ def clipping(y: Tensor, b: int, tau: Tensor | None = None) -> Tensor:
     step = float(1 << (8 - b))
     if tau is not None:
         y = y * importance_mask(tau, y.shape[1])
-    below, above = (-128.0 - 0.5 * step) - y.float(), y.float() - (128.0 - 0.5 * step)
-    excess = below.clamp_min(0.0) + above.clamp_min(0.0)
+    excess = ((y.float() + 0.5 * step).abs() - 128.0).clamp_min(0.0)  # symbols end at -128 and 128 - step
     return 12.0 * (excess / step).square().mean(dim=1)
 
 
