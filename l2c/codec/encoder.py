@@ -7,7 +7,7 @@ import hashlib
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +26,19 @@ from l2c.codec.transform_stage import TransformStage
 from l2c.errors import L2CWarning, LimitError
 from l2c.format import lossy_alpha_section
 from l2c.format.adapt_section import PatchChanges
-from l2c.format.bitstream import ADAPT, ALPHA_TYPES, DPI, EXIF, ICC, XMP, Header, Limits, file_size, write_bitstream
+from l2c.format.bitstream import (
+    ADAPT,
+    ALPHA_TYPES,
+    DPI,
+    EXIF,
+    ICC,
+    SECTION_OVERHEAD,
+    XMP,
+    Header,
+    Limits,
+    file_size,
+    write_bitstream,
+)
 from l2c.format.levels import MAX_QUALITY, OperatingPoint
 from l2c.format.metadata_sections import pack_dpi, pack_xmp
 from l2c.format.tiles import grid, latent_tiles
@@ -38,10 +50,9 @@ from l2c.objective import Blend, distortion
 from l2c.rate_control import dissimilarity_db
 
 _ADAPT_PIXELS = 1 << 23  # pictures are adapted together up to this many pixels, at about 80 bytes each
-_LEAST_FILE, _SECTION_ENTRY = 50, 10  # bytes: the head with one tile, and what a section adds to it (bitstream.py)
+_LEAST_FILE = file_size([0], [])  # bytes of a file whose only tile is empty
 
 
-@dataclass
 @dataclass
 class Batch:
     """What one call encodes, and how; `clock` collects seconds per stage, `deadline` is of `time.perf_counter`."""
@@ -68,7 +79,7 @@ class Batch:
 
     def overhead(self, i: int) -> float:
         """Bytes of a picture's file that no quality changes, about: metadata and alpha, the header, a coder's flush."""
-        return _LEAST_FILE + sum(len(body) + _SECTION_ENTRY for body in self.sections[i].values())
+        return _LEAST_FILE + sum(len(body) + SECTION_OVERHEAD for body in self.sections[i].values())
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ class Encoder:
 
     def batch(
         self,
-        sources: list[Any],
+        sources: Iterable[Any],
         *,
         mu: int,
         bits: int | None = None,
@@ -146,6 +157,7 @@ class Encoder:
             mu: the metric mix 0..8. Others: as for `Codec.encode_detailed`.
         """
         start, bits = time.perf_counter(), self.model.config.bits if bits is None else bits
+        sources = list(sources)
         names, pictures, sections = names_of(len(sources)), [], []
         for name, image in zip(names, sources):
             with naming(name):

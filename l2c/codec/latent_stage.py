@@ -31,7 +31,7 @@ from l2c.format.levels import OperatingPoint
 from l2c.format.tiles import Box, latent_tiles
 from l2c.models import Model
 
-MOST_AGAIN = 1 << 22
+MOST_AGAIN = 1 << 22  # pixels
 _float_lock = threading.Lock()
 
 
@@ -171,7 +171,7 @@ class LatentStage:
         return symbols, holds
 
     def _read_tiles(self, stream: Bitstream) -> UInt8Array:
-        """As `_read`, tile by tile."""
+        """As `read_plainly`, tile by tile, each with help where it fails."""
         canvas = np.empty(self.shape(stream.header), dtype=np.uint8)
         jobs, places = self.reading_jobs([stream])
         for job, (_, box) in zip(jobs, places):
@@ -244,6 +244,7 @@ class LatentStage:
         )
 
     def warn_of_device(self, error: RuntimeError, instead: str) -> None:
+        """Say that the device failed and what is done instead; what it had in its cache is given back."""
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         warnings.warn(f"{self.device} failed ({first_line(error)}); {instead}", L2CWarning, stacklevel=4)
@@ -300,4 +301,5 @@ class LatentStage:
 
 
 def crc_holds(stream: Bitstream, symbols: UInt8Array) -> bool:
+    """Whether latents, uint8 [c, h, w], are those that the header's CRC-32 is of."""
     return zlib.crc32(symbols) == stream.header.latents_crc32

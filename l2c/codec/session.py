@@ -184,7 +184,7 @@ class Codec:
         if progress is not None and not callable(progress):
             raise UnsupportedError(f"progress is {progress!r}: it must be callable")
         batch = self.encoder.batch(
-            list(images_),
+            images_,
             mu=METRICS[metric],
             bits=bits,
             tile=tile,

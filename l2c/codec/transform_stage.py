@@ -175,9 +175,9 @@ class TransformStage:
             bands = [self._bias_sets.band(quality, MAX_QUALITY) for quality in qualities]
             result.biases = set_maps(self._bias_sets, bands, torch.from_numpy(index).long().to(self.device))
         if any(part.conditions is not None for part in changes):
-            moved, grid = _patches([part.conditions for part in changes], 0, CONDITION_PATCH // s, box)
+            moved, patches = _patches([part.conditions for part in changes], 0, CONDITION_PATCH // s, box)
             result.conditions = condition_maps(cond, torch.from_numpy(moved).to(self.device))
-            result.condition_grid = grid
+            result.condition_grid = patches
         return result if result.biases is not None or result.conditions is not None else None
 
     @torch.inference_mode()

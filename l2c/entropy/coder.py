@@ -6,6 +6,7 @@ the job for each group by `mixture` and `raw`.
 
 from __future__ import annotations
 
+import abc
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -105,7 +106,7 @@ class Tile:
 
 
 @dataclass
-class _Known(Tile):
+class _Known(Tile, abc.ABC):
     """A tile of known symbols uint8 [c, height, width], which an observer is shown."""
 
     symbols: UInt8Array
@@ -125,8 +126,9 @@ class _Known(Tile):
     def _at(self, place: Place) -> UInt8Array:
         return np.ascontiguousarray(self.symbols[place].transpose(1, 2, 0)).reshape(-1)
 
+    @abc.abstractmethod
     def _observer(self) -> Observer:
-        raise NotImplementedError
+        """Who is shown the symbols."""
 
 
 @dataclass
