@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 
 from l2c.config import ModelConfig
-from l2c.networks import transform_costs
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import load_recipe
+from l2c.transforms import transform_costs
 
 RECIPE = Path("configs/train/ablation.json")
 

@@ -20,15 +20,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from l2c import networks
+from l2c import transforms
 from l2c.adapt.bias_sets import DEFAULT_INDEX, search_sets, set_maps
 from l2c.adapt.latents import Regions
 from l2c.adapt.modulators import adapt_conditions
 from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.metrics import msssim, psnr
 from l2c.models import Model, load_model
-from l2c.networks import Adaptation, Grid
 from l2c.train.losses import lmbda_of_quality
+from l2c.transforms import Adaptation, Grid
 
 
 def patches_of(path: Path, side: int) -> Tensor:
@@ -44,12 +44,12 @@ def patches_of(path: Path, side: int) -> Tensor:
 def encode(model: Model, x: Tensor, quality: int, mu: int) -> tuple[Tensor, Tensor]:
     """Quantised latents of patches, and their conditions."""
     lmbda = lmbda_of_quality(torch.full((len(x),), quality), model.config)
-    cond = networks.condition(lmbda, torch.full((len(x),), mu / MAX_MU))
+    cond = transforms.condition(lmbda, torch.full((len(x),), mu / MAX_MU))
     y, tau = model.transform.encoder(x, cond)
     if tau is not None:
-        y = y * networks.importance_mask(tau, model.config.transform.c)
+        y = y * transforms.importance_mask(tau, model.config.transform.c)
     bits = model.config.bits
-    return networks.dequantise(networks.quantise(y, bits), bits), cond
+    return transforms.dequantise(transforms.quantise(y, bits), bits), cond
 
 
 def shown(model: Model, z: Tensor, cond: Tensor, adaptation: Adaptation | None) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 import l2c
-from l2c import networks
+from l2c import transforms
 from l2c.adapt.bias_sets import search_sets, set_maps
 from l2c.adapt.encoder import regions_of
 from l2c.adapt.latents import LatentSearch, Regions
@@ -30,7 +30,7 @@ from l2c.codec.latent_stage import Latents
 from l2c.format.adapt_section import BIAS_PATCH, NO_SET
 from l2c.format.levels import MAX_MU, MAX_QUALITY, OperatingPoint
 from l2c.images import load_picture
-from l2c.networks import Adaptation, Grid
+from l2c.transforms import Adaptation, Grid
 
 PICTURES = ("kodim01", "kodim05", "kodim08", "kodim15", "kodim19", "kodim23")
 BUDGETS = ((10, 8), (10, 2), (4, 2), (2, 1))  # iterations, short list
@@ -58,7 +58,7 @@ def objective(codec: l2c.Codec, regions: Regions, symbols: Tensor, index: Tensor
         maps = set_maps(sets, [sets.band(level, MAX_QUALITY)] * len(index), index[:, None, None])
         change = Adaptation(biases=maps, bias_grid=Grid(BIAS_PATCH // codec.transform.s))
     with torch.no_grad():
-        x_hat = regions.decode(codec.transform, networks.dequantise(symbols, bits), change)
+        x_hat = regions.decode(codec.transform, transforms.dequantise(symbols, bits), change)
         return total + float(regions.cost((x_hat * 255.0).round() / 255.0).sum())
 
 
@@ -122,7 +122,7 @@ def main() -> None:
         for quality in args.qualities:
             level = quality * MAX_QUALITY // 100
             pixels, regions, setup = patches_of(codec, args.folder / f"{name}.png", level)
-            plain = networks.quantise(regions.y, int(regions.header[0, 2]))
+            plain = transforms.quantise(regions.y, int(regions.header[0, 2]))
             before = objective(codec, regions, plain, torch.full((len(regions),), NO_SET))
             slow = yardstick(codec, pixels, regions, level)
             base = 100 * (before - slow.objective) / before

@@ -21,7 +21,7 @@ from conftest import DEVICES, THREADS, plain_float32
 from PIL import Image
 
 import l2c
-from l2c import networks
+from l2c import transforms
 from l2c.codec import PRECISIONS
 from l2c.entropy import multiscale
 from l2c.entropy.coder import ObservingJob
@@ -118,7 +118,7 @@ def decoder_inputs(codec: l2c.Codec, file: bytes, device: str) -> tuple[torch.Te
     stream = read_bitstream(file)
     symbols = torch.from_numpy(codec.read_latents([stream])[0])[None].to(device)
     cond = codec.transform_stage.condition(stream.header.quality, stream.header.metric_mix)
-    return networks.dequantise(symbols, 8).contiguous(memory_format=torch.channels_last), cond
+    return transforms.dequantise(symbols, 8).contiguous(memory_format=torch.channels_last), cond
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -151,7 +151,7 @@ def test_codec_network(
         expected = exact.encoder(x.cpu().double(), cond.cpu().double())[0]
     out = timed(
         call,
-        macs=networks.kmac_per_pixel(plain, pixels) * 1000 * pixels,
+        macs=transforms.kmac_per_pixel(plain, pixels) * 1000 * pixels,
         precision=precision,
         **facts(picture, f"{network}, {precision}", device),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from l2c import networks
+from l2c import transforms
 from l2c.codec import DEFAULT_TILE
 from l2c.entropy.multiscale.backends.device_coder import choose_lanes
 from l2c.entropy.multiscale.schedule import scale_sizes
@@ -58,10 +58,10 @@ def serial_decoding(model: Model, boxes: list[tuple[int, int, int, int]], kind: 
 
 def decoder_macs(model: Model, pixels: int) -> float:
     """Of D."""
-    cond = networks.condition(torch.tensor([0.01]), torch.zeros(1))
+    cond = transforms.condition(torch.tensor([0.01]), torch.zeros(1))
     y = torch.zeros(1, model.config.transform.c, 32, 32)
     side = 32 * model.transform.s
-    return 1000.0 * pixels * networks.kmac_per_pixel(lambda: model.transform.decoder(y, cond), side * side)
+    return 1000.0 * pixels * transforms.kmac_per_pixel(lambda: model.transform.decoder(y, cond), side * side)
 
 
 def predicted_rows(

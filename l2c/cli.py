@@ -968,7 +968,7 @@ def _file_facts(size: int, index: FileIndex) -> Result:
 
 def _model_facts(model: Model) -> Result:
     """One entry of `l2c models`."""
-    from l2c.networks import transform_costs
+    from l2c.transforms import transform_costs
 
     encoder_kmac, decoder_kmac = transform_costs(model.config)
     config = model.config

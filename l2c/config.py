@@ -25,7 +25,7 @@ class TransformConfig:
 
     Attributes:
         family: "paper" (the networks of L2C, section IV) or "block" (the default model: one linear block
-            transform plus convolutions at H/s, see `networks/block.py`).
+            transform plus convolutions at H/s, see `transforms/block.py`).
         s: down-sampling factor of E. The paper family requires 4.
         c: latent channels.
         width: channels of the hidden layers (192 in the paper).

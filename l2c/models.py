@@ -23,7 +23,7 @@ from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.errors import ConfigError, ModelMismatchError
 from l2c.files import write_atomically
-from l2c.networks import Transform
+from l2c.transforms import Transform
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "l2c-default"

@@ -121,8 +121,8 @@ class Blend:
 
     @classmethod
     def of_condition(cls, cond: Tensor) -> Blend:
-        """For pictures with these conditions (`networks.condition`), float32 [N, 2]; waits for their device."""
-        from l2c.networks.modulators import log_lmbda
+        """For pictures with these conditions (`transforms.condition`), float32 [N, 2]; waits for their device."""
+        from l2c.transforms.modulators import log_lmbda
 
         return cls.of((cond[:, 1] * METRICS["msssim"]).round(), log_lmbda(cond)[:, 0].exp())
 

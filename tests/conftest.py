@@ -47,7 +47,7 @@ def tiny_model_path(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathF
     from l2c.entropy import multiscale
     from l2c.entropy.multiscale import ProbabilityModel
     from l2c.models import save_model
-    from l2c.networks import Transform
+    from l2c.transforms import Transform
 
     path = tmp_path_factory.mktemp("models") / "tiny.safetensors"
     with torch.random.fork_rng(devices=[]):

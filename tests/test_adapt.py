@@ -15,12 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from l2c import networks, objective
+from l2c import objective, transforms
 from l2c.adapt.bias_sets import DEFAULT_INDEX, BiasSets, distortion_gradient, predicted_change, try_sets
 from l2c.adapt.modulators import adapt_conditions
 from l2c.config import ModelConfig, TransformConfig
 from l2c.errors import ConfigError, TrainingError
-from l2c.networks import Adaptation, Transform, num_biases, num_modulators
 from l2c.objective import Blend, Needs, terms
 from l2c.train import bias_sets
 from l2c.train.bias_sets import Patches, band_of, choose_scale, cluster, make_patches, measure_curvature, overfit_biases
@@ -28,6 +27,7 @@ from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import BiasSetsConfig, DataConfig, TrainConfig
 from l2c.train.data import Sampler
 from l2c.train.losses import Networks
+from l2c.transforms import Adaptation, Transform, num_biases, num_modulators
 
 Scene = tuple[Transform, Tensor, Tensor, Tensor]
 
@@ -57,9 +57,9 @@ def scene(drawn_picture: npt.NDArray[np.uint8]) -> Scene:
     transform = made(FAMILIES["block"])
     picture = torch.from_numpy(drawn_picture[:44, :61]).permute(2, 0, 1).float() / 255
     x = torch.stack((picture, picture.flip(1), picture.roll(20, 2)))
-    cond = networks.condition(torch.tensor([0.003, 0.02, 0.1]), torch.tensor([0.0, 0.5, 1.0]))
+    cond = transforms.condition(torch.tensor([0.003, 0.02, 0.1]), torch.tensor([0.0, 0.5, 1.0]))
     with torch.no_grad():
-        z = transform.encoder(networks.pad_to_multiple(x, 8), cond)[0].round()
+        z = transform.encoder(transforms.pad_to_multiple(x, 8), cond)[0].round()
     return transform, x, z, cond
 
 
@@ -85,7 +85,7 @@ class TestAdaptation:
         """Each picture of a batch, against a copy of D whose biases were changed in the order its layers ran."""
         transform = made(FAMILIES[family])
         z = torch.randn(2, transform.config.c, 4, 5, generator=torch.Generator().manual_seed(1)) * 9
-        cond = networks.condition(torch.tensor([0.003, 0.1]), torch.tensor([0.0, 1.0]))
+        cond = transforms.condition(torch.tensor([0.003, 0.1]), torch.tensor([0.0, 1.0]))
         biases = random_biases(transform, 2, 0.3)
         got = transform.decoder(z, cond, Adaptation(biases=biases))
         assert not torch.allclose(got, transform.decoder(z, cond), atol=1e-2)
@@ -109,7 +109,7 @@ class TestAdaptation:
     def test_no_change_is_no_change(self, family: str) -> None:
         transform = made(FAMILIES[family])
         z = torch.randn(2, transform.config.c, 4, 5, generator=torch.Generator().manual_seed(1))
-        cond = networks.condition(torch.tensor([0.003, 0.1]), torch.tensor([0.0, 1.0]))
+        cond = transforms.condition(torch.tensor([0.003, 0.1]), torch.tensor([0.0, 1.0]))
         plain = transform.decoder(z, cond)
         same = Adaptation(cond[:, None].repeat(1, num_modulators(transform), 1), random_biases(transform, 2, 0.0))
         assert torch.equal(plain, transform.decoder(z, cond, same))
@@ -120,8 +120,8 @@ class TestAdaptation:
         """Every one of the K counts, per picture, and in place of the picture's own."""
         transform = made(FAMILIES[family])
         z = torch.randn(2, transform.config.c, 4, 5, generator=torch.Generator().manual_seed(1)) * 9
-        cond = networks.condition(torch.tensor([0.003, 0.1]), torch.tensor([0.0, 1.0]))
-        other = networks.condition(torch.tensor([0.05, 0.05]), torch.tensor([0.0, 1.0]))
+        cond = transforms.condition(torch.tensor([0.003, 0.1]), torch.tensor([0.0, 1.0]))
+        other = transforms.condition(torch.tensor([0.05, 0.05]), torch.tensor([0.0, 1.0]))
         k = num_modulators(transform)
         outputs = [transform.decoder(z, cond)]
         for layer in range(k):
@@ -478,7 +478,7 @@ class TestStage:
         with torch.no_grad():
             y, tau = transform.encoder(x, vector)
             assert tau is not None
-            z = (y * networks.importance_mask(tau, 12)).round().clamp(-128, 127)
+            z = (y * transforms.importance_mask(tau, 12)).round().clamp(-128, 127)
         mine = (transform, x, z, vector)
         torch.testing.assert_close(distortion(mine)[0], patches["before"][0], rtol=1e-4, atol=0.0)
         adapted = distortion(mine, Adaptation(biases=patches["biases"][:1]))

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 import l2c
-from l2c import metrics, networks, ops
+from l2c import metrics, ops, transforms
 from l2c.adapt import bias_sets, sequential
 from l2c.codec import session
 from l2c.codec.latent_stage import Latents
@@ -117,7 +117,7 @@ def whole_path(config: ModelConfig, folder) -> None:
     torch.manual_seed(0)
     path = folder / f"{config.name}.safetensors"
     probability = multiscale.from_float(ProbabilityModel(config), config)
-    save_model(path, config, networks.Transform(config.transform), probability, [])
+    save_model(path, config, transforms.Transform(config.transform), probability, [])
     codec = l2c.Codec(path)
     picture = drawn(45, 83)
     for b in {1, config.bits}:
@@ -358,7 +358,7 @@ def test_other_models_are_found_by_id(codec, tiny_model_path, tmp_path, monkeypa
     torch.manual_seed(1)
     path = tmp_path / "other.safetensors"
     probability = multiscale.from_float(ProbabilityModel(config), config)
-    save_model(path, config, networks.Transform(config.transform), probability, [])
+    save_model(path, config, transforms.Transform(config.transform), probability, [])
     other = l2c.Codec(path)
     picture = drawn(31, 22)
     files = [codec.encode(picture), other.encode(picture), codec.encode(picture, quality=20)]
@@ -608,16 +608,16 @@ def test_a_default_dtype_changes_nothing(codec, configs, dtype) -> None:
     rate = 1.1 * codec.encode_detailed(picture, quality=40).bpp
     asked = [{"quality": 60}, {"quality": 60, "effort": 2}, {"bpp": rate, "effort": 1}, {"psnr": 24.0}]
     expected = [codec.encode(picture, **options) for options in asked]
-    transforms = [ModelConfig.from_file(path).transform for path in sorted(configs.glob("*.json"))]
-    buffers = [dict(networks.Transform(config).named_buffers()) for config in transforms]
+    sizes = [ModelConfig.from_file(path).transform for path in sorted(configs.glob("*.json"))]
+    buffers = [dict(transforms.Transform(config).named_buffers()) for config in sizes]
     assert any(any("limit" in name for name in named) for named in buffers)
     try:
         torch.set_default_dtype(dtype)
         fresh = l2c.Codec(codec.model.path)
         for options, data in zip(asked, expected):
             assert fresh.encode(picture, **options) == data, options
-        for config, named in zip(transforms, buffers):  # what is computed when a network is made, and not stored
-            for name, buffer in networks.Transform(config).named_buffers():
+        for config, named in zip(sizes, buffers):  # what is computed when a network is made, and not stored
+            for name, buffer in transforms.Transform(config).named_buffers():
                 assert torch.equal(buffer.double(), named[name].double()), name
     finally:
         torch.set_default_dtype(torch.float32)
@@ -637,7 +637,7 @@ def test_parts_below_the_codec_need_no_default_device(codec) -> None:
         shapes = [layer.weight.shape for _, layer in again.layers()]
         return (
             metrics.msssim(x, x * 0.9).tolist(),
-            networks.transform_costs(model.config),
+            transforms.transform_costs(model.config),
             found.symbols.tobytes(),
             bias_sets._areas(x, 64).tolist(),
             shapes,

@@ -28,7 +28,7 @@ from l2c.format.adapt_section import NO_SET, PatchChanges
 from l2c.format.bitstream import ADAPT, file_size, read_bitstream, write_bitstream
 from l2c.format.levels import OperatingPoint
 from l2c.models import save_model
-from l2c.networks import Transform, num_biases
+from l2c.transforms import Transform, num_biases
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from l2c.evaluate import compare as compare_module
 from l2c.evaluate.compare import compare, latent_maps
 from l2c.format.adapt_section import NO_SET, PatchChanges
 from l2c.format.bitstream import ADAPT, read_bitstream, write_bitstream
-from l2c.networks import num_modulators
+from l2c.transforms import num_modulators
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

@@ -10,7 +10,7 @@ import skimage.data
 import torch
 
 import l2c
-from l2c import guard, networks
+from l2c import guard, transforms
 from l2c.guard import Look, QualityGuard
 
 
@@ -100,11 +100,11 @@ def test_flat_and_small() -> None:
 def test_clipping_is_what_lies_beyond_rounding() -> None:
     y = torch.tensor([127.5, 129.5, -128.5, -130.5]).view(1, 4, 1, 1)
     expected = 12.0 * (0.0 + 4.0 + 0.0 + 4.0) / 4.0
-    assert networks.clipping(y, 8).item() == pytest.approx(expected)
+    assert transforms.clipping(y, 8).item() == pytest.approx(expected)
     beyond = 12.0 * (7.5**2 + 9.5**2) / 16.0**2 / 4.0  # symbols end at 112 there, which rounds up to 120
-    assert networks.clipping(y, 4).item() == pytest.approx(beyond)
+    assert transforms.clipping(y, 4).item() == pytest.approx(beyond)
     half = torch.full((1, 1, 1, 1), 0.25)  # of the channels one is kept
-    assert networks.clipping(y, 8, half).item() == 0.0
+    assert transforms.clipping(y, 8, half).item() == 0.0
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:

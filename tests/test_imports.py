@@ -33,11 +33,11 @@ ARROWS = {
     "images": {"errors", "files", "arrays", "format"},
     "kernels": {"ops.contract"},
     "ops": {"errors", "arrays", "format"},
-    "networks": {"config", "ops"},
+    "transforms": {"config", "ops"},
     "entropy": {"errors", "arrays", "config", "format", "ops"},
-    "adapt": {"errors", "arrays", "config", "format", "ops", "networks", "entropy", "metrics", "objective", "models",
+    "adapt": {"errors", "arrays", "config", "format", "ops", "transforms", "entropy", "metrics", "objective", "models",
               "rate_control"},
-    "codec": {"errors", "arrays", "devices", "format", "images", "ops", "networks", "entropy", "adapt", "models",
+    "codec": {"errors", "arrays", "devices", "format", "images", "ops", "transforms", "entropy", "adapt", "models",
               "metrics", "objective", "guard", "rate_control"},
 }  # fmt: skip
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
-from l2c import networks, ops
+from l2c import ops, transforms
 from l2c.config import ModelConfig
 from l2c.entropy.multiscale import ProbabilityModel
 from l2c.errors import BackendError
@@ -718,12 +718,12 @@ def triton_everywhere(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_decoder_by_patches(tiny_config: ModelConfig, triton_everywhere: list[str], monkeypatch: Any) -> None:
     """D with maps of biases and conditions, and the gradients that the searches read."""
     torch.manual_seed(0)
-    decoder = networks.Transform(tiny_config.transform).decoder.to(DEVICE)
-    cond = networks.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0])).to(DEVICE)
+    decoder = transforms.Transform(tiny_config.transform).decoder.to(DEVICE)
+    cond = transforms.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0])).to(DEVICE)
     z = torch.randint(-9, 9, (2, 12, 5, 6), device=DEVICE).float()
-    biases = leaf(0.3 * torch.randn(2, networks.num_biases(decoder), 2, 2, device=DEVICE))
+    biases = leaf(0.3 * torch.randn(2, transforms.num_biases(decoder), 2, 2, device=DEVICE))
     conditions = leaf(cond[:, None, :, None, None] + 0.3 * torch.randn(2, len(decoder.mods), 2, 1, 2, device=DEVICE))
-    change = networks.Adaptation(conditions, biases, Grid(4), Grid(3, -1, 1))
+    change = transforms.Adaptation(conditions, biases, Grid(4), Grid(3, -1, 1))
     z = z.contiguous(memory_format=torch.channels_last)
 
     def run() -> tuple[Tensor, ...]:

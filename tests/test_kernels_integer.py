@@ -24,8 +24,8 @@ from l2c.entropy.multiscale.backends.device_coder import DeviceCoder, choose_lan
 from l2c.errors import BackendError, BitstreamError, L2CWarning
 from l2c.format.bitstream import read_bitstream, write_bitstream
 from l2c.models import save_model
-from l2c.networks import Transform
 from l2c.ops import extension, reference
+from l2c.transforms import Transform
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REASON = ops.triton_reason(DEVICE)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from l2c import networks
+from l2c import transforms
 from l2c.adapt import latents
 from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.sequential import adapt_sequentially
@@ -19,9 +19,9 @@ from l2c.entropy.coder import EncodingJob
 from l2c.entropy.multiscale import ProbabilityModel
 from l2c.format.levels import MAX_MU
 from l2c.models import Model, load_model
-from l2c.networks import Transform
 from l2c.objective import distortion
 from l2c.train.losses import lmbda_of_quality
+from l2c.transforms import Transform
 
 Networks = tuple[Model, ProbabilityModel]
 
@@ -47,12 +47,12 @@ def regions_of(
     x = torch.stack([torch.from_numpy(p.copy()).permute(2, 0, 1).float() / 255 for p in pictures])
     levels = torch.full((len(x),), quality)
     lmbda = lmbda_of_quality(levels, config)
-    cond = networks.condition(lmbda, torch.full((len(x),), mu / MAX_MU))
+    cond = transforms.condition(lmbda, torch.full((len(x),), mu / MAX_MU))
     with torch.no_grad():
-        y, tau = transform.encoder(networks.pad_to_multiple(x, transform.s), cond)
+        y, tau = transform.encoder(transforms.pad_to_multiple(x, transform.s), cond)
     kept = None
     if tau is not None:
-        mask = networks.importance_mask(tau, config.transform.c)
+        mask = transforms.importance_mask(tau, config.transform.c)
         y, kept = y * mask, mask > 0
     header = torch.stack((levels, torch.full_like(levels, mu), torch.full_like(levels, b)), dim=1)
     return Regions(x, y, kept, cond, header, lmbda)
@@ -74,14 +74,14 @@ def test_gains_and_reports_what_it_did(default: Networks, photo: np.ndarray, mu:
     regions = regions_of(model.transform, model.config, [photo, photo[::-1]], 500, mu, b)
     search = LatentSearch(model.transform, probability, regions, autocast=False)
     before = search.bits + search.cost
-    assert torch.equal(search.symbols(), networks.quantise(regions.y, b))
+    assert torch.equal(search.symbols(), transforms.quantise(regions.y, b))
     search.run(6)
     bits, cost = objective(default, regions, search.z)
     torch.testing.assert_close(search.bits, bits, rtol=1e-3, atol=1.0)
     torch.testing.assert_close(search.cost, cost, rtol=1e-3, atol=1.0)
     gain = (before - bits - cost) / search.start[0]
     assert (gain > 0.02).all(), gain
-    torch.testing.assert_close(networks.dequantise(search.symbols(), b), search.z)
+    torch.testing.assert_close(transforms.dequantise(search.symbols(), b), search.z)
 
 
 def test_the_file_shrinks_as_the_float_model_says(default: Networks, photo: np.ndarray) -> None:
@@ -96,7 +96,7 @@ def test_the_file_shrinks_as_the_float_model_says(default: Networks, photo: np.n
 
 def coded(model: Model, symbols: Tensor, header: tuple[int, int, int]) -> int:
     """Bits as the integer model and the coder write them."""
-    used = networks.used_channels(symbols, header[2])
+    used = transforms.used_channels(symbols, header[2])
     job = EncodingJob(symbols.shape[1], symbols.shape[2], header, used, symbols.numpy())
     model.integer.code([job])
     return 8 * len(job.encoder.finish())
@@ -111,7 +111,7 @@ def test_beats_the_paper_at_equal_iterations(default: Networks, photo: np.ndarra
     search.run(10)
     without = dataclasses.replace(model, bias_sets=None)
     paper = adapt_sequentially(without, probability, photo, 450, 8, autocast=False)
-    z = networks.dequantise(torch.from_numpy(paper.symbols)[None], 8)
+    z = transforms.dequantise(torch.from_numpy(paper.symbols)[None], 8)
     value = float(sum(objective(default, regions, z)))
     assert value < start
     assert start - float(search.bits + search.cost) > 1.5 * (start - value)

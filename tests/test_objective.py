@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import l2c
-from l2c import metrics, networks, objective
+from l2c import metrics, objective, transforms
 from l2c.adapt.latents import Regions
 from l2c.config import ModelConfig
 from l2c.evaluate.measures import measure, to_ycbcr
@@ -303,7 +303,7 @@ class TestOneDefinition:
         lmbda = tiny_config.lmbda(quality / MAX_QUALITY)
         z = losses.through_quantiser(y, losses.quantiser_step(cond.b, x.device))
         regions = Regions(
-            x, y, None, networks.condition(torch.tensor([lmbda]), torch.tensor([mu / MAX_MU])), cond.header(),
+            x, y, None, transforms.condition(torch.tensor([lmbda]), torch.tensor([mu / MAX_MU])), cond.header(),
             torch.tensor([lmbda]),
         )  # fmt: skip
         x_hat = regions.decode(nets.transform, z).clamp(0, 1)

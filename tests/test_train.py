@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 import l2c
-from l2c import networks
+from l2c import transforms
 from l2c.cli import main
 from l2c.config import ModelConfig
 from l2c.entropy import multiscale
@@ -652,7 +652,7 @@ class TestCheckpoint:
     def test_local_gains_grow(self, tiny_config: ModelConfig, checkpoint: Checkpoint) -> None:
         """A model without local gains goes on with them as the same codec; the other way round is refused."""
         grown = replace(tiny_config, transform=replace(tiny_config.transform, local_gain=True))
-        x, cond = torch.rand(1, 3, 64, 64), networks.condition(torch.tensor([0.01]), torch.tensor([1.0]))
+        x, cond = torch.rand(1, 3, 64, 64), transforms.condition(torch.tensor([0.01]), torch.tensor([1.0]))
         for before, after in zip(checkpoint.networks(tiny_config), checkpoint.networks(grown)):
             with torch.no_grad():
                 y = before.transform.encoder(x, cond)[0]

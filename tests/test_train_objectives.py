@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from l2c import networks
+from l2c import transforms
 from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.entropy.coder import EncodingJob
 from l2c.errors import ConfigError, TrainingError
 from l2c.metrics import chroma, luma, msssim
-from l2c.networks import Adaptation, Transform
 from l2c.objective import MIXED, Blend, distortion
 from l2c.train import losses, meta
 from l2c.train.config import LossConfig, MetaConfig, ModulatorsConfig
@@ -28,6 +27,7 @@ from l2c.train.meta import MetaObjective
 from l2c.train.modulators import ModulatorsObjective
 from l2c.train.pretrain import PretrainObjective
 from l2c.train.quantize import QuantizeObjective, check_rate_loss, integer_bits, rates
+from l2c.transforms import Adaptation, Transform
 
 WEIGHTS = LossConfig()
 
@@ -80,7 +80,7 @@ class TestLosses:
             step = 2 ** (8 - b)
             y_hat = ((y[i] / step).round() * step).clamp(-128, 128 - step)[None]
             target = y_hat if not noisy else (y[i].clamp(-128, 128 - step) + step * noise[i])[None]
-            x_hat = nets.transform.decoder(y_hat, networks.condition(torch.tensor([lmbda]), torch.tensor([mu])))[0]
+            x_hat = nets.transform.decoder(y_hat, transforms.condition(torch.tensor([lmbda]), torch.tensor([mu])))[0]
             inside = x_hat.clamp(0, 1)
             squared = 255**2 * (x[i] - x_hat.clamp(-0.2, 1.2)).square().mean()
             of = luma if mu == 0.5 else lambda pictures: pictures
@@ -151,7 +151,7 @@ class TestLosses:
     def test_latents_of_b_bits(self, nets: Networks, x: Tensor, b: int) -> None:
         cond = Conditions(torch.full((3,), 1000), torch.zeros(3, dtype=torch.int64), torch.full((3,), b))
         z = quantised_latents(nets, x, cond)
-        expected = networks.dequantise(networks.quantise(losses.analyse(nets, x, cond)[0].detach(), b), b)
+        expected = transforms.dequantise(transforms.quantise(losses.analyse(nets, x, cond)[0].detach(), b), b)
         assert torch.equal(z, expected) and not z.requires_grad
         assert len(z.unique()) > 1  # the pictures are not all masked or zero
 

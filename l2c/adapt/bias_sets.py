@@ -15,8 +15,8 @@ from torch import Tensor
 from l2c.adapt.latents import Regions
 from l2c.errors import ConfigError
 from l2c.format.adapt_section import BIAS_PATCH, NO_SET
-from l2c.networks import Adaptation, Grid, Transform, num_biases
 from l2c.objective import TERMS, Blend, PatchDistortion, distortion
+from l2c.transforms import Adaptation, Grid, Transform, num_biases
 
 DEFAULT_INDEX = NO_SET  # "no adaptation": D's own biases
 PRICE = 9.0  # bits that a patch's set costs in the file

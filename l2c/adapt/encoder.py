@@ -24,7 +24,7 @@ from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchC
 from l2c.format.bitstream import SECTION_OVERHEAD
 from l2c.format.levels import MAX_QUALITY, OperatingPoint
 from l2c.format.tiles import Box
-from l2c.networks import Adaptation, Grid, Transform, num_modulators, to_levels
+from l2c.transforms import Adaptation, Grid, Transform, num_modulators, to_levels
 
 _BATCH_PIXELS = 1 << 20  # regions of one shape share a pass up to this many pixels
 

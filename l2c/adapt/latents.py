@@ -30,9 +30,9 @@ from torch import Tensor
 
 from l2c import ops
 from l2c.entropy.multiscale import ProbabilityModel
-from l2c.networks import Adaptation, Transform, quantise, to_levels
 from l2c.objective import Blend, DistortionTo
 from l2c.rate_control import Steering
+from l2c.transforms import Adaptation, Transform, quantise, to_levels
 
 _SHARE = 0.3  # of the moves that promise a gain, how many an iteration makes
 _MEMORY = 0.5  # weight of the gradients before
@@ -62,7 +62,7 @@ class Regions:
         x: float32 [N, 3, H, W] in [0, 1], the pixels.
         y: float32 [N, c, h, w], E's latents before Q, masked; h = ceil(H / s), w = ceil(W / s).
         kept: bool [N, c, h, w], the mask of L2C Eq. 2: where it is off the latent stays zero; None: on everywhere.
-        cond: float32 [N, 2] from `networks.condition`.
+        cond: float32 [N, 2] from `transforms.condition`.
         header: int64 [N, 3], quality, mu and b, on the CPU.
         lmbda: float32 [N], the raw trade-off.
         surround: float32 [N, c, h', w'], latents around and including the region, which D sees as well; None: the

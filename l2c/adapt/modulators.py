@@ -13,8 +13,8 @@ from torch import Tensor
 
 from l2c.adapt.latents import Regions
 from l2c.format.adapt_section import CONDITION_PATCH, CONDITION_UNIT
-from l2c.networks import Adaptation, Grid, Transform, num_modulators
 from l2c.objective import Blend, PatchDistortion, distortion
+from l2c.transforms import Adaptation, Grid, Transform, num_modulators
 
 # OML 5.2 tries these on the raw lambda and the distortion itself. Ours move the normalised log lambda down the gradient
 # of log D: the same decades then cover moves from nothing to the whole range, at any rate and for both metrics.

@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c import networks, ops
+from l2c import ops, transforms
 from l2c.entropy.coder import EncodingJob
 from l2c.entropy.multiscale import ProbabilityModel
 from l2c.format.adapt_section import BIAS_PATCH, NO_SET, grid_shape
 from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.models import Model
-from l2c.networks import Adaptation
 from l2c.objective import Blend, distortion
+from l2c.transforms import Adaptation
 
 ITERATIONS = 10
 ALPHA = 0.001  # latents per bit of J; the paper's 0.1 belongs to another unit, and 0.1 here makes every picture worse
@@ -69,7 +69,7 @@ def adapt_sequentially(
     symbols = np.empty((c, -(-height // s), -(-width // s)), dtype=np.uint8)
     sets = np.full(grid_shape(width, height, BIAS_PATCH), NO_SET, dtype=np.uint8)
     lmbda = model.config.lmbda(level / MAX_QUALITY)
-    cond = networks.condition(*torch.tensor([[lmbda], [mu / MAX_MU]], dtype=torch.float32, device="cpu"))
+    cond = transforms.condition(*torch.tensor([[lmbda], [mu / MAX_MU]], dtype=torch.float32, device="cpu"))
     bf16 = ops.bf16_pays(torch.device("cpu")) if autocast is None else autocast
     seconds = {"latents": 0.0, "sets": 0.0}
     for row in range(sets.shape[0]):
@@ -84,7 +84,7 @@ def adapt_sequentially(
             sets[row, column] = _best_set(model, x, z, cond, level, bf16)
             seconds["latents"] += middle - start
             seconds["sets"] += time.perf_counter() - middle
-            part = networks.quantise(z[0], bits).numpy()
+            part = transforms.quantise(z[0], bits).numpy()
             symbols[:, top // s : top // s + part.shape[1], left // s : left // s + part.shape[2]] = part
     return Sequential(symbols, sets, seconds)
 
@@ -104,8 +104,8 @@ def _overfit(
     transform, pixels = model.transform, x.shape[2] * x.shape[3]
     level = float(1 << (8 - header[2]))
     with torch.no_grad():
-        y, tau = transform.encoder(networks.pad_to_multiple(x, transform.s), cond)
-        mask = None if tau is None else networks.importance_mask(tau, model.config.transform.c)
+        y, tau = transform.encoder(transforms.pad_to_multiple(x, transform.s), cond)
+        mask = None if tau is None else transforms.importance_mask(tau, model.config.transform.c)
         y = y if mask is None else y * mask
     best, least = y, float("inf")
     for step in range(iterations + 1):
@@ -129,8 +129,8 @@ def _overfit(
 def _coded_bits(model: Model, z: Tensor, header: tuple[int, int, int]) -> float:
     """Bits of a patch's latents as the integer P and the coder write them."""
     bits = header[2]
-    symbols = np.ascontiguousarray(networks.quantise(z[0], bits).numpy())
-    used = networks.used_channels(torch.from_numpy(symbols), bits)
+    symbols = np.ascontiguousarray(transforms.quantise(z[0], bits).numpy())
+    used = transforms.used_channels(torch.from_numpy(symbols), bits)
     job = EncodingJob(symbols.shape[1], symbols.shape[2], header, used, symbols)
     model.integer.code([job], threads=torch.get_num_threads())
     return 8.0 * len(job.encoder.finish())

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2c import networks, ops
+from l2c import ops, transforms
 from l2c.arrays import UInt8Array
 from l2c.codec.support import first_line, naming
 from l2c.entropy import multiscale
@@ -96,7 +96,7 @@ class LatentStage:
             counts.append(len(boxes))
             for box in boxes:
                 symbols = np.ascontiguousarray(part.symbols[(slice(None), *box.slices)])
-                used = networks.used_channels(torch.from_numpy(symbols), part.point.bits)
+                used = transforms.used_channels(torch.from_numpy(symbols), part.point.bits)
                 jobs.append(EncodingJob(box.height, box.width, part.point, used, symbols))
         self.code(jobs, self.backend)
         results, start = [], 0

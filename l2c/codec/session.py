@@ -29,8 +29,8 @@ from l2c.errors import L2CWarning, ModelMismatchError, UnsupportedError
 from l2c.format.bitstream import Bitstream, Limits, read_bitstream
 from l2c.format.levels import DEFAULT_METRIC, MAX_QUALITY, METRICS
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
-from l2c.networks import Transform
 from l2c.rate_control import dissimilarity_db
+from l2c.transforms import Transform
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on

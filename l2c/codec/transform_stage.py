@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c import guard, networks
+from l2c import guard, transforms
 from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.modulators import condition_maps
 from l2c.arrays import UInt8Array
@@ -27,9 +27,9 @@ from l2c.format.bitstream import ADAPT, Bitstream
 from l2c.format.levels import MAX_MU, MAX_QUALITY, OperatingPoint
 from l2c.format.tiles import Box, grid
 from l2c.models import Model
-from l2c.networks import Adaptation, Grid
 from l2c.objective import Blend, distortion
 from l2c.ops import arithmetic
+from l2c.transforms import Adaptation, Grid
 
 PRECISIONS = ("float32", "bfloat16")
 CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
@@ -83,7 +83,7 @@ class TransformStage:
         pair = torch.tensor(
             [[self._config.lmbda(level / MAX_QUALITY)], [mu / MAX_MU]], dtype=torch.float32, device="cpu"
         )
-        return networks.condition(*pair).to(self.device)
+        return transforms.condition(*pair).to(self.device)
 
     @contextlib.contextmanager
     def float_mode(self) -> Iterator[None]:
@@ -116,15 +116,15 @@ class TransformStage:
                 seen = box.widened(halo, height, width)
                 stacked = np.stack([pixels[i][seen.slices] for i in members])
                 x = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float() / 255.0
-                x = networks.pad_to_multiple(x, s).contiguous(memory_format=torch.channels_last)
+                x = transforms.pad_to_multiple(x, s).contiguous(memory_format=torch.channels_last)
                 with self.float_mode():
                     y, tau = self.transform.encoder(x, cond)
-                    z = networks.quantise(y, bits, tau)
+                    z = transforms.quantise(y, bits, tau)
                 to, part = (..., *box.covering(s).slices), (..., *box.within(seen).covering(s).slices)
                 canvas[to] = z[part].cpu().numpy()
-                clipped += networks.clipping(y, bits, tau)[part].sum(dim=(1, 2))
+                clipped += transforms.clipping(y, bits, tau)[part].sum(dim=(1, 2))
                 if keep and tau is not None:
-                    mask = networks.importance_mask(tau, c)
+                    mask = transforms.importance_mask(tau, c)
                     y = y * mask
                     masks[to] = (mask[part] > 0).cpu().numpy()
                 if keep:
@@ -143,17 +143,17 @@ class TransformStage:
         crops = torch.from_numpy(np.array(guard.sample(pixels))).to(self.device)
         x = crops.permute(0, 3, 1, 2).float() / 255.0
         cond = self.condition(level, mu).expand(len(x), -1)
-        padded = networks.pad_to_multiple(x, self.s).contiguous(memory_format=torch.channels_last)
+        padded = transforms.pad_to_multiple(x, self.s).contiguous(memory_format=torch.channels_last)
         with self.float_mode():
             y, tau = self.transform.encoder(padded, cond)
-            y_hat = networks.to_levels(y, bits, tau)
+            y_hat = transforms.to_levels(y, bits, tau)
             x_hat = self.transform.decoder(y_hat, cond, None)[:, :, : x.shape[2], : x.shape[3]]
         x_hat = x_hat.float().mul(255.0).round_().clamp_(0.0, 255.0).div_(255.0)
         blend = Blend.of(
             torch.full((len(x),), mu, device="cpu"), torch.full((len(x),), self._config.lmbda(1.0), device="cpu")
         )
         cost = distortion(x.cpu(), x_hat.cpu(), blend).mean()
-        return guard.Look(float(cost), float(networks.clipping(y, bits, tau).mean()))
+        return guard.Look(float(cost), float(transforms.clipping(y, bits, tau).mean()))
 
     def changes(self, stream: Bitstream) -> PatchChanges:
         """What a file's ADAPT section says. Raises BitstreamError: it does not fit the picture or the model."""
@@ -161,7 +161,7 @@ class TransformStage:
             return PatchChanges()
         header, sets = stream.header, self._bias_sets
         count = 0 if sets is None else sets.values.shape[1]
-        mods = networks.num_modulators(self.transform)
+        mods = transforms.num_modulators(self.transform)
         return PatchChanges.unpack(bytes(stream.metadata[ADAPT]), header.width, header.height, count, mods)
 
     def _adaptation(
@@ -232,7 +232,7 @@ class TransformStage:
         stacked = torch.stack([torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in crops])
         stacked = stacked.to(self.device)
         b = torch.tensor([point.bits for point in points], device=self.device)
-        y_hat = networks.dequantise(stacked.contiguous(memory_format=torch.channels_last), b)
+        y_hat = transforms.dequantise(stacked.contiguous(memory_format=torch.channels_last), b)
         qualities = [point.quality_tenths for point in points]
         with self.float_mode():
             x_hat = self.transform.decoder(y_hat, cond, self._adaptation(qualities, cond, changes, seen))

@@ -27,7 +27,7 @@ from l2c.format.bitstream import ADAPT, Bitstream, read_bitstream
 from l2c.format.levels import MAX_QUALITY, metric_name
 from l2c.format.tiles import latent_tiles
 from l2c.images import load_picture
-from l2c.networks import dequantise
+from l2c.transforms import dequantise
 
 _BITS_PATCH = 64  # pixels a side over which bits are summed
 _LOSSLESS_PIXELS = 2_000_000  # larger pictures are stored in the page at WebP quality 95

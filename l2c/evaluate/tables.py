@@ -28,7 +28,7 @@ from l2c.evaluate.run import DEFAULT_RATES, Plan, evaluate, own_name, own_versio
 from l2c.files import write_atomically
 from l2c.format.levels import DEFAULT_METRIC, METRICS
 from l2c.images import load_picture
-from l2c.networks import num_modulators
+from l2c.transforms import num_modulators
 
 PARTS = ("I", "II", "III", "fig4", "fig5")
 

@@ -11,7 +11,7 @@ numbers are unsigned bytes unless stated; bits fill bytes from the lowest bit on
         rest of whole bytes       for each patch that has a set, its place 0..n-1 in that list, in ceil(log2 n) bits
     conditions (patches of 512x512 pixels)
         ceil(patches / 8) bytes   one bit a patch: whether it has conditions of its own
-        K bytes for each of them  signed: change of the normalised log lambda (`networks.condition`) of each of D's K
+        K bytes for each of them  signed: change of the normalised log lambda (`transforms.condition`) of each of D's K
                                   modulators, in 1/64
 
 A part with no patch in use is not written, and a section with no part neither.

@@ -18,13 +18,13 @@ from l2c.adapt.bias_sets import BiasSets, distortion_gradient, predicted_change,
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
 from l2c.format.levels import MAX_QUALITY, METRICS
-from l2c.networks import Adaptation, Transform, num_biases
 from l2c.objective import TERMS, Blend, Needs, distortion, terms
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import BiasSetsConfig, TrainConfig
 from l2c.train.data import Sampler, describe
 from l2c.train.losses import Conditions, Networks, quantised_latents
 from l2c.train.records import machine, write_json
+from l2c.transforms import Adaptation, Transform, num_biases
 
 _SALT = 1_000_003  # patches of this stage are not the crops of the others
 _SAVE_SECONDS = 60.0

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2c import networks
+from l2c import transforms
 from l2c.adapt.bias_sets import BiasSets
 from l2c.config import ModelConfig
 from l2c.entropy import multiscale
@@ -109,7 +109,7 @@ def card(
 ) -> str:
     """The model card, Markdown."""
     config = model.config
-    encoder, decoder = networks.transform_costs(config)
+    encoder, decoder = transforms.transform_costs(config)
     t = config.transform
     lines = [
         f"# {model.name}",

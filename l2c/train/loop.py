@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from l2c import networks
+from l2c import transforms
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, ImageError, L2CWarning, TrainingError
 from l2c.format.levels import MAX_MU, METRICS
@@ -195,7 +195,7 @@ def mean_log_loss(rows: Sequence[Mapping[str, float]]) -> float:
 @torch.no_grad()
 def latents_and_bits(nets: Networks, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor]:
     """Quantised latents float32 [N, c, h, w] of pictures [N, 3, H, W] in [0, 1], and their bits [N] under float P."""
-    z = quantised_latents(nets, networks.pad_to_multiple(x, nets.transform.s), cond)
+    z = quantised_latents(nets, transforms.pad_to_multiple(x, nets.transform.s), cond)
     return z, nets.probability.num_bits(z, z, cond.header())
 
 

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from l2c import networks
+from l2c import transforms
 from l2c.config import ModelConfig
 from l2c.entropy.multiscale import ProbabilityModel
 from l2c.format.levels import MAX_MU, MAX_QUALITY
-from l2c.networks import Adaptation
 from l2c.objective import MSSSIM_LMBDA_RATIO, Blend, Needs, terms, weighted
 from l2c.train.config import LossConfig
 from l2c.train.perceptual import VGG16Features, perceptual_distance
+from l2c.transforms import Adaptation
 
 
 class Networks(nn.Module):
@@ -25,7 +25,7 @@ class Networks(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.transform = networks.Transform(config.transform)
+        self.transform = transforms.Transform(config.transform)
         self.probability = ProbabilityModel(config)
 
 
@@ -52,7 +52,7 @@ class Conditions:
 
     def vector(self, config: ModelConfig) -> Tensor:
         """What the modulators see, float32 [N, 2]."""
-        return networks.condition(self.lmbda(config), self.mix())
+        return transforms.condition(self.lmbda(config), self.mix())
 
     def mix(self) -> Tensor:
         """mu in 0..1, float32 [N]."""
@@ -113,7 +113,7 @@ def analyse(nets: Networks, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor
     (y~ of L2C III), float32 [N, c, H/s, W/s], and tau or None."""
     y, tau = nets.transform.encoder(x, cond.vector(nets.config).to(x.device))
     if tau is not None:
-        y = y * networks.importance_mask(tau, nets.config.transform.c)
+        y = y * transforms.importance_mask(tau, nets.config.transform.c)
     return y, tau
 
 

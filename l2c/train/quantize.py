@@ -9,11 +9,11 @@ from l2c.entropy import multiscale
 from l2c.entropy.coder import EncodingJob
 from l2c.errors import TrainingError
 from l2c.format.levels import METRICS
-from l2c.networks import quantise
 from l2c.train.config import LossConfig
 from l2c.train.loop import Objective, latents_and_bits
 from l2c.train.losses import Conditions, LossParts, Networks, analyse, latent_loss, quantised_latents
 from l2c.train.perceptual import VGG16Features
+from l2c.transforms import quantise
 
 _QUALITIES = (100, 300, 500, 700, 900)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 import l2c
 from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.models import load_model
-from l2c.networks import Transform, condition
+from l2c.transforms import Transform, condition
 
 _SIZE = 256
 _WORSE_DB, _FLAT_BPP = 0.1, 0.02

@@ -69,7 +69,7 @@ from l2c.format.bitstream import (
 )
 from l2c.format.tiles import latent_tiles
 from l2c.models import load_model, save_model
-from l2c.networks import Transform
+from l2c.transforms import Transform
 
 TARGETS = {"header": 50, "codec": 8, "rans": 22, "alpha": 10, "model": 4, "picture": 6}  # shares of the inputs
 

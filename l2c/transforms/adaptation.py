@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from l2c import ops
-from l2c.networks.modulators import Modulator
 from l2c.ops.contract import Grid
+from l2c.transforms.modulators import Modulator
 
 
 @dataclass

@@ -7,12 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from l2c import networks
+from l2c import transforms
 from l2c.config import ModelConfig, TransformConfig
 from l2c.entropy.multiscale import ProbabilityModel
 from l2c.errors import ConfigError
-from l2c.networks.block import BlockDecoder, BlockEncoder, block_basis
-from l2c.networks.paper import PaperEncoder
+from l2c.transforms.block import BlockDecoder, BlockEncoder, block_basis
+from l2c.transforms.paper import PaperEncoder
 
 CODECS = ("c8b8", "c6b8", "c3b4", "c1b4")
 
@@ -25,7 +25,7 @@ def count(module: torch.nn.Module | None) -> int:
 def test_paper_parameter_counts(name: str, configs) -> None:
     """L2C IV: E 1.6 M, I 1.6 M, P 1.9 M, D 2.7 M; within 5 %."""
     config = ModelConfig.from_file(configs / f"{name}.json")
-    transform = networks.Transform(config.transform)
+    transform = transforms.Transform(config.transform)
     encoder = transform.encoder
     assert isinstance(encoder, PaperEncoder)
     importance = count(encoder.importance)
@@ -42,14 +42,14 @@ def test_paper_parameter_counts(name: str, configs) -> None:
 def test_default_cost_per_pixel(configs) -> None:
     """DESIGN 2: D <= 60, E with I <= 60, P <= 12 kMAC per pixel."""
     config = ModelConfig.from_file(configs / "default.json")
-    encoder, decoder = networks.transform_costs(config)
+    encoder, decoder = transforms.transform_costs(config)
     assert 5 < encoder <= 60
     assert 5 < decoder <= 60
     p = ProbabilityModel(config)
     z = torch.zeros(1, config.transform.c, 32, 32)
     header = torch.tensor([[500, 0, 8]])
     pixels = (32 * config.transform.s) ** 2
-    assert 1 < networks.kmac_per_pixel(lambda: p.num_bits(z, z, header), pixels) <= 12
+    assert 1 < transforms.kmac_per_pixel(lambda: p.num_bits(z, z, header), pixels) <= 12
 
 
 @pytest.mark.parametrize("s, c", [(2, 5), (4, 8), (8, 64), (16, 192), (32, 20)])
@@ -57,8 +57,8 @@ def test_default_cost_per_pixel(configs) -> None:
 @pytest.mark.parametrize("local_gain", [False, True])
 def test_block_family_shapes(s: int, c: int, mask: bool, local_gain: bool) -> None:
     config = TransformConfig("block", s, c, 8, 1, 1, 4, mask=mask, modulated=True, local_gain=local_gain)
-    transform = networks.Transform(config)
-    cond = networks.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
+    transform = transforms.Transform(config)
+    cond = transforms.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
     y, tau = transform.encoder(torch.rand(2, 3, 2 * s, 3 * s), cond)
     assert y.shape == (2, c, 2, 3)
     assert (tau is not None) == mask
@@ -67,11 +67,11 @@ def test_block_family_shapes(s: int, c: int, mask: bool, local_gain: bool) -> No
 
 def test_local_gain() -> None:
     """Starts at 1 and stays within 1/8..8; E scales its coefficients with it, D the latents, each by its own."""
-    transform = networks.Transform(TransformConfig("block", 8, 12, 16, 1, 1, 0, mask=False, local_gain=True))
-    plain = networks.Transform(TransformConfig("block", 8, 12, 16, 1, 1, 0, mask=False))
+    transform = transforms.Transform(TransformConfig("block", 8, 12, 16, 1, 1, 0, mask=False, local_gain=True))
+    plain = transforms.Transform(TransformConfig("block", 8, 12, 16, 1, 1, 0, mask=False))
     missing, unexpected = plain.load_state_dict(transform.state_dict(), strict=False)
     assert not missing and unexpected == ["encoder.local_gain.weight", "decoder.local_gain.weight"]
-    x, cond = torch.rand(2, 3, 32, 40), networks.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
+    x, cond = torch.rand(2, 3, 32, 40), transforms.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
     y = torch.randint(-9, 9, (2, 12, 4, 5)).float()
     for ours, theirs, data in (
         (transform.encoder, plain.encoder, x),
@@ -87,22 +87,22 @@ def test_local_gain() -> None:
             before, same, moved = before[0], same[0], moved[0]
         assert torch.equal(same, before) and not torch.allclose(moved, before)
         assert 1 / 8.001 <= float(gains.min()) < 1 / 7 and 7 < float(gains.max()) <= 8.001
-    assert networks.num_biases(transform.decoder) == networks.num_biases(plain.decoder)
+    assert transforms.num_biases(transform.decoder) == transforms.num_biases(plain.decoder)
 
 
-def companding_transform(**changes: object) -> networks.Transform:
+def companding_transform(**changes: object) -> transforms.Transform:
     torch.manual_seed(0)
     config = TransformConfig("block", 8, 96, 16, 1, 1, 8, mask=False, modulated=True, local_gain=True, companding=True)
-    return networks.Transform(dataclasses.replace(config, **changes))
+    return transforms.Transform(dataclasses.replace(config, **changes))
 
 
 class TestCompanding:
     LMBDAS = torch.logspace(-5, 3, 33)
 
     def conditions(self) -> torch.Tensor:
-        return networks.condition(self.LMBDAS, torch.linspace(0, 1, 33))
+        return transforms.condition(self.LMBDAS, torch.linspace(0, 1, 33))
 
-    def without_residuals(self, transform: networks.Transform) -> networks.Transform:
+    def without_residuals(self, transform: transforms.Transform) -> transforms.Transform:
         for layer in (transform.encoder.head, transform.decoder.head, transform.decoder.last):
             for parameter in layer.parameters():
                 torch.nn.init.zeros_(parameter)
@@ -162,7 +162,7 @@ class TestCompanding:
         """Above lambda 0.01 local gains and residuals of either network weigh as the square root of 1 / lambda."""
         transform = companding_transform()
         companding = transform.decoder.companding
-        cond = networks.condition(torch.tensor([1e-4, 0.01, 0.04, 1.0]), torch.zeros(4))
+        cond = transforms.condition(torch.tensor([1e-4, 0.01, 0.04, 1.0]), torch.zeros(4))
         factors = companding.correction(cond).flatten()
         torch.testing.assert_close(factors, torch.tensor([1.0, 1.0, 0.5, 0.1]))
         torch.nn.init.zeros_(companding.gain.fc2.weight)
@@ -194,14 +194,14 @@ class TestCompanding:
                 assert float(error.max()) < 0.01, lmbda
         transform.decoder.companding._snapped = lambda wanted: wanted  # type: ignore[method-assign]
         with torch.no_grad():
-            y, _ = transform.encoder(x, networks.condition(torch.full((8,), 0.01), torch.zeros(8)))
+            y, _ = transform.encoder(x, transforms.condition(torch.full((8,), 0.01), torch.zeros(8)))
         assert float((y - y.round()).abs().max()) > 0.1  # without the snapping they would not be
 
     def test_one_gain_with_one_name(self) -> None:
         transform = companding_transform()
         names = [name for name, _ in transform.named_parameters() if ".gain." in name]
         assert names and all(name.startswith("decoder.companding.gain.") for name in names)
-        x, cond = torch.rand(1, 3, 16, 16), networks.condition(torch.tensor([0.01]), torch.zeros(1))
+        x, cond = torch.rand(1, 3, 16, 16), transforms.condition(torch.tensor([0.01]), torch.zeros(1))
         twin = copy.deepcopy(transform)
         with torch.no_grad():
             before = transform.encoder(x, cond)[0]
@@ -214,7 +214,7 @@ class TestCompanding:
     def test_gradients_are_finite(self) -> None:
         transform = companding_transform()
         for x in (torch.zeros(2, 3, 16, 16), torch.ones(2, 3, 16, 16), torch.full((2, 3, 16, 16), 127.5 / 255)):
-            cond = networks.condition(torch.tensor([5e-5, 2.0]), torch.tensor([0.0, 1.0]))
+            cond = transforms.condition(torch.tensor([5e-5, 2.0]), torch.tensor([0.0, 1.0]))
             y, _ = transform.encoder(x, cond)
             transform.decoder(y + (y.round() - y).detach(), cond).sum().backward()
         assert all(bool(p.grad.isfinite().all()) for p in transform.parameters() if p.grad is not None)
@@ -236,18 +236,18 @@ def test_block_basis_is_orthonormal() -> None:
 @pytest.mark.parametrize("b", range(1, 9))
 def test_quantise_round_trip(b: int) -> None:
     symbols = torch.arange(1 << b, dtype=torch.uint8)
-    latents = networks.dequantise(symbols, b)
-    assert torch.equal(networks.quantise(latents, b), symbols)
+    latents = transforms.dequantise(symbols, b)
+    assert torch.equal(transforms.quantise(latents, b), symbols)
     assert float(latents.min()) == -128.0
     assert float(latents.max()) == 128.0 - (1 << (8 - b))
-    assert int(networks.quantise(torch.zeros(1), b)) == 1 << (b - 1)  # a masked latent is exactly a level
-    extremes = networks.quantise(torch.tensor([-1e9, 1e9]), b)
+    assert int(transforms.quantise(torch.zeros(1), b)) == 1 << (b - 1)  # a masked latent is exactly a level
+    extremes = transforms.quantise(torch.tensor([-1e9, 1e9]), b)
     assert extremes.tolist() == [0, (1 << b) - 1]
 
 
 def test_importance_mask() -> None:
     tau = torch.tensor([0.0, 0.24, 0.26, 0.5, 1.0]).view(5, 1, 1, 1).requires_grad_()
-    mask = networks.importance_mask(tau, 4)
+    mask = transforms.importance_mask(tau, 4)
     assert mask.flatten(1).sum(dim=1).tolist() == [0, 1, 1, 2, 4]  # round(c tau)
     assert mask[3].flatten().tolist() == [1, 1, 0, 0]  # the first channels are kept
     mask.sum().backward()
@@ -257,14 +257,14 @@ def test_importance_mask() -> None:
 
 
 def test_modulators_start_at_one_and_depend_on_the_condition() -> None:
-    modulator = networks.modulators.Modulator(6, 8)
-    cond = networks.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
+    modulator = transforms.modulators.Modulator(6, 8)
+    cond = transforms.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
     torch.testing.assert_close(modulator.scales(cond), torch.ones(2, 6, 1, 1), atol=0.2, rtol=0)
     assert not torch.equal(modulator.scales(cond)[0], modulator.scales(cond)[1])
 
 
 def test_used_channels() -> None:
     symbols = torch.full((5, 3, 3), 128, dtype=torch.uint8)
-    assert networks.used_channels(symbols, 8) == 0
+    assert transforms.used_channels(symbols, 8) == 0
     symbols[3, 1, 1] = 127
-    assert networks.used_channels(symbols, 8) == 4
+    assert transforms.used_channels(symbols, 8) == 4

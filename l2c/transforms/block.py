@@ -8,7 +8,7 @@ clip. So the model starts as a JPEG with a learned context model, rather than fr
 cores that we had, that start was worth more than any other choice (figures in docs/ABLATION.md). The channels are
 ordered by frequency, which is the order that the nested mask (L2C Eq. 2) needs.
 
-All heavy layers work at H/s, so the cost per pixel is small: see `l2c.networks.kmac_per_pixel`.
+All heavy layers work at H/s, so the cost per pixel is small: see `l2c.transforms.kmac_per_pixel`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2c.config import TransformConfig
-from l2c.networks.adaptation import Adaptation, Adapter
-from l2c.networks.modulators import Modulator, log_lmbda
+from l2c.transforms.adaptation import Adaptation, Adapter
+from l2c.transforms.modulators import Modulator, log_lmbda
 
 _PIXEL_SCALE = 255.0
 _SLOPE = 0.1  # of every LeakyReLU

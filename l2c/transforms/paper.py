@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2c.config import TransformConfig
-from l2c.networks.adaptation import Adaptation, Adapter
-from l2c.networks.modulators import Modulator
+from l2c.transforms.adaptation import Adaptation, Adapter
+from l2c.transforms.modulators import Modulator
 
 
 class ResidualBlock(nn.Module):

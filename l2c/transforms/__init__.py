@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from l2c.config import ModelConfig, TransformConfig
-from l2c.networks.adaptation import Adaptation, num_biases
-from l2c.networks.block import BlockDecoder, BlockEncoder, Companding
-from l2c.networks.modulators import condition
-from l2c.networks.paper import PaperDecoder, PaperEncoder
 from l2c.ops import Grid, dequantise, quantise, to_levels
+from l2c.transforms.adaptation import Adaptation, num_biases
+from l2c.transforms.block import BlockDecoder, BlockEncoder, Companding
+from l2c.transforms.modulators import condition
+from l2c.transforms.paper import PaperDecoder, PaperEncoder
 
 __all__ = [
     "Adaptation",
