@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from l2c import transforms
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
-from l2c.transforms import BlockConfig
+from l2c.transforms import BlockConfig, TransformConfig
 from l2c.transforms.block import BlockDecoder, BlockEncoder, block_basis
 from l2c.transforms.paper import PaperEncoder
 
