@@ -35,6 +35,11 @@ class Registry(Generic[_Entry]):
         if self._entries.setdefault(name, entry) is not entry:
             raise ConfigError(f"there is another {self.kind} called {name!r}")
 
+    def unregister(self, name: str) -> None:
+        """Forget an entry. Raises ConfigError where there is none."""
+        if self._entries.pop(name, None) is None:
+            raise ConfigError(f"no {self.kind} is registered as {name!r}")
+
     def __getitem__(self, name: str) -> _Entry:
         """The entry of a name. Raises ConfigError where there is none, or where its package does not load."""
         if name not in self._entries:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import re
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +21,13 @@ import l2c
 from l2c.config import ModelConfig
 from l2c.entropy.coder import DecodingJob, EncodingJob
 from l2c.errors import ConfigError, ModelMismatchError
+from l2c.evaluate.peers import PEERS, RateSearch
 from l2c.format.levels import OperatingPoint
 from l2c.registry import Registry
-from l2c.train.config import DataConfig, PretrainConfig, TrainConfig
+from l2c.train.config import DataConfig, PretrainConfig, QuantizeConfig, TrainConfig
 from l2c.train.export import export
 from l2c.train.stages import run_stage
-from l2c.transforms import BlockConfig, dequantise
+from l2c.transforms import FAMILIES, Adaptation, BlockConfig, condition, dequantise, num_biases
 
 POINT = OperatingPoint(630, 4, 8)
 
@@ -34,20 +38,24 @@ def config() -> ModelConfig:
     return ModelConfig("toy", transform, FactorizedConfig(), lmbda_min=5e-5, lmbda_max=0.3)
 
 
-@pytest.fixture(scope="module")
-def codec(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> l2c.Codec:
+def train(config: ModelConfig, folder: Path) -> l2c.Codec:
     """Two steps of training, exported, and loaded again."""
-    folder = tmp_path_factory.mktemp("toy")
     pictures = folder / "pictures"
     pictures.mkdir()
     Image.fromarray(skimage_data.astronaut()[:272, :320]).save(pictures / "a.png")
     recipe = TrainConfig(
         "model.json", data=DataConfig(train=(str(pictures),), val=(str(pictures),), crop=64, workers=0),
         pretrain=PretrainConfig(lr=1e-3, batch=2, steps=2, warmup=1), val_pictures=1, val_drawn=0, autocast="off",
+        quantize=QuantizeConfig(max_loss=0.05),
     )  # fmt: skip
     assert run_stage("pretrain", recipe, config, folder / "run", None, "cpu")
-    export(recipe, config, folder / "run", None, folder / "toy.safetensors", "two steps")
-    return l2c.Codec(folder / "toy.safetensors", threads=1)
+    export(recipe, config, folder / "run", None, folder / "mine.safetensors", "two steps")
+    return l2c.Codec(folder / "mine.safetensors", threads=1)
+
+
+@pytest.fixture(scope="module")
+def codec(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> l2c.Codec:
+    return train(config, tmp_path_factory.mktemp("toy"))
 
 
 def picture() -> np.ndarray:
@@ -128,6 +136,46 @@ def test_damaged_tables_are_refused(codec: l2c.Codec) -> None:
             )
 
 
+def blocks_of_page() -> list[str]:
+    """The Python of docs/EXTENDING.md."""
+    page = Path(__file__).parent.parent / "docs" / "EXTENDING.md"
+    return re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_the_family_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It trains, codes, and follows changes of D's biases."""
+    (source,) = [block for block in blocks_of_page() if "class StridedEncoder" in block]
+    (tmp_path / "my_family.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("my_family")
+    try:
+        mine = {"family": "strided", "s": 8, "c": 24, "width": 16}
+        probability = {"num_scales": 2, "channel_groups": [8, 16], "num_mixtures": 2, "width": 16}
+        config = ModelConfig.from_json(json.dumps({"name": "mine", "transform": mine, "probability": probability}))
+        trained = train(config, tmp_path)
+        for options in ({"quality": 50}, {"bpp": 1.0, "effort": 4}):
+            data = trained.encode(picture(), **options)
+            assert trained.decode(data).shape == picture().shape
+        decoder, cond = trained.transform.decoder, condition(torch.tensor([0.01]), torch.tensor([0.5]))
+        latents, biases = torch.randn(1, 24, 6, 5).round(), torch.zeros(1, num_biases(decoder))
+        biases[:, -192:] = 0.25
+        with torch.no_grad():
+            plain, changed = decoder(latents, cond), decoder(latents, cond, Adaptation(biases=biases))
+        torch.testing.assert_close(changed, plain + 0.25)
+    finally:
+        FAMILIES.unregister("strided")
+
+
+def test_the_peer_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = [block for block in blocks_of_page() if "PEERS[" in block]
+    monkeypatch.setattr("l2c.evaluate.peers.PEERS", dict(PEERS))
+    space: dict[str, Any] = {"__name__": "with_png8"}
+    exec(source.replace("main() ", "pass "), space)
+    found = RateSearch(space["PEERS"]["png8"], picture()).at(6.0)
+    assert 0 < len(found.data) * 8 <= 6.0 * picture()[..., 0].size
+    assert space["PEERS"]["png8"].decode(found.data, *picture().shape[:2]).shape == picture().shape
+
+
 @pytest.fixture
 def package(tmp_path: Path) -> Iterator[Path]:
     """An installed package with an entry point that loads, and one that does not."""
@@ -135,7 +183,7 @@ def package(tmp_path: Path) -> Iterator[Path]:
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plugged\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[l2c.things]\ngood = plugged:THING\nbad = plugged:NOTHING\n")
-    (tmp_path / "plugged.py").write_text(textwrap.dedent("THING = 7\n"))
+    (tmp_path / "plugged.py").write_text("THING = 7\n")
     sys.path.insert(0, str(tmp_path))
     yield tmp_path
     sys.path.remove(str(tmp_path))

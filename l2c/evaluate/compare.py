@@ -32,7 +32,7 @@ _BITS_PATCH = 64  # pixels a side over which bits are summed
 _LOSSLESS_PIXELS = 2_000_000  # larger pictures are stored in the page at WebP quality 95
 _ERROR_FULL = 32.0  # levels of error that are drawn brightest
 _ERROR_PIXELS = 1_000_000  # the error map is made smaller than this
-_FIGURES = FIGURES[:4]
+_FIGURES = tuple(FIGURES)[:4]
 
 
 @dataclass(frozen=True)
