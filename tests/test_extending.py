@@ -153,7 +153,7 @@ def test_the_family_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         probability = {"num_scales": 2, "channel_groups": [8, 16], "num_mixtures": 2, "width": 16}
         config = ModelConfig.from_json(json.dumps({"name": "mine", "transform": mine, "probability": probability}))
         trained = train(config, tmp_path)
-        for options in ({"quality": 50}, {"bpp": 1.0, "effort": 4}):
+        for options in ({"quality": 50}, {"bpp": 4.0, "effort": 4}):
             data = trained.encode(picture(), **options)
             assert trained.decode(data).shape == picture().shape
         decoder, cond = trained.transform.decoder, condition(torch.tensor([0.01]), torch.tensor([0.5]))
