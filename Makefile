@@ -13,7 +13,7 @@ VENV ?= .venv
 JOBS ?= logical
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*) $(wildcard csrc/cuda/*)
+SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*/*)
 
 .PHONY: demo test bench lint setup clean
 .DEFAULT_GOAL := test

@@ -45,7 +45,7 @@ def accumulate(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def requantise(acc: Array, multiplier: Array, residual: Array | None = None, out: str = "u8") -> Array:
-    """The second half of the definition in csrc/int_conv.h.
+    """The second half of the definition in csrc/simd/int_conv.h.
 
     The product of two float32 is exact in float64; it is then rounded once to float32, then to an integer.
     """

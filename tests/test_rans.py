@@ -75,7 +75,7 @@ def xxh64(data: bytes) -> int:
 
 
 class PlainDecoder:
-    """A second decoder, written from the format at the head of csrc/rans.h alone."""
+    """A second decoder, written from the format at the head of csrc/core/rans.h alone."""
 
     def __init__(self, data: bytes) -> None:
         self.lanes = 1 << data[0]

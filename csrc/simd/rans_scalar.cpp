@@ -5,7 +5,7 @@
 // end of the window. Neighbouring lanes are searched together, without branches: one search is a chain of dependent
 // steps.
 
-#include "rans_kernels.h"
+#include "core/rans_kernels.h"
 
 namespace l2c {
 namespace {

@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "rans.h"
+#include "core/rans.h"
 
 namespace l2c {
 

@@ -1,6 +1,6 @@
 // Packs the weights, divides a layer's work into tasks, and hands them to the back end and the threads.
 
-#include "int_conv.h"
+#include "simd/int_conv.h"
 
 #include <algorithm>
 #include <atomic>
@@ -10,9 +10,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "aligned_buffer.h"
-#include "int_conv_kernels.h"
-#include "thread_pool.h"
+#include "core/aligned_buffer.h"
+#include "simd/int_conv_kernels.h"
+#include "core/thread_pool.h"
 
 namespace l2c {
 namespace {

@@ -11,7 +11,7 @@
 #include <mutex>
 #include <vector>
 
-#include "int_conv.h"
+#include "simd/int_conv.h"
 
 namespace l2c {
 

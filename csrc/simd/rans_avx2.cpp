@@ -1,12 +1,12 @@
 // The coder with AVX2.
 
-#include "rans_kernels.h"
+#include "core/rans_kernels.h"
 
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
-#include "rans_simd.h"
+#include "simd/rans_simd.h"
 
 namespace l2c {
 namespace {
@@ -122,7 +122,7 @@ struct Avx2 {
         return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(bytes)));
     }
 
-    // floor(w sigma(z) / 2^16) of J components; mixture_cdf.h has the definition, `edge` is 64 t.
+    // floor(w sigma(z) / 2^16) of J components; core/mixture_cdf.h has the definition, `edge` is 64 t.
     template <int J>
     static void components(const V* edge, const V* m, const V* v, const V* w, V* out) {
         each<J>([&](int j) { out[j] = component(edge[j], m[j], v[j], w[j]); });
@@ -187,7 +187,7 @@ struct Avx2 {
     }
     static int quad_mask(V a) { return _mm256_movemask_pd(_mm256_castsi256_pd(a)); }
 
-    // Encodes one symbol on each of 4 states; encode_symbol (rans_kernels.h) says why the division is exact.
+    // Encodes one symbol on each of 4 states; encode_symbol (core/rans_kernels.h) says why the division is exact.
     static void encode(V& x, const uint32_t* low, const uint8_t* high, uint16_t*& words) {
         int32_t high_bytes;
         std::memcpy(&high_bytes, high, 4);

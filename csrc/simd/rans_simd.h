@@ -11,11 +11,11 @@
 //           three around the mean. C at the edges of these is computed for many symbols at once, without a state; what
 //           is left to the chain is scalar and short. A symbol outside is searched alone, kWords edges at a time.
 //
-// Everything is in an anonymous namespace: each file gets its own code (see mixture_cdf.h).
+// Everything is in an anonymous namespace: each file gets its own code (see core/mixture_cdf.h).
 
 #pragma once
 
-#include "rans_kernels.h"
+#include "core/rans_kernels.h"
 
 namespace l2c {
 namespace {

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "mixture_bits.h"
+#include "simd/mixture_bits.h"
 
 namespace l2c {
 

@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "mixture_cdf.h"
+#include "core/mixture_cdf.h"
 
 namespace l2c {
 

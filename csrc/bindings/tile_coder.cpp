@@ -1,4 +1,4 @@
-// numpy in, numpy out for whole tiles; the work is in tile_coder.cpp.
+// numpy in, numpy out for whole tiles; the work is in multiscale/tile_coder.cpp.
 
 #include <pybind11/stl.h>
 
@@ -7,8 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "bindings.h"
-#include "tile_coder.h"
+#include "bindings/common.h"
+#include "multiscale/tile_coder.h"
 
 namespace l2c {
 namespace {

@@ -10,9 +10,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu.h"
-#include "rans.h"
-#include "tile_model.h"
+#include "core/cpu.h"
+#include "core/rans.h"
+#include "multiscale/tile_model.h"
 
 namespace l2c {
 

@@ -8,7 +8,7 @@
 //   - The coder takes symbols by cell, then channel, the caller's planes hold them by channel, then position: they are
 //     kept as [position][used channels] and turned at once, before (encoding) or after.
 
-#include "tile_coder.h"
+#include "multiscale/tile_coder.h"
 
 #include <algorithm>
 #include <atomic>
@@ -20,9 +20,9 @@
 #include <string>
 #include <thread>
 
-#include "aligned_buffer.h"
-#include "int_conv_kernels.h"
-#include "thread_pool.h"
+#include "core/aligned_buffer.h"
+#include "simd/int_conv_kernels.h"
+#include "core/thread_pool.h"
 
 namespace l2c {
 namespace {

@@ -1,11 +1,11 @@
-#include "tile_model.h"
+#include "multiscale/tile_model.h"
 
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
 #include <string>
 
-#include "mixture_cdf.h"
+#include "core/mixture_cdf.h"
 
 namespace l2c {
 namespace {

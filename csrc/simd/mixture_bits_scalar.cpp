@@ -1,6 +1,6 @@
 // mixture_bits.h on any machine: vectors of 16 bytes, which x86-64 and ARM64 always have.
 
-#include "mixture_bits_kernels.h"
+#include "simd/mixture_bits_kernels.h"
 
 namespace l2c {
 

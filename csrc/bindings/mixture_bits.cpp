@@ -1,8 +1,8 @@
-// numpy in, numpy out for the bits of mixtures; the work is in mixture_bits.cpp.
+// numpy in, numpy out for the bits of mixtures; the work is in simd/mixture_bits.cpp.
 
-#include "mixture_bits.h"
+#include "simd/mixture_bits.h"
 
-#include "bindings.h"
+#include "bindings/common.h"
 
 namespace l2c {
 namespace {

@@ -14,7 +14,7 @@
 
 #include <immintrin.h>
 
-#include "int_conv_kernels.h"
+#include "simd/int_conv_kernels.h"
 
 namespace l2c {
 namespace {

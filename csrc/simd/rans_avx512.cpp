@@ -1,12 +1,12 @@
 // The coder with AVX-512 (F, BW, DQ, VL).
 
-#include "rans_kernels.h"
+#include "core/rans_kernels.h"
 
 #if defined(__x86_64__)
 
 #include <immintrin.h>
 
-#include "rans_simd.h"
+#include "simd/rans_simd.h"
 
 namespace l2c {
 namespace {
@@ -80,7 +80,7 @@ struct Avx512 {
     static int count(M a) { return _mm_popcnt_u32(a); }
     static V select(M mask, V yes, V no) { return _mm512_mask_mov_epi16(no, mask, yes); }
 
-    // floor(w sigma(z) / 2^16) of J components side by side; mixture_cdf.h has the definition, `edge` is 64 t.
+    // floor(w sigma(z) / 2^16) of J components side by side; core/mixture_cdf.h has the definition, `edge` is 64 t.
     template <int J>
     static void components(const V* edge, const V* m, const V* v, const V* w, V* out) {
         const V a = sub(load(kTailA), set1(1)), b = load(kTailB), c = load(kTailC);
@@ -134,7 +134,7 @@ struct Avx512 {
         }
     }
 
-    // Encodes one symbol on each of 8 states; encode_symbol (rans_kernels.h) says why the division is exact.
+    // Encodes one symbol on each of 8 states; encode_symbol (core/rans_kernels.h) says why the division is exact.
     static void encode(V& x, const uint32_t* low, const uint8_t* high, uint16_t*& words) {
         const V packed = _mm512_cvtepu32_epi64(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(low)));
         const V upper = _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(high)));
@@ -226,7 +226,7 @@ inline __m512i look_up(const __m512i* table, __m512i index) {
     return _mm512_mask_mov_epi16(_mm512_mask_mov_epi16(a, bit6, b), bit7, _mm512_mask_mov_epi16(c, bit6, d));
 }
 
-// finish_params_plain, 32 symbols at a time; kQuotientGuard (mixture_cdf.h) says why the quotients are exact.
+// finish_params_plain, 32 symbols at a time; kQuotientGuard (core/mixture_cdf.h) says why the quotients are exact.
 void finish_params(const ParamsJob& job, size_t begin, size_t end) {
     const int K = job.num_mixtures;
     const size_t m = job.num_symbols;

@@ -1,6 +1,6 @@
 // Portable back end of the integer convolution: the definition in int_conv.h, 16 outputs at a time.
 
-#include "int_conv_kernels.h"
+#include "simd/int_conv_kernels.h"
 
 namespace l2c {
 namespace {

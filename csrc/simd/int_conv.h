@@ -22,7 +22,7 @@
 #include <mutex>
 #include <vector>
 
-#include "cpu.h"
+#include "core/cpu.h"
 
 namespace l2c {
 

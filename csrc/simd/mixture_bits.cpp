@@ -1,9 +1,9 @@
-#include "mixture_bits.h"
+#include "simd/mixture_bits.h"
 
 #include <algorithm>
 
-#include "mixture_bits_kernels.h"
-#include "thread_pool.h"
+#include "simd/mixture_bits_kernels.h"
+#include "core/thread_pool.h"
 
 namespace l2c {
 namespace {

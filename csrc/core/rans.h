@@ -46,8 +46,8 @@
 #include <string>
 #include <vector>
 
-#include "cpu.h"
-#include "rans_kernels.h"
+#include "core/cpu.h"
+#include "core/rans_kernels.h"
 
 static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words and hashed symbols are read as little-endian");
 

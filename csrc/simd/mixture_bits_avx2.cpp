@@ -2,7 +2,7 @@
 
 #if defined(__x86_64__)
 
-#include "mixture_bits_kernels.h"
+#include "simd/mixture_bits_kernels.h"
 
 namespace l2c {
 

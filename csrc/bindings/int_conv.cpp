@@ -1,4 +1,4 @@
-// numpy in, numpy out for the integer convolution; the work is in int_conv.cpp.
+// numpy in, numpy out for the integer convolution; the work is in simd/int_conv.cpp.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -7,7 +7,7 @@
 #include <optional>
 #include <string>
 
-#include "int_conv.h"
+#include "simd/int_conv.h"
 
 namespace py = pybind11;
 

@@ -9,16 +9,16 @@
 #include <memory>
 #include <string>
 
-#include "bindings.h"
-#include "cpu.h"
-#include "rans.h"
+#include "bindings/common.h"
+#include "core/cpu.h"
+#include "core/rans.h"
 
 namespace py = pybind11;
 
 namespace l2c {
-void register_int_conv(py::module_& m);      // int_conv_bindings.cpp
-void register_mixture_bits(py::module_& m);  // mixture_bits_bindings.cpp
-void register_tile_coder(py::module_& m);    // tile_coder_bindings.cpp
+void register_int_conv(py::module_& m);      // int_conv.cpp
+void register_mixture_bits(py::module_& m);  // mixture_bits.cpp
+void register_tile_coder(py::module_& m);    // tile_coder.cpp
 }
 
 namespace {
@@ -100,7 +100,7 @@ void set_python_error(const char* name, const char* message) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "L2C's C++ core: range coder, integer P. Formats: csrc/rans.h, csrc/mixture_cdf.h.";
+    m.doc() = "L2C's C++ core: range coder, integer P. Formats: csrc/core/rans.h, csrc/core/mixture_cdf.h.";
 
     py::register_exception_translator([](std::exception_ptr error) {
         try {
@@ -128,7 +128,7 @@ PYBIND11_MODULE(_C, m) {
         },
         py::arg("name"), "Whether this machine can run a path.");
 
-    py::class_<PyEncoder>(m, "RangeEncoder", "Entropy encoder; the stream format is at the head of csrc/rans.h.")
+    py::class_<PyEncoder>(m, "RangeEncoder", "Entropy encoder; the stream format is at the head of csrc/core/rans.h.")
         .def(py::init<>())
         .def(
             "push_mixture",
@@ -355,7 +355,7 @@ PYBIND11_MODULE(_C, m) {
         "Network output int16 [n_cells, 3*K*cg] (logits, means, log inverse scales, each [k][channel]) to weights "
         "uint16, "
         "means int16, inv_scales uint16, each [K, valid cells * cg]. exp_table, inv_table uint16 [256]; valid uint8 "
-        "[n_cells] or None. Definition: csrc/mixture_cdf.h. Raises ValueError.");
+        "[n_cells] or None. Definition: csrc/core/mixture_cdf.h. Raises ValueError.");
 
     register_int_conv(m);
     register_mixture_bits(m);
