@@ -1,6 +1,6 @@
 """Peak memory of encoding and decoding large pictures, each in a process of its own.
 
-    python bench/bench_memory.py [--model l2c-default] [--megapixels 12 100]
+    python experiments/memory.py [--model l2c-default] [--megapixels 12 100]
 
 The picture is scikit-image's `coffee()` enlarged with grain, as an uncompressed file; the encoder and the decoder
 are the command line. Prints the largest resident set of each process.

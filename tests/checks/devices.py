@@ -1,6 +1,6 @@
 """Files encoded on one device and decoded on another: not one latent may differ, pixels by one level.
 
-    python bench/devices.py FOLDER [--device cuda] [--qualities 25 50 75]
+    python tests/checks/devices.py FOLDER [--device cuda] [--qualities 25 50 75]
 
 Every picture of the folder at every quality, encoded on the CPU and decoded on the device, and the other way round, by
 the kernels alone: nothing is decoded again another way. Exits with 1 where a latent differs, or a pixel by more.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds, checks and times everything on a machine with an NVIDIA GPU, in under ten minutes:
 #
-#     OUT=folder bench/gpu_all.sh [FOLDER OF KODAK]
+#     OUT=folder experiments/gpu_all.sh [FOLDER OF KODAK]
 #
 # Needs torch with CUDA, Triton, nvcc, setuptools, pybind11, ninja, safetensors, Pillow, scikit-image, typer, rich,
 # hypothesis, pytest and pytest-benchmark; no network. Writes logs and
@@ -33,7 +33,7 @@ step build 90 "$PYTHON" setup.py build_ext --inplace
 step tests-triton 130 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_kernels_float.py
 step build-cuda 80 env L2C_CUDA=1 "$PYTHON" setup.py build_ext --inplace
 step tests-cuda 60 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_cuda_rans.py
-[ -z "$KODAK" ] || step devices 70 "$PYTHON" bench/devices.py "$KODAK"
+[ -z "$KODAK" ] || step devices 70 "$PYTHON" tests/checks/devices.py "$KODAK"
 step bench 160 "$PYTHON" -m pytest -q bench -o python_files='bench_*.py' --benchmark-enable -k 'cuda or gpu' \
   --benchmark-json="$OUT/bench.json"
 [ ! -s "$OUT/bench.json" ] || "$PYTHON" bench/performance.py "$OUT/bench.json"

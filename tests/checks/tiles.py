@@ -1,6 +1,6 @@
 """Do tiles show? Tiled against untiled decoding, and the jump across tile borders against the jumps beside it.
 
-    python bench/tiles.py FOLDER [--model l2c-default] [--bpp 0.25]
+    python tests/checks/tiles.py FOLDER [--model l2c-default] [--bpp 0.25]
 
 First the same latents are decoded in one piece and in chunks of 256 pixels: they may differ by one level. Then every
 picture is encoded in tiles of 512 pixels, and the mean absolute step from column 511 to 512 (and row 511 to 512, where

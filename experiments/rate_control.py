@@ -1,6 +1,6 @@
 """Rates between the usual ones, and pictures of different sizes in one batch, both through the adaptation.
 
-    python bench/rate_control.py KODAK [--effort 4] [--count 20] [--seed 0]
+    python experiments/rate_control.py KODAK [--effort 4] [--count 20] [--seed 0]
 
 Odd targets: random pictures, rates (log-uniform in 0.06..2 bpp) and metrics. Batch: five crops of different sizes, each
 twice, in one call and one at a time; largest difference of size, quality and pixels, and the ratio of the times.

@@ -1,6 +1,6 @@
 """Whether what we measure agrees with what was published: JPEG and WebP at the quality settings of CompressAI's curves.
 
-    python bench/published.py KODAK --out docs/results/agreement.json
+    python experiments/published.py KODAK --out records/kodak/agreement.json
 
 Pillow's own settings at qualities 5, 10, ..., 95, as the published curves were made; means over the pictures of each
 quality, beside the published point. `l2c eval` measures the same codecs at equal rates and with their best settings
@@ -21,7 +21,7 @@ from l2c.evaluate.measures import measure
 from l2c.evaluate.records import load_published
 from l2c.images.listing import list_pictures
 
-PUBLISHED = Path(__file__).parent / "published" / "kodak.json"
+PUBLISHED = Path(__file__).parent.parent / "records" / "published" / "kodak.json"
 QUALITIES = range(5, 100, 5)
 FIGURES = ("psnr-rgb", "ms-ssim-rgb")
 

@@ -1,6 +1,7 @@
 """What each tool of the adaptation gains alone and together, and what bias sets do to the borders of their patches.
 
-    python bench/tools.py KODAK --out docs/tools.json [--rates 0.06 ... 2.0] [--metrics msssim psnr] [--every 6]
+    python experiments/tools.py KODAK --out records/tools.json [--rates 0.06 ... 2.0] [--metrics msssim psnr]
+        [--every 6]
 
 Every picture is encoded to each rate without adaptation, which chooses the quality; every tool then encodes at that
 quality, so nothing but the tool differs. Real files; BD-rate of each picture's curve against its own unadapted curve

@@ -1,9 +1,9 @@
 """Writes docs/RESULTS.md from a record of `l2c eval` on Kodak.
 
-    l2c eval KODAK -o docs/results --metrics msssim,psnr --efforts 0,4
-    l2c tables KODAK --every 4 -o docs/results --metric msssim
-    python bench/published.py KODAK --out docs/results/agreement.json
-    python bench/results.py docs/results --out docs/RESULTS.md
+    l2c eval KODAK -o records/kodak --metrics msssim,psnr --efforts 0,4
+    l2c tables KODAK --every 4 -o records/kodak --metric msssim
+    python experiments/published.py KODAK --out records/kodak/agreement.json
+    python experiments/results.py records/kodak --out docs/RESULTS.md
 
 Nothing is measured here: the same record gives the same page.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from l2c.evaluate.run import own_name, own_title
 from l2c.format.levels import METRICS
 from l2c.objective import MSSSIM_LMBDA_RATIO
 
-PUBLISHED = Path(__file__).parent / "published" / "kodak.json"
+PUBLISHED = Path(__file__).parent.parent / "records" / "published" / "kodak.json"
 SHOWN = (
     "jpeg", "webp", "bpg_444_x265_ycbcr", "av1", "vtm", "compressai-mbt2018_mse_cuda",
     "compressai-mbt2018_ms-ssim_cuda", "compressai-cheng2020-attn_ms-ssim_cuda",
@@ -136,8 +137,9 @@ def rate_control(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def page(folder: Path) -> str:
-    """The whole page; writes its plots into the folder."""
+def page(folder: Path, place: Path) -> str:
+    """The whole page for a file in `place`; writes its plots into the record's folder."""
+    link = os.path.relpath(folder, place)
     run = json.loads((folder / "run.json").read_text())
     rows = rows_of(folder, run["pictures"])
     curves = curves_of(rows)
@@ -150,8 +152,8 @@ def page(folder: Path) -> str:
     lines = [
         "# Results",
         "",
-        "Written by `bench/results.py` from `docs/results`, a record of `l2c eval`; how to make it anew stands at the "
-        "head of the script.",
+        f"Written by `experiments/results.py` from `{folder}`, a record of `l2c eval`; how to make it anew stands at "
+        "the head of the script.",
         "",
         f"Kodak, {pictures} pictures; measured by {run['written']} on {run['machine']}; model `{run['model']}`, id "
         f"`{run['model_id']}`, torch {run['torch']}. Real files, decoded again; every peer at the largest file that "
@@ -168,8 +170,8 @@ def page(folder: Path) -> str:
         "Published curves are means at equal settings of their codecs, not at equal rates. A codec of the record "
         "appears here once it has coded all pictures.",
         "",
-        *(f"![{name} against the rate](results/{name}.png)\n" for name in ("ms-ssim-rgb", "psnr-rgb")),
-        "![BD-rate against time](results/time-ms-ssim-y.png)",
+        *(f"![{name} against the rate]({link}/{name}.png)\n" for name in ("ms-ssim-rgb", "psnr-rgb")),
+        f"![BD-rate against time]({link}/time-ms-ssim-y.png)",
         "",
         "## At equal rates",
         "",
@@ -189,8 +191,8 @@ def page(folder: Path) -> str:
             "",
             "## Do measured and published curves agree?",
             "",
-            "Pillow's JPEG and WebP at the settings of CompressAI's published curves (`bench/published.py`, qualities "
-            "5 to 95), largest differences of the means:",
+            "Pillow's JPEG and WebP at the settings of CompressAI's published curves (`experiments/published.py`, "
+            "qualities 5 to 95), largest differences of the means:",
             "",
             *agreement(json.loads((folder / "agreement.json").read_text())),
             "",
@@ -199,7 +201,7 @@ def page(folder: Path) -> str:
     if (folder / "tables.md").exists():
         lines += [
             "",
-            "L2C's Tables and OML's Figures on these pictures, by `l2c tables`: [tables.md](results/tables.md).",
+            f"L2C's Tables and OML's Figures on these pictures, by `l2c tables`: [tables.md]({link}/tables.md).",
         ]
     lines += ["", "## Settings", ""]
     lines += [f"- {curve.title}: {curve.description}" for curve in curves]
@@ -216,7 +218,7 @@ def main() -> None:
     parser.add_argument("record", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    args.out.write_text(page(args.record))
+    args.out.write_text(page(args.record, args.out.parent))
 
 
 if __name__ == "__main__":

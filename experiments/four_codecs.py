@@ -1,6 +1,6 @@
 """The paper's rate control (L2C III-E) on its four codecs: the nearest codec, then fewer bits until the rate fits.
 
-    python bench/four_codecs.py KODAK c8b8.safetensors c6b8.safetensors c3b4.safetensors c1b4.safetensors
+    python experiments/four_codecs.py KODAK c8b8.safetensors c6b8.safetensors c3b4.safetensors c1b4.safetensors
 
 For each picture and target the codec whose own target is closest runs first, with all its bits b; b falls as long as
 the file is above the target's margin. If no b of that codec lands within the margin, the next closest codec tries. The

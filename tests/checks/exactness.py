@@ -1,6 +1,6 @@
 """Exactness (DESIGN 3.7): every way of encoding gives the same bytes, every way of decoding the same latents.
 
-    python bench/exactness.py FOLDER [--pictures 4] [--model l2c-default]
+    python tests/checks/exactness.py FOLDER [--pictures 4] [--model l2c-default]
 
 Ways: L2C_CPU scalar, avx2, avx512 (as far as this machine has them) x 1 and 2 threads x alone and in a batch of 8 x
 the integer implementations. The first `--pictures` pictures go through all of them, all pictures through the fast

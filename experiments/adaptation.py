@@ -1,8 +1,8 @@
 """What adapting D gains: the best bias set of each 256x256 patch, SGD on the modulators of each 512x512 patch.
 
-    python bench/adaptation.py bias-sets KODAK [--model FILE] [--qualities 30 50 70] [--short-lists 1 2 4 8 16]
+    python experiments/adaptation.py bias-sets KODAK [--model FILE] [--qualities 30 50 70] [--short-lists 1 2 4 8 16]
         [--most 255] [--mu 8] [--price 0] [--every 1]
-    python bench/adaptation.py modulators KODAK [--model FILE] [--qualities 30 50 70] [--steps 5 99] [--every 4]
+    python experiments/adaptation.py modulators KODAK [--model FILE] [--qualities 30 50 70] [--steps 5 99] [--every 4]
 
 Bias sets: whole pictures, one map of sets each, as the encoder does it; a set costs 9 bits, and with --price 9 only
 sets that pay are taken. Modulators: patches coded alone, as OML does. Gains are of the rounded 8-bit pixels.

@@ -1,6 +1,6 @@
 """What the parts of the latent search are worth, beside plain gradient methods at equal iterations.
 
-    python bench/latent_search.py KODAK [--pictures kodim05 kodim20 kodim15] [--iterations 8]
+    python experiments/latent_search.py KODAK [--pictures kodim05 kodim20 kodim15] [--iterations 8]
 
 Gain in J = lambda * pixels * D + bits (float P) over the rounded latents of E, in percent of their bits, for each
 picture. Gradient methods: straight-through (L2C Eq. 8) and Adam on the latents, each with the best of several step

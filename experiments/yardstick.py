@@ -1,6 +1,6 @@
 """The batched search against the yardstick, the paper's sequential encoder, on the same problem in the same run.
 
-    python bench/bench_adapt.py KODAK [--model FILE] [--qualities 30 50 70] [--pictures kodim01 ...] [--threads 2]
+    python experiments/yardstick.py KODAK [--model FILE] [--qualities 30 50 70] [--pictures kodim01 ...] [--threads 2]
 
 As in the paper every whole 256x256 patch is a picture of its own, for both, with the same networks, dtype, memory
 format and threads: the yardstick takes them one after another, ten iterations and all bias sets each; ours takes all of

@@ -1,6 +1,6 @@
 """Short training runs of several model configurations at equal training time, and their validation losses.
 
-    python bench/ablation.py --data DIR --val DIR --out runs/ablation [--minutes 4] [--init FILE] [CONFIG ...]
+    python experiments/ablation.py --data DIR --val DIR --out runs/ablation [--minutes 4] [--init FILE] [CONFIG ...]
 
 Every run is one process with one thread, and its clock is its own CPU time, so that other work on the machine does not
 shorten it. All start from random networks (a block DCT where the family has one), or from the checkpoint or model
