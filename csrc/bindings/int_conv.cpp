@@ -1,13 +1,13 @@
 // numpy in, numpy out for the integer convolution; the work is in simd/int_conv.cpp.
 
+#include "simd/int_conv.h"
+
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <optional>
 #include <string>
-
-#include "simd/int_conv.h"
 
 namespace py = pybind11;
 

@@ -30,8 +30,16 @@ struct MixtureBitsArrays {
             throw py::value_error("rows must be a multiple of the pictures");
         }
         if (threads < 1) throw py::value_error("threads must be at least 1");
-        input = {rows,           rows > 0 ? rows / pictures : 1, static_cast<int>(channels), mixtures, x.data(),
-                 params.data(),  steps.data(),                   least,                      most,     margin,
+        input = {rows,
+                 rows > 0 ? rows / pictures : 1,
+                 static_cast<int>(channels),
+                 mixtures,
+                 x.data(),
+                 params.data(),
+                 steps.data(),
+                 least,
+                 most,
+                 margin,
                  threads};
     }
 

@@ -19,7 +19,7 @@ namespace l2c {
 void register_int_conv(py::module_& m);      // int_conv.cpp
 void register_mixture_bits(py::module_& m);  // mixture_bits.cpp
 void register_tile_coder(py::module_& m);    // tile_coder.cpp
-}
+}  // namespace l2c
 
 namespace {
 

@@ -1,5 +1,7 @@
 // numpy in, numpy out for whole tiles; the work is in multiscale/tile_coder.cpp.
 
+#include "multiscale/tile_coder.h"
+
 #include <pybind11/stl.h>
 
 #include <memory>
@@ -8,7 +10,6 @@
 #include <vector>
 
 #include "bindings/common.h"
-#include "multiscale/tile_coder.h"
 
 namespace l2c {
 namespace {
@@ -32,8 +33,12 @@ class Layers {
         for (const py::array& array : {py::array(weight), py::array(bias), py::array(multiplier)}) {
             arrays_.push_back(array);
         }
-        return {static_cast<int>(weight.shape(0)), static_cast<int>(weight.shape(1)),
-                static_cast<int>(weight.shape(2)), weight.data(), bias.data(), multiplier.data()};
+        return {static_cast<int>(weight.shape(0)),
+                static_cast<int>(weight.shape(1)),
+                static_cast<int>(weight.shape(2)),
+                weight.data(),
+                bias.data(),
+                multiplier.data()};
     }
 
  private:
@@ -69,8 +74,7 @@ std::unique_ptr<TileModel> make_model(std::vector<int> channel_groups, int num_s
     for (const py::handle& step : steps) {
         const auto parts = py::cast<py::tuple>(step);
         if (parts.size() != 4) throw py::value_error("a step must have four layers");
-        view.steps.push_back(
-            {layers.add(parts[0]), layers.add(parts[1]), layers.add(parts[2]), layers.add(parts[3])});
+        view.steps.push_back({layers.add(parts[0]), layers.add(parts[1]), layers.add(parts[2]), layers.add(parts[3])});
     }
     view.learned_prior = !prior.is_none();
     if (view.learned_prior) {

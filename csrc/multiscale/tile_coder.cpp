@@ -21,8 +21,8 @@
 #include <thread>
 
 #include "core/aligned_buffer.h"
-#include "simd/int_conv_kernels.h"
 #include "core/thread_pool.h"
+#include "simd/int_conv_kernels.h"
 
 namespace l2c {
 namespace {
@@ -36,13 +36,13 @@ constexpr std::int64_t kMaxPositions = std::int64_t{1} << 40;  // beyond any mem
 
 // The cells of one group, where their latents are, and where the truth is filled in.
 struct Group {
-    std::int64_t rows, columns;  // cells that have the position
-    std::int64_t y0, x0, step;   // cell (y, x) is the latent (y0 + y * step, x0 + x * step)
-    int start, channels;         // channels start .. start + channels - 1 are coded
-    const IntConv* head;         // reads q of the cells; null: the last scale
-    const std::int16_t* prior;   // there: the head's output for every cell; null: equally likely symbols
-    const std::uint8_t* q;       // of cell (0, 0)
-    std::uint8_t* values;        // likewise, to fill in; or null
+    std::int64_t rows, columns;            // cells that have the position
+    std::int64_t y0, x0, step;             // cell (y, x) is the latent (y0 + y * step, x0 + x * step)
+    int start, channels;                   // channels start .. start + channels - 1 are coded
+    const IntConv* head;                   // reads q of the cells; null: the last scale
+    const std::int16_t* prior;             // there: the head's output for every cell; null: equally likely symbols
+    const std::uint8_t* q;                 // of cell (0, 0)
+    std::uint8_t* values;                  // likewise, to fill in; or null
     std::ptrdiff_t row_pitch, cell_pitch;  // of q and values
 
     std::int64_t num_cells() const { return channels > 0 ? rows * columns : 0; }

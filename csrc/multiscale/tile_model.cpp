@@ -49,8 +49,12 @@ std::vector<int> numbers(int first, int count) {
 // The layer with other rows and columns: row i of the result is row rows[i], zeros for -1, and so are the columns.
 Layer take(const LayerView& layer, const std::vector<int>& rows, const std::vector<int>& columns) {
     const std::size_t taps = static_cast<std::size_t>(layer.kernel) * layer.kernel, size = rows.size() * columns.size();
-    Layer result = {static_cast<int>(rows.size()), static_cast<int>(columns.size()), layer.kernel,
-                    std::vector<std::int8_t>(size * taps), {}, {}};
+    Layer result = {static_cast<int>(rows.size()),
+                    static_cast<int>(columns.size()),
+                    layer.kernel,
+                    std::vector<std::int8_t>(size * taps),
+                    {},
+                    {}};
     std::int8_t* to = result.weight.data();
     for (int row : rows) {
         result.bias.push_back(row < 0 ? 0 : layer.bias[row]);

@@ -15,7 +15,7 @@
 
 namespace l2c {
 
-constexpr int kPositions = 4;                           // of a cell; p is at row p / 2, column p % 2
+constexpr int kPositions = 4;                            // of a cell; p is at row p / 2, column p % 2
 constexpr int kCodingOrder[kPositions - 1] = {3, 1, 2};  // position 0 is known from the coarser scale
 constexpr int kMaxScales = 6;
 constexpr int kHeadBlock = 8;  // channels that stand together in the output of a head
@@ -49,7 +49,7 @@ struct ModelView {
 // result. The convolutions leave out groups of 4 channels that are all zero, so channels that are seldom zero should
 // stand together (choose_orders in tile_coder.h).
 struct ChannelOrders {
-    std::vector<std::vector<int>> q;   // of h1 and the step's q, which are added
+    std::vector<std::vector<int>> q;  // of h1 and the step's q, which are added
     std::vector<std::vector<int>> h2;
 };
 

@@ -11,8 +11,8 @@
 #include <string>
 
 #include "core/aligned_buffer.h"
-#include "simd/int_conv_kernels.h"
 #include "core/thread_pool.h"
+#include "simd/int_conv_kernels.h"
 
 namespace l2c {
 namespace {
@@ -206,8 +206,8 @@ void IntConv::run(const IntConvArguments& arguments, Cpu cpu) const {
     call.x = arguments.x.data;
     call.x_strides = {arguments.x.row_stride, arguments.x.pixel_stride};
     call.in_place = backend.direct && call.in_padded <= std::max(in_channels_, arguments.x_readable) &&
-                    (kernel_ == 1 || (arguments.x_bordered && call.x_strides.pixel == call.in_padded &&
-                                      call.x_strides.row <= kMaxRow));
+                    (kernel_ == 1 ||
+                     (arguments.x_bordered && call.x_strides.pixel == call.in_padded && call.x_strides.row <= kMaxRow));
     call.residual = arguments.residual.data;
     call.residual_strides = {arguments.residual.row_stride, arguments.residual.pixel_stride};
     call.out_i16 = arguments.out_i16.data != nullptr;

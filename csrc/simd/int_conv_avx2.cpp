@@ -76,8 +76,8 @@ void find_pairs(const ConvCall& call, std::ptrdiff_t x_row, int pixels, std::int
         for (int first = 0; first < pairs; first += 8) {
             __m256i any = _mm256_setzero_si256();
             for (int p = 0; p < pixels; ++p) {
-                any = _mm256_or_si256(any, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(
-                                               x + p * tile.x_pixel + 2 * first)));
+                any = _mm256_or_si256(
+                    any, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + p * tile.x_pixel + 2 * first)));
             }
             const __m256i zero = _mm256_cmpeq_epi32(any, _mm256_setzero_si256());
             const int active = ~_mm256_movemask_ps(_mm256_castsi256_ps(zero));

@@ -41,8 +41,8 @@ constexpr bool fits(int pixels, int blocks, bool offset) {
 struct Tile {
     const std::uint8_t* x;  // first tap of the tile's first pixel
     std::ptrdiff_t x_pixel;
-    const std::int32_t* x_at;  // where the quads are, from x
-    const std::int32_t* w_at;  // and their weights, from weights
+    const std::int32_t* x_at;   // where the quads are, from x
+    const std::int32_t* w_at;   // and their weights, from weights
     int num_quads, num_offset;  // the first num_offset quads have offset inputs
     const std::int8_t* weights;
     std::ptrdiff_t block_size;  // bytes from one block's weights to the next block's
@@ -208,9 +208,8 @@ constexpr FindFunction kFindOf[kMaxPixels] = {find_quads<1, kTaps, kOffset>, fin
                                               find_quads<5, kTaps, kOffset>, find_quads<6, kTaps, kOffset>};
 
 void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
-    const ConvPatch<std::uint8_t> patch = call.in_place
-                                              ? patch_in_place(call, task)
-                                              : fill_patch(call, task, patch_memory<std::uint8_t>(call, scratch));
+    const ConvPatch<std::uint8_t> patch =
+        call.in_place ? patch_in_place(call, task) : fill_patch(call, task, patch_memory<std::uint8_t>(call, scratch));
     const std::ptrdiff_t block_size = std::ptrdiff_t{call.kernel} * call.kernel * call.in_padded * kConvBlock;
     const std::int64_t width = task.x1 - task.x0;
     const bool offset = call.offset_channels > 0;

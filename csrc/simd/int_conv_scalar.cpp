@@ -6,9 +6,8 @@ namespace l2c {
 namespace {
 
 void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
-    const ConvPatch<std::uint8_t> patch = call.in_place
-                                              ? patch_in_place(call, task)
-                                              : fill_patch(call, task, patch_memory<std::uint8_t>(call, scratch));
+    const ConvPatch<std::uint8_t> patch =
+        call.in_place ? patch_in_place(call, task) : fill_patch(call, task, patch_memory<std::uint8_t>(call, scratch));
     const int run = call.kernel * call.in_channels;
     const std::ptrdiff_t block_size = static_cast<std::ptrdiff_t>(call.kernel) * run * kConvBlock;
     for (int block = task.block0; block < task.block1; ++block) {

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 
-#include "simd/mixture_bits_kernels.h"
 #include "core/thread_pool.h"
+#include "simd/mixture_bits_kernels.h"
 
 namespace l2c {
 namespace {

@@ -1,6 +1,6 @@
 // Bits of latents under their mixtures of logistics, in float32, with their gradient: what training and the search over
-// latents ask for. Defined by l2c/ops/reference.py (`mixture_bits`, `neighbour_bits`); nothing here decides a probability
-// of the coder, whose own arithmetic is in core/mixture_cdf.h.
+// latents ask for. Defined by l2c/ops/reference.py (`mixture_bits`, `neighbour_bits`); nothing here decides a
+// probability of the coder, whose own arithmetic is in core/mixture_cdf.h.
 //
 // Arrays are C-contiguous, a row being the channels of one position: x [rows][channels], parameters
 // [rows][3][mixtures][channels] (logits in nats, means in latents, log2 inverse scales per latent). NaN comes out where

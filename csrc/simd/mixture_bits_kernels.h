@@ -68,7 +68,9 @@ struct RowKernels {
     }
 
     L2C_INLINE static Float all(float value) { return Float{} + value; }
-    L2C_INLINE static Float absolute(Float v) { return reinterpret_cast<Float>(reinterpret_cast<Bits>(v) & 0x7fffffffu); }
+    L2C_INLINE static Float absolute(Float v) {
+        return reinterpret_cast<Float>(reinterpret_cast<Bits>(v) & 0x7fffffffu);
+    }
 
     // 2^t for t <= 127, to about one unit in the last place; 0 where it is below 2^-60, which no likelihood shows and
     // which keeps products from being subnormal and slow.

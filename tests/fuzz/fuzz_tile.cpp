@@ -197,8 +197,8 @@ void fuzz(uint64_t seed) {
     std::vector<std::vector<uint8_t>> good, bad;
     for (Cpu cpu : cpus) {
         set_cpu(cpu_name(cpu));
-        const TileModel model(source.view, random.below(2) == 0 ? ChannelOrders{}
-                                                                : choose_orders(plain, {batch.planes.data()}, cpu));
+        const TileModel model(
+            source.view, random.below(2) == 0 ? ChannelOrders{} : choose_orders(plain, {batch.planes.data()}, cpu));
         const int threads = 1 + random.below(5);
         batch.encode(model, threads, cpu);
         if (cpu == Cpu::kScalar) {
