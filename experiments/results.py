@@ -1,9 +1,9 @@
-"""Writes docs/RESULTS.md from a record of `l2c eval` on Kodak.
+"""Writes docs/RESULTS.md, and the table of README.md, from a record of `l2c eval` on Kodak.
 
     l2c eval KODAK -o records/kodak --metrics msssim,psnr --efforts 0,4
     l2c tables KODAK --every 4 -o records/kodak --metric msssim
     python experiments/published.py KODAK --out records/kodak/agreement.json
-    python experiments/results.py records/kodak --out docs/RESULTS.md
+    python experiments/results.py records/kodak --out docs/RESULTS.md --readme README.md
 
 Nothing is measured here: the same record gives the same page.
 """
@@ -32,6 +32,8 @@ SHOWN = (
     "compressai-mbt2018_ms-ssim_cuda", "compressai-cheng2020-attn_ms-ssim_cuda",
 )  # fmt: skip
 EFFORTS = range(10)
+BEGIN, END = "<!-- written by experiments/results.py: begin -->", "<!-- end -->"
+HEADLINE_RATES = (0.12, 0.25, 0.5, 1.0, 1.5)
 LABELS = {"ms-ssim-y": "MS-SSIM of Y", "psnr-rgb": "PSNR over RGB, dB", "vmaf": "VMAF (4:4:4)"}
 
 
@@ -70,6 +72,19 @@ def at_rates(curves: list[Curve], figure: str) -> list[str]:
             cell = f"{value:.4f}" if figure.startswith("ms-ssim") else f"{value:.2f}"
             cells.append(cell if abs(bpp / target - 1.0) <= 0.05 else f"{cell} ({bpp:.3f})")
         lines.append(f"| {target:g} | {' | '.join(cells)} |")
+    return lines
+
+
+def headline(curves: list[Curve]) -> list[str]:
+    """Our codecs at a few rates, the figures of a cell side by side: bpp, PSNR in dB and MS-SSIM, both over RGB."""
+    by_name = {curve.codec: curve for curve in curves}
+    shown = [by_name[own_name(metric, effort)] for metric in ("psnr", "msssim") for effort in (0, 4)]
+    titles = " | ".join(f'`metric="{metric}"` | the same, `effort=4`' for metric in ("psnr", "msssim"))
+    lines = [f"| target bpp | {titles} |", "|---" * (1 + len(shown)) + "|"]
+    for target in HEADLINE_RATES:
+        places = [(curve.values, curve.targets.index(target)) for curve in shown]
+        cells = [f"{v['bpp'][k]:.3f} / {v['psnr-rgb'][k]:.2f} / {v['ms-ssim-rgb'][k]:.4f}" for v, k in places]
+        lines.append(f"| {target} | {' | '.join(cells)} |")
     return lines
 
 
@@ -137,12 +152,9 @@ def rate_control(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def page(folder: Path, place: Path) -> str:
+def page(folder: Path, place: Path, run: dict[str, Any], rows: list[dict[str, Any]], curves: list[Curve]) -> str:
     """The whole page for a file in `place`; writes its plots into the record's folder."""
     link = os.path.relpath(folder, place)
-    run = json.loads((folder / "run.json").read_text())
-    rows = rows_of(folder, run["pictures"])
-    curves = curves_of(rows)
     by_name = {curve.codec: curve for curve in curves}
     pictures = len({row["picture"] for row in rows})
     published = load_published(PUBLISHED, SHOWN)
@@ -217,8 +229,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("record", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--readme", type=Path, help="a page whose table of a few rates is written anew")
     args = parser.parse_args()
-    args.out.write_text(page(args.record, args.out.parent))
+    run = json.loads((args.record / "run.json").read_text())
+    rows = rows_of(args.record, run["pictures"])
+    curves = curves_of(rows)
+    args.out.write_text(page(args.record, args.out.parent, run, rows, curves))
+    if args.readme is not None:
+        before, rest = args.readme.read_text().split(BEGIN)
+        table = "\n".join([BEGIN, "", *headline(curves), "", END])
+        args.readme.write_text(before + table + rest.split(END)[1])
 
 
 if __name__ == "__main__":
