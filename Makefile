@@ -3,7 +3,7 @@
 #   make demo    compress a photograph, restore it in a second process, compare
 #   make test    all tests
 #   make bench   all benchmarks, compared with the last record
-#   make lint    ruff and mypy
+#   make lint    ruff, clang-format and mypy
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=folder the place of the virtual environment. The tests run in as many
 # processes as there are cores, eight at most, with one thread each; JOBS=0 runs them in one process with all threads.
@@ -13,7 +13,8 @@ VENV ?= .venv
 JOBS ?= logical
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*) $(wildcard csrc/cuda/*)
+SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*/*)
+CPP := $(wildcard csrc/*/* tests/*/*.cpp tests/*/*.h)
 
 .PHONY: demo test bench lint setup clean
 .DEFAULT_GOAL := test
@@ -33,6 +34,7 @@ bench: $(VENV)/.installed-bench
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
 
 clean:

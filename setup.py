@@ -1,7 +1,8 @@
 """Builds the extension `l2c._C` and, if asked to, `l2c._cuda`; metadata and settings are in pyproject.toml.
 
-Every csrc/*.cpp is compiled by ninja with the flags of its instruction set, which the file's name tells: only the
-dispatched kernels may use AVX, the rest runs on any machine. Needs setuptools, pybind11 and ninja; no torch.
+Every csrc/*/*.cpp is compiled by ninja with csrc/ as the one include root and the flags of its instruction set, which
+the file's name tells: only the kernels in csrc/simd may use AVX, the rest runs on any machine. Needs setuptools,
+pybind11 and ninja; no torch.
 
     L2C_CUDA=1          build csrc/cuda as well, with the nvcc of CUDA_HOME or PATH; no GPU and no torch needed
     L2C_CUDA_ARCH=...   for which GPUs, as "80;90": machine code for each and PTX of the newest (default CUDA_ARCHS)
@@ -23,6 +24,8 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+CSRC = ROOT / "csrc"
+FOLDERS = ("core", "simd", "multiscale", "bindings")  # of l2c._C; csrc/cuda is l2c._cuda
 CFLAGS = [
     "-std=c++17",
     "-O3",
@@ -111,8 +114,9 @@ class NinjaBuild(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         # A variable: CXX may hold a compiler with arguments. Python's own choice can be a compiler that is not here.
         compiler = os.environ.get("CXX", "c++")
-        includes = [sysconfig.get_paths()["include"], sysconfig.get_paths()["platinclude"], pybind11.get_include()]
-        cflags = CFLAGS + [f"-I{path}" for path in dict.fromkeys(includes)]
+        python = sysconfig.get_paths()
+        includes = dict.fromkeys([str(CSRC), python["include"], python["platinclude"], pybind11.get_include()])
+        cflags = CFLAGS + [f"-I{path}" for path in includes]
         cflags += shlex.split(os.environ.get("CXXFLAGS", ""))
         ldflags = ["-shared", "-pthread"] if sys.platform != "darwin" else ["-bundle", "-undefined", "dynamic_lookup"]
         ldflags += shlex.split(os.environ.get("LDFLAGS", ""))
@@ -135,9 +139,10 @@ class NinjaBuild(build_ext):
             words = shlex.split(os.environ.get("CXX", ""))
             host_compiler = f" -ccbin {shlex.quote(words[0])}" if len(words) == 1 else ""
             arch_flags = cuda_arch_flags(os.environ.get("L2C_CUDA_ARCH", CUDA_ARCHS))
+            nvcc_flags = [*NVCC_FLAGS, f"-I{CSRC}", *arch_flags]
             lines += [
                 f"nvcc = {ninja_escape(shlex.quote(nvcc_path()))}{host_compiler}",
-                f"nvccflags = {shlex.join([*NVCC_FLAGS, *arch_flags])}",
+                f"nvccflags = {shlex.join(nvcc_flags)}",
                 "rule nvcc",
                 "  command = $nvcc -MMD -MF $out.d $nvccflags -c $in -o $out",
                 "  depfile = $out.d",
@@ -148,7 +153,7 @@ class NinjaBuild(build_ext):
             link = "nvcc_link"
         objects = []
         for source in sources:
-            objects.append(ninja_escape(str(build_dir / f"{source.name}.o")))
+            objects.append(ninja_escape(str(build_dir / source.parent.name / f"{source.name}.o")))
             rule = "nvcc" if source.suffix == ".cu" else "compile"
             lines.append(f"build {objects[-1]}: {rule} {ninja_escape(str(source))}")
             if rule == "compile":
@@ -160,7 +165,7 @@ class NinjaBuild(build_ext):
 
 def extension(name: str, *patterns: str) -> Extension:
     """An extension of the sources in csrc that match."""
-    found = [path for pattern in patterns for path in (ROOT / "csrc").glob(pattern)]
+    found = [path for pattern in patterns for path in CSRC.glob(pattern)]
     return Extension(name, sorted(str(path.relative_to(ROOT)) for path in found))
 
 
@@ -169,7 +174,7 @@ def cuda_extension() -> Extension:
 
 
 if __name__ == "__main__":  # as build backends run it; tests import it
-    extensions = [extension("l2c._C", "*.cpp")]
+    extensions = [extension("l2c._C", *(f"{folder}/*.cpp" for folder in FOLDERS))]
     if cuda_wanted():
         nvcc_path()  # before anything is built
         extensions.append(cuda_extension())

@@ -28,10 +28,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from l2c import _C
+from l2c import ops
 from l2c.entropy.coder import ObservingJob
 
-CPUS = [name for name in ("avx512", "avx2", "scalar") if _C.cpu_has(name)]
+core = ops.cpp_extension()
+
+CPUS = [name for name in ("avx512", "avx2", "scalar") if core.cpu_has(name)]
 LANES = (64, 32, 16, 8, 4, 2, 1)
 
 
@@ -62,7 +64,7 @@ class Stream:
             stop = min(start + 4096, len(out))
             parts = (self.weights, self.means, self.inv_scales)
             w, m, v = (np.repeat(part[:, start:stop], len(edges), axis=1) for part in parts)
-            out[start:stop] = _C.mixture_cdf(np.tile(edges, stop - start), w, m, v, self.bits).reshape(-1, len(edges))
+            out[start:stop] = core.mixture_cdf(np.tile(edges, stop - start), w, m, v, self.bits).reshape(-1, len(edges))
         return out
 
 
@@ -84,7 +86,7 @@ def synthetic_stream(n: int, K: int = 4, seed: int = 0) -> Stream:
     slots = rng.integers(0, 1 << 20, n)
     low = np.zeros(n, np.int32)
     for bit in reversed(range(8)):
-        low += np.where(_C.mixture_cdf(low + (1 << bit), *stream.args) <= slots, 1 << bit, 0).astype(np.int32)
+        low += np.where(core.mixture_cdf(low + (1 << bit), *stream.args) <= slots, 1 << bit, 0).astype(np.int32)
     stream.symbols = low.astype(np.uint8)
     return stream
 
@@ -115,14 +117,14 @@ Coder = tuple[Callable[[], Any], Callable[[Any], npt.NDArray[Any]], Callable[[An
 
 def ours(stream: Stream, cpu: str, lanes: int = 0) -> Coder:
     def encode() -> bytes:
-        _C.set_cpu(cpu)
-        encoder = _C.RangeEncoder()
+        core.set_cpu(cpu)
+        encoder = core.RangeEncoder()
         encoder.push_mixture(stream.symbols, *stream.args)
         return encoder.finish(lanes)
 
     def decode(data: bytes) -> npt.NDArray[np.uint8]:
-        _C.set_cpu(cpu)
-        decoder = _C.RangeDecoder(data)
+        core.set_cpu(cpu)
+        decoder = core.RangeDecoder(data)
         symbols = decoder.pop_mixture(*stream.args)
         decoder.finish()
         return symbols
@@ -193,7 +195,7 @@ def measure(name: str, coder: Coder, stream: Stream, ideal_bits: float) -> tuple
 
 
 def ideal_bits(stream: Stream) -> float:
-    encoder = _C.RangeEncoder()
+    encoder = core.RangeEncoder()
     encoder.push_mixture(stream.symbols, *stream.args)
     return float(encoder.ideal_bits)
 
@@ -263,7 +265,7 @@ def run(benchmark: Any, what: str, coder: Coder, stream: Stream) -> None:
         data = encode()
         symbols = decode(benchmark(encode)) if what == "encode" else benchmark(decode, data)
     finally:
-        _C.set_cpu("")
+        core.set_cpu("")
     np.testing.assert_array_equal(symbols, stream.symbols)
     benchmark.extra_info["bits_per_symbol"] = num_bits(data) / len(stream.symbols)
     if benchmark.stats is not None:

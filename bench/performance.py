@@ -2,8 +2,8 @@
 
     make bench                                                   run everything, then this on runs/bench.json: compare
                                                                  with the record
-    python bench/performance.py runs/bench.json --keep cpu       make this run the record docs/bench/cpu.json
-    python bench/performance.py --write docs/PERFORMANCE.md      write the page from docs/bench/*.json
+    python bench/performance.py runs/bench.json --keep cpu       make this run the record records/bench/cpu.json
+    python bench/performance.py --write docs/PERFORMANCE.md      write the page from records/bench/*.json
 
 A record holds medians and what they were measured on; one of a GPU is named gpu. The page has floors beside figures:
 operations over the machine's peak, bytes over its bandwidth. GPU rows that nobody has measured yet are predictions by
@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-RECORDS = Path(__file__).parent.parent / "docs" / "bench"
+RECORDS = Path(__file__).parent.parent / "records" / "bench"
 BEGIN, END = "<!-- written by bench/performance.py: begin -->", "<!-- end -->"
 SLOWER = 1.3  # the machines are noisy
 
@@ -261,7 +261,7 @@ def write(page_path: Path) -> None:
             f"Measured {gpu.record['date']} on {gpu.record['machine']['gpu']}."
             if gpu is not None
             else "No GPU was at hand: every figure of this table is a prediction by operation count "
-            "(`bench/predictions.py`), to be measured by `bench/gpu_all.sh`."
+            "(`bench/predictions.py`), to be measured by `experiments/gpu_all.sh`."
         ),
         "",
         *predictions(gpu),

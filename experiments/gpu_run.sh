@@ -3,7 +3,7 @@
 #
 #     experiments/gpu_run.sh unpack           take the pictures that travelled with this call out of the tree
 #     experiments/gpu_run.sh train SECONDS    self-test, then train until SECONDS after the start, and leave a pack
-#     experiments/gpu_run.sh first SECONDS    bench/gpu_all.sh before that, for at most 300 of the SECONDS
+#     experiments/gpu_run.sh first SECONDS    experiments/gpu_all.sh before that, for at most 300 of the SECONDS
 #
 # Results go to $OUT: trunk.000, trunk.001 ... (renewed every minute, so that nothing is lost if the machine goes),
 # journal.jsonl and logs. What must outlive a call on the same machine lies in $STORE: pictures and the run, which a
@@ -47,7 +47,7 @@ cp -r kernels "$code/l2c/kernels"
 export PYTHONPATH=$code PYTHONUNBUFFERED=1
 
 if [ "$mode" = first ]; then
-  OUT=$OUT timeout 300 bash bench/gpu_all.sh >"$OUT/gpu_all.log" 2>&1
+  OUT=$OUT timeout 300 bash experiments/gpu_all.sh >"$OUT/gpu_all.log" 2>&1
   echo "gpu_all: exit $?, $((SECONDS - began)) s"
   tail -30 "$OUT/gpu_all.log"
 fi

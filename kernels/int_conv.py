@@ -1,4 +1,4 @@
-"""Exact integer convolution with requantisation: the layers of P (csrc/int_conv.h is the definition).
+"""Exact integer convolution with requantisation: the layers of P (csrc/simd/int_conv.h is the definition).
 
     total = bias + sum over taps and channels of weight * x;  r = round_half_even(float32(total) * multiplier)
     activations: clamp(r + residual, 0, 255), zero outside the picture;  heads: clamp(r, -32768, 32767)

@@ -1,4 +1,4 @@
-"""Integer mixtures of logistics: head output -> parameters -> C(i) (csrc/mixture_cdf.h is the definition).
+"""Integer mixtures of logistics: head output -> parameters -> C(i) (csrc/core/mixture_cdf.h is the definition).
 
     d_k = clamp(64 t_i - m_k), z_k = clamp((d_k v_k) >> 5), C(i) = (sum_k (w_k sigma(z_k)) >> 16 << 4) + i S
 

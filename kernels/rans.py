@@ -1,4 +1,4 @@
-"""Interleaved rANS on the GPU, the streams of csrc/rans.h: one program a stream, all its lanes side by side.
+"""Interleaved rANS on the GPU, the streams of csrc/core/rans.h: one program a stream, all its lanes side by side.
 
     decode: slot = x mod 2^20, find i with C(i) <= slot < C(i + 1), x = freq floor(x / 2^20) + slot - C(i), refill
     encode: emit 16-bit words while x >= freq 2^28, x = floor(x / freq) 2^20 + x mod freq + start
@@ -237,7 +237,7 @@ def rans_encode_fwd(
     Args:
         start, freq: int32 [N, T], intervals of [0, 2^20); total: int64 [N], symbols of each stream.
         lanes: int32 [N], powers of two <= most_lanes.
-        states: int64 [N, 64], the start values of csrc/rans.h; get those that open the stream.
+        states: int64 [N, 64], the start values of csrc/core/rans.h; get those that open the stream.
         words: int16 [N, capacity]; begin: int64 [N], gets the first word that was written: a stream's words are
             words[begin:].
         status: int32 [N], gets 6 where the words do not fit.

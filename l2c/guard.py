@@ -65,16 +65,17 @@ class QualityGuard:
         """
         best, rest = quality, _PATIENCE
         for lower in range((quality - 1) // _GRID * _GRID, -1, -_GRID):
-            if self._look(lower).cost <= _EQUAL * self._look(best).cost:
+            if self.ask(lower).cost <= _EQUAL * self.ask(best).cost:
                 best, rest = lower, _PATIENCE
-            elif not simple and self._look(lower).clipped <= CLIPPED:
+            elif not simple and self.ask(lower).clipped <= CLIPPED:
                 rest -= 1
                 if rest == 0:
                     break
         self.settled[quality] = best
         return best
 
-    def _look(self, quality: int) -> Look:
+    def ask(self, quality: int) -> Look:
+        """What `look` says of a quality, once."""
         if quality not in self._seen:
             self._seen[quality] = self.look(quality)
         return self._seen[quality]

@@ -23,24 +23,25 @@ MSSSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _WINDOW = 11
 _SIGMA = 1.5
 _C1, _C2 = 0.01**2, 0.03**2
-_PIECE = 128
+PIECE = 128
 LUMA = (0.2126, 0.7152, 0.0722)  # of R, G and B
 CB_RANGE, CR_RANGE = 2.0 * (1.0 - LUMA[2]), 2.0 * (1.0 - LUMA[0])  # 1.8556 and 1.5748
 
 
 @functools.lru_cache(maxsize=32)
-def _window() -> Tensor:
+def gaussian_window() -> Tensor:
+    """The filter's 11 taps, float32, of sum 1."""
     n = torch.arange(_WINDOW, dtype=torch.float64, device="cpu") - _WINDOW // 2
     g = torch.exp(-(n**2) / (2 * _SIGMA**2))
     return (g / g.sum()).float()
 
 
 @functools.lru_cache(maxsize=32)
-def _band(side: int, device: torch.device) -> Tensor:
+def band_matrix(side: int, device: torch.device) -> Tensor:
     """The 11-tap filter over `side` samples as a banded matrix [side - 10, side]."""
     with torch.inference_mode(False):  # kept, so it must not be bound to the mode of the first caller
         band = torch.zeros(side - _WINDOW + 1, side, dtype=torch.float32, device="cpu")
-        for offset, weight in enumerate(_window().tolist()):
+        for offset, weight in enumerate(gaussian_window().tolist()):
             band.diagonal(offset).fill_(weight)
         return band.to(device)
 
@@ -48,7 +49,7 @@ def _band(side: int, device: torch.device) -> Tensor:
 def _blur(x: Tensor) -> Tensor:
     """Separable Gaussian without padding: [..., h, w] -> [..., h-10, w-10].
 
-    As matrix products with banded matrices over pieces of _PIECE outputs: on a CPU far faster, forward and backward,
+    As matrix products with banded matrices over pieces of PIECE outputs: on a CPU far faster, forward and backward,
     than a one-channel convolution, and faster than one matrix over a whole side.
     """
     return _blur_along(_blur_along(x, -1), -2)
@@ -56,9 +57,9 @@ def _blur(x: Tensor) -> Tensor:
 
 def _blur_along(x: Tensor, dim: int) -> Tensor:
     outputs, parts = x.shape[dim] - _WINDOW + 1, []
-    for start in range(0, outputs, _PIECE):
-        length = min(_PIECE, outputs - start) + _WINDOW - 1
-        part, band = x.narrow(dim, start, length), _band(length, x.device)
+    for start in range(0, outputs, PIECE):
+        length = min(PIECE, outputs - start) + _WINDOW - 1
+        part, band = x.narrow(dim, start, length), band_matrix(length, x.device)
         parts.append(part @ band.T if dim == -1 else band @ part)
     return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 

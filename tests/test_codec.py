@@ -581,8 +581,8 @@ def test_a_default_device_changes_nothing(codec, monkeypatch) -> None:
     expected = [codec.encode(picture, **options) for options in asked]
     shown = codec.decode(expected[-1])
     fresh = l2c.Codec(codec.model.path)  # which has made nothing yet
-    metrics._window.cache_clear()
-    metrics._band.cache_clear()
+    metrics.gaussian_window.cache_clear()
+    metrics.band_matrix.cache_clear()
     try:
         torch.set_default_device("meta")
         for options, data in zip(asked, expected):
@@ -626,8 +626,8 @@ def test_parts_below_the_codec_need_no_default_device(codec) -> None:
     pixels = drawn(40, 56)
 
     def results() -> tuple:
-        metrics._window.cache_clear()
-        metrics._band.cache_clear()
+        metrics.gaussian_window.cache_clear()
+        metrics.band_matrix.cache_clear()
         probability = codec.float_probability()
         found = sequential.adapt_sequentially(model, probability, pixels, 500, 4, iterations=2, autocast=False)
         again = multiscale.IntegerModel.from_float(model.integer.to_float())

@@ -26,12 +26,14 @@ import pytest
 import torch
 from test_rans import Mixture, make_mixture, sample_symbols, xxh64
 
-from l2c import _C, ops
+from l2c import ops
 from l2c.errors import BackendError
 from l2c.ops import extension
 
+core = ops.cpp_extension()
+
 ROOT = Path(__file__).parent.parent
-CSRC = ROOT / "csrc" / "cuda"
+CSRC = ROOT / "csrc"
 FUNCTIONS = ("mixture_window", "rans_decode_mixture", "mixture_intervals", "rans_encode")
 OK, BAD_SYMBOL, TRUNCATED, BAD_LAYOUT, NO_ROOM = 0, 1, 4, 5, 6
 LANES = (1, 2, 4, 8, 16, 32, 64)
@@ -79,18 +81,18 @@ def bindings(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import pybind11
 
     target = tmp_path_factory.mktemp("bindings") / "bindings.o"
-    includes = [f"-I{path}" for path in (pybind11.get_include(), sysconfig.get_path("include"))]
+    includes = [f"-I{path}" for path in (CSRC, pybind11.get_include(), sysconfig.get_path("include"))]
     flags = ("-std=c++17", "-O0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
-    run(*compiler(), *flags, *includes, "-c", CSRC / "bindings.cpp", "-o", target)
+    run(*compiler(), *flags, *includes, "-c", CSRC / "cuda" / "bindings.cpp", "-o", target)
     return target
 
 
 def build_emulation(bindings: Path, folder: Path, *flags: str) -> Path:
     """An emulated l2c._cuda. Raises AssertionError where the compiler does not like it."""
     header, target = ROOT / "tests" / "cuda" / "emulation.h", folder / "_cuda.so"
-    common = ("-std=c++17", "-fPIC", "-g1", "-DL2C_CUDA_EMULATION", "-include", header)
+    common = ("-std=c++17", "-fPIC", "-g1", "-DL2C_CUDA_EMULATION", f"-I{CSRC}", "-include", header)
     warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
-    source = ("-x", "c++", CSRC / "rans.cu", "-x", "none")
+    source = ("-x", "c++", CSRC / "cuda" / "rans.cu", "-x", "none")
     run(*compiler(), *common, *warnings, *flags, "-shared", *source, bindings, "-o", target)
     return target
 
@@ -181,7 +183,7 @@ def uniform_part(n: int, bits: int, seed: int) -> Part:
 
 def encode(parts: Sequence[Part], lanes: int) -> bytes:
     """One stream by the C++ encoder."""
-    encoder = _C.RangeEncoder()
+    encoder = core.RangeEncoder()
     for part in parts:
         if part.mixture is None:
             encoder.push_raw(part.symbols.astype(np.uint32), part.bits)

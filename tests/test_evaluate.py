@@ -295,7 +295,7 @@ class TestRecords:
                 from_compressai(bad, "bad")
 
     def test_published_curves(self, tmp_path: Path) -> None:
-        path = Path(__file__).parents[1] / "bench" / "published" / "kodak.json"
+        path = Path(__file__).parents[1] / "records" / "published" / "kodak.json"
         webp, hyper = load_published(path, ["webp", "compressai-bmshj2018-hyperprior_mse_cuda"])
         assert webp.published and len(webp.values["bpp"]) == len(webp.values["psnr-rgb"]) > 5
         assert webp.values["bpp"] == sorted(webp.values["bpp"]) and hyper.values["psnr-rgb"][0] > 25
@@ -410,7 +410,7 @@ class TestRun:
             Plan(**({"pictures": [Path("x.png")]} | change))  # type: ignore[arg-type]
 
     def test_command(self, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        published = Path(__file__).parents[1] / "bench" / "published" / "kodak.json"
+        published = Path(__file__).parents[1] / "records" / "published" / "kodak.json"
         arguments = [
             "eval", str(folder), "-o", str(tmp_path), "--rates", "0.3,0.6,1.2", "--metrics", "psnr", "--efforts", "0,1",
             "--peers", "jpeg,webp", "--figures", "psnr-rgb,ms-ssim-y", "--published", str(published), "--curves", "vtm",

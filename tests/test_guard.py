@@ -156,7 +156,7 @@ def test_adaptation_starts_from_the_settled_quality(codec) -> None:
 
 def test_photographs_cost_no_look(codec, monkeypatch) -> None:
     looks: list[int] = []
-    monkeypatch.setattr(QualityGuard, "_look", lambda self, quality: looks.append(quality))
+    monkeypatch.setattr(QualityGuard, "ask", lambda self, quality: looks.append(quality))
     picture = skimage.data.coffee()[:256, :256]
     for quality in (0, 50, 100):
         assert codec.encode_detailed(picture, quality=quality).quality == quality

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from l2c import _C
+from l2c import ops
 from l2c.errors import BackendError
+
+core = ops.cpp_extension()
 
 BACKENDS = {"scalar": "scalar", "avx2": "avx2", "avx512": "avx512vnni"}
 CHANNELS = (1, 3, 16, 17, 112, 130)
@@ -23,7 +25,7 @@ def cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     """Runs the test once per CPU path; skips paths that this machine lacks."""
     monkeypatch.setenv("L2C_CPU", request.param)
     try:
-        backend = _C.int_conv_backend()
+        backend = core.int_conv_backend()
     except BackendError as error:
         pytest.skip(str(error))
     if backend != BACKENDS[request.param]:
@@ -45,7 +47,7 @@ def accumulate(x: Array, weight: Array, bias: Array) -> Array:
 
 
 def requantise(acc: Array, multiplier: Array, residual: Array | None = None, out: str = "u8") -> Array:
-    """The second half of the definition in csrc/int_conv.h.
+    """The second half of the definition in csrc/simd/int_conv.h.
 
     The product of two float32 is exact in float64; it is then rounded once to float32, then to an integer.
     """
@@ -76,7 +78,7 @@ def random_u8(rng: np.random.Generator, *shape: int) -> Array:
 
 
 def check_all_outputs(layer: tuple[Array, Array, Array], x: Array, residual: Array, threads: tuple[int, ...]) -> None:
-    conv = _C.IntConv(*layer)
+    conv = core.IntConv(*layer)
     acc = accumulate(x, *layer[:2])
     for out, added in (("u8", None), ("u8", residual), ("i16", None)):
         expected = requantise(acc, layer[2], added, out)
@@ -141,7 +143,7 @@ def test_offset_channels(cpu: str, channels: int) -> None:
     rng = np.random.default_rng(8)
     weight, bias, multiplier = random_layer(rng, 113, channels, 1)
     for offset in {0, 4, channels // 2 // 4 * 4, channels // 4 * 4}:
-        conv = _C.IntConv(weight, bias, multiplier, offset)
+        conv = core.IntConv(weight, bias, multiplier, offset)
         for height, width in ((1, 1), (2, 9), (6, 47)):
             real = sparse_u8(rng, height, width, channels).astype(np.int64)
             real[:, :, :offset] -= 128 * (real[:, :, :offset] != 0)
@@ -171,7 +173,7 @@ def test_huge_products_are_clamped(cpu: str) -> None:
     multiplier = np.array([3e38, 3e38, -1e6, -1e6], np.float32)
     x = np.array([0, 1, 255], np.uint8).reshape(1, 3, 1)
     residual = np.full((1, 3, 4), 7, np.uint8)
-    conv = _C.IntConv(weight, np.zeros(4, np.int32), multiplier)
+    conv = core.IntConv(weight, np.zeros(4, np.int32), multiplier)
     high, low = [0, 32767, 32767], [0, -32768, -32768]
     assert conv.run(x, out="i16")[0].T.tolist() == [high, low, low, high]
     assert conv.run(x, residual=residual)[0].T.tolist() == [
@@ -188,11 +190,13 @@ def test_ties_round_to_even(cpu: str) -> None:
     for sign in (1, -1):
         for bias in (0, 1, -77):
             weight = np.full((5, 1, 1, 1), sign, np.int8)
-            conv = _C.IntConv(weight, np.full(5, bias, np.int32), np.array([float(m) for m in multipliers], np.float32))
+            conv = core.IntConv(
+                weight, np.full(5, bias, np.int32), np.array([float(m) for m in multipliers], np.float32)
+            )
             got = conv.run(x, out="i16").reshape(256, 5)
             expected = [[round((sign * value + bias) * m) for m in multipliers] for value in range(256)]
             assert got.tolist() == expected
-    halves = _C.IntConv(np.ones((1, 1, 1, 1), np.int8), np.zeros(1, np.int32), np.full(1, 0.5, np.float32))
+    halves = core.IntConv(np.ones((1, 1, 1, 1), np.int8), np.zeros(1, np.int32), np.full(1, 0.5, np.float32))
     assert halves.run(x).reshape(-1)[:8].tolist() == [0, 0, 1, 2, 2, 2, 3, 4]
 
 
@@ -202,7 +206,7 @@ def test_strided_views(cpu: str, kernel: int, i: int, o: int) -> None:
     """x, residual and into as channel slices of wider buffers; only the slice of `into` is written."""
     rng = np.random.default_rng(3)
     layer = random_layer(rng, o, i, kernel)
-    conv = _C.IntConv(*layer)
+    conv = core.IntConv(*layer)
     for height, width in ((1, 1), (6, 11), (16, 24)):
         buffer = random_u8(rng, height, width, i + o + 13)
         wide = random_u8(rng, height + 2, width + 3, o + 9)
@@ -237,7 +241,7 @@ def test_inputs_stay_as_they_are(cpu: str) -> None:
     layer = random_layer(rng, 20, 20, 3)
     x, residual = random_u8(rng, 9, 9, 20), random_u8(rng, 9, 9, 20)
     copies = [a.copy() for a in (*layer, x, residual)]
-    conv = _C.IntConv(*layer)
+    conv = core.IntConv(*layer)
     expected = conv.run(x, residual=residual)
     assert all(np.array_equal(a, b) for a, b in zip(copies, (*layer, x, residual), strict=True))
     layer[0][...] = 0  # the layer holds its own copy
@@ -250,7 +254,7 @@ def test_inputs_stay_as_they_are(cpu: str) -> None:
 def test_calls_from_several_threads(cpu: str) -> None:
     rng = np.random.default_rng(5)
     layer = random_layer(rng, 64, 64, 3)
-    conv = _C.IntConv(*layer)  # packed at first use, by one of the threads
+    conv = core.IntConv(*layer)  # packed at first use, by one of the threads
     x = random_u8(rng, 16, 16, 64)
     expected = reference(x, *layer)
     results: list[bool] = []
@@ -272,8 +276,9 @@ def test_after_fork() -> None:
     script = """
 import os
 import numpy as np
-from l2c import _C
-conv = _C.IntConv(np.ones((64, 64, 3, 3), np.int8), np.zeros(64, np.int32), np.full(64, 1e-3, np.float32))
+from l2c import ops
+IntConv = ops.cpp_extension().IntConv
+conv = IntConv(np.ones((64, 64, 3, 3), np.int8), np.zeros(64, np.int32), np.full(64, 1e-3, np.float32))
 x = np.full((32, 32, 64), 9, np.uint8)
 expected = conv.run(x, threads=1)
 same = lambda: all(np.array_equal(conv.run(x, threads=2), expected) for _ in range(20))
@@ -314,26 +319,26 @@ WEIGHT, BIAS, MULTIPLIER = ones(4, 3, 3, 3, dtype=np.int8), ones(4, dtype=np.int
 )
 def test_layer_errors(layer: tuple[Array, Array, Array]) -> None:
     with pytest.raises(ValueError):
-        _C.IntConv(*layer)
+        core.IntConv(*layer)
 
 
 @pytest.mark.parametrize(("kernel", "offset"), [(3, 4), (1, 2), (1, -4), (1, 12), (1, 1 << 20)])
 def test_offset_errors(kernel: int, offset: int) -> None:
     layer = (ones(4, 8, kernel, kernel, dtype=np.int8), BIAS, MULTIPLIER)
     with pytest.raises(ValueError, match="offset"):
-        _C.IntConv(*layer, offset)
+        core.IntConv(*layer, offset)
 
 
 def test_bound_is_exact() -> None:
     zero = np.zeros((1, 1, 1, 1), np.int8)
-    _C.IntConv(zero, np.full(1, 2**31 - 1, np.int32), ones(1, dtype=np.float32))
-    _C.IntConv(zero + 1, np.full(1, 2**31 - 256, np.int32), ones(1, dtype=np.float32))
+    core.IntConv(zero, np.full(1, 2**31 - 1, np.int32), ones(1, dtype=np.float32))
+    core.IntConv(zero + 1, np.full(1, 2**31 - 256, np.int32), ones(1, dtype=np.float32))
     with pytest.raises(ValueError, match="output channel 0"):
-        _C.IntConv(zero + 1, np.full(1, 2**31 - 255, np.int32), ones(1, dtype=np.float32))
+        core.IntConv(zero + 1, np.full(1, 2**31 - 255, np.int32), ones(1, dtype=np.float32))
 
 
 def test_run_errors() -> None:
-    conv = _C.IntConv(ones(4, 3, 1, 1, dtype=np.int8), ones(4, dtype=np.int32), ones(4, dtype=np.float32))
+    conv = core.IntConv(ones(4, 3, 1, 1, dtype=np.int8), ones(4, dtype=np.int32), ones(4, dtype=np.float32))
     x = ones(5, 6, 3)
     buffer = ones(5, 6, 8)
     read_only = ones(5, 6, 4)
@@ -374,6 +379,6 @@ def test_run_errors() -> None:
 
 def test_unknown_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("L2C_CPU", "abacus")
-    conv = _C.IntConv(ones(1, 1, 1, 1, dtype=np.int8), ones(1, dtype=np.int32), ones(1, dtype=np.float32))
+    conv = core.IntConv(ones(1, 1, 1, 1, dtype=np.int8), ones(1, dtype=np.int32), ones(1, dtype=np.float32))
     with pytest.raises(BackendError, match="abacus"):
         conv.run(ones(1, 1, 1))

@@ -98,7 +98,7 @@ def test_soft_masks_become_small() -> None:
 def test_a_slope_is_as_good_as_was_asked_for(quality: float) -> None:
     """OpenJPEG alone misses by a factor of two here."""
     alpha = np.repeat((np.arange(768) * 255 // 767).astype(np.uint8)[None], 512, axis=0)
-    decoded = lossy_alpha._packed(alpha, 3, quality)[1]
+    decoded = lossy_alpha.pack_at(alpha, 3, quality)[1]
     assert root_mean_square(decoded, alpha) < 1.4 * 255 * 10 ** (-(25 + quality / 4) / 20)
 
 
@@ -128,7 +128,7 @@ def test_without_a_quality_nothing_is_lost() -> None:
 @pytest.mark.parametrize("log2", [0, 3])
 def test_every_shape(shape: tuple[int, int], log2: int) -> None:
     plane = np.random.default_rng(2).integers(1, 255, shape, dtype=np.uint8)
-    section, decoded, _ = lossy_alpha._packed(plane, log2, 60)
+    section, decoded, _ = lossy_alpha.pack_at(plane, log2, 60)
     assert decoded.shape == shape and np.array_equal(lossy_alpha.unpack(section, *shape), decoded)
     assert root_mean_square(decoded, plane) < 8
 
@@ -136,8 +136,8 @@ def test_every_shape(shape: tuple[int, int], log2: int) -> None:
 def test_a_codestream_put_together_by_hand() -> None:
     """The head is the one that the library writes, so any reader of JPEG 2000 reads the plane."""
     plane = disc(90, 70, 6)
-    body = lossy_alpha._coded(plane, 40.0)
-    head = lossy_alpha._codestream_head(90, 70)
+    body = lossy_alpha.code_plane(plane, 40.0)
+    head = lossy_alpha.codestream_head(90, 70)
     sot = struct.pack(">HHHIBB", 0xFF90, 10, 0, 14 + len(body), 0, 1)
     image = Image.open(io.BytesIO(head + sot + b"\xff\x93" + body + b"\xff\xd9"))
     assert image.size == (70, 90) and image.mode == "L"
@@ -146,11 +146,11 @@ def test_a_codestream_put_together_by_hand() -> None:
 
 def test_the_rule_of_the_specification() -> None:
     plane = np.arange(256, dtype=np.uint8).reshape(16, 16).repeat(4, axis=0).repeat(4, axis=1)
-    values = lossy_alpha._decoded(memoryview(lossy_alpha._coded(plane, 40.0)), 64, 64)
+    values = lossy_alpha.decode_plane(memoryview(lossy_alpha.code_plane(plane, 40.0)), 64, 64)
     areas = np.ones((8, 8), np.uint8)
     areas[2, 3], areas[5, 1] = 0, 2
     packed = pack_alpha(areas)
-    section = bytes((1, 3, 20)) + struct.pack("<I", len(packed)) + packed + lossy_alpha._coded(plane, 40.0)
+    section = bytes((1, 3, 20)) + struct.pack("<I", len(packed)) + packed + lossy_alpha.code_plane(plane, 40.0)
     expected = np.where(values <= 20, 0, np.where(values >= 235, 255, values))
     expected[16:24, 24:32] = 0
     expected[40:48, 8:16] = 255
@@ -158,7 +158,7 @@ def test_the_rule_of_the_specification() -> None:
 
 
 def good_section() -> tuple[bytes, int, int]:
-    return lossy_alpha._packed(disc(90, 70, 6), 3, 50)[0], 90, 70
+    return lossy_alpha.pack_at(disc(90, 70, 6), 3, 50)[0], 90, 70
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_a_thin_plane_with_large_blocks_takes_no_more_than_its_size() -> None:
     height = 1 << 16
     areas = pack_alpha(np.zeros((2, 1), np.uint8))
     plane = np.zeros((height, 1), np.uint8)
-    section = bytes((1, 15, 0)) + struct.pack("<I", len(areas)) + areas + lossy_alpha._coded(plane, 40.0)
+    section = bytes((1, 15, 0)) + struct.pack("<I", len(areas)) + areas + lossy_alpha.code_plane(plane, 40.0)
     tracemalloc.start()
     assert not lossy_alpha.unpack(section, height, 1).any()
     assert tracemalloc.get_traced_memory()[1] < 100 * height

@@ -75,7 +75,7 @@ def test_any_size(size) -> None:
 def test_the_filter_works_in_pieces(monkeypatch, piece: int) -> None:
     x, y = pair(200, 190)
     expected = metrics.msssim(x, y)
-    monkeypatch.setattr(metrics, "_PIECE", piece)
+    monkeypatch.setattr(metrics, "PIECE", piece)
     torch.testing.assert_close(metrics.msssim(x, y), expected, atol=1e-6, rtol=0)
 
 

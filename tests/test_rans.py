@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from l2c import _C
+from l2c import ops
 from l2c.errors import BackendError, BitstreamError
 from l2c.ops import reference
 
-CPUS = [name for name in ("scalar", "avx2", "avx512") if _C.cpu_has(name)]
+core = ops.cpp_extension()
+
+CPUS = [name for name in ("scalar", "avx2", "avx512") if core.cpu_has(name)]
 LANES = (1, 2, 4, 8, 16, 32, 64)
 WEIGHT_SUM = 65520
 U8, U16, I16 = npt.NDArray[np.uint8], npt.NDArray[np.uint16], npt.NDArray[np.int16]
@@ -27,7 +29,7 @@ U32, I32 = npt.NDArray[np.uint32], npt.NDArray[np.int32]
 @pytest.fixture(autouse=True)
 def _detected_cpu() -> Iterator[None]:
     yield
-    _C.set_cpu("")
+    core.set_cpu("")
 
 
 # ---- the definition in plain Python integers ---------------------------------------------------------------
@@ -36,7 +38,7 @@ def _detected_cpu() -> Iterator[None]:
 def params_reference(
     raw: I16, K: int, cg: int, exp_table: U16, inv_table: U16, valid: U8 | None
 ) -> tuple[U16, I16, U16]:
-    """`_C.mixture_params`, which can leave out cells, in numpy integers."""
+    """`mixture_params` of the extension, which can leave out cells, in numpy integers."""
     return reference.mixture_params(raw if valid is None else raw[valid != 0], K, cg, exp_table, inv_table)
 
 
@@ -75,7 +77,7 @@ def xxh64(data: bytes) -> int:
 
 
 class PlainDecoder:
-    """A second decoder, written from the format at the head of csrc/rans.h alone."""
+    """A second decoder, written from the format at the head of csrc/core/rans.h alone."""
 
     def __init__(self, data: bytes) -> None:
         self.lanes = 1 << data[0]
@@ -158,7 +160,7 @@ class Mixture:
         return w, m, v, self.bits
 
     def cdf(self, edges: npt.ArrayLike) -> U32:
-        return _C.mixture_cdf(np.asarray(edges, np.int32), *self.args())
+        return core.mixture_cdf(np.asarray(edges, np.int32), *self.args())
 
 
 def make_mixture(n: int, K: int, bits: int, seed: int, *, extreme: bool = False) -> Mixture:
@@ -269,7 +271,7 @@ class MixedStream:
 
     def pop_all(self, data: bytes) -> None:
         """Decodes without comparing, as a caller with a damaged stream would."""
-        decoder = _C.RangeDecoder(data)
+        decoder = core.RangeDecoder(data)
         decoder.pop_mixture(*self.mixtures[0].args())
         decoder.pop_raw(7, 1)
         decoder.pop_mixture(*self.mixtures[1].args())
@@ -283,7 +285,7 @@ class MixedStream:
 
 
 def encode(push: Callable[[Any], None], lanes: int = 0) -> bytes:
-    encoder = _C.RangeEncoder()
+    encoder = core.RangeEncoder()
     push(encoder)
     return encoder.finish(lanes)
 
@@ -292,7 +294,7 @@ def encode(push: Callable[[Any], None], lanes: int = 0) -> bytes:
 
 
 def test_sigma_all_inputs() -> None:
-    table = _C.sigma_table().astype(np.int64)
+    table = core.sigma_table().astype(np.int64)
     z = np.arange(-32768, 32768)
     assert table.shape == (65536,)
     assert (np.diff(table) >= 0).all()
@@ -306,10 +308,10 @@ def test_sigma_all_inputs() -> None:
 @pytest.mark.parametrize("cpu", CPUS)
 def test_sigma_all_inputs_in_each_path(cpu: str) -> None:
     """One component with v = 32 has z = d, so moving the mean tries every z within reach of int16 means."""
-    _C.set_cpu(cpu)
+    core.set_cpu(cpu)
     means = np.arange(-32768, 32768).astype(np.int16)
     n = len(means)
-    table = _C.sigma_table().astype(np.int64)
+    table = core.sigma_table().astype(np.int64)
     for edge in (128, 1, 255):
         ones = np.ones((1, n), np.uint16)
         p = Mixture(ones * np.uint16(WEIGHT_SUM), means[None], ones * np.uint16(32), 8)
@@ -334,7 +336,7 @@ def test_cdf_is_the_reference_and_increases(bits: int) -> None:
                 for i in edges
             ]
             for cpu in CPUS:
-                _C.set_cpu(cpu)
+                core.set_cpu(cpu)
                 got = p.cdf(np.tile(edges, count)).reshape(count, -1).astype(np.int64)
                 assert got[::3].ravel().tolist() == want
                 assert (got[:, 0] == 0).all() and (got[:, -1] == 1 << 20).all()
@@ -349,12 +351,12 @@ def test_mixed_stream_every_path_both_ways(lanes: int) -> None:
     stream = MixedStream()
     encoded = {}
     for cpu in CPUS:
-        _C.set_cpu(cpu)
+        core.set_cpu(cpu)
         encoded[cpu] = encode(stream.push, lanes)
     assert len(set(encoded.values())) == 1
     for cpu in CPUS:
-        _C.set_cpu(cpu)
-        decoder = _C.RangeDecoder(encoded[cpu])
+        core.set_cpu(cpu)
+        decoder = core.RangeDecoder(encoded[cpu])
         assert decoder.lanes == lanes
         stream.pop(decoder)
         decoder.finish()
@@ -383,28 +385,28 @@ def test_mixture_round_trip_every_path(bits: int, extreme: bool) -> None:
         for lanes in LANES:
             streams = []
             for cpu in CPUS:
-                _C.set_cpu(cpu)
+                core.set_cpu(cpu)
                 streams.append(encode(push_of(symbols, p), lanes))
             assert len(set(streams)) == 1
             for cpu in CPUS:
-                _C.set_cpu(cpu)
-                decoder = _C.RangeDecoder(streams[0])
+                core.set_cpu(cpu)
+                decoder = core.RangeDecoder(streams[0])
                 np.testing.assert_array_equal(decoder.pop_mixture(*p.args()), symbols)
                 decoder.finish()
 
 
 def test_small_and_empty_pushes() -> None:
-    empty = _C.RangeDecoder(encode(lambda encoder: None))
+    empty = core.RangeDecoder(encode(lambda encoder: None))
     empty.finish()
     p = make_mixture(200, 4, 8, 5)
     symbols = sample_symbols(p, 5)
     for lanes in LANES:
-        encoder = _C.RangeEncoder()
+        encoder = core.RangeEncoder()
         for j in range(200):
             encoder.push_mixture(symbols[j : j + 1], *p.args(j, j + 1))
             encoder.push_mixture(symbols[:0], *p.args(0, 0))
             encoder.push_raw(np.zeros(0, np.uint32), 8)
-        decoder = _C.RangeDecoder(encoder.finish(lanes))
+        decoder = core.RangeDecoder(encoder.finish(lanes))
         assert decoder.pop_raw(0, 8).shape == (0,)
         np.testing.assert_array_equal(decoder.pop_mixture(*p.args()), symbols)
         decoder.finish()
@@ -419,11 +421,11 @@ GOLDEN_MIXED = {1: "43958e84a24c480c", 8: "2244b4ba899c30b8", 64: "6437afb5351ac
 @pytest.mark.parametrize("cpu", CPUS)
 def test_golden_bytes(cpu: str) -> None:
     """Streams of one version must decode for ever: a change here is a change of the format."""
-    _C.set_cpu(cpu)
+    core.set_cpu(cpu)
     stream = MixedStream(40, seed=9)
     p, symbols = stream.mixtures[0], stream.symbols[0]
     assert encode(push_of(symbols, p), 2).hex() == GOLDEN_SMALL
-    decoder = _C.RangeDecoder(bytes.fromhex(GOLDEN_SMALL))
+    decoder = core.RangeDecoder(bytes.fromhex(GOLDEN_SMALL))
     np.testing.assert_array_equal(decoder.pop_mixture(*p.args()), symbols)
     decoder.finish()
     for lanes, digest in GOLDEN_MIXED.items():
@@ -436,7 +438,7 @@ def test_decoding_takes_the_data_as_any_buffer() -> None:
     for form in (data, bytearray(data), memoryview(data), np.frombuffer(data, np.uint8)):
         stream.pop_all(form)
     with pytest.raises(ValueError, match="buffer of bytes"):
-        _C.RangeDecoder(np.zeros(40, np.uint16))
+        core.RangeDecoder(np.zeros(40, np.uint16))
 
 
 # ---- rate --------------------------------------------------------------------------------------------------
@@ -446,7 +448,7 @@ def test_overhead_on_a_large_stream() -> None:
     n = 1_000_000
     p = make_mixture(n, 2, 8, 3)
     symbols = sample_symbols(p, 3)
-    encoder = _C.RangeEncoder()
+    encoder = core.RangeEncoder()
     encoder.push_mixture(symbols, *p.args())
     start = p.cdf(symbols.astype(np.int32)).astype(np.float64)
     freq = p.cdf(symbols.astype(np.int32) + 1) - start
@@ -455,7 +457,7 @@ def test_overhead_on_a_large_stream() -> None:
     for lanes in LANES:
         bits = 8 * len(encoder.finish(lanes))
         assert bits <= 1.0005 * ideal + 8 + 48 * lanes
-    decoder = _C.RangeDecoder(encoder.finish())
+    decoder = core.RangeDecoder(encoder.finish())
     np.testing.assert_array_equal(decoder.pop_mixture(*p.args()), symbols)
     decoder.finish()
 
@@ -463,7 +465,7 @@ def test_overhead_on_a_large_stream() -> None:
 @pytest.mark.parametrize("size", [1, 3, 1000, 1025, 5000, 1000003, 1 << 20])
 def test_uniform_costs_log2_of_its_size(size: int) -> None:
     symbols = (np.arange(20000, dtype=np.uint64) * 2654435761 % size).astype(np.uint32)
-    encoder = _C.RangeEncoder()
+    encoder = core.RangeEncoder()
     encoder.push_uniform(symbols, size)
     assert encoder.ideal_bits == pytest.approx(20000 * math.log2(size), rel=1e-4)
 
@@ -473,7 +475,7 @@ def test_lane_rule(n: int) -> None:
     """The largest power of two whose flush is at most 0.3 % of the stream, within the estimate's 1 %."""
     p = make_mixture(n, 1, 8, n)
     symbols = sample_symbols(p, n)
-    encoder = _C.RangeEncoder()
+    encoder = core.RangeEncoder()
     encoder.push_mixture(symbols, *p.args())
     data = encoder.finish()
     lanes = 1 << data[0]
@@ -488,7 +490,7 @@ def test_lane_rule(n: int) -> None:
 @pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("lanes", [1, 8, 64])
 def test_every_prefix_is_refused(cpu: str, lanes: int) -> None:
-    _C.set_cpu(cpu)
+    core.set_cpu(cpu)
     stream = MixedStream(70)
     data = encode(stream.push, lanes)
     for size in range(len(data)):
@@ -504,7 +506,7 @@ def test_every_prefix_is_refused(cpu: str, lanes: int) -> None:
 @pytest.mark.parametrize("lanes", [1, 4, 32])
 def test_every_flipped_bit_is_refused(cpu: str, lanes: int) -> None:
     """Raw bits, uniform and equally likely symbols too, whose change the lane states alone would miss."""
-    _C.set_cpu(cpu)
+    core.set_cpu(cpu)
     stream = MixedStream(60)
     data = encode(stream.push, lanes)
     assert len(data) > 300
@@ -517,7 +519,7 @@ def test_every_flipped_bit_is_refused(cpu: str, lanes: int) -> None:
 
 @pytest.mark.parametrize("cpu", CPUS)
 def test_flipped_bits_of_a_large_mixture_stream(cpu: str) -> None:
-    _C.set_cpu(cpu)
+    core.set_cpu(cpu)
     n = 8000
     flat = Mixture(np.full((1, n), WEIGHT_SUM, np.uint16), np.zeros((1, n), np.int16), np.ones((1, n), np.uint16), 8)
     rng = np.random.default_rng(8)
@@ -528,7 +530,7 @@ def test_flipped_bits_of_a_large_mixture_stream(cpu: str) -> None:
             damaged = bytearray(data)
             damaged[bit // 8] ^= 1 << bit % 8
             with pytest.raises(BitstreamError):
-                decoder = _C.RangeDecoder(bytes(damaged))
+                decoder = core.RangeDecoder(bytes(damaged))
                 decoder.pop_mixture(*p.args())
                 decoder.finish()
 
@@ -548,14 +550,14 @@ def test_finish_too_early_and_after_an_error() -> None:
     p = make_mixture(100, 2, 8, 6)
     symbols = sample_symbols(p, 6)
     data = encode(push_of(symbols, p))
-    decoder = _C.RangeDecoder(data)
+    decoder = core.RangeDecoder(data)
     decoder.pop_mixture(*p.args(0, 50))
     with pytest.raises(BitstreamError):
         decoder.finish()
     with pytest.raises(BitstreamError, match="has failed before"):
         decoder.pop_mixture(*p.args(50, 100))
     # Other parameters than the encoder's: garbage, but an error at the end.
-    decoder = _C.RangeDecoder(data)
+    decoder = core.RangeDecoder(data)
     with pytest.raises(BitstreamError):
         decoder.pop_mixture(*make_mixture(100, 2, 8, 7).args())
         decoder.finish()
@@ -568,14 +570,14 @@ def test_arguments_of_mixtures() -> None:
     p = make_mixture(100, 3, 5, 2)
     w, m, v, bits = p.args()
     symbols = np.zeros(100, np.uint8)
-    encoder = _C.RangeEncoder()
+    encoder = core.RangeEncoder()
 
     def refused(match: str, *args: Any) -> None:
         with pytest.raises(ValueError, match=match):
             encoder.push_mixture(*args)
         if args[1] is not w or args[2] is not m or args[3] is not v or args[4] != bits:
             with pytest.raises(ValueError, match=match):
-                _C.RangeDecoder(data).pop_mixture(*args[1:])
+                core.RangeDecoder(data).pop_mixture(*args[1:])
 
     data = encode(push_of(symbols, p))
     refused("symbols must", symbols.astype(np.int32), w, m, v, bits)
@@ -596,7 +598,7 @@ def test_arguments_of_mixtures() -> None:
     refused("1..8", symbols, w[:0], m[:0], v[:0], bits)
     for at in (0, 50, 99):
         for cpu in CPUS:
-            _C.set_cpu(cpu)
+            core.set_cpu(cpu)
             wrong = w.copy()
             wrong[1, at] += 1
             refused("sum to 65520", symbols, wrong, m, v, bits)
@@ -611,11 +613,11 @@ def test_arguments_of_mixtures() -> None:
     with pytest.raises(ValueError, match="lanes"):
         encoder.finish(128)
     with pytest.raises(ValueError, match=r"0\.\.2\^bits"):
-        _C.mixture_cdf(np.full(100, 33, np.int32), w, m, v, bits)
+        core.mixture_cdf(np.full(100, 33, np.int32), w, m, v, bits)
 
 
 def test_arguments_of_the_other_kinds() -> None:
-    encoder = _C.RangeEncoder()
+    encoder = core.RangeEncoder()
     cdf = np.array([[0, 10, 16], [0, 16, 0]], np.uint32)
     sizes, indexes = np.array([3, 2], np.int32), np.array([0, 1], np.int32)
     good = np.array([1, 0], np.int32)
@@ -637,14 +639,14 @@ def test_arguments_of_the_other_kinds() -> None:
     refused("cdf must", good, cdf.astype(np.int32), sizes, indexes, 4)
     refused("one entry for each row", good, cdf, sizes[:1], indexes, 4)
     with pytest.raises(ValueError, match="index is out of range"):
-        _C.RangeDecoder(encoder.finish()).pop_table(cdf, sizes, np.array([-1], np.int32), 4)
+        core.RangeDecoder(encoder.finish()).pop_table(cdf, sizes, np.array([-1], np.int32), 4)
 
     values = np.array([5], np.uint32)
     for size in (0, (1 << 20) + 1):
         with pytest.raises(ValueError, match="size of a uniform"):
             encoder.push_uniform(values, size)
         with pytest.raises(ValueError, match="size of a uniform"):
-            _C.RangeDecoder(encoder.finish()).pop_uniform(1, size)
+            core.RangeDecoder(encoder.finish()).pop_uniform(1, size)
     with pytest.raises(ValueError, match="not below size"):
         encoder.push_uniform(values, 5)
     with pytest.raises(ValueError, match="values must"):
@@ -654,23 +656,23 @@ def test_arguments_of_the_other_kinds() -> None:
     with pytest.raises(ValueError, match=r"0\.\.32"):
         encoder.push_raw(values, 33)
     with pytest.raises(ValueError, match="negative"):
-        _C.RangeDecoder(encoder.finish()).pop_raw(-1, 3)
+        core.RangeDecoder(encoder.finish()).pop_raw(-1, 3)
     assert encoder.ideal_bits == 0  # nothing was pushed
 
 
 def test_cpu_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     for cpu in CPUS:
         monkeypatch.setenv("L2C_CPU", cpu)
-        assert _C.cpu() == cpu
+        assert core.cpu() == cpu
     monkeypatch.setenv("L2C_CPU", "mmx")
     with pytest.raises(BackendError, match="unknown CPU path 'mmx'"):
-        _C.cpu()
+        core.cpu()
     with pytest.raises(BackendError):
         encode(push_of(np.zeros(1, np.uint8), make_mixture(1, 1, 8, 1)))
-    _C.set_cpu("scalar")  # goes before the variable
-    assert _C.cpu() == "scalar"
+    core.set_cpu("scalar")  # goes before the variable
+    assert core.cpu() == "scalar"
     with pytest.raises(BackendError):
-        _C.set_cpu("neon9")
+        core.set_cpu("neon9")
 
 
 def test_threads_code_at_the_same_time() -> None:
@@ -681,7 +683,7 @@ def test_threads_code_at_the_same_time() -> None:
         p = make_mixture(30000, 3, 8, seed)
         symbols = sample_symbols(p, seed)
         for _ in range(3):
-            decoder = _C.RangeDecoder(encode(push_of(symbols, p)))
+            decoder = core.RangeDecoder(encode(push_of(symbols, p)))
             if not np.array_equal(decoder.pop_mixture(*p.args()), symbols):
                 failures.append(f"seed {seed}")
             decoder.finish()
@@ -700,7 +702,7 @@ def test_threads_code_at_the_same_time() -> None:
 @pytest.mark.parametrize("cpu", CPUS)
 @pytest.mark.parametrize("K", range(1, 9))
 def test_mixture_params(cpu: str, K: int) -> None:
-    _C.set_cpu(cpu)
+    core.set_cpu(cpu)
     rng = np.random.default_rng(K)
     falling = np.maximum(np.round(32768 * np.exp(-np.arange(256) / 20)), 0).astype(np.uint16)
     any_table = rng.integers(0, 65536, 256).astype(np.uint16)
@@ -718,7 +720,7 @@ def test_mixture_params(cpu: str, K: int) -> None:
                     np.zeros(n_cells, np.uint8),
                 )
                 for valid in masks:
-                    got = _C.mixture_params(raw, K, cg, exp_table, inv_table, valid)
+                    got = core.mixture_params(raw, K, cg, exp_table, inv_table, valid)
                     want = params_reference(raw, K, cg, exp_table, inv_table, valid)
                     for a, b in zip(got, want):
                         assert a.dtype == b.dtype and a.shape == b.shape
@@ -729,7 +731,7 @@ def test_mixture_params(cpu: str, K: int) -> None:
 @pytest.mark.parametrize("cpu", CPUS)
 def test_mixture_params_quotients(cpu: str) -> None:
     """Divisions with and without remainder: 65520 e / sum for many sums, three components of any size."""
-    _C.set_cpu(cpu)
+    core.set_cpu(cpu)
     rng = np.random.default_rng(1)
     inv_table = np.ones(256, np.uint16)
     for _ in range(40):
@@ -737,14 +739,14 @@ def test_mixture_params_quotients(cpu: str) -> None:
         exp_table[0] = rng.choice([1, 2, 3, 4095, 21840, 32760, 32768, 65520, 65535])
         exp_table[128:] = exp_table[:128] // 2
         raw = rng.integers(-128, 128, (500, 9 * 4)).astype(np.int16)
-        got = _C.mixture_params(raw, 3, 4, exp_table, inv_table, None)
+        got = core.mixture_params(raw, 3, 4, exp_table, inv_table, None)
         want = params_reference(raw, 3, 4, exp_table, inv_table, None)
         np.testing.assert_array_equal(got[0], want[0])
 
 
 def test_mixture_params_arguments() -> None:
     raw, table = np.zeros((5, 24), np.int16), np.full(256, 9, np.uint16)
-    _C.mixture_params(raw, 2, 4, table, table)
+    core.mixture_params(raw, 2, 4, table, table)
     cases = [
         (raw.astype(np.int32), 2, 4, table, table, None),
         (raw, 3, 4, table, table, None),
@@ -759,4 +761,4 @@ def test_mixture_params_arguments() -> None:
     ]
     for case in cases:
         with pytest.raises(ValueError):
-            _C.mixture_params(*case)
+            core.mixture_params(*case)

@@ -186,7 +186,7 @@ def test_the_size_of_jpeg_xl_is_known_before_it_is_decoded(size: tuple[int, int]
     exif = Image.Exif()
     exif[0x010E] = "text" * 100
     for data in (saved("JXL", size), saved("JXL", size, lossless=True), saved("JXL", size, exif=exif.tobytes())):
-        assert readers._jxl_size(io.BytesIO(data)) == size
+        assert readers.jxl_size(io.BytesIO(data)) == size
 
 
 def test_limits_hold_for_jpeg_xl_before_it_is_decoded(
@@ -213,7 +213,7 @@ def test_cut_jpeg_xl_is_an_error_of_ours(codec: l2c.Codec, cut: int) -> None:
 @pytest.mark.parametrize("size", [0, 1, 7, 2**32 - 1])
 def test_boxes_that_lead_nowhere(codec: l2c.Codec, size: int) -> None:
     data = b"\0\0\0\x0cJXL \r\n\x87\n" + size.to_bytes(4, "big") + b"free" + b"\xff" * 100
-    assert readers._jxl_size(io.BytesIO(data)) == (0, 0)
+    assert readers.jxl_size(io.BytesIO(data)) == (0, 0)
     with pytest.raises(ImageError):
         codec.encode(data)
 

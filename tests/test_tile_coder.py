@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from l2c import _C, ops
+from l2c import ops
 from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.entropy.coder import DecodingJob, EncodingJob, ObservingJob
@@ -21,6 +21,8 @@ from l2c.errors import BackendError, BitstreamError
 from l2c.format.levels import OperatingPoint
 from l2c.ops.contract import IntegerLayer
 from l2c.transforms import BlockConfig
+
+core = ops.cpp_extension()
 
 Symbols = npt.NDArray[np.uint8]
 POINT = OperatingPoint(420, 3, 8)
@@ -54,11 +56,11 @@ def models() -> dict[str, multiscale.IntegerModel]:
 def cpu(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per CPU path; skips paths that this machine lacks."""
     try:
-        _C.set_cpu(request.param)
+        core.set_cpu(request.param)
     except BackendError as error:
         pytest.skip(str(error))
     yield request.param
-    _C.set_cpu("")
+    core.set_cpu("")
 
 
 def some_symbols(channels: int, height: int, width: int, b: int = 8, used: int | None = None) -> Symbols:
@@ -203,16 +205,16 @@ def test_noise(models: dict[str, multiscale.IntegerModel]) -> None:
         size = (int(rng.integers(1, 12)), int(rng.integers(1, 12)))
         outcomes: list[Any] = []
         for name in ("scalar", "avx2", "avx512"):
-            if not _C.cpu_has(name):
+            if not core.cpu_has(name):
                 continue
-            _C.set_cpu(name)
+            core.set_cpu(name)
             try:
                 job = DecodingJob(*size, OperatingPoint(10 * seed, 0, 8), model.c, data)
                 outcomes.append(model.code([job], "cpu")[0].tobytes())
             except BitstreamError as error:
                 outcomes.append(str(error))
             finally:
-                _C.set_cpu("")
+                core.set_cpu("")
         assert len(set(outcomes)) == 1
 
 
@@ -330,7 +332,7 @@ def test_arguments_of_code(models: dict[str, multiscale.IntegerModel]) -> None:
     model = models["odd"]
     coder, planes = model.backends()["cpu"].tile_coder(), model.planes_of(POINT)
     known = some_symbols(10, 4, 6)
-    good = (4, 6, 8, 10, planes, _C.RangeEncoder(), known)
+    good = (4, 6, 8, 10, planes, core.RangeEncoder(), known)
     assert np.array_equal(coder.code([good])[0], known)
     assert coder.code([]) == []
     changes: list[tuple[int, Any]] = [
@@ -339,7 +341,7 @@ def test_arguments_of_code(models: dict[str, multiscale.IntegerModel]) -> None:
         (6, known.transpose(0, 2, 1)),
     ]  # fmt: skip
     for place, value in changes:
-        job = [*good[:5], _C.RangeEncoder(), known]
+        job = [*good[:5], core.RangeEncoder(), known]
         job[place] = value
         with pytest.raises(ValueError):
             coder.code([tuple(job)])
@@ -349,7 +351,7 @@ def test_arguments_of_code(models: dict[str, multiscale.IntegerModel]) -> None:
     with pytest.raises(ValueError, match="threads"):
         coder.code([good], 0)
     with pytest.raises(ValueError, match=r"2\^bits"):
-        coder.code([(4, 6, 2, 10, planes, _C.RangeEncoder(), known)])
+        coder.code([(4, 6, 2, 10, planes, core.RangeEncoder(), known)])
 
 
 def test_arguments_of_a_model(models: dict[str, multiscale.IntegerModel]) -> None:
@@ -362,7 +364,7 @@ def test_arguments_of_a_model(models: dict[str, multiscale.IntegerModel]) -> Non
     assert model.prior is not None
     tables = (model.tables.compand, model.tables.exp, model.tables.inv_scale)
     good: list[Any] = [[3, 7], 3, 3, steps, [arrays(layer) for layer in model.prior], *tables]
-    _C.TileCoder(*good)
+    core.TileCoder(*good)
     weight, bias, multiplier = steps[1][2]
     wrong_layers = [
         (weight, bias), (weight[:-1], bias, multiplier), (weight[:, :-1].copy(), bias, multiplier),
@@ -379,9 +381,9 @@ def test_arguments_of_a_model(models: dict[str, multiscale.IntegerModel]) -> Non
         arguments = list(good)
         arguments[place] = value
         with pytest.raises(ValueError):
-            _C.TileCoder(*arguments)
+            core.TileCoder(*arguments)
     with pytest.raises(ValueError, match="planes"):
-        _C.TileCoder(*good, [model.planes_of(POINT)[1:]])
+        core.TileCoder(*good, [model.planes_of(POINT)[1:]])
 
 
 def test_unknown_cpu(models: dict[str, multiscale.IntegerModel], monkeypatch: pytest.MonkeyPatch) -> None:

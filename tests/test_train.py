@@ -51,10 +51,10 @@ Fault = Callable[[int, LossParts], LossParts]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small validation pictures, no plots, no TensorBoard, no measuring of the machine: this process only."""
-    monkeypatch.setattr(loop, "_VAL_SIZE", 64)
-    monkeypatch.setattr(loop, "_VAL_LMBDAS", ((0.0008 * 0.15) ** 0.5,))
-    monkeypatch.setattr(speed, "_SECONDS", 1e-3)
-    monkeypatch.setattr(records, "_open_board", lambda folder, purge_step: None)
+    monkeypatch.setattr(loop, "VAL_SIZE", 64)
+    monkeypatch.setattr(loop, "VAL_LMBDAS", ((0.0008 * 0.15) ** 0.5,))
+    monkeypatch.setattr(speed, "PEAK_SECONDS", 1e-3)
+    monkeypatch.setattr(records, "open_board", lambda folder, purge_step: None)
     monkeypatch.setattr(records.Records, "plot", lambda self: None)
 
 
@@ -208,10 +208,10 @@ class TestLoop:
         losses = []
         for _ in range(25):
             training.train_step(batch)
-            losses.append(float(training._sums[0]))
+            losses.append(float(training.sums[0]))
         each = np.diff([0.0, *losses])
         assert each[-5:].mean() < 0.8 * each[:5].mean()
-        assert float(training._sums[-2]) == 0  # none skipped
+        assert float(training.sums[-2]) == 0  # none skipped
 
     def test_interrupted_run_equals_straight_run(
         self, pictures: Path, model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -239,7 +239,7 @@ class TestLoop:
         assert ends[0].step == 6 and ends[0].optimizer["adam"][0]["step"] == 6
         assert_same(*ends, "seconds", "entry")
         rows = [table(part.folder / "log.csv") for part in (straight, resumed)]
-        figures = ("step", "lr", *loop._FIGURES, "grad", "skipped")
+        figures = ("step", "lr", *loop.FIGURES, "grad", "skipped")
         curves = [[[row[key] for key in figures] for row in part] for part in rows]
         np.testing.assert_array_equal(*curves)  # a step without mu > 0 has no dissimilarity: NaN
         assert [row["step"] for row in rows[0]] == [1, 2, 3, 4, 5, 6]
@@ -361,7 +361,7 @@ class TestNotFinite:
         training.train_step(batch_for(training, 2))
         after = flat([training.nets.state_dict(), training.optimizer.state_dict()["adam"]])
         assert [key for key in before if not torch.equal(before[key], after[key])] == []
-        assert training.step == 3 and training._finite()
+        assert training.step == 3 and all(bool(p.isfinite().all()) for p in training.parameters)
         assert all(bool(p.isfinite().all()) for p in training.average.parameters())
         training.train_step(batch_for(training, 3))
         assert not any(
@@ -372,12 +372,12 @@ class TestNotFinite:
         training = loop_for(tmp_path, recipe_for(pictures), model, nan_at(lambda call: call in (2, 5)))
         losses = []
         for step in range(4):
-            before = float(training._sums[0])
+            before = float(training.sums[0])
             training.train_step(batch_for(training, step))
-            losses.append(float(training._sums[0]) - before)
-        training._log(1.0, 0.0, 0.0, 1.0, 0, 1.0)
+            losses.append(float(training.sums[0]) - before)
+        training.log(1.0, 0.0, 0.0, 1.0, 0, 1.0)
         training.train_step(batch_for(training, 4))
-        training._log(1.0, 0.0, 0.0, 1.0, 0, 1.0)
+        training.log(1.0, 0.0, 0.0, 1.0, 0, 1.0)
         first, second = table(tmp_path / "log.csv")
         assert first["skipped"] == 0.25 and second["skipped"] == 1.0
         assert first["loss"] == pytest.approx((losses[0] + losses[2] + losses[3]) / 6, rel=1e-4)  # 2 pictures a step
@@ -419,7 +419,7 @@ class TestNotFinite:
         saved = Checkpoint.load(training.path)
         for step in range(2, 4):
             training.train_step(batch_for(training, step))
-        training._roll_back()
+        training.roll_back()
         assert_same(training.checkpoint(), saved, "salt", "lr_scale")
 
     @pytest.mark.parametrize("save_minutes", [0.0, 1000.0])
@@ -555,7 +555,7 @@ class TestProcesses:
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
         for key, value in {**shared, "RANK": "0", "LOCAL_RANK": "0"}.items():
             monkeypatch.setenv(key, value)
-        monkeypatch.setattr(loop, "_AGREE_STEPS", 1)
+        monkeypatch.setattr(loop, "AGREE_STEPS", 1)
         join = functools.partial(torch.distributed.init_process_group, timeout=timedelta(seconds=90))
         monkeypatch.setattr(torch.distributed, "init_process_group", join)
         other = subprocess.Popen(
@@ -590,7 +590,7 @@ from pathlib import Path
 from l2c.train import loop, speed
 from l2c.train.config import load_recipe
 from l2c.train.stages import run_stage
-loop._AGREE_STEPS, loop._VAL_SIZE, speed._SECONDS = 1, 64, 1e-3
+loop.AGREE_STEPS, loop.VAL_SIZE, speed.PEAK_SECONDS = 1, 64, 1e-3
 recipe, model = load_recipe(sys.argv[1])
 run_stage("pretrain", recipe, model, Path(sys.argv[2]), None, "cpu")
 sys.stdout.flush(), sys.stderr.flush()

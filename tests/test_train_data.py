@@ -242,13 +242,13 @@ def test_every_picture_once(folder: Path, tmp_path: Path) -> None:
 
 def count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
-    plain = data._decode
+    plain = data.decode
 
-    def counted(encoded: data._Encoded, least_side: int) -> Tensor:
+    def counted(encoded: data.Encoded, least_side: int) -> Tensor:
         names.append(encoded.name)
         return plain(encoded, least_side)
 
-    monkeypatch.setattr(data, "_decode", counted)
+    monkeypatch.setattr(data, "decode", counted)
     return names
 
 
@@ -267,7 +267,7 @@ def test_memory_bound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     some = Sampler(DataConfig(memory_gb=20000 / 1e9), [str(folder)], CROP, seed=0)
     assert all(torch.equal(batch(some, step), expected[step]) for step in range(8))
     assert 6 < len(decoded) < 64
-    assert 0 < sum(t.numel() for t in some._decoded.values()) == some._decoded_bytes <= 20000
+    assert 0 < some.kept.size_bytes <= 20000
 
 
 # Sources
@@ -320,7 +320,7 @@ def test_shared_pictures(tmp_path: Path) -> None:
 
 
 def test_unusable_pictures_are_left_out_with_one_warning_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "_MAX_PIXELS", 20_000)
+    monkeypatch.setattr(data, "MAX_PIXELS", 20_000)
     noise(tmp_path / "truncated.png", 40, 40, 0)
     (tmp_path / "truncated.png").write_bytes((tmp_path / "truncated.png").read_bytes()[:2000])
     files = {
@@ -354,11 +354,11 @@ def test_unusable_pictures_are_left_out_with_one_warning_each(tmp_path: Path, mo
 def test_threads_that_meet_a_bad_picture_warn_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meet = threading.Barrier(2)
 
-    def broken(encoded: data._Encoded, least_side: int) -> Tensor:
+    def broken(encoded: data.Encoded, least_side: int) -> Tensor:
         meet.wait(10)
         raise ImageError(f"{encoded.name} is broken")
 
-    monkeypatch.setattr(data, "_decode", broken)
+    monkeypatch.setattr(data, "decode", broken)
     sampler = Sampler(DataConfig(), [str(folder / "0.png")], CROP, seed=0)
     with pytest.warns(UserWarning, match="left out") as caught, ThreadPoolExecutor(2) as threads:
         warnings.simplefilter("always")
@@ -483,16 +483,16 @@ def test_shards_resume_midway_and_read_ahead(shards: Path, tmp_path: Path, monke
     through = Sampler(config, braces(shards), CROP, seed=3)
     expected = [batch(through, step) for step in range(12)]
     read: list[str] = []
-    plain = data._read_shard
+    plain = data.read_shard
     copy = shutil.copytree(shards, tmp_path / "copy")  # other samplers may still be reading ahead in `shards`
 
-    def counted(url: str) -> list[data._Encoded]:
+    def counted(url: str) -> list[data.Encoded]:
         result = plain(url)
         if url.startswith(str(copy)):
             read.append(url)
         return result
 
-    monkeypatch.setattr(data, "_read_shard", counted)
+    monkeypatch.setattr(data, "read_shard", counted)
     resumed = Sampler(config, braces(copy), CROP, seed=3)
     assert read == []
     assert torch.equal(batch(resumed, 6), expected[6])
@@ -507,15 +507,14 @@ def test_shards_resume_midway_and_read_ahead(shards: Path, tmp_path: Path, monke
 
 @pytest.mark.parametrize("pool_steps", [1, 100])
 def test_old_pools_leave_memory(shards: Path, pool_steps: int) -> None:
-    sampler = Sampler(DataConfig(pool_shards=1, pool_steps=pool_steps), braces(shards), CROP, seed=0)
+    config = DataConfig(pool_shards=1, pool_steps=pool_steps)
+    sampler = Sampler(config, braces(shards), CROP, seed=0)
     kept = []
     for step in range(0, 10 * pool_steps, max(1, pool_steps // 2)):
         values(sampler, step)
-        kept.append(len(sampler._decoded))
-        assert len(sampler._pools) <= 3
-        assert sampler._decoded_bytes == sum(t.numel() for t in sampler._decoded.values())
-    assert max(kept) <= 6
-    assert torch.equal(batch(sampler, 0), batch(Sampler(sampler._config, braces(shards), CROP, seed=0), 0))
+        kept.append(sampler.kept)
+    assert max(k.pools for k in kept) <= 3 and max(k.pictures for k in kept) <= 6
+    assert torch.equal(batch(sampler, 0), batch(Sampler(config, braces(shards), CROP, seed=0), 0))
 
 
 def test_limit_of_shards(shards: Path) -> None:
@@ -622,7 +621,7 @@ def test_prefetcher_works_ahead_but_not_too_far() -> None:
         time.sleep(0.05)
         assert made == [10, 11, 12, 13]
         assert ahead.get(50) == 50 and not {14, 49} & set(made)
-        assert len(ahead._futures) == 3  # those that were passed over are let go
+        assert ahead.pending == 3  # those that were passed over are let go
     made.clear()
     with Prefetcher(make, start=0, workers=0) as ahead:
         assert made == [] and ahead.get(0) == 0 and made == [0]

@@ -204,10 +204,10 @@ class Waits(TorchDispatchMode):
 @pytest.fixture
 def device_loop(tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Loop]:
     """A loop whose batches are made on the device."""
-    monkeypatch.setattr(loop, "_VAL_SIZE", 64)
-    monkeypatch.setattr(loop, "_VAL_LMBDAS", (0.01,))
-    monkeypatch.setattr(loop, "_DRAWN_SIDE", 64)
-    monkeypatch.setattr(speed, "_SECONDS", 1e-3)
+    monkeypatch.setattr(loop, "VAL_SIZE", 64)
+    monkeypatch.setattr(loop, "VAL_LMBDAS", (0.01,))
+    monkeypatch.setattr(loop, "DRAWN_SIDE", 64)
+    monkeypatch.setattr(speed, "PEAK_SECONDS", 1e-3)
     rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
     for i in range(3):
@@ -246,15 +246,16 @@ def test_a_step_waits_for_nothing(
     monkeypatch.setenv("L2C_BACKEND", "torch")
     training = device_loop(optimizer=optimizer)
     training.train_step(None)
+    batches, at = training.device_batches, torch.tensor(training.step)
     for method in ("tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__"):
         monkeypatch.setattr(Tensor, method, lambda *args, name=method: pytest.fail(f"Tensor.{name} in a step"))
     with Waits() as waits:
         if optimizer == "soap":  # Adam's fused form reads its rate on the CPU
-            training._eager_device_step()
+            training.train_step(None)
         else:
-            header = training._device_batches.conditions(training._at)
-            training._device_batches.pictures(training._at, header[:, 0])
-            training._device_batches.noise(training._at)
+            header = batches.conditions(at)
+            batches.pictures(at, header[:, 0])
+            batches.noise(at)
     assert waits.found == [] and waits.count > 50
 
 
@@ -274,7 +275,7 @@ def test_training_on_device_batches_resumes_exactly(device_loop: Callable[..., L
     part = device_loop("part", steps=3)
     assert part.run()
     rest = device_loop("part")
-    assert rest.step == 3 and int(rest._at) == 3
+    assert rest.step == 3
     assert rest.run()
     assert rest.step == 6 and rest.pixels == straight.pixels == 6 * 6 * 64 * 64
     for ours, theirs in zip(rest.parameters, straight.parameters):
@@ -304,7 +305,7 @@ def test_a_run_from_a_pack_warms_up_again(device_loop: Callable[..., Loop], tmp_
     second = device_loop("second", steps=12, warmup=4)
     assert second.step == 4 and second.learning_rate() == pytest.approx(1e-3 / 4)
     second.train_step(None)
-    second._save()
+    second.checkpoint().save(second.path)
     third = device_loop("second", steps=12, warmup=4)  # stopped in the middle of the new warm-up
     assert third.step == 5 and third.learning_rate() == pytest.approx(2e-3 / 4)
     for ours, theirs in zip(third.parameters, second.parameters):
@@ -324,7 +325,7 @@ def test_validation_comes_every_so_many_pixels(device_loop: Callable[..., Loop],
 
 def test_device_training_learns(device_loop: Callable[..., Loop]) -> None:
     training = device_loop(steps=40, lr=3e-3)
-    made = training._device_batches
+    made = training.device_batches
     assert made is not None
 
     def loss() -> float:
@@ -394,18 +395,24 @@ class TestCaptured:
         assert torch.equal(state[0], torch.tensor([1.0, -2.0, 3.0, 0.5]))
 
     def test_the_whole_training_step(self, device_loop: Callable[..., Loop]) -> None:
-        """All that outlives a step is in `_lasting`: the self-test leaves training where it was."""
+        """All that outlives a step is in `lasting`: the self-test leaves training where it was."""
         training, straight = device_loop("a"), device_loop("b")
         for each in (training, straight):
             each.train_step(None)
-        training._begin_step()
-        form, reason = captured(
-            training._eager_device_step, training._lasting(), len(training.parameters), lambda step: lambda: step(), CPU
-        )
-        assert reason == "" and form is not training._eager_device_step
-        training._device_step = form
+        replays: list[int] = []
+
+        def record(step: Callable[[], None]) -> Callable[[], None]:
+            def replay() -> None:
+                replays.append(1)
+                step()
+
+            return replay
+
+        assert training.capture(record) == ""
+        replays.clear()
         for _ in range(3):
             training.train_step(None)
             straight.train_step(None)
-        for ours, theirs in zip(training._lasting(), straight._lasting()):
+        assert len(replays) == 3
+        for ours, theirs in zip(training.lasting(), straight.lasting()):
             assert torch.equal(ours, theirs)

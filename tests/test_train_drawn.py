@@ -68,8 +68,8 @@ def test_every_kind_at_every_size(kind: str, size: int | tuple[int, int]) -> Non
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_seed_same_picture(kind: str) -> None:
     first = pictures(kind, 12)
-    canvas._kept.cache_clear()
-    canvas._vocabulary.cache_clear()
+    canvas.kept_font.cache_clear()
+    canvas.vocabulary.cache_clear()
     draw("text", 64, rng(3))
     with ThreadPoolExecutor(3) as threads:
         again = list(threads.map(lambda i: draw(kind, 96, rng(7, i)), reversed(range(12))))[::-1]
@@ -166,8 +166,8 @@ def test_glyphs_exist_in_every_face() -> None:
     for face in set(canvas.FACES):
         font = font_of(face[0], 20, True)
         missing = font["\ufffe"][0].tobytes()
-        languages = list(canvas._WORDS) if face[1] else ["plain"]
-        for char in {c for language in languages for word in canvas._vocabulary(language) for c in word}:
+        languages = list(canvas.WORDS) if face[1] else ["plain"]
+        for char in {c for language in languages for word in canvas.vocabulary(language) for c in word}:
             assert font[char][0].any() and font[char][0].tobytes() != missing, (face, char)
 
 
@@ -178,7 +178,7 @@ def test_text_is_what_pillow_draws() -> None:
     paper.text(10, 5, "hello miss", font, (0, 0, 0))
     image = Image.new("RGB", (120, 40), "white")
     pen = canvas.ImageDraw.Draw(image)
-    pen.text((10, 5), "hello miss", (0, 0, 0), font._font)
+    pen.text((10, 5), "hello miss", (0, 0, 0), font.pillow)
     assert np.abs(paper.finish().astype(int) - np.array(image)).max() <= 1 and font.length("hello miss") > 50
 
 
@@ -192,7 +192,7 @@ def test_text_at_the_edge_is_cut(left: int) -> None:
 
 
 def test_words_have_the_length_asked_for() -> None:
-    for language in canvas._WORDS:
+    for language in canvas.WORDS:
         for chars in range(1, 60):
             text = random_words(rng(chars), language, chars)
             assert 1 <= len(text) <= chars and text.strip() == text
@@ -239,8 +239,8 @@ def test_round_boxes_of_any_size(radius: float) -> None:
 def test_kinds_come_in_their_shares() -> None:
     generator = rng(0)
     seen = Counter(random_kind(generator) for _ in range(20000))
-    assert sum(drawn._SHARES) == pytest.approx(1) and len(drawn._SHARES) == len(KINDS)
-    for kind, share in zip(KINDS, drawn._SHARES):
+    assert sum(drawn.SHARES) == pytest.approx(1) and len(drawn.SHARES) == len(KINDS)
+    for kind, share in zip(KINDS, drawn.SHARES):
         assert seen[kind] / 20000 == pytest.approx(share, abs=0.012)
 
 

@@ -110,8 +110,8 @@ def test_first_step_of_soap_makes_the_bases_alone() -> None:
     soap.step(RATE, ONE)
     assert all(torch.equal(p, old) for p, old in zip(params, before))
     soap.after_step(1)
-    for bucket in soap._rotated:
-        for basis in bucket.bases:
+    for bucket in soap.state_dict()["buckets"]:
+        for basis in bucket["bases"]:
             assert basis is not None
             torch.testing.assert_close(basis @ basis.mT, torch.eye(basis.shape[-1]).expand_as(basis), atol=1e-5, rtol=0)
     set_gradients(params, 2)

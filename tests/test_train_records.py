@@ -61,7 +61,7 @@ def files_end_after(path: Path, more: int) -> Iterator[None]:
 
 @pytest.fixture
 def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "_open_board", lambda folder, purge_step: None)
+    monkeypatch.setattr(records, "open_board", lambda folder, purge_step: None)
 
 
 @pytest.mark.usefixtures("no_board")
@@ -319,7 +319,7 @@ class TestBoard:
             def flush(self) -> None:
                 calls.append(("flush",))
 
-        monkeypatch.setattr(records, "_open_board", lambda folder, purge_step: Writer())
+        monkeypatch.setattr(records, "open_board", lambda folder, purge_step: Writer())
         made = Records(tmp_path, 0)
         made.log({"step": 10, "loss": 2})
         made.log({"step": 20, "loss": 1})
@@ -333,7 +333,7 @@ class TestBoard:
                 Writer.calls += 1
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(records, "_open_board", lambda folder, purge_step: Writer())
+        monkeypatch.setattr(records, "open_board", lambda folder, purge_step: Writer())
         made = Records(tmp_path, 0)
         with pytest.warns(L2CWarning, match="No space left") as caught:
             made.log(row(10))
@@ -345,7 +345,7 @@ class TestBoard:
         def refuse(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(records, "_open_board", refuse)
+        monkeypatch.setattr(records, "open_board", refuse)
         with pytest.warns(L2CWarning, match="No space left"):
             made = Records(tmp_path, 0)
         made.log(row(10))

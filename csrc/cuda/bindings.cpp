@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "rans.h"
+#include "cuda/rans.h"
 
 namespace py = pybind11;
 

@@ -24,8 +24,8 @@
 #define L2C_LAUNCH(kernel, grid, block, stream, ...) kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
 #endif
 
-#include "../rans_kernels.h"
-#include "rans.h"
+#include "core/rans_kernels.h"
+#include "cuda/rans.h"
 
 namespace l2c::cuda {
 namespace {

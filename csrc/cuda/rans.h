@@ -1,4 +1,4 @@
-// The range coder of csrc/rans.h on a GPU: many streams (pictures, tiles) in one launch. This header is what the
+// The range coder of csrc/core/rans.h on a GPU: many streams (pictures, tiles) in one launch. This header is what the
 // bindings and the kernels share, and the contract that any other implementation of these operators keeps.
 //
 // ---- Arrays ---------------------------------------------------------------------------------------------------------
@@ -13,7 +13,7 @@
 //   words       uint16 [W]        the words of all streams; 16-byte aligned
 //   next, end   int64  [N]        words[next] ... words[end - 1] are those of a stream that are left
 //   status      int32  [N]        0, or the first error of a stream (below), which then stays as it is
-//   weights     uint16 [K, N, S]  parameters of mixture_cdf.h; of symbol j of stream i at [k, i, j]
+//   weights     uint16 [K, N, S]  parameters of core/mixture_cdf.h; of symbol j of stream i at [k, i, j]
 //   means       int16  [K, N, S]
 //   inv_scales  uint16 [K, N, S]
 //   first       int16  [N, S]     the edge where a symbol's window starts, 0 <= first <= max(0, 2^b - 15)
@@ -49,7 +49,7 @@
 
 #include <cstdint>
 
-#include "../mixture_cdf.h"
+#include "core/mixture_cdf.h"
 
 namespace l2c::cuda {
 

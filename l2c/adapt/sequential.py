@@ -3,7 +3,7 @@
 Every 256x256 patch is a picture of its own. Its latents follow the straight-through gradient of Eq. 8 for ten steps,
 the best iterate by lambda * D + rate of the integer model is kept, and then the patch is decoded with each of the 255
 bias sets. Plain and slow on purpose: speed and gain of the batched search are measured against it
-(bench/bench_adapt.py), and the tests use it as their oracle.
+(experiments/yardstick.py), and the tests use it as their oracle.
 """
 
 from __future__ import annotations

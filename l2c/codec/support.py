@@ -15,7 +15,7 @@ from l2c.errors import BackendError, L2CError, UnsupportedError
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_MOST_THREADS = 64  # csrc/thread_pool.h
+_MOST_THREADS = 64  # csrc/core/thread_pool.h
 
 
 def of_device(call: Callable[_P, _T]) -> Callable[_P, _T]:

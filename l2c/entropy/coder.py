@@ -40,7 +40,7 @@ class Tables:
 
 
 class SymbolEncoder:
-    """Writes known symbols into one stream (csrc/rans.h), or holds the stream that a device made of them."""
+    """Writes known symbols into one stream (csrc/core/rans.h), or holds the stream that a device made of them."""
 
     def __init__(self, b: int) -> None:
         self.b = b

@@ -56,7 +56,7 @@ def evaluate_folder(
     ] = None,
     published: Annotated[
         Path | None,
-        typer.Option(help="Published curves: bench/published/kodak.json, or a folder in CompressAI's layout."),
+        typer.Option(help="Published curves: records/published/kodak.json, or a folder in CompressAI's layout."),
     ] = None,
     curves: Annotated[str, typer.Option(help="Published curves to show, by their names in that file.")] = "",
     peers_only: Annotated[bool, typer.Option("--peers-only", help="Leave our codec out.")] = False,

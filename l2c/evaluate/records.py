@@ -160,7 +160,7 @@ def to_csv(curves: Iterable[Curve]) -> str:
 
 
 def load_published(path: Path, codecs: Iterable[str]) -> list[Curve]:
-    """Published mean curves by name, from a page of anchors (bench/published/kodak.json) or from a folder of files in
+    """Published mean curves by name, from a page of anchors (records/published/kodak.json) or from a folder of files in
     CompressAI's layout, CODEC.json each.
 
     Raises:

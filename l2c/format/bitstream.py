@@ -58,7 +58,7 @@ know the type refuses the file. A type from 0x8000 on is ancillary: a reader tha
     0x8003  XMP    the picture's XMP packet, Orientation set to 1, in the form that format/metadata_sections.py defines
     0x8004  DPI    the picture's dots per inch, in the form that format/metadata_sections.py defines
 
-What a payload holds is the codec's affair (l2c/codec, csrc/rans.h). A payload starts at head_size + the sizes
+What a payload holds is the codec's affair (l2c/codec, csrc/core/rans.h). A payload starts at head_size + the sizes
 of all sections + the sizes of the payloads before it, so a reader can decode a region from the tiles that it
 touches, or around a damaged tile.
 

@@ -74,9 +74,9 @@ def pack(alpha: Alpha, quality: float | None = None) -> tuple[int, bytes, Alpha]
     plane = to_8_bits(alpha)
     if ((plane == 0) | (plane == 255)).all():
         return ALPHA, exact, alpha
-    section, decoded, lost = _packed(plane, _AREA_LOG2, quality)
+    section, decoded, lost = pack_at(plane, _AREA_LOG2, quality)
     if lost and not _speckled(plane):
-        section, decoded, _ = _packed(plane, 0, quality)
+        section, decoded, _ = pack_at(plane, 0, quality)
     return (LOSSY_ALPHA, section, decoded) if len(section) < len(exact) else (ALPHA, exact, alpha)
 
 
@@ -101,11 +101,11 @@ def unpack(data: bytes | bytearray | memoryview, height: int, width: int) -> UIn
     areas = unpack_alpha(view[_HEAD.size : _HEAD.size + size], -(-height // side), -(-width // side))
     if areas.dtype != np.uint8 or areas.max() > _OPAQUE:
         raise BitstreamError("lossy alpha plane: the map holds other values than 0, 1 and 2")
-    values = _decoded(view[_HEAD.size + size :], height, width)
+    values = decode_plane(view[_HEAD.size + size :], height, width)
     return _joined(values, cast(UInt8Array, areas), side, snap)
 
 
-def _packed(plane: UInt8Array, log2: int, quality: float) -> tuple[bytes, UInt8Array, bool]:
+def pack_at(plane: UInt8Array, log2: int, quality: float) -> tuple[bytes, UInt8Array, bool]:
     """A section, what it decodes to, and whether a transparent or opaque pixel is not so any more."""
     height, width = plane.shape
     side = 1 << log2
@@ -114,8 +114,8 @@ def _packed(plane: UInt8Array, log2: int, quality: float) -> tuple[bytes, UInt8A
     wanted_db = _LEAST_DB + _DB_PER_QUALITY * quality
     wanted = 255.0 * 10.0 ** (-wanted_db / 20.0)  # root of the mean squared error where the map leaves the choice
     for more in _MORE_DB:
-        coded = _coded(plane, wanted_db - 10.0 * math.log10(float(between.mean())) + more)
-        values = _decoded(memoryview(coded), height, width)
+        coded = code_plane(plane, wanted_db - 10.0 * math.log10(float(between.mean())) + more)
+        values = decode_plane(memoryview(coded), height, width)
         if np.square(values[between] - plane[between].astype(np.float32)).mean() <= (_MISSED * wanted) ** 2:
             break
     clear, opaque = values[between & (plane == 0)], values[between & (plane == 255)]
@@ -173,7 +173,7 @@ def _joined(values: UInt8Array, areas: UInt8Array, side: int, snap: int) -> UInt
     return plane
 
 
-def _codestream_head(height: int, width: int) -> bytes:
+def codestream_head(height: int, width: int) -> bytes:
     """SOC, SIZ, COD and QCD (ITU-T T.800, annex A) of all our codestreams: one tile, one layer, 8 bits, reversible."""
     levels = _levels(height, width)
     siz = struct.pack(">HHHIIIIIIIIHBBB", 0xFF51, 41, 0, width, height, 0, 0, width, height, 0, 0, 1, 7, 1, 1)
@@ -188,7 +188,7 @@ def _levels(height: int, width: int) -> int:
     return min(_MOST_LEVELS, min(height, width).bit_length() - 1)
 
 
-def _coded(plane: UInt8Array, psnr_db: float) -> bytes:
+def code_plane(plane: UInt8Array, psnr_db: float) -> bytes:
     """What follows the marker SOD of the plane's codestream, up to EOC."""
     _check_library()
     from PIL import Image
@@ -205,7 +205,7 @@ def _coded(plane: UInt8Array, psnr_db: float) -> bytes:
         "mct": 0,
     }
     Image.fromarray(plane).save(stream, "JPEG2000", **options)
-    written, head = stream.getvalue(), _codestream_head(height, width)
+    written, head = stream.getvalue(), codestream_head(height, width)
     at = len(head)
     while written[at : at + 2] == b"\xff\x64":  # COM, which names the library
         at += 2 + int.from_bytes(written[at + 2 : at + 4], "big")
@@ -220,12 +220,12 @@ def _tile_part(size: int) -> bytes:
     return _TILE_PART.pack(0xFF90, 10, 0, _TILE_PART.size + 2 + size, 0, 1) + b"\xff\x93"
 
 
-def _decoded(body: memoryview, height: int, width: int) -> UInt8Array:
-    """Inverse of `_coded`: uint8 [height, width]."""
+def decode_plane(body: memoryview, height: int, width: int) -> UInt8Array:
+    """Inverse of `code_plane`: uint8 [height, width]."""
     _check_library()
     from PIL import Jpeg2KImagePlugin
 
-    whole = b"".join((_codestream_head(height, width), _tile_part(len(body)), body, b"\xff\xd9"))
+    whole = b"".join((codestream_head(height, width), _tile_part(len(body)), body, b"\xff\xd9"))
     try:
         image = Jpeg2KImagePlugin.Jpeg2KImageFile(io.BytesIO(whole))  # not Image.open, whose limit is not ours
         image.load()

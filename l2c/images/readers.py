@@ -114,7 +114,7 @@ def prepare(source: Any, max_pixels: int | None) -> None:
                 raise ImageError(f"{name}: {missing(format_)}")
             if format_ == "JPEG XL" and max_pixels is not None:
                 stream.seek(start)
-                width, height = _jxl_size(stream)
+                width, height = jxl_size(stream)
                 if not width * height:
                     raise ImageError(f"{name}: cannot be read: JPEG XL without a head")
                 if width * height > max_pixels:
@@ -155,7 +155,7 @@ def _opened(source: Any) -> Iterator[tuple[BinaryIO | None, str]]:
         yield None, ""
 
 
-def _jxl_size(stream: BinaryIO) -> tuple[int, int]:
+def jxl_size(stream: BinaryIO) -> tuple[int, int]:
     """Width and height of a JPEG XL file, ISO/IEC 18181-1; (0, 0) where its head cannot be found."""
     head = stream.read(12)
     if head.startswith(b"\xff\x0a"):

@@ -1,8 +1,8 @@
 """The numbers on which the float model, the integer model, its plain form, the kernels and csrc/ agree.
 
 Every implementation of P computes the same integers, so what they are built on is said once, here. csrc/ has its own
-copies (`kAvailable`, the tables of mixture_cdf.h, the statuses); the tests compare what comes out. It imports numpy
-and the levels of the format alone, so that kernels and models alike can read it.
+copies (`kAvailable`, the tables of csrc/core/mixture_cdf.h, the statuses); the tests compare what comes out. It imports
+numpy and the levels of the format alone, so that kernels and models alike can read it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ NEIGHBOUR_MARGIN = 0.5  # in `reference.neighbour_bits`, whose latents are level
 MAX_LANES = 64
 STATE_LOW = 1 << 32  # of a lane: where it starts, its least value between symbols
 WINDOW = 16  # edges of the CDF that a decoder on a GPU looks at first
-# Statuses of a stream, csrc/mixture_cdf.h and csrc/cuda/rans.h.
+# Statuses of a stream, csrc/core/mixture_cdf.h and csrc/cuda/rans.h.
 BAD_SYMBOL = 1
 TRUNCATED = 4
 NO_ROOM = 6

@@ -21,7 +21,7 @@ from l2c.ops.extension import cpp_extension
 
 
 class CppKernels:
-    """csrc/mixture_bits.h on CPU tensors. It has the channels of a position in a row; others are copied to be so."""
+    """csrc/simd/mixture_bits.h on CPU tensors. It has a position's channels in a row; others are copied to be so."""
 
     @staticmethod
     def mixture_bits_fwd(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def tile_coder(
     tables: IntegerTables,
     samples: Sequence[npt.NDArray[np.uint8]],
 ) -> Any:
-    """A model's P with the range coder in C++, see csrc/tile_coder.h and `_C.TileCoder`.
+    """A model's P with the range coder in C++, see csrc/multiscale/tile_coder.h and `_C.TileCoder`.
 
     Args:
         channel_groups, num_scales, num_mixtures: sizes of P.
@@ -116,7 +116,7 @@ def tile_coder(
 
 
 def int_conv(weight: npt.NDArray[np.int8], bias: npt.NDArray[np.int32], multiplier: npt.NDArray[np.float32]) -> Any:
-    """A packed C++ integer convolution, see csrc/int_conv.h."""
+    """A packed C++ integer convolution, see csrc/simd/int_conv.h."""
     return extension.cpp_extension().IntConv(
         np.ascontiguousarray(weight), np.ascontiguousarray(bias), np.ascontiguousarray(multiplier)
     )
@@ -133,7 +133,7 @@ def integer_conv(
     backend: str = "auto",
     device: torch.device | None = None,
 ) -> npt.NDArray[Any]:
-    """One layer of P over one picture; csrc/int_conv.h has the definition, `reference.integer_conv` spells it out.
+    """One layer of P over one picture; csrc/simd/int_conv.h has the definition, `reference.integer_conv` spells it out.
 
     Args:
         x: uint8 [h, w, I].
@@ -256,12 +256,12 @@ def rans_encode(
     backend: str = "auto",
     device: torch.device | None = None,
 ) -> bytes:
-    """Symbols under their mixtures -> one stream of csrc/rans.h.
+    """Symbols under their mixtures -> one stream of csrc/core/rans.h.
 
     Args:
         symbols: uint8 [n], below 2^bits.
-        weights, means, inv_scales: [K, n], see csrc/mixture_cdf.h; sums of weights and ranges are the caller's duty
-            except on the "cpu" backend, which checks them.
+        weights, means, inv_scales: [K, n], see csrc/core/mixture_cdf.h; sums of weights and ranges are the caller's
+            duty except on the "cpu" backend, which checks them.
         bits: 1..8. lanes: 1, 2, 4, ... 64.
         backend, device: see `integer_conv`.
     Returns:

@@ -92,7 +92,7 @@ def integer_step(u: Int64Array, q: Int64Array, step: IntegerStep) -> tuple[Int64
 
 
 def sigma(z: int) -> int:
-    """65536 times the logistic function of z / 2^11 for an int16 z, in 1..65535; see csrc/mixture_cdf.h."""
+    """65536 times the logistic function of z / 2^11 for an int16 z, in 1..65535; see csrc/core/mixture_cdf.h."""
     u = z if z >= 0 else -1 - z
     s, f = u // 1024, 16 * (u % 1024)
     a = TAIL_A[s] if s < len(TAIL_A) else 1
@@ -103,7 +103,7 @@ def sigma(z: int) -> int:
 
 
 def mixture_cdf(i: int, weights: list[int], means: list[int], inv_scales: list[int], bits: int) -> int:
-    """C(i), 0..2^20, of one symbol with K components (DESIGN 3.4; formats: csrc/mixture_cdf.h).
+    """C(i), 0..2^20, of one symbol with K components (DESIGN 3.4; formats: csrc/core/mixture_cdf.h).
 
     C(i) = (sum_k floor(w_k sigma(z_k(t_i)) / 2^16) << 4) + i S,  t_i = (2i - 1) S - 256,  S = 2^(8 - bits)
     """
@@ -158,7 +158,7 @@ def xxh64(data: bytes) -> int:
 
 
 def rans_encode(intervals: list[tuple[int, int]], lanes: int, checksum: int) -> tuple[list[int], list[int]]:
-    """Interleaved rANS of csrc/rans.h: (start, freq) of each symbol -> (states of the lanes, words of the stream).
+    """Interleaved rANS of csrc/core/rans.h: (start, freq) of each symbol -> (states of the lanes, words of the stream).
 
     Args:
         intervals: [start, start + freq) of [0, 2^20), freq >= 1.

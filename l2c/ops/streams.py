@@ -1,4 +1,4 @@
-"""One stream of the range coder (csrc/rans.h) as seen from Python: its head, its end, its coders in C++."""
+"""One stream of the range coder (csrc/core/rans.h) as seen from Python: its head, its end, its coders in C++."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def xxh64(data: npt.NDArray[np.uint8]) -> int:
 
 
 def check_head(payload: bytes | memoryview) -> None:
-    """Raises BitstreamError where the head of a stream of csrc/rans.h is not valid, or it ends within a word."""
+    """Raises BitstreamError where the head of a stream of csrc/core/rans.h is not valid, or it ends within a word."""
     _head(np.frombuffer(payload, dtype=np.uint8))
 
 
 def parse_stream(payload: bytes | memoryview) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.uint16]]:
-    """A stream of csrc/rans.h taken apart: lanes, their states int64 [lanes], words uint16 [n].
+    """A stream of csrc/core/rans.h taken apart: lanes, their states int64 [lanes], words uint16 [n].
 
     Raises:
         BitstreamError: its head is not valid, or it ends within a state or a word.
@@ -60,12 +60,12 @@ def write_stream(lanes: int, states: npt.NDArray[np.int64], words: npt.NDArray[A
 
 
 def range_encoder() -> Any:
-    """A new interleaved rANS encoder, see csrc/rans.h."""
+    """A new interleaved rANS encoder, see csrc/core/rans.h."""
     return cpp_extension().RangeEncoder()
 
 
 def range_decoder(payload: bytes | memoryview) -> Any:
-    """A decoder over one payload, see csrc/rans.h. Raises BitstreamError where its header is not valid."""
+    """A decoder over one payload, see csrc/core/rans.h. Raises BitstreamError where its header is not valid."""
     return cpp_extension().RangeDecoder(payload)
 
 
@@ -75,10 +75,10 @@ def check_stream_end(
     """What `RangeDecoder.finish` checks once all symbols are decoded.
 
     Args:
-        status: of the decoder, see csrc/mixture_cdf.h.
+        status: of the decoder, see csrc/core/mixture_cdf.h.
         words_left: words that nobody took.
         states: int64 [lanes], at the end.
-        hashed: the bytes of all symbols as csrc/rans.h hashes them.
+        hashed: the bytes of all symbols as csrc/core/rans.h hashes them.
     Raises:
         BitstreamError: the stream ends too early or too late, or is damaged.
     """

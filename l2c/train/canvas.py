@@ -29,7 +29,7 @@ Points = Sequence[tuple[float, float]]
 SALT = 0xD7A  # of generators made here, beside the caller's seed
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 
-_WORDS = {
+WORDS = {
     "plain": "the of and to in is that for it as was with be by on not he his but at are this have from or had an they "
     "which one you were all her she there would their we him been has when who will no more if out so up said what its "
     "about than into them can only other time new some could these two may first then do any like my now over such our "
@@ -89,7 +89,8 @@ def random_colour(rng: Rng) -> Colour:
 class Font(dict[str, tuple[Array, int]]):
     """Glyphs of one face at one size, rendered when first asked for, with their advances in pixels.
 
-    A glyph is a mask, uint8 [w, height] in one row, that begins `margin` pixels left of its origin.
+    A glyph is a mask, uint8 [w, height] in one row, that begins `margin` pixels left of its origin. `pillow` is the
+    font that they are rendered with.
     """
 
     def __init__(self, face: str, size: int, smooth: bool) -> None:
@@ -99,17 +100,17 @@ class Font(dict[str, tuple[Array, int]]):
             except ImportError as error:
                 raise ConfigError(f"drawn pictures take their fonts from the `matplotlib` package: {error}") from error
             path = Path(matplotlib.get_data_path(), "fonts", "ttf", f"{face}.ttf")
-            self._font: Any = ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
+            self.pillow: Any = ImageFont.truetype(str(path), size, layout_engine=ImageFont.Layout.BASIC)
         else:
-            self._font = ImageFont.load_default(size)
-        self.margin, self.height, self._mode = size // 2, sum(self._font.getmetrics()), "L" if smooth else "1"
+            self.pillow = ImageFont.load_default(size)
+        self.margin, self.height, self._mode = size // 2, sum(self.pillow.getmetrics()), "L" if smooth else "1"
 
     def __missing__(self, char: str) -> tuple[Array, int]:
-        advance = round(self._font.getlength(char))
+        advance = round(self.pillow.getlength(char))
         image = Image.new("L", (advance + 2 * self.margin, self.height))
         pen = ImageDraw.Draw(image)
         pen.fontmode = self._mode
-        pen.text((self.margin, 0), char, 255, self._font)
+        pen.text((self.margin, 0), char, 255, self.pillow)
         self[char] = np.asarray(image).T.ravel(), advance
         return self[char]
 
@@ -130,20 +131,20 @@ class Font(dict[str, tuple[Array, int]]):
         return line.reshape(-1, self.height).T
 
 
-_kept = lru_cache(maxsize=640)(Font)
+kept_font = lru_cache(maxsize=640)(Font)
 
 
 def font_of(face: str, size: float, smooth: bool) -> Font:
     """A font of about a size, 6..72 pixels: so few that most pictures find their glyphs rendered."""
     size = min(max(round(size), 6), 72)
-    return _kept(face, size if size <= 18 else round(18 * 1.12 ** round(math.log(size / 18, 1.12))), smooth)
+    return kept_font(face, size if size <= 18 else round(18 * 1.12 ** round(math.log(size / 18, 1.12))), smooth)
 
 
 @lru_cache
-def _vocabulary(language: str) -> tuple[str, ...]:
+def vocabulary(language: str) -> tuple[str, ...]:
     """Words of a language, some with capitals, marks and numbers between them: always the same."""
     rng = np.random.default_rng([SALT, len(language)])
-    words = _WORDS[language].split()
+    words = WORDS[language].split()
     words += [word.capitalize() for word in words[::3]] + [word + pick(rng, ",,.;:?!") for word in words[::2]]
     forms = ("{}", "{}%", "${}.99", "({})", "1{}-07", "#{}", "{}x")
     words += [pick(rng, forms).format(rng.integers(999)) for _ in words[::8]]
@@ -153,9 +154,9 @@ def _vocabulary(language: str) -> tuple[str, ...]:
 
 def random_words(rng: Rng, language: str, chars: int) -> str:
     """At most `chars` characters of text, at least one, ending with a whole word where one fits."""
-    vocabulary = _vocabulary(language)
-    numbers = rng.integers(0, len(vocabulary), chars // 4 + 2).tolist()
-    text = " ".join([vocabulary[i] for i in numbers[1:]]).translate(_OTHER_DIGITS[numbers[0] % 10])
+    words = vocabulary(language)
+    numbers = rng.integers(0, len(words), chars // 4 + 2).tolist()
+    text = " ".join([words[i] for i in numbers[1:]]).translate(_OTHER_DIGITS[numbers[0] % 10])
     return text[: max(text.rfind(" ", 0, chars + 1), 0) or max(chars, 1)]
 
 
@@ -209,7 +210,7 @@ def random_style(rng: Rng, faces: Sequence[tuple[str, int, int]], low: float, hi
     if min(abs(luma(ink) - luma(c)) for c in (page, panel)) < 90:
         ink = pole
     face = pick(rng, faces)
-    language = str(rng.choice(list(_WORDS), p=(0.62, 0.18, 0.08, 0.12))) if face[1] else "plain"
+    language = str(rng.choice(list(WORDS), p=(0.62, 0.18, 0.08, 0.12))) if face[1] else "plain"
     accents = tuple(
         mix(colour, pole, 0.6) if abs(luma(colour) - luma(panel)) < 45 else colour
         for colour in (random_colour(rng) for _ in range(6))

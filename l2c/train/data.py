@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from tarfile import TarError
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -35,17 +35,24 @@ from l2c.train.drawn import UPRIGHT, WITH_PHOTO, draw, random_kind
 
 T = TypeVar("T")
 
-_MAX_PIXELS = MAX_PIXELS
 _LATE_STEPS = 64  # a step's pool is kept for so many steps more: worker threads do not finish in order
 _starting_worker = threading.Lock()
 
 
 @dataclass(frozen=True)
-class _Encoded:
+class Encoded:
     """A picture not decoded yet: its name in messages, and its file or the bytes of one."""
 
     name: str
     data: Path | bytes = field(repr=False)
+
+
+class Kept(NamedTuple):
+    """What a `Sampler` keeps in memory: pools of shards, decoded pictures, and the size of these."""
+
+    pools: int
+    pictures: int
+    size_bytes: int
 
 
 def describe(sources: Sequence[str]) -> dict[str, Any]:
@@ -74,7 +81,7 @@ def centre_crops(sources: Sequence[str], size: int, count: int, limit: int | Non
     crops: list[Tensor] = []
     for encoded in islice(_all_pictures(*_resolve(sources)), limit):
         try:
-            picture = _decode(encoded, size)
+            picture = decode(encoded, size)
         except ImageError as error:
             _warn_left_out(error)
             continue
@@ -117,11 +124,11 @@ class Sampler:
         self._seed, self._rank, self._world = seed, rank, world
         files, self._shards = _resolve(sources)
         # Files and a limited number of pictures are one pool that lasts for ever; shards come pool by pool.
-        self._fixed: list[_Encoded] | None = None
+        self._fixed: list[Encoded] | None = None
         if files or config.limit is not None:
             self._fixed = list(islice(_all_pictures(files, self._shards), config.limit))
         self._lock = threading.Lock()
-        self._pools: dict[int, Future[list[_Encoded]]] = {}
+        self._pools: dict[int, Future[list[Encoded]]] = {}
         self._decoded: dict[tuple[int, int], Tensor] = {}  # by pool and place in it
         self._decoded_bytes = 0
         self._left_out: set[str] = set()
@@ -183,6 +190,13 @@ class Sampler:
         return region
 
     @property
+    def kept(self) -> Kept:
+        """What lies in memory now."""
+        with self._lock:
+            sizes = [picture.numel() for picture in self._decoded.values()]
+            return Kept(len(self._pools), len(sizes), sum(sizes))
+
+    @property
     def lasting(self) -> bool:
         """Whether the same pictures serve every step; shards come and go."""
         return self._fixed is not None
@@ -228,7 +242,7 @@ class Sampler:
             f"{_names(self.shards_of(pool) if self._fixed is None else self._sources)}"
         )
 
-    def _load(self, key: tuple[int, int], encoded: _Encoded) -> Tensor | None:
+    def _load(self, key: tuple[int, int], encoded: Encoded) -> Tensor | None:
         """`_read`, kept if there is room."""
         with self._lock:
             kept = self._decoded.get(key)
@@ -244,13 +258,13 @@ class Sampler:
                 self._decoded_bytes += picture.numel()
         return picture
 
-    def _read(self, encoded: _Encoded) -> Tensor | None:
+    def _read(self, encoded: Encoded) -> Tensor | None:
         """Decoded picture, uint8 [3, H, W]; None, with a warning the first time, if it is not usable."""
         with self._lock:
             if encoded.name in self._left_out:
                 return None
         try:
-            return _decode(encoded, self._crop)
+            return decode(encoded, self._crop)
         except ImageError as error:
             with self._lock:
                 known = encoded.name in self._left_out
@@ -259,7 +273,7 @@ class Sampler:
                 _warn_left_out(error)
             return None
 
-    def _pool_at(self, step: int) -> tuple[int, list[_Encoded]]:
+    def _pool_at(self, step: int) -> tuple[int, list[Encoded]]:
         """Number and pictures of the pool that serves `step`; has the next one read in the background."""
         if self._fixed is not None:
             return 0, self._fixed
@@ -277,7 +291,7 @@ class Sampler:
                 self._decoded_bytes = sum(t.numel() for t in self._decoded.values())
         return pool, pictures
 
-    def _start_reading(self, pool: int) -> Future[list[_Encoded]]:
+    def _start_reading(self, pool: int) -> Future[list[Encoded]]:
         """The pool's pictures to be; a thread begins to read them unless that was asked for before."""
         if pool not in self._pools:
             future = self._pools[pool] = Future()
@@ -336,6 +350,11 @@ class Prefetcher(Generic[T]):
             return self._futures.pop(step).result() if self._threads else self._make(step)
         finally:
             self.wait_seconds += time.monotonic() - began
+
+    @property
+    def pending(self) -> int:
+        """How many steps are ready or in the making."""
+        return len(self._futures)
 
     def close(self) -> None:
         """Give up what nobody has asked for, and wait for the calls of `make` that run."""
@@ -398,28 +417,28 @@ def _is_shard(source: str) -> bool:
     return _is_remote(source) or source.endswith(".tar")
 
 
-def _all_pictures(files: Sequence[Path], shards: Sequence[str]) -> Iterator[_Encoded]:
+def _all_pictures(files: Sequence[Path], shards: Sequence[str]) -> Iterator[Encoded]:
     """The pictures in order; a shard is read when its first one is asked for."""
     for file in files:
-        yield _Encoded(str(file), file)
+        yield Encoded(str(file), file)
     for shard in shards:
-        yield from _read_shard(shard)
+        yield from read_shard(shard)
 
 
-def _read_shard(url: str) -> list[_Encoded]:
+def read_shard(url: str) -> list[Encoded]:
     """The picture of each sample of a shard. Members whose names agree up to the first dot are one sample.
 
     Of several pictures in a sample (`a.png`, `a.mask.png`) the one with the plainest suffix is taken.
     """
     gopen, tar = _webdataset("gopen").gopen, _webdataset("tariterators")
-    samples: dict[str, tuple[int, _Encoded]] = {}
+    samples: dict[str, tuple[int, Encoded]] = {}
     try:
         with gopen(url) as opened:
             stream = _Tail(opened)
             for member in tar.tar_file_iterator(stream, select_files=pictures().takes):
                 key, suffix = tar.base_plus_ext(member["fname"])
                 if key is not None and (key not in samples or suffix.count(".") < samples[key][0]):
-                    samples[key] = suffix.count("."), _Encoded(f"{url}/{member['fname']}", member["data"])
+                    samples[key] = suffix.count("."), Encoded(f"{url}/{member['fname']}", member["data"])
             while stream.read(1 << 20):  # a command that is cut short would count as failed
                 pass
             if any(stream.last):
@@ -453,11 +472,11 @@ def _webdataset(module: str) -> Any:
         raise ConfigError(f"tar shards need the `webdataset` package: {error}") from error
 
 
-def _decode(encoded: _Encoded, least_side: int) -> Tensor:
+def decode(encoded: Encoded, least_side: int) -> Tensor:
     """RGB as uint8 [3, H, W], as the codec reads pictures. Raises ImageError if it cannot be read or a side is shorter
     than `least_side`."""
     try:
-        pixels = load_picture(encoded.data, max_pixels=_MAX_PIXELS).rgb
+        pixels = load_picture(encoded.data, max_pixels=MAX_PIXELS).rgb
     except L2CError as error:
         raise ImageError(f"{encoded.name} cannot be read: {error}") from error
     height, width = pixels.shape[:2]

@@ -284,7 +284,7 @@ _DRAW: dict[str, Callable[[int, int, Rng, Array | None], Array]] = {
     "cartoon": _cartoon,
     "noise": _noise,
 }
-_SHARES = (0.27, 0.2, 0.11, 0.12, 0.1, 0.08, 0.06, 0.04, 0.02)  # of all drawn pictures, in the order of the kinds
+SHARES = (0.27, 0.2, 0.11, 0.12, 0.1, 0.08, 0.06, 0.04, 0.02)  # of all drawn pictures, in the order of the kinds
 KINDS = tuple(_DRAW)
 UPRIGHT = frozenset(("text", "ui", "screenshot", "chart"))  # kinds with text, which stands as it is read
 WITH_PHOTO = frozenset(("screenshot", "product"))
@@ -292,7 +292,7 @@ WITH_PHOTO = frozenset(("screenshot", "product"))
 
 def random_kind(rng: Rng) -> str:
     """One of `KINDS`, as often as training pictures take it."""
-    return KINDS[int(np.searchsorted(np.cumsum(_SHARES)[:-1], rng.random(), "right"))]
+    return KINDS[int(np.searchsorted(np.cumsum(SHARES)[:-1], rng.random(), "right"))]
 
 
 def draw(kind: str, size: int | tuple[int, int], rng: Rng, photo: Array | None = None) -> Array:

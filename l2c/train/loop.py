@@ -44,7 +44,7 @@ from l2c.train.config import LossConfig, StageConfig, TrainConfig, recipe_json
 from l2c.train.data import Prefetcher, Sampler, centre_crops, describe, shared_pictures
 from l2c.train.device_data import MU_SHARES, Bank, DeviceBatches
 from l2c.train.drawn import draw_batch
-from l2c.train.graph import captured, cuda_capture
+from l2c.train.graph import Step, captured, cuda_capture
 from l2c.train.losses import Conditions, LossParts, Networks, quality_of_lmbda, quantised_latents
 from l2c.train.optimizers import make_optimizer
 from l2c.train.parallel import Parallel
@@ -59,14 +59,14 @@ except ImportError:  # not POSIX
     fcntl = None  # type: ignore[assignment]
 
 _MAX_BAD = 3
-_AGREE_STEPS = 10  # several processes compare clocks and signals this often
+AGREE_STEPS = 10  # several processes compare clocks and signals this often
 _MAX_ROLLBACKS = 3
-_VAL_SIZE = 256
+VAL_SIZE = 256
 _SEEN = "seen"  # kind of the validation pictures that are trained on: the gap to the others shows overfitting
-_DRAWN_SIDE = 512  # of the pictures in a bank of drawn ones
-_VAL_LMBDAS = (7.72e-5, 4.40e-4, 2.51e-3, 1.43e-2, 8.13e-2, 4.63e-1)  # quality 5, 25 ... of model 1, and one beyond
+DRAWN_SIDE = 512  # of the pictures in a bank of drawn ones
+VAL_LMBDAS = (7.72e-5, 4.40e-4, 2.51e-3, 1.43e-2, 8.13e-2, 4.63e-1)  # quality 5, 25 ... of model 1, and one beyond
 _COMMANDS = "; "  # between the commands of one stage in its entry
-_FIGURES = ("loss", "bpp", "psnr", "mse", "dissimilarity", "mask", "perceptual")
+FIGURES = ("loss", "bpp", "psnr", "mse", "dissimilarity", "mask", "perceptual")
 
 
 @dataclass
@@ -172,7 +172,7 @@ def validate(nets: Networks, pictures: list[Tensor], device: torch.device) -> li
     x = torch.cat(pictures).to(device).float() / 255.0
     rows = []
     for mu in METRICS.values():
-        for quality in {quality_of_lmbda(lmbda, nets.config): None for lmbda in _VAL_LMBDAS}:
+        for quality in {quality_of_lmbda(lmbda, nets.config): None for lmbda in VAL_LMBDAS}:
             count = len(x)
             cond = Conditions(*(torch.full((count,), v) for v in (quality, mu, nets.config.bits)))
             z, bits = latents_and_bits(nets, x, cond)
@@ -228,7 +228,13 @@ def _text(value: float, digits: int) -> str:
 
 
 class Loop:
-    """One stage of a run."""
+    """One stage of a run.
+
+    Attributes:
+        device_batches: makes batches on the device; None where they come from the host.
+        sums: float64 [2 len(FIGURES) + 3] on the device, since the last `log`: of the figures, of how many pictures had
+            each, of the gradient's norm, of bad steps and of steps.
+    """
 
     def __init__(
         self,
@@ -268,10 +274,10 @@ class Loop:
         data = recipe.data
         self.sampler = Sampler(data, data.train, data.crop, recipe.seed, parallel.rank, parallel.world)
         self.banks = self._read_banks() if recipe.data.on_device else None
-        self.val_pictures = validation_set(recipe.data.val, _VAL_SIZE, recipe.val_pictures, recipe.val_drawn)
+        self.val_pictures = validation_set(recipe.data.val, VAL_SIZE, recipe.val_pictures, recipe.val_drawn)
         if self.sampler.lasting:
             limit = 4 * recipe.val_pictures
-            self.val_pictures[_SEEN] = centre_crops(recipe.data.train, _VAL_SIZE, recipe.val_pictures, limit)
+            self.val_pictures[_SEEN] = centre_crops(recipe.data.train, VAL_SIZE, recipe.val_pictures, limit)
         features = load_vgg16(Path(recipe.loss.vgg16)) if recipe.loss.perceptual and recipe.loss.vgg16 else None
         self.features = features.to(parallel.device) if features is not None else None
         if features is None:
@@ -350,10 +356,10 @@ class Loop:
             self.say("this stage moves D: the bias sets, which were made for the old one, are dropped")
         self._rate, self._average_weight = torch.zeros((), device=device), torch.zeros((), device=device)
         self._at = torch.tensor(self.step, device=device)  # `step`, where batches are made on the device
-        self._device_batches = self._make_device_batches() if self.banks is not None else None
-        self._device_step: Callable[[], None] = self._eager_device_step
+        self.device_batches = self._make_device_batches() if self.banks is not None else None
+        self._device_step: Step = self._eager_device_step
         self._bad = torch.zeros((), device=device)
-        self._sums = torch.zeros(2 * len(_FIGURES) + 3, device=device, dtype=torch.float64)
+        self.sums = torch.zeros(2 * len(FIGURES) + 3, device=device, dtype=torch.float64)
 
     def _check_same_parameters(self, checkpoint: Checkpoint, own: list[nn.Parameter]) -> None:
         """Raise TrainingError where a resumed checkpoint was made while other parameters were trained."""
@@ -415,17 +421,17 @@ class Loop:
 
     def _eager_device_step(self) -> None:
         """A step that neither reads from the host nor waits for the device: all that it needs are tensors there."""
-        assert self._device_batches is not None
-        header = self._device_batches.conditions(self._at)
-        x = self._device_batches.pictures(self._at, header[:, 0])
-        cond = Conditions(*header.unbind(dim=1), needs=self._device_batches.needs)
-        self._compute(x, cond, self._device_batches.noise(self._at))
+        assert self.device_batches is not None
+        header = self.device_batches.conditions(self._at)
+        x = self.device_batches.pictures(self._at, header[:, 0])
+        cond = Conditions(*header.unbind(dim=1), needs=self.device_batches.needs)
+        self._compute(x, cond, self.device_batches.noise(self._at))
         self._at += 1
 
     def _compute(self, x: Tensor, cond: Conditions, noise: Tensor) -> None:
         """Loss, gradients, optimiser, average and figures of a batch: x uint8 [N, 3, crop, crop], noise as in `Batch`.
 
-        Everything here happens on the device, in tensors that stay: see `_lasting`.
+        Everything here happens on the device, in tensors that stay: see `lasting`.
         """
         x = (x.float() / 255.0).contiguous(memory_format=torch.channels_last)
         parts = self.wrapped(x, cond.quality, cond.mu, cond.b, noise, self.autocast, cond.needs)
@@ -447,23 +453,28 @@ class Loop:
             known = table.isfinite() & (good > 0)
             sums = torch.where(known, table, 0.0).sum(dim=1)
             rest = torch.stack((norm.nan_to_num(0.0, 0.0, 0.0), bad, torch.ones_like(bad)))
-            self._sums += torch.cat((sums, known.sum(dim=1), rest)).double()
+            self.sums += torch.cat((sums, known.sum(dim=1), rest)).double()
 
-    def _lasting(self) -> list[Tensor]:
+    def lasting(self) -> list[Tensor]:
         """Every tensor that a step changes and that outlives it."""
-        mine = [self._bad, self._sums, self._at]
+        mine = [self._bad, self.sums, self._at]
         return [*self.parameters, *self._averaged, *self.optimizer.tensors(), *mine]
 
-    def _capture(self) -> None:
+    def capture(self, record: Callable[[Step], Step]) -> str:
+        """Take the form that `record` makes of a step on the device, if it does the same; else the reason why not."""
+        self._begin_step()
+        self._device_step, reason = captured(
+            self._eager_device_step, self.lasting(), len(self.parameters), record, self.parallel.device
+        )
+        return reason
+
+    def _capture_graph(self) -> None:
         """Put the step on the device into a CUDA graph, if that works there."""
         device = self.parallel.device
         if device.type != "cuda" or not self.recipe.graph or self.parallel.world > 1 or not self.objective.compiles:
             return
         began = time.monotonic()
-        self._begin_step()
-        self._device_step, reason = captured(
-            self._eager_device_step, self._lasting(), len(self.parameters), cuda_capture, device
-        )
+        reason = self.capture(cuda_capture)
         how = f"is not captured: {reason}" if reason else "is one CUDA graph"
         self.say(f"the step {how} ({time.monotonic() - began:.1f} s)")
 
@@ -476,7 +487,7 @@ class Loop:
         drawn = None
         if data.drawn_share > 0.0:
             photos = [picture.permute(1, 2, 0).numpy() for picture in pictures[:: max(1, len(pictures) // 64)]]
-            side = max(data.crop, _DRAWN_SIDE)
+            side = max(data.crop, DRAWN_SIDE)
             drawn = Bank(list(draw_batch(data.drawn_bank, side, self.recipe.seed, photos)), device)
         total = photographs.pixels.shape[0] + (drawn.pixels.shape[0] if drawn is not None else 0)
         self.say(
@@ -539,14 +550,14 @@ class Loop:
         operations = peak = 0.0
         try:
             while True:
-                if self.parallel.world == 1 or (self.step - first_step) % _AGREE_STEPS == 0:
+                if self.parallel.world == 1 or (self.step - first_step) % AGREE_STEPS == 0:
                     now = time.monotonic()
                     due = (now - logged >= self.recipe.log_seconds, now - saved >= 60.0 * self.recipe.save_minutes)
                     self.seconds, log, save = self.parallel.agree([base + now - begin, *due])
                     stop = self.parallel.any(self._stop)
                     if (log or save) and self.step > first_step:
                         share = (prefetcher.wait_seconds - waited) / max(now - logged, 1e-9)
-                        self._log(now - logged, share, operations, peak, first_step, now - begin)
+                        self.log(now - logged, share, operations, peak, first_step, now - begin)
                         logged, waited = now, prefetcher.wait_seconds
                     if save:
                         self._save()
@@ -561,12 +572,12 @@ class Loop:
                 batch = prefetcher.get(self.step)
                 if operations == 0.0:
                     operations, peak = self._counted_step(batch)
-                    self._capture()
+                    self._capture_graph()
                 else:
                     self.train_step(batch)
                 if self.step % self._check_steps == 0 and float(self._bad) >= _MAX_BAD:
                     prefetcher.close()
-                    self._roll_back()
+                    self.roll_back()
                     prefetcher, waited = self._prefetcher(), 0.0
                     base, begin, first_step = self.seconds, time.monotonic(), self.step
                     logged = saved = begin
@@ -574,7 +585,7 @@ class Loop:
             now = time.monotonic()
             if self.step > first_step:
                 share = (prefetcher.wait_seconds - waited) / max(now - logged, 1e-9)
-                self._log(now - logged, share, operations, peak, first_step, now - begin)
+                self.log(now - logged, share, operations, peak, first_step, now - begin)
         finally:
             prefetcher.close()
 
@@ -583,14 +594,14 @@ class Loop:
         salt = self.salt
 
         def make(step: int) -> Batch | None:
-            if self._device_batches is not None:
+            if self.device_batches is not None:
                 return None
             return make_batch(
                 step, recipe=self.recipe, stage=self.stage, model=self.model, sampler=self.sampler, salt=salt,
                 parallel=self.parallel,
             )  # fmt: skip
 
-        workers = 0 if self._device_batches is not None else self.recipe.data.workers
+        workers = 0 if self.device_batches is not None else self.recipe.data.workers
         return Prefetcher(make, self.step, workers)
 
     def _counted_step(self, batch: Batch | None) -> tuple[float, float]:
@@ -603,21 +614,29 @@ class Loop:
         peak = convolution_peak(self.parallel.device, torch.bfloat16 if self.autocast else torch.float32)
         return float(counter.get_total_flops()), peak
 
-    def _log(
+    def log(
         self, seconds: float, waiting: float, operations: float, peak: float, first_step: int, elapsed: float
     ) -> None:
-        sums = self.parallel.total(self._sums.clone())
-        self._sums.zero_()
+        """Write, and say, the means of `sums` over the steps since the last time; nothing where there were none.
+
+        Args:
+            seconds: that these steps took. waiting: share of them that went by until batches were there.
+            operations: floating-point operations of a step, 0 or less where nobody counted. peak: that the machine can
+                do in a second.
+            first_step, elapsed: where this process began, and the seconds since.
+        """
+        sums = self.parallel.total(self.sums.clone())
+        self.sums.zero_()
         count = float(sums[-1])
         if count == 0:
             return
         skipped = float(sums[-2])
-        kinds = len(_FIGURES)
+        kinds = len(FIGURES)
         values = (sums[:kinds] / sums[kinds : 2 * kinds]).tolist()  # NaN where no picture had this figure
         norm = float(sums[-3]) / (count - skipped) if count > skipped else math.nan
         steps = round(count / self.parallel.world)
         row: dict[str, float | int] = {"step": self.step, "seconds": round(self.seconds, 1), "lr": self.learning_rate()}
-        row |= {key: round(value, 5) for key, value in zip(_FIGURES, values)}
+        row |= {key: round(value, 5) for key, value in zip(FIGURES, values)}
         row |= {"grad": round(norm, 4), "skipped": round(skipped / count, 4)}
         pixels = steps * self.stage.batch * self.recipe.data.crop**2
         row |= {
@@ -696,7 +715,9 @@ class Loop:
         means = (f"{kind} {mean_log_loss(rows):+.4f}" for kind, rows in kinds.items())
         self.say(f"mean ln loss: {', '.join(means)}")
 
-    def _roll_back(self) -> None:
+    def roll_back(self) -> None:
+        """Go back to the last good checkpoint, with other pictures and half the rate. Raises TrainingError after too
+        many such."""
         self._rollbacks += 1
         if self._rollbacks > _MAX_ROLLBACKS:
             raise TrainingError(

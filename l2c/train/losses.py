@@ -124,7 +124,7 @@ def quantised_latents(nets: Networks, x: Tensor, cond: Conditions) -> Tensor:
 
 def through_quantiser(y: Tensor, step: Tensor) -> Tensor:
     """Q and Q^-1 with a straight-through gradient: y [N, c, h, w], step [N, 1, 1, 1] -> multiples of step."""
-    y = _clamp_levels(y, step)
+    y = clamp_levels(y, step)
     return y + ((y / step).round() * step - y).detach()
 
 
@@ -162,7 +162,7 @@ def latent_loss(
     lmbda = cond.lmbda(nets.config).to(x.device)
     step = quantiser_step(cond.b, x.device)
     y_hat = through_quantiser(y, step)
-    target = y_hat if noise is None else _clamp_levels(y, step) + noise * step
+    target = y_hat if noise is None else clamp_levels(y, step) + noise * step
     x_hat = nets.transform.decoder(y_hat, cond.vector(nets.config).to(x.device), adaptation).clamp(-0.2, 1.2)
     bits = nets.probability.num_bits(y_hat, target, cond.header())
     bpp = bits / (x.shape[2] * x.shape[3])
@@ -210,5 +210,6 @@ class _Clamp(torch.autograd.Function):
         return gradient * passes, None, None
 
 
-def _clamp_levels(y: Tensor, step: Tensor) -> Tensor:
+def clamp_levels(y: Tensor, step: Tensor) -> Tensor:
+    """Latents within their levels, -128 to 128 - step, with the gradient of `_Clamp`; step as of `quantiser_step`."""
     return _Clamp.apply(y, -128.0, 128.0 - step)  # type: ignore[no-untyped-call,no-any-return]

@@ -70,7 +70,7 @@ class Records:
             if any(row["step"] > step for row in rows):
                 _write_journal(folder / JOURNAL, [row for row in rows if row["step"] <= step])
         with self._going_on():
-            self._board = _open_board(folder / _BOARD, step + 1)
+            self._board = open_board(folder / _BOARD, step + 1)
 
     def log(self, row: Mapping[str, float | int]) -> None:
         """Append a row, which has a `step`, to log.csv and as `train/<key>` to TensorBoard."""
@@ -185,7 +185,7 @@ def machine() -> dict[str, str]:
     }
 
 
-def _open_board(folder: Path, purge_step: int) -> SummaryWriter | None:
+def open_board(folder: Path, purge_step: int) -> SummaryWriter | None:
     """A TensorBoard writer that hides earlier events from `purge_step` on; None where there is no TensorBoard."""
     try:
         from torch.utils.tensorboard import SummaryWriter

@@ -7,7 +7,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-_SECONDS = 0.4
+PEAK_SECONDS = 0.4
 
 
 def convolution_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -21,7 +21,7 @@ def convolution_peak(device: torch.device, dtype: torch.dtype) -> float:
     best = float("inf")
     with torch.no_grad():
         F.conv2d(x, weight, padding=1)
-        end = time.perf_counter() + _SECONDS
+        end = time.perf_counter() + PEAK_SECONDS
         while time.perf_counter() < end:
             _wait(device)
             start = time.perf_counter()

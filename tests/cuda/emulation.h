@@ -1,6 +1,6 @@
 // What csrc/cuda/rans.cu needs of CUDA, for a C++ compiler without a GPU:
 //
-//   c++ -std=c++17 -x c++ -DL2C_CUDA_EMULATION -include tests/cuda/emulation.h csrc/cuda/rans.cu ...
+//   c++ -std=c++17 -x c++ -DL2C_CUDA_EMULATION -Icsrc -include tests/cuda/emulation.h csrc/cuda/rans.cu ...
 //
 // Blocks run one after the other. The threads of a block are fibers of one thread: each runs until it meets a
 // collective (vote, shuffle, barrier) and goes on when all of its warp, or block, have come there. Who runs next is

@@ -2,10 +2,11 @@
 //
 // From the repository root, with or without clang (one command, F holds the flags of all files):
 //
-//   F="-std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc"; mkdir -p build/fuzz
-//   g++ $F -c csrc/rans_scalar.cpp -o build/fuzz/scalar.o && g++ $F -mavx2 -c csrc/rans_avx2.cpp -o build/fuzz/avx2.o
-//   && g++ $F -mavx512f -mavx512bw -mavx512dq -mavx512vl -c csrc/rans_avx512.cpp -o build/fuzz/avx512.o && g++ $F
-//   tests/fuzz/fuzz_rans.cpp build/fuzz/*.o -o build/fuzz/fuzz_rans && build/fuzz/fuzz_rans 200000
+//   F="-std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc"; A=build/fuzz/rans;
+//   S=csrc/simd/rans; mkdir -p $A && g++ $F -c ${S}_scalar.cpp -o $A/scalar.o &&
+//   g++ $F -mavx2 -c ${S}_avx2.cpp -o $A/avx2.o &&
+//   g++ $F -mavx512f -mavx512bw -mavx512dq -mavx512vl -c ${S}_avx512.cpp -o $A/avx512.o &&
+//   g++ $F tests/fuzz/fuzz_rans.cpp $A/*.o -o build/fuzz/fuzz_rans && build/fuzz/fuzz_rans 200000
 //
 // With clang, -fsanitize=fuzzer,address,undefined -DL2C_LIBFUZZER makes it a libFuzzer target.
 //
@@ -17,7 +18,7 @@
 #include <cstdlib>
 #include <vector>
 
-#include "rans.h"
+#include "core/rans.h"
 
 namespace {
 

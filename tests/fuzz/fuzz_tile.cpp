@@ -5,10 +5,11 @@
 // address,undefined it looks for races):
 //
 //   F="-std=c++17 -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -Icsrc -pthread"; A=build/fuzz/tile;
-//   mkdir -p $A && for f in rans_scalar int_conv_scalar int_conv tile_model tile_coder thread_pool; do
-//   g++ $F -c csrc/$f.cpp -o $A/$f.o || break; done; for f in rans int_conv; do
-//   g++ $F -mavx2 -mno-fma -c csrc/${f}_avx2.cpp -o $A/${f}_avx2.o && g++ $F -w -mavx512f -mavx512bw -mavx512dq -mavx512vl
-//   -mavx512vnni -mno-fma -c csrc/${f}_avx512.cpp -o $A/${f}_avx512.o || break; done;
+//   S=csrc/simd; mkdir -p $A && for f in $S/rans_scalar $S/int_conv_scalar $S/int_conv csrc/multiscale/tile_model
+//   csrc/multiscale/tile_coder csrc/core/thread_pool; do g++ $F -c $f.cpp -o $A/${f##*/}.o || break; done;
+//   for f in rans int_conv; do g++ $F -mavx2 -mno-fma -c $S/${f}_avx2.cpp -o $A/${f}_avx2.o &&
+//   g++ $F -w -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vnni -mno-fma -c $S/${f}_avx512.cpp
+//   -o $A/${f}_avx512.o || break; done;
 //   g++ $F tests/fuzz/fuzz_tile.cpp $A/*.o -o build/fuzz/fuzz_tile && build/fuzz/fuzz_tile 2000
 //
 // Arguments: runs, seed.
@@ -20,7 +21,7 @@
 #include <string>
 #include <vector>
 
-#include "tile_coder.h"
+#include "multiscale/tile_coder.h"
 
 namespace {
 
@@ -196,8 +197,8 @@ void fuzz(uint64_t seed) {
     std::vector<std::vector<uint8_t>> good, bad;
     for (Cpu cpu : cpus) {
         set_cpu(cpu_name(cpu));
-        const TileModel model(source.view, random.below(2) == 0 ? ChannelOrders{}
-                                                                : choose_orders(plain, {batch.planes.data()}, cpu));
+        const TileModel model(
+            source.view, random.below(2) == 0 ? ChannelOrders{} : choose_orders(plain, {batch.planes.data()}, cpu));
         const int threads = 1 + random.below(5);
         batch.encode(model, threads, cpu);
         if (cpu == Cpu::kScalar) {

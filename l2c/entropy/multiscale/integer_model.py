@@ -11,7 +11,7 @@ Formats
     requantise    round_half_even(float32(sum) * multiplier): one float32 multiplication, nothing fused after it
     head          int16 per symbol and component: logit (Q4 nats), mean (Q6 half steps, 1/128 latent), index of the
                   log inverse scale (19.6 per octave); `mixture_params` turns them into uint16 weights that sum to
-                  65536 - 16, int16 means and uint16 Q10 inverse scales. The CDF over them is csrc/mixture_cdf.h.
+                  65536 - 16, int16 means and uint16 Q10 inverse scales. The CDF over them is csrc/core/mixture_cdf.h.
 """
 
 from __future__ import annotations

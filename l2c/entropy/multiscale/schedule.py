@@ -2,7 +2,7 @@
 
 z^(i) is z^(i-1) at its even rows and columns, i = 1..M. The last scale z^(M) is coded at once. Of every finer scale the
 positions at even rows and columns are known then; the other three positions of each 2x2 cell follow, each split in
-groups of channels: these are the groups g_j of L2C Eq. 5. csrc/tile_coder.cpp walks in the same order.
+groups of channels: these are the groups g_j of L2C Eq. 5. csrc/multiscale/tile_coder.cpp walks in the same order.
 """
 
 from __future__ import annotations

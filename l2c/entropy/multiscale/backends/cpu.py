@@ -1,4 +1,4 @@
-"""P and the coder in C++ (csrc/tile_coder.h): whole tiles without Python in between, several in parallel."""
+"""P and the coder in C++ (csrc/multiscale/tile_coder.h): whole tiles without Python in between, several in parallel."""
 
 from __future__ import annotations
 

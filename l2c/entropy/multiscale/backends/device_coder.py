@@ -220,7 +220,7 @@ class Geometry:
         conv(q, w4.weight, w4.bias, w4.multiplier, cells, self.raw_of(group))
 
     def hashed(self, coded: npt.NDArray[np.uint8], counts: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.uint8]]:
-        """The bytes of each stream's symbols as csrc/rans.h hashes them, from `coded` and `host_counts`."""
+        """The bytes of each stream's symbols as csrc/core/rans.h hashes them, from `coded` and `host_counts`."""
         for i in range(self.count):
             parts, begin = [], 0
             for number, group in enumerate(self.groups):
@@ -599,7 +599,7 @@ def _by_size(jobs: Sequence[Tile]) -> list[int]:
 
 
 def estimate_bits(freq: Tensor, counts: Tensor) -> Tensor:
-    """What the coder expects of each stream in 1/256 bit, in integers: RangeEncoder.estimate_bits of csrc/rans.h.
+    """What the coder expects of each stream in 1/256 bit, in integers: RangeEncoder.estimate_bits of csrc/core/rans.h.
 
     Args:
         freq: int32 [N, T], frequencies of symbols out of 2^20, each exact as a float32.
@@ -615,7 +615,7 @@ def estimate_bits(freq: Tensor, counts: Tensor) -> Tensor:
 
 
 def choose_lanes(bits: int) -> int:
-    """The lanes of a stream of so many 1/256 bits: RangeEncoder.choose_lanes of csrc/rans.h."""
+    """The lanes of a stream of so many 1/256 bits: RangeEncoder.choose_lanes of csrc/core/rans.h."""
     lanes = 1
     while lanes < MAX_LANES and 48 * 2 * lanes * 1000 * 256 // 3 <= bits:
         lanes *= 2

@@ -1,0 +1,245 @@
+"""Writes docs/RESULTS.md, and the table of README.md, from a record of `l2c eval` on Kodak.
+
+    l2c eval KODAK -o records/kodak --metrics msssim,psnr --efforts 0,4
+    l2c tables KODAK --every 4 -o records/kodak --metric msssim
+    python experiments/published.py KODAK --out records/kodak/agreement.json
+    python experiments/results.py records/kodak --out docs/RESULTS.md --readme README.md
+
+Nothing is measured here: the same record gives the same page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+from pathlib import Path
+from typing import Any
+
+from l2c.evaluate.curves import bd_rate, plot, plot_time, rate_table
+from l2c.evaluate.measures import DEFAULT_FIGURES
+from l2c.evaluate.peers import PEERS
+from l2c.evaluate.records import Curve, RowFile, load_published, mean_curves
+from l2c.evaluate.run import own_name, own_title
+from l2c.format.levels import METRICS
+from l2c.objective import MSSSIM_LMBDA_RATIO
+
+PUBLISHED = Path(__file__).parent.parent / "records" / "published" / "kodak.json"
+SHOWN = (
+    "jpeg", "webp", "bpg_444_x265_ycbcr", "av1", "vtm", "compressai-mbt2018_mse_cuda",
+    "compressai-mbt2018_ms-ssim_cuda", "compressai-cheng2020-attn_ms-ssim_cuda",
+)  # fmt: skip
+EFFORTS = range(10)
+BEGIN, END = "<!-- written by experiments/results.py: begin -->", "<!-- end -->"
+HEADLINE_RATES = (0.12, 0.25, 0.5, 1.0, 1.5)
+LABELS = {"ms-ssim-y": "MS-SSIM of Y", "psnr-rgb": "PSNR over RGB, dB", "vmaf": "VMAF (4:4:4)"}
+
+
+def rows_of(folder: Path, pictures: list[str]) -> list[dict[str, Any]]:
+    """The newest row of each picture, codec and rate; rows of a codec's former versions are left out."""
+    rows = RowFile(folder / "rows.jsonl").rows
+    newest = {row["codec"]: row["version"] for row in rows}
+    chosen = {
+        (row["picture"], row["codec"], row["target"]): row
+        for row in rows
+        if row["version"] == newest[row["codec"]] and row["picture"] in pictures
+    }
+    return list(chosen.values())
+
+
+def curves_of(rows: list[dict[str, Any]]) -> list[Curve]:
+    """Everything in the record, ours first."""
+    versions = {row["codec"]: row["version"] for row in rows}
+    titles = {own_name(m, e): own_title(m, e) for m in METRICS for e in EFFORTS}
+    titles |= {name: peer.title for name, peer in PEERS.items()}
+    return mean_curves(rows, {name: (title, versions[name]) for name, title in titles.items() if name in versions})
+
+
+def at_rates(curves: list[Curve], figure: str) -> list[str]:
+    """Markdown: codecs as columns, target rates as rows."""
+    targets = sorted({target for curve in curves for target in curve.targets})
+    lines = ["| bpp | " + " | ".join(curve.title for curve in curves) + " |", "|---" * (1 + len(curves)) + "|"]
+    for target in targets:
+        cells = []
+        for curve in curves:
+            if target not in curve.targets:
+                cells.append("-")
+                continue
+            k = curve.targets.index(target)
+            value, bpp = curve.values[figure][k], curve.values["bpp"][k]
+            cell = f"{value:.4f}" if figure.startswith("ms-ssim") else f"{value:.2f}"
+            cells.append(cell if abs(bpp / target - 1.0) <= 0.05 else f"{cell} ({bpp:.3f})")
+        lines.append(f"| {target:g} | {' | '.join(cells)} |")
+    return lines
+
+
+def headline(curves: list[Curve]) -> list[str]:
+    """Our codecs at a few rates, the figures of a cell side by side: bpp, PSNR in dB and MS-SSIM, both over RGB."""
+    by_name = {curve.codec: curve for curve in curves}
+    shown = [by_name[own_name(metric, effort)] for metric in ("psnr", "msssim") for effort in (0, 4)]
+    titles = " | ".join(f'`metric="{metric}"` | the same, `effort=4`' for metric in ("psnr", "msssim"))
+    lines = [f"| target bpp | {titles} |", "|---" * (1 + len(shown)) + "|"]
+    for target in HEADLINE_RATES:
+        places = [(curve.values, curve.targets.index(target)) for curve in shown]
+        cells = [f"{v['bpp'][k]:.3f} / {v['psnr-rgb'][k]:.2f} / {v['ms-ssim-rgb'][k]:.4f}" for v, k in places]
+        lines.append(f"| {target} | {' | '.join(cells)} |")
+    return lines
+
+
+def agreement(record: dict[str, list[dict[str, float]]]) -> list[str]:
+    """Largest differences between measured and published points."""
+    lines = ["| codec | points | rate | PSNR | MS-SSIM |", "|---|---|---|---|---|"]
+    for codec, points in record.items():
+        rate = max(abs(p["bpp"] / p["published-bpp"] - 1.0) for p in points)
+        db, similarity = (
+            max(abs(p[name] - p[f"published-{name}"]) for p in points) for name in ("psnr-rgb", "ms-ssim-rgb")
+        )
+        lines.append(f"| {codec} | {len(points)} | {100 * rate:.2f} % | {db:.3f} dB | {similarity:.5f} |")
+    return lines
+
+
+def against(ours: list[Curve], others: list[Curve]) -> list[str]:
+    """BD-rate of each of our curves in the figure that it was made for: lines are what it is against."""
+    figure = {curve.codec: "psnr-rgb" if "psnr" in curve.codec else "ms-ssim-rgb" for curve in ours}
+    lines = ["| against | " + " | ".join(c.title for c in ours) + " |", "|---" * (1 + len(ours)) + "|"]
+    for other in others:
+        cells = []
+        for curve in ours:
+            name = figure[curve.codec]
+            value = bd_rate(other, curve, name) if name in other.values and other is not curve else float("nan")
+            cells.append("-" if math.isnan(value) else f"{value:+.1f} %")
+        lines.append(f"| {other.title}{' (published)' if other.published else ''} | {' | '.join(cells)} |")
+    return lines
+
+
+def overfitting(rows: list[dict[str, Any]], codec: str) -> list[str]:
+    """Means before and after the search, at one quality (L2C Table III): bits by the float P, before trimming."""
+    lines = ["| target bpp | bpp before | MS-SSIM before | bpp after | MS-SSIM after |", "|---|---|---|---|---|"]
+    for target in (2.0, 1.0, 0.75, 0.25, 1.5):
+        mine = [row["adaptation"] for row in rows if row["codec"] == codec and row["target"] == target]
+        cells = []
+        for side in ("before", "after"):
+            bpp, distortion = (statistics.mean(a[f"{name}_{side}"] for a in mine) for name in ("bpp", "distortion"))
+            cells += [f"{bpp:.3f}", f"{1.0 - distortion / MSSSIM_LMBDA_RATIO:.5f}"]
+        lines.append(f"| {target:g} | {' | '.join(cells)} |")
+    return lines
+
+
+def rate_control(rows: list[dict[str, Any]]) -> list[str]:
+    """How our files meet their rates."""
+    lines = [
+        "| codec | in 0.98..1.00 of the rate | of the others: flagged | network passes, median "
+        "| corrections, median (most) | encode s, median | decode s, median |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    titles = {own_name(m, e): own_title(m, e) for m in METRICS for e in EFFORTS}
+    for name, title in titles.items():
+        mine = [row for row in rows if row["codec"] == name]
+        if not mine:
+            continue
+        outside = [row for row in mine if not 0.98 <= row["bpp"] / row["target"] <= 1.0]
+        flagged = sum(not row["target_reached"] for row in outside)
+        corrections = [row["corrections"] for row in mine]
+        lines.append(
+            f"| {title} | {len(mine) - len(outside)} of {len(mine)} | {flagged} of {len(outside)} "
+            f"| {statistics.median(row['probes'] + row['adaptation'].get('passes', 0) for row in mine):g} "
+            f"| {statistics.median(corrections):g} ({max(corrections)}) "
+            f"| {statistics.median(row['encode_seconds'] for row in mine):.2f} "
+            f"| {statistics.median(row['decode_seconds'] for row in mine):.3f} |"
+        )
+    return lines
+
+
+def page(folder: Path, place: Path, run: dict[str, Any], rows: list[dict[str, Any]], curves: list[Curve]) -> str:
+    """The whole page for a file in `place`; writes its plots into the record's folder."""
+    link = os.path.relpath(folder, place)
+    by_name = {curve.codec: curve for curve in curves}
+    pictures = len({row["picture"] for row in rows})
+    published = load_published(PUBLISHED, SHOWN)
+    anchors = [by_name[name] for name in ("vvc", "jpeg") if name in by_name] or published[:2]
+    figures = list(DEFAULT_FIGURES)
+    ours = [curve for curve in curves if curve.codec.startswith(("l2c-psnr", "l2c-msssim"))]
+    lines = [
+        "# Results",
+        "",
+        f"Written by `experiments/results.py` from `{folder}`, a record of `l2c eval`; how to make it anew stands at "
+        "the head of the script.",
+        "",
+        f"Kodak, {pictures} pictures; measured by {run['written']} on {run['machine']}; model `{run['model']}`, id "
+        f"`{run['model_id']}`, torch {run['torch']}. Real files, decoded again; every peer at the largest file that "
+        "its own quality setting gives within the target, or one at most 0.5 % below it. Seconds are means over "
+        "pictures and rates.",
+        "",
+        "## BD-rates",
+        "",
+        "Each of ours in the figure that it was made for, RGB:",
+        "",
+        *against(ours, [*curves, *published]),
+        "",
+        *(rate_table([*curves, *published], anchor, figures) for anchor in anchors),
+        "Published curves are means at equal settings of their codecs, not at equal rates. A codec of the record "
+        "appears here once it has coded all pictures.",
+        "",
+        *(f"![{name} against the rate]({link}/{name}.png)\n" for name in ("ms-ssim-rgb", "psnr-rgb")),
+        f"![BD-rate against time]({link}/time-ms-ssim-y.png)",
+        "",
+        "## At equal rates",
+        "",
+        "In brackets the rate, where it is more than 5 % off: a peer's smallest file may be larger, and its settings "
+        "coarse.",
+    ]
+    own = {key: [c for c in curves if c.codec.startswith(f"l2c-{key}")] for key in METRICS}
+    peers = [curve for curve in curves if curve.codec in PEERS]
+    both = [curve for key in ("msssim", "psnr") for curve in own[key]]
+    for figure, mine in (("ms-ssim-y", own["msssim"]), ("psnr-rgb", own["psnr"]), ("vmaf", both)):
+        lines += ["", f"### {LABELS[figure]}", "", *at_rates([*mine, *peers], figure)]
+    lines += ["", "## Rates met by our files", "", *rate_control(rows)]
+    if "l2c-msssim-effort4" in by_name:
+        lines += ["", "## Before and after the search", "", *overfitting(rows, "l2c-msssim-effort4")]
+    if (folder / "agreement.json").exists():
+        lines += [
+            "",
+            "## Do measured and published curves agree?",
+            "",
+            "Pillow's JPEG and WebP at the settings of CompressAI's published curves (`experiments/published.py`, "
+            "qualities 5 to 95), largest differences of the means:",
+            "",
+            *agreement(json.loads((folder / "agreement.json").read_text())),
+            "",
+            "Above, both run with their best settings (progressive and optimised JPEG, WebP's slowest method).",
+        ]
+    if (folder / "tables.md").exists():
+        lines += [
+            "",
+            f"L2C's Tables and OML's Figures on these pictures, by `l2c tables`: [tables.md]({link}/tables.md).",
+        ]
+    lines += ["", "## Settings", ""]
+    lines += [f"- {curve.title}: {curve.description}" for curve in curves]
+    for figure in figures:
+        plot([*curves, *published], figure, folder / f"{figure}.png")
+        measured = by_name.get("webp", curves[0])
+        plot_time(curves, measured, figure, folder / f"time-{figure}.png")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--readme", type=Path, help="a page whose table of a few rates is written anew")
+    args = parser.parse_args()
+    run = json.loads((args.record / "run.json").read_text())
+    rows = rows_of(args.record, run["pictures"])
+    curves = curves_of(rows)
+    args.out.write_text(page(args.record, args.out.parent, run, rows, curves))
+    if args.readme is not None:
+        before, rest = args.readme.read_text().split(BEGIN)
+        table = "\n".join([BEGIN, "", *headline(curves), "", END])
+        args.readme.write_text(before + table + rest.split(END)[1])
+
+
+if __name__ == "__main__":
+    main()
