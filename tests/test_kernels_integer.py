@@ -19,8 +19,8 @@ from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.entropy.coder import DecodingJob, EncodingJob, Tile
 from l2c.entropy.multiscale import MultiscaleConfig, backends
-from l2c.entropy.multiscale.backends import device_coder
 from l2c.entropy.multiscale.backends.device_coder import DeviceCoder, choose_lanes, estimate_bits
+from l2c.entropy.multiscale.backends.triton import TritonBackend
 from l2c.errors import BackendError, BitstreamError, L2CWarning
 from l2c.format.bitstream import read_bitstream, write_bitstream
 from l2c.format.levels import OperatingPoint
@@ -429,17 +429,18 @@ def test_large_tiles_are_left_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Non
     jobs = make_jobs(np.random.default_rng(6), model.c)
     model.code(jobs, "cpu")
     streams = [job.encoder.finish() for job in jobs]
-    monkeypatch.setattr(device_coder, "MOST_POSITIONS", 10)
+    backend = model.backends()["triton"]
+    assert isinstance(backend, TritonBackend)
+    backend.most_positions = 10
     monkeypatch.setattr(DeviceCoder, "encode", lambda self, jobs: 1 / 0)
     again = make_jobs(np.random.default_rng(6), model.c)
     model.code(again, "triton", DEVICE)
     assert [job.encoder.finish() for job in again] == streams
 
 
-def test_geometries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_geometries_are_dropped() -> None:
     _, model = tiny_model("learned")
-    coder = DeviceCoder(model, DEVICE)
-    monkeypatch.setattr(device_coder, "_KEPT_POSITIONS", 50)
+    coder = DeviceCoder(model, DEVICE, kept_positions=50, kept_geometries=3)
 
     def jobs(*sizes: tuple[int, int]) -> list[Tile]:
         return [Tile(h, w, OperatingPoint(500, 0, 8), 5) for h, w in sizes]
@@ -448,8 +449,7 @@ def test_geometries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     assert coder.geometry(jobs((4, 4))) is first
     coder.geometry(jobs((2, 8), (4, 2)))  # 64 positions with padding: more than may be kept beside it
     assert coder.geometry(jobs((4, 4))) is not first
-    monkeypatch.setattr(device_coder, "_KEPT_POSITIONS", 10**6)
-    monkeypatch.setattr(device_coder, "_KEPT_GEOMETRIES", 3)
-    for side in range(1, 7):
-        coder.geometry(jobs((side, side)))
-    assert list(coder._geometries) == [((4, 4),), ((5, 5),), ((6, 6),)]
+    coder.kept_positions = 10**6
+    made = [coder.geometry(jobs((side, side))) for side in range(1, 7)]
+    again = [coder.geometry(jobs((side, side))) for side in (6, 5, 4, 3)]
+    assert [new is old for new, old in zip(again, made[::-1])] == [True, True, True, False]

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from l2c.entropy.base import Backend, Check
 from l2c.entropy.coder import DecodingJob, EncodingJob, Job, ObservingJob, UInt8Array, batches
-from l2c.entropy.multiscale.backends import device_coder
 from l2c.entropy.multiscale.backends.cpu import CpuBackend
-from l2c.entropy.multiscale.backends.device_coder import DeviceCoder
+from l2c.entropy.multiscale.backends.device_coder import MOST_POSITIONS, DeviceCoder
 from l2c.entropy.multiscale.integer_weights import IntegerWeights
 from l2c.errors import BackendError
 from l2c.ops import extension
@@ -24,8 +23,8 @@ class TritonBackend(Backend):
     name, spoken, spare = "triton", "Triton", CpuBackend.name
     instead, second = ("torch", "reference"), (CpuBackend.name, "torch", "reference")
 
-    def __init__(self, weights: IntegerWeights, cpu: CpuBackend) -> None:
-        self.weights, self.cpu = weights, cpu
+    def __init__(self, weights: IntegerWeights, cpu: CpuBackend, most_positions: int = MOST_POSITIONS) -> None:
+        self.weights, self.cpu, self.most_positions = weights, cpu, most_positions
         self._coders: dict[torch.device, DeviceCoder] = {}
         self._lock = threading.Lock()
 
@@ -36,7 +35,7 @@ class TritonBackend(Backend):
         return extension.triton_reason(device) or extension.load_cpp()[1]  # C++ hashes the streams' symbols
 
     def takes(self, jobs: Sequence[Job]) -> bool:
-        return all(job.height * job.width <= device_coder.MOST_POSITIONS for job in jobs)
+        return all(job.height * job.width <= self.most_positions for job in jobs)
 
     def coder(self, device: torch.device) -> DeviceCoder:
         """The coder of a device, made on first use. Raises BackendError where its kernels cannot run."""
@@ -52,10 +51,10 @@ class TritonBackend(Backend):
             symbols, check = self._decode(readers, device)
             check()
             found = {id(job): part.cpu().numpy() for job, part in zip(readers, symbols)}
-        for part in batches([job for job in jobs if isinstance(job, EncodingJob)], device_coder.MOST_POSITIONS):
+        for part in batches([job for job in jobs if isinstance(job, EncodingJob)], self.most_positions):
             for job, payload in zip(part, self.coder(device).encode(part)):
                 job.encoder.payload = payload
-        for shown in batches([job for job in jobs if isinstance(job, ObservingJob)], device_coder.MOST_POSITIONS):
+        for shown in batches([job for job in jobs if isinstance(job, ObservingJob)], self.most_positions):
             self.coder(device).record(shown)
         return [found[id(job)] if isinstance(job, DecodingJob) else job.symbols for job in jobs]
 
@@ -64,7 +63,7 @@ class TritonBackend(Backend):
 
     def _decode(self, jobs: Sequence[DecodingJob], device: torch.device) -> tuple[list[Tensor], Check]:
         coder, c = self.coder(device), self.weights.c
-        parts = [coder.decode(part) for part in batches([job for job in jobs if job.used], device_coder.MOST_POSITIONS)]
+        parts = [coder.decode(part) for part in batches([job for job in jobs if job.used], self.most_positions)]
         decoded = iter([symbols for part, _ in parts for symbols in part])
         results = [
             next(decoded)
