@@ -14,12 +14,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on the CPU
+
 from l2c.config import ModelConfig
 from l2c.entropy.multiscale import MultiscaleConfig
 from l2c.transforms import BlockConfig
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on the CPU
 
 
 @pytest.fixture(scope="session")

@@ -278,11 +278,14 @@ class ProbabilityModel(FloatModel):
             cost = ops.mixture_bits(group.target.float(), group.params, self.config.num_mixtures, b)
             bits = bits + (cost * group.inside).flatten(1).sum(dim=1)
         if self.prior is None:
-            last = torch.ones_like(context[:, :1]) if inside is None else inside
-            for _ in range(self.config.num_scales):
-                last = last[:, :, ::2, ::2]
+            last = self._last_scale(torch.ones_like(context[:, :1]) if inside is None else inside)
             bits = bits + b * self.c * last.flatten(1).sum(dim=1)
         return bits
+
+    def _last_scale(self, x: Tensor) -> Tensor:
+        """The positions of the last scale in [..., h, w], each of whose symbols takes b bits under a uniform prior."""
+        stride = 1 << self.config.num_scales
+        return x[..., ::stride, ::stride]
 
     def terms(self, z: Tensor, header: Tensor) -> RateTerms:
         """See `FloatModel.terms`; rise and fall are exact, the slope goes through P's context."""
@@ -302,8 +305,7 @@ class ProbabilityModel(FloatModel):
         rise.masked_fill_(z >= 128.0 - 1.25 * level, float("inf"))  # a uniform prior names no change at all
         fall.masked_fill_(z <= -128.0 + 0.25 * level, float("inf"))
         if self.prior is None:
-            stride = 1 << self.config.num_scales
-            bits = bits + b * z[:, :, ::stride, ::stride][0].numel()
+            bits = bits + b * self._last_scale(z)[0].numel()
         return RateTerms(bits.detach(), rise, fall, slope * level)
 
     @torch.no_grad()
@@ -316,8 +318,7 @@ class ProbabilityModel(FloatModel):
             part = bits[(slice(None), *group.place[1:])]
             part += cost.sum(dim=1).double()[:, : part.shape[1], : part.shape[2]]
         if self.prior is None:
-            stride = 1 << self.config.num_scales
-            bits[:, ::stride, ::stride] += b[:, None, None] * self.c
+            self._last_scale(bits).add_(b[:, None, None] * self.c)
         return bits
 
     @torch.no_grad()
