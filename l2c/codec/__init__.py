@@ -5,8 +5,7 @@ parallel and on their own; E and D do not. Values go down this list, and come up
 
     session             a model on a device, `encode` and `decode`: what the public API and the command line use
     options, results    what a call may ask for, and what it gives back
-    search              what is asked for -> the files that meet it
-    encoder, decoder    pictures -> coded latents -> files, and back
+    encoder, decoder    pictures -> coded latents -> files, and back; what to try next a strategy says (`l2c.search`)
     transform_stage     pictures <-> latents: E, Q, D
     latent_stage        latents <-> payloads: P and the coder, and help where they fail
 """

@@ -20,7 +20,6 @@ from l2c.codec.encoder import Encoder
 from l2c.codec.latent_stage import LatentStage
 from l2c.codec.options import DEFAULT_QUALITY, DEFAULT_TILE, EncodeOptions, check_options
 from l2c.codec.results import Decoded, Encoded
-from l2c.codec.search import Search
 from l2c.codec.support import checked_threads, names_of, naming, of_device
 from l2c.codec.transform_stage import TransformStage
 from l2c.devices import checked_device
@@ -30,6 +29,7 @@ from l2c.format.bitstream import Bitstream, Limits, read_bitstream
 from l2c.format.levels import DEFAULT_METRIC, MAX_QUALITY, METRICS
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.rate_control import dissimilarity_db
+from l2c.search import AtQualities, Strategy, ToFigures, ToSizes
 from l2c.transforms import Transform
 
 if TYPE_CHECKING:
@@ -195,18 +195,21 @@ class Codec:
             max_seconds=max_seconds,
             progress=progress,
         )
-        search = Search(self.encoder)
+        known, adapts = self.encoder.known(batch), batch.effort.adapts
+        strategy: Strategy
         if bpp is not None or max_bytes is not None:
             rate = min(float(bpp), 1e12) if bpp is not None else 0.0  # more than any file has, its square is finite
             most = min(float(max_bytes), 1e15) if max_bytes is not None else 0.0
             sizes = [rate * p.height * p.width / 8.0 if bpp is not None else most for p in batch.pictures]
-            results = search.to_sizes(batch, sizes)
-        elif psnr is not None or msssim is not None:
-            value = float(psnr) if psnr is not None else dissimilarity_db(float(msssim or 0.0))
-            results = search.to_figures(batch, value, "PSNR" if psnr is not None else "MS-SSIM")
+            strategy = ToSizes(known, sizes, batch.effort, batch.mu, batch.late)
+        elif psnr is not None:
+            strategy = ToFigures(known, float(psnr), "PSNR", adapts, batch.late)
+        elif msssim is not None:
+            strategy = ToFigures(known, dissimilarity_db(float(msssim)), "MS-SSIM", adapts, batch.late)
         else:
             level = round((DEFAULT_QUALITY if quality is None else quality) * MAX_QUALITY / 100)
-            results = search.to_levels(batch, [level] * len(batch.pictures))
+            strategy = AtQualities(known, [level] * len(known), adapts)
+        results = self.encoder.encode(batch, strategy)
         batch.clock["total"] = time.perf_counter() - start
         seconds = {stage: value / max(1, len(results)) for stage, value in batch.clock.items()}
         return [replace(result, seconds=seconds) for result in results]
