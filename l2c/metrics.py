@@ -29,18 +29,19 @@ CB_RANGE, CR_RANGE = 2.0 * (1.0 - LUMA[2]), 2.0 * (1.0 - LUMA[0])  # 1.8556 and 
 
 
 @functools.lru_cache(maxsize=32)
-def _window() -> Tensor:
+def window() -> Tensor:
+    """The Gaussian of MS-SSIM: float32 [11], sum 1."""
     n = torch.arange(_WINDOW, dtype=torch.float64, device="cpu") - _WINDOW // 2
     g = torch.exp(-(n**2) / (2 * _SIGMA**2))
     return (g / g.sum()).float()
 
 
 @functools.lru_cache(maxsize=32)
-def _band(side: int, device: torch.device) -> Tensor:
+def banded_window(side: int, device: torch.device) -> Tensor:
     """The 11-tap filter over `side` samples as a banded matrix [side - 10, side]."""
     with torch.inference_mode(False):  # kept, so it must not be bound to the mode of the first caller
         band = torch.zeros(side - _WINDOW + 1, side, dtype=torch.float32, device="cpu")
-        for offset, weight in enumerate(_window().tolist()):
+        for offset, weight in enumerate(window().tolist()):
             band.diagonal(offset).fill_(weight)
         return band.to(device)
 
@@ -58,7 +59,7 @@ def _blur_along(x: Tensor, dim: int) -> Tensor:
     outputs, parts = x.shape[dim] - _WINDOW + 1, []
     for start in range(0, outputs, _PIECE):
         length = min(_PIECE, outputs - start) + _WINDOW - 1
-        part, band = x.narrow(dim, start, length), _band(length, x.device)
+        part, band = x.narrow(dim, start, length), banded_window(length, x.device)
         parts.append(part @ band.T if dim == -1 else band @ part)
     return torch.cat(parts, dim) if len(parts) > 1 else parts[0]
 

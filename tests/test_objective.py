@@ -254,13 +254,13 @@ class TestWithoutWaiting:
         x, x_hat = (t.to("meta") for t in pictures(6, 180, 170))
         mu = torch.tensor([0, 0, 4, 4, 5, 8]).to("meta")
         monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())  # knows no meta
-        metrics._band.cache_clear()
+        metrics.banded_window.cache_clear()
         self._loss(mu, mu * 100, x, x_hat, tiny_config)  # the filters are made on the host, once
         with _NoSynchronisation():
             y = x_hat.clone().requires_grad_()
             self._loss(mu, mu * 100, x, y, tiny_config).backward()
         assert y.grad is not None and y.grad.device.type == "meta"
-        metrics._band.cache_clear()
+        metrics.banded_window.cache_clear()
 
     def test_the_mode_sees_what_it_should(self) -> None:
         x = pictures(3, 24, 24)[0]
