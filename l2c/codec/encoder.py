@@ -335,7 +335,7 @@ class Encoder:
             probes=best.probes,
             corrections=best.trial.corrections,
             latents_sha256=digest,
-            adaptation=best.trial.report or {},
+            adaptation=best.trial.report,
         )
 
     def decoded(self, batch: Batch, i: int, coded: Coded) -> UInt8Array:
