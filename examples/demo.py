@@ -88,7 +88,7 @@ def main() -> int:
         ("PSNR", f"{decibel:.2f} dB"),
         ("MS-SSIM", f"{similarity:.4f}"),
         ("load model", f"{load_seconds:.2f} s"),
-        ("encode", f"{encoded.seconds['total']:.2f} s, {encoded.probes} qualities tried"),
+        ("encode", f"{encoded.seconds.total:.2f} s, {encoded.probes} qualities tried"),
         ("decode", f"{_stages(decoded['seconds'])} (second process in all: {process_seconds:.2f} s)"),
         ("latents", f"equal in both processes, SHA-256 {encoded.latents_sha256[:16]}..."),
         ("compare", str(picture)),

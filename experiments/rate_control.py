@@ -32,7 +32,7 @@ def odd_targets(codec: l2c.Codec, files: list[Path], effort: int, count: int, se
         rate = float(np.exp(random.uniform(np.log(0.06), np.log(2.0))))
         encoded = codec.encode_detailed(path, bpp=rate, metric=metric, effort=effort)
         shares.append(encoded.bpp / rate)
-        passes.append(encoded.probes + encoded.adaptation.get("passes", 0))
+        passes.append(encoded.probes + encoded.adaptation_as_dict().get("passes", 0))
         flag = "" if encoded.target_reached else f"  {encoded.reason}"
         print(f"{path.stem} {metric} {rate:.4f}: {shares[-1]:.4f} of the target, {passes[-1]} passes{flag}", flush=True)
     inside = sum(0.98 <= share <= 1.0 for share in shares)

@@ -64,7 +64,7 @@ def measure(codec: l2c.Codec, picture: np.ndarray, metric: str, tool: str, **goa
     p, m = figures_of(picture, decoded, ("psnr-rgb", "ms-ssim-rgb")).values()
     return {
         "tool": tool, "metric": metric, "bpp": encoded.bpp, "psnr": p, "msssim": m, "quality": encoded.quality,
-        "seconds": seconds, "adaptation": encoded.adaptation, "borders": steps_at_borders(decoded),
+        "seconds": seconds, "adaptation": encoded.adaptation_as_dict(), "borders": steps_at_borders(decoded),
     }  # fmt: skip
 
 

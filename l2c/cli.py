@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
 import typer
 
@@ -56,6 +56,7 @@ from l2c.format.levels import DEFAULT_METRIC, metric_name
 from l2c.train.commands import app as train_app
 
 if TYPE_CHECKING:
+    from l2c import codec as api
     from l2c.codec import Codec
     from l2c.images import Picture
     from l2c.models import Model
@@ -309,7 +310,7 @@ def encode(
                 msssim=msssim,
                 quality=quality,
                 metric=metric.value,
-                effort=effort,
+                effort=cast("api.EffortLevel", effort),
                 tile=tile,
                 metadata="none" if no_metadata else metadata.value,
                 alpha_quality=alpha_quality,
@@ -332,9 +333,9 @@ def encode(
             "reason": encoded.reason,
             "probes": encoded.probes,
             "corrections": encoded.corrections,
-            "adaptation": {name: round(value, 6) for name, value in encoded.adaptation.items()},
+            "adaptation": {name: round(value, 6) for name, value in encoded.adaptation_as_dict().items()},
             "latents_sha256": encoded.latents_sha256,
-            "seconds": _rounded(encoded.seconds),
+            "seconds": _rounded(encoded.seconds.as_dict()),
         }
 
     def line(result: Result) -> str:
@@ -574,9 +575,9 @@ def bench(
     encode_runs, decode_runs = [], []
     for _ in range(repeats):
         encoded = codec.encode_detailed(pixels, quality=quality, metric=metric.value)
-        encode_runs.append(encoded.seconds)
+        encode_runs.append(encoded.seconds.as_dict())
         decoded = codec.decode_detailed(encoded.data)
-        decode_runs.append(decoded.seconds)
+        decode_runs.append(decoded.seconds.as_dict())
         if decoded.latents_sha256 != encoded.latents_sha256:
             raise BitstreamError("the decoded latents are not the ones that were encoded")
     megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
@@ -620,7 +621,7 @@ class _Decoders:
     Files are checked before any model is loaded, so a damaged one costs no time.
     """
 
-    def __init__(self, device: str, model: str | None, limits: Limits, precision: str = "float32") -> None:
+    def __init__(self, device: str, model: str | None, limits: Limits, precision: api.Precision = "float32") -> None:
         self.device = device
         self.precision = precision
         self.model = model
@@ -637,7 +638,7 @@ class _Decoders:
             "model": codec.model.name,
             "quality": index.header.quality / 10,
             "latents_sha256": decoded.latents_sha256,
-            "seconds": _rounded(decoded.seconds),
+            "seconds": _rounded(decoded.seconds.as_dict()),
         }
         return decoded.picture, facts
 

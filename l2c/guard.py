@@ -14,7 +14,7 @@ pictures are looked at through a lattice of crops, so that the time is bounded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,37 +48,41 @@ class Look:
 class QualityGuard:
     """Decides which quality serves a picture where a higher one was asked for.
 
+    Ask `next_look`, look there, tell `report`; repeat until `next_look` is None: then the decision is in `settled`.
+
     Attributes:
-        look: a quality 0..1000 -> what it gives; each is asked for once.
         settled: the decisions so far, by the quality that was asked for.
+        looks: what is known, by quality.
     """
 
-    look: Callable[[int], Look]
     settled: dict[int, int] = field(default_factory=dict)
-    _seen: dict[int, Look] = field(default_factory=dict)
+    looks: dict[int, Look] = field(default_factory=dict)
 
-    def settle(self, quality: int, simple: bool) -> int:
-        """The best quality 0..1000 that is not above the one asked for.
+    def next_look(self, quality: int, simple: bool) -> int | None:
+        """The quality that has to be looked at next to decide which is best of those up to `quality`, 0..1000.
 
         Args:
             simple: look at all the lower ones; otherwise on as far as latents clip, and a little further.
+        Returns:
+            None: it is decided.
         """
         best, rest = quality, _PATIENCE
         for lower in range((quality - 1) // _GRID * _GRID, -1, -_GRID):
-            if self.ask(lower).cost <= _EQUAL * self.ask(best).cost:
+            unknown = next((level for level in (lower, best) if level not in self.looks), None)
+            if unknown is not None:
+                return unknown
+            if self.looks[lower].cost <= _EQUAL * self.looks[best].cost:
                 best, rest = lower, _PATIENCE
-            elif not simple and self.ask(lower).clipped <= CLIPPED:
+            elif not simple and self.looks[lower].clipped <= CLIPPED:
                 rest -= 1
                 if rest == 0:
                     break
         self.settled[quality] = best
-        return best
+        return None
 
-    def ask(self, quality: int) -> Look:
-        """What `look` says of a quality, once."""
-        if quality not in self._seen:
-            self._seen[quality] = self.look(quality)
-        return self._seen[quality]
+    def report(self, quality: int, look: Look) -> None:
+        """Tell what the picture looks like at a quality."""
+        self.looks[quality] = look
 
 
 def is_small(bpp: float, quality: int, curve: Sequence[tuple[float, float]]) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,15 @@ import torch
 import l2c
 from l2c.adapt.bias_sets import BiasSets
 from l2c.adapt.effort import EFFORTS
-from l2c.codec import encoder
-from l2c.codec.encoder import Coded, Trial
-from l2c.codec.latent_stage import Latents
-from l2c.codec.search import better
+from l2c.codec.encoder import Batch
 from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.errors import BitstreamError, RateError
 from l2c.evaluate.measures import measure
 from l2c.format.adapt_section import NO_SET, PatchChanges
-from l2c.format.bitstream import ADAPT, file_size, read_bitstream, write_bitstream
-from l2c.format.levels import OperatingPoint
+from l2c.format.bitstream import ADAPT, read_bitstream, write_bitstream
 from l2c.models import save_model
+from l2c.search import Adapt, Best, Plain
 from l2c.transforms import Transform, num_biases
 
 
@@ -58,8 +54,8 @@ def test_rate_is_met_and_quality_rises(codec: l2c.Codec, photo: np.ndarray, rate
         assert 0.98 * rate <= result.bpp <= rate
     decoded = codec.decode(adapted.data)
     assert codec.verify(adapted.data) == adapted.latents_sha256
-    assert adapted.adaptation["iterations"] >= 1
-    assert adapted.adaptation["objective_gain_percent"] > 1.0
+    assert adapted.adaptation.iterations >= 1
+    assert adapted.adaptation.objective_gain_percent > 1.0
     if metric == "psnr":
         assert psnr(decoded, photo) > psnr(codec.decode(plain.data), photo)
 
@@ -121,7 +117,7 @@ def test_tiles_are_searched_with_their_neighbours(photo: np.ndarray) -> None:
     adapted = codec.encode_detailed(wide, quality=40, tile=512, metric="psnr", effort=2)
     for file, name in ((plain, "distortion_before"), (adapted, "distortion_after")):  # the search saw what D decodes
         error = np.mean((codec.decode(file.data).astype(float) - wide) ** 2)
-        assert adapted.adaptation[name] == pytest.approx(error, rel=0.03)
+        assert getattr(adapted.adaptation, name) == pytest.approx(error, rel=0.03)
     assert len(adapted.data) < len(plain.data)
     assert codec.verify(adapted.data) == adapted.latents_sha256
     assert psnr(codec.decode(adapted.data), wide) > psnr(codec.decode(plain.data), wide) - 0.15
@@ -137,11 +133,11 @@ def test_progress_and_time_limit(codec: l2c.Codec, photo: np.ndarray) -> None:
     assert {stage for _, stage in told} >= {"latents"}
     start = time.perf_counter()
     late = codec.encode_detailed(photo, quality=50, effort=9, max_seconds=1e-3)
-    assert late.adaptation["iterations"] == 0
+    assert late.adaptation.iterations == 0
     assert late.data == codec.encode(photo, quality=50)
     hurried = codec.encode_detailed(photo, bpp=0.5, effort=9, max_seconds=1e-3)
     assert time.perf_counter() - start < 20
-    assert hurried.adaptation == {}
+    assert hurried.adaptation is None
     assert 0.98 * 0.5 <= hurried.bpp <= 0.5
 
 
@@ -183,7 +179,7 @@ def test_impossible_efforts(numbers: dict[str, int]) -> None:
 def test_own_mixture_of_tools(codec: l2c.Codec, photo: np.ndarray) -> None:
     assert codec.encode(photo, quality=50, effort=l2c.Effort()) == codec.encode(photo, quality=50)
     mixture = codec.encode_detailed(photo, quality=50, effort=l2c.Effort(3))
-    assert mixture.adaptation["iterations"] == 3
+    assert mixture.adaptation.iterations == 3
     level = next(k for k, effort in enumerate(EFFORTS) if effort == l2c.Effort(4))
     assert codec.encode(photo, quality=50, effort=l2c.Effort(4)) == codec.encode(photo, quality=50, effort=level)
     with pytest.raises(l2c.UnsupportedError, match="with effort it must be at most"):
@@ -196,13 +192,13 @@ def test_tries_start_at_other_qualities_and_keep_the_best(
 ) -> None:
     photo = photo[40:168, 60:236]
     levels: list[int] = []
-    adapt = encoder.adapt
+    adapt = codec.encoder.adapt
 
-    def noting(transform: object, p: object, sets: object, subjects: list, *rest: object) -> object:  # type: ignore
-        levels.extend(subject.point.quality_tenths for subject in subjects)
-        return adapt(transform, p, sets, subjects, *rest)  # type: ignore[arg-type]
+    def noting(batch: Batch, asked: list[Adapt], *rest: object) -> object:
+        levels.extend(question.quality for question in asked)
+        return adapt(batch, asked, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(encoder, "adapt", noting)
+    monkeypatch.setattr(codec.encoder, "adapt", noting)
     told: list[float] = []
     best = codec.encode_detailed(
         photo, bpp=0.5, metric=metric, effort=l2c.Effort(2, tries=3), progress=lambda share, stage: told.append(share)
@@ -292,7 +288,7 @@ def test_the_encoder_uses_sets_that_help(with_sets: l2c.Codec) -> None:
     index = np.array([[1, 3, NO_SET], [0, 3, 1]], np.uint8)
     target = with_sets.decode(changed(plain, PatchChanges(index).pack()))
     result = with_sets.encode_detailed(target, quality=70, effort=6, metric="psnr")
-    assert result.adaptation["patches_with_bias_set"] >= 2
+    assert result.adaptation.patches_with_bias_set >= 2
     found = PatchChanges.unpack(bytes(read_bitstream(result.data).metadata[ADAPT]), 530, 300, 5, 2).sets
     assert found is not None
     assert (found == index).sum() >= 3
@@ -300,9 +296,9 @@ def test_the_encoder_uses_sets_that_help(with_sets: l2c.Codec) -> None:
 
 def test_report_is_plain_numbers(codec: l2c.Codec, photo: np.ndarray) -> None:
     result = codec.encode_detailed(photo[:64, :64], quality=50, effort=1)
-    assert all(isinstance(value, (int, float)) for value in result.adaptation.values())
-    assert dataclasses.asdict(result)["adaptation"] == result.adaptation
-    assert codec.encode_detailed(photo[:64, :64], quality=50).adaptation == {}
+    assert all(isinstance(value, (int, float)) for value in result.adaptation_as_dict().values())
+    assert dataclasses.asdict(result)["adaptation"] == result.adaptation_as_dict()
+    assert codec.encode_detailed(photo[:64, :64], quality=50).adaptation is None
 
 
 def test_first_used_inside_other_modes(photo: np.ndarray) -> None:
@@ -374,34 +370,35 @@ def test_what_the_codec_would_refuse_is_not_written(photo: np.ndarray) -> None:
         codec.encode(np.concatenate([photo] * 3, axis=1), tile=512)
 
 
-def test_the_better_of_two_files_for_one_size() -> None:
-    """Near the size counts first, then J; the order in which they come never."""
-
-    def trial(size: int) -> Trial:
-        latents = Latents(np.zeros((1, 1, 1), np.uint8), OperatingPoint(500, 0, 8))
-        return Trial(Coded(latents, PatchChanges(), [bytes(size - file_size([0], []))], [1], {}))
-
-    good, bad, far = trial(1000), trial(999), trial(900)
-    assert (good.size, far.size) == (1000, 900)
-
-    def chosen(old: Trial | None, new: Trial | None) -> Trial | None:
-        return better(old, new, 1005.0, lambda trial: 1.0 if trial is good else 2.0)
-
-    assert chosen(good, bad) is good and chosen(bad, good) is good
-    assert chosen(far, bad) is bad and chosen(bad, far) is bad
-    assert chosen(None, far) is far and chosen(far, None) is far and chosen(None, None) is None
-    assert chosen(good, None) is good and chosen(None, good) is good
-
-
 def test_what_is_searched_is_what_the_decoder_shows(codec: l2c.Codec, photo: np.ndarray) -> None:
     """D of latents in hand, by which files are compared, gives the pixels of the written file; sizes are exact."""
-    batch = codec.encoder.batch([photo], mu=4)
-    (coded,) = codec.encoder.encode_at(batch, [0], [400])
-    for _, adapted in codec.encoder.adapt(replace(batch, effort=EFFORTS[2]), [400]):
-        for part in (coded, codec.encoder.code_adapted(batch, 0, adapted)):
-            file = codec.encoder.write(batch, 0, Trial(part))
-            assert len(file.data) == part.size
-            assert np.array_equal(codec.encoder.decoded(batch, 0, part), codec.decode(file.data))
+    batch = codec.encoder.batch([photo], mu=4, effort=EFFORTS[2])
+    (plain,) = codec.encoder.encode_at(batch, [Plain(0, 400)])
+    adapted = codec.encoder.adapt(batch, [Adapt(0, 400)])[0]
+    for trial in (plain, codec.encoder.adapted_trial(batch, 0, adapted)):
+        file = codec.encoder.write(batch, 0, Best(trial))
+        assert len(file.data) == trial.size
+        assert np.array_equal(codec.encoder.decoded(batch, 0, trial.coded), codec.decode(file.data))
+
+
+def test_pictures_share_passes_and_no_file_is_decoded(
+    codec: l2c.Codec, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E runs once for each round of the slowest search, and only the winners are written."""
+    passes, written = [], []
+    analyse, write = codec.transform_stage.analyse, codec.encoder.write
+    monkeypatch.setattr(
+        codec.transform_stage, "analyse", lambda p, *a, **k: passes.append(len(p)) or analyse(p, *a, **k)
+    )
+    monkeypatch.setattr(codec.encoder, "write", lambda batch, i, best: written.append(i) or write(batch, i, best))
+    monkeypatch.setattr(codec.latent_stage, "read", None)
+    pictures = [photo[:96, :120], photo[40:136, 100:220], photo[90:186, 20:140]]
+    for options in ({"bpp": 0.6}, {"psnr": 30.0}, {"bpp": 0.6, "effort": 1}):
+        passes.clear(), written.clear()
+        files = codec.encode_batch_detailed(pictures, **options)  # type: ignore[arg-type]
+        adaptations = 3 if "effort" in options else 0
+        assert passes[0] == 3 and len(passes) <= max(file.probes for file in files) + adaptations
+        assert written == [0, 1, 2]
 
 
 def test_what_was_saved_too_much_is_spent_again(
@@ -409,8 +406,8 @@ def test_what_was_saved_too_much_is_spent_again(
 ) -> None:
     """A level that expects less than the search saves comes to the rate all the same, without another search."""
     adapted = []
-    adapt = encoder.adapt
-    monkeypatch.setattr(encoder, "adapt", lambda *a: adapted.append(1) or adapt(*a))
+    adapt = codec.encoder.adapt
+    monkeypatch.setattr(codec.encoder, "adapt", lambda *a: adapted.append(1) or adapt(*a))
     monkeypatch.setattr(l2c.Effort, "saving", lambda self, mu, bpp: 0.02)
     result = codec.encode_detailed(photo, bpp=0.6, metric="psnr", effort=3)
     assert result.target_reached and 0.98 <= result.bpp / 0.6 <= 1.0

@@ -19,54 +19,54 @@ def codec() -> l2c.Codec:
     return l2c.Codec()
 
 
-def walked(costs: dict[int, float], clipped: dict[int, float] | None = None) -> tuple[QualityGuard, list[int]]:
+class Walk:
     """A guard over stated costs, linear in between, and the qualities that it looked at."""
-    seen: list[int] = []
 
-    def look(quality: int) -> Look:
-        seen.append(quality)
-        known = sorted(costs)
-        cost = float(np.interp(quality, known, [costs[q] for q in known]))
-        return Look(cost, float((clipped or {}).get(quality, 0.0)))
+    def __init__(self, costs: dict[int, float], clipped: dict[int, float] | None = None) -> None:
+        self.guard, self.seen = QualityGuard(), []
+        self._costs, self._clipped = costs, clipped or {}
 
-    return QualityGuard(look), seen
+    def settle(self, quality: int, simple: bool) -> int:
+        while (level := self.guard.next_look(quality, simple)) is not None:
+            self.seen.append(level)
+            known = sorted(self._costs)
+            cost = float(np.interp(level, known, [self._costs[q] for q in known]))
+            self.guard.report(level, Look(cost, self._clipped.get(level, 0.0)))
+        return self.guard.settled[quality]
 
 
 def test_falling_costs_keep_the_quality() -> None:
-    guarded, seen = walked({0: 10.0, 1000: 1.0})
-    assert guarded.settle(930, simple=False) == 930
-    assert sorted(seen) == [850, 900, 930]  # two looks without gain end the walk
-    assert guarded.settled == {930: 930}
+    walk = Walk({0: 10.0, 1000: 1.0})
+    assert walk.settle(930, simple=False) == 930
+    assert sorted(walk.seen) == [850, 900, 930]  # two looks without gain end the walk
+    assert walk.guard.settled == {930: 930}
 
 
 def test_the_best_lower_quality_is_found_through_all_that_clips() -> None:
     costs = {0: 9.0, 600: 1.0, 650: 5.0, 1000: 20.0}
-    guarded, _ = walked(costs, dict.fromkeys(range(650, 1001), 1.0))
-    assert guarded.settle(1000, simple=False) == 600
+    assert Walk(costs, dict.fromkeys(range(650, 1001), 1.0)).settle(1000, simple=False) == 600
 
 
 def test_a_walk_crosses_humps_while_latents_clip_and_for_simple_pictures() -> None:
     costs = {0: 9.0, 500: 1.0, 550: 8.0, 700: 7.0, 800: 4.0, 1000: 3.0}
     for simple, clips, expected in ((False, {}, 1000), (True, {}, 500)):
-        guarded, _ = walked(costs, clips)
-        assert guarded.settle(1000, simple) == expected
-    guarded, _ = walked(costs, dict.fromkeys(range(550, 1001), 1.0))
-    assert guarded.settle(1000, simple=False) == 500
+        assert Walk(costs, clips).settle(1000, simple) == expected
+    assert Walk(costs, dict.fromkeys(range(550, 1001), 1.0)).settle(1000, simple=False) == 500
 
 
 def test_settled_qualities_never_cost_more_than_lower_ones() -> None:
     rng = np.random.default_rng(0)
     costs = dict(zip(range(0, 1001, 50), rng.random(21)))
-    guarded, seen = walked(costs)
-    settled = [costs[guarded.settle(quality, simple=True)] for quality in range(0, 1001, 50)]
+    walk = Walk(costs)
+    settled = [costs[walk.settle(quality, simple=True)] for quality in range(0, 1001, 50)]
     assert settled == sorted(settled, reverse=True)
-    assert len(seen) == len(set(seen))  # each quality is looked at once
+    assert len(walk.seen) == len(set(walk.seen))  # each quality is looked at once
 
 
 def test_of_equal_costs_the_lowest_quality_counts() -> None:
-    guarded, _ = walked({0: 5.0, 100: 0.0, 1000: 0.0})
-    assert guarded.settle(770, simple=True) == 100
-    assert guarded.settle(0, simple=True) == 0
+    walk = Walk({0: 5.0, 100: 0.0, 1000: 0.0})
+    assert walk.settle(770, simple=True) == 100
+    assert walk.settle(0, simple=True) == 0
 
 
 def test_what_is_looked_at_of_a_picture() -> None:
@@ -156,7 +156,7 @@ def test_adaptation_starts_from_the_settled_quality(codec) -> None:
 
 def test_photographs_cost_no_look(codec, monkeypatch) -> None:
     looks: list[int] = []
-    monkeypatch.setattr(QualityGuard, "ask", lambda self, quality: looks.append(quality))
+    monkeypatch.setattr(codec.transform_stage, "look", lambda pixels, mu, bits, level: looks.append(level))
     picture = skimage.data.coffee()[:256, :256]
     for quality in (0, 50, 100):
         assert codec.encode_detailed(picture, quality=quality).quality == quality

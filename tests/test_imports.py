@@ -39,8 +39,11 @@ ARROWS = {
     "config": {"errors", "settings", "transforms", "entropy"},
     "adapt": {"errors", "arrays", "config", "format", "ops", "transforms", "entropy", "metrics", "objective", "models",
               "rate_control"},
+    "rate_control": {"format"},
+    "guard": {"rate_control"},
+    "search": {"errors", "format", "adapt.effort", "guard", "rate_control"},
     "codec": {"errors", "arrays", "devices", "format", "images", "ops", "transforms", "entropy", "adapt", "models",
-              "metrics", "objective", "guard", "rate_control"},
+              "metrics", "objective", "guard", "rate_control", "search"},
 }  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def search_sets(
     predicted = torch.einsum("nkb,nbrc->nrck", values, gradient)
     curvature = sets.curvature[list(bands)].to(z.device)  # [N, k, terms], of a whole patch's mean
     bend = (curvature * regions.blend.weights[:, None]).sum(dim=2)
-    area = _areas(regions.x, BIAS_PATCH)
+    area = patch_areas(regions.x, BIAS_PATCH)
     predicted += regions.lmbda[:, None, None, None] * area[None, :, :, None] * bend[:, None, None, :]
     ranked = predicted.topk(min(count, values.shape[1]), dim=3, largest=False).indices
     base = measure(x_hat.detach()) * weight
@@ -184,7 +184,7 @@ def search_sets(
         return best, -(joint * (best != NO_SET)).sum(dim=(1, 2))
 
 
-def _areas(x: Tensor, side: int) -> Tensor:
+def patch_areas(x: Tensor, side: int) -> Tensor:
     """Pixels of each patch of pictures [N, 3, H, W]: float32 [rows, columns]."""
     sides = [
         torch.tensor(

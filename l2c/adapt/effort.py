@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from l2c.errors import UnsupportedError
 from l2c.format.levels import METRICS
 
+EffortLevel: TypeAlias = Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # a place in EFFORTS
 MAX_TRIES = 5
 REVISION = 1  # of what an adaptation finds with given numbers; records of measurements name it
 

@@ -6,6 +6,7 @@ with a margin of its neighbours' unadapted latents.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -50,6 +51,33 @@ class Subject:
     lmbda: float
     point: OperatingPoint
     aim: float | None = None
+
+
+@dataclass(frozen=True)
+class AdaptationReport:
+    """What an adaptation did to a picture.
+
+    Attributes:
+        iterations, passes: of the latent search; 0 where there was no time for any.
+        bpp_before, bpp_after, distortion_before, distortion_after: of the latents, by the search's own measurement,
+            trimming not counted; None without a search, as is what follows.
+        objective_gain_percent: how much J fell, of the rate before.
+        patches_with_bias_set, patches_with_conditions: patches in which D is changed.
+    """
+
+    iterations: int = 0
+    passes: int = 0
+    bpp_before: float | None = None
+    bpp_after: float | None = None
+    distortion_before: float | None = None
+    distortion_after: float | None = None
+    objective_gain_percent: float | None = None
+    patches_with_bias_set: int = 0
+    patches_with_conditions: int = 0
+
+    def as_dict(self) -> dict[str, float | int]:
+        """By name, without what is not known."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
 
 
 @dataclass
@@ -99,30 +127,30 @@ class Adapted:
         sizes = [float(search.bits[i]) for search, i, _ in self.parts]
         return sum(search.restore(i, bits * size / sum(sizes)) for (search, i, _), size in zip(self.parts, sizes))
 
-    def report(self) -> dict[str, float | int]:
-        """Figures for people: rate and distortion before and after the search (trimming not counted), patches with
-        changes. Of the tiles that were searched; without rate and distortion if there was no time for any."""
+    def report(self) -> AdaptationReport:
+        """What it did, of the tiles that were searched."""
         sets, conditions = self.changes.sets, self.changes.conditions
-        patches: dict[str, float | int] = {
+        patches = {
             "patches_with_bias_set": 0 if sets is None else int((sets != NO_SET).sum()),
             "patches_with_conditions": 0 if conditions is None else int(conditions.any(axis=0).sum()),
         }
         searched = [(search, i) for search, i, _ in self.parts if search.iterations]
         if not searched:
-            return {"iterations": 0, "passes": 0} | patches
+            return AdaptationReport(**patches)
         before, cost_before = (sum(float(search.start[k][i]) for search, i in searched) for k in range(2))
         after = sum(float(search.bits[i]) for search, i in searched)
         cost_after = sum(float(search.cost[i]) for search, i in searched) - self.saved_cost
         pixels = sum(search.regions.pixels for search, _ in searched)
-        return {
-            "iterations": max(search.iterations for search, _ in searched),
-            "passes": max(search.passes for search, _ in searched),
-            "bpp_before": before / pixels,
-            "bpp_after": after / pixels,
-            "distortion_before": cost_before / self.subject.lmbda / pixels,
-            "distortion_after": cost_after / self.subject.lmbda / pixels,
-            "objective_gain_percent": 100.0 * (before + cost_before - after - cost_after) / before,
-        } | patches
+        return AdaptationReport(
+            iterations=max(search.iterations for search, _ in searched),
+            passes=max(search.passes for search, _ in searched),
+            bpp_before=before / pixels,
+            bpp_after=after / pixels,
+            distortion_before=cost_before / self.subject.lmbda / pixels,
+            distortion_after=cost_after / self.subject.lmbda / pixels,
+            objective_gain_percent=100.0 * (before + cost_before - after - cost_after) / before,
+            **patches,
+        )
 
 
 class Progress:

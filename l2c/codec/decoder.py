@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 import torch
+from torch import Tensor
 
 from l2c import images
+from l2c.arrays import UInt8Array
 from l2c.codec.latent_stage import LatentStage
-from l2c.codec.results import Decoded
+from l2c.codec.results import Decoded, DecodeSeconds
 from l2c.codec.support import naming
 from l2c.codec.transform_stage import TransformStage
 from l2c.errors import BitstreamError
@@ -23,7 +26,10 @@ from l2c.format.alpha_section import unpack_alpha
 from l2c.format.bitstream import ALPHA, DPI, EXIF, ICC, LOSSY_ALPHA, XMP, Bitstream
 from l2c.format.metadata_sections import unpack_dpi, unpack_xmp
 
-Output = Literal["numpy", "pil", "torch"]
+Output: TypeAlias = Literal["numpy", "pil", "torch"]
+Mode: TypeAlias = Literal["rgb", "original"]
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+MODES: tuple[Mode, ...] = get_args(Mode)
 _QUEUED_PIXELS = 1 << 26  # of the pictures that lie on a GPU at the same time
 
 
@@ -69,8 +75,7 @@ class Decoder:
             xmp=unpack_xmp(sections[XMP]) if XMP in sections else None,
             dpi=unpack_dpi(sections[DPI]) if DPI in sections else None,
         )
-        seconds = {"container": parsed - start, "entropy": middle - parsed, "decoder": end - middle}
-        seconds["total"] = time.perf_counter() - start
+        seconds = DecodeSeconds(parsed - start, middle - parsed, end - middle, time.perf_counter() - start)
         return Decoded(picture, hashlib.sha256(symbols).hexdigest(), seconds)
 
     def verify(self, stream: Bitstream) -> str:
@@ -133,7 +138,7 @@ def alpha_of(stream: Bitstream) -> npt.NDArray[Any] | None:
     return None
 
 
-def present(pixels: Any, stream: Bitstream, as_: Output, mode: str) -> Any:
+def present(pixels: Any, stream: Bitstream, as_: Output, mode: Mode) -> UInt8Array | PIL.Image.Image | Tensor:
     """Bring decoded pixels into the form that was asked for."""
     header = stream.header
     original = mode == "original"

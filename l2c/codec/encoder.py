@@ -1,20 +1,19 @@
-"""Pictures -> coded latents -> files: one step each, for a search to put together (`l2c.codec.search`)."""
+"""Pictures -> coded latents -> files: does what a strategy asks for (`l2c.search`), and writes what it ends with."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from l2c import guard, images
+from l2c import guard, images, search
 from l2c.adapt.effort import EFFORTS, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
 from l2c.arrays import UInt8Array
@@ -48,6 +47,21 @@ from l2c.metrics import psnr as psnr_of
 from l2c.models import Model
 from l2c.objective import Blend, distortion
 from l2c.rate_control import dissimilarity_db
+from l2c.search import (
+    Adapt,
+    Best,
+    Figure,
+    LookAt,
+    Measure,
+    Plain,
+    Question,
+    Restore,
+    Steer,
+    Strategy,
+    Trial,
+    Trim,
+    Weigh,
+)
 
 _ADAPT_PIXELS = 1 << 23  # pictures are adapted together up to this many pixels, at about 80 bytes each
 _LEAST_FILE = file_size([0], [])  # bytes of a file whose only tile is empty
@@ -66,16 +80,10 @@ class Batch:
     clock: dict[str, float]
     deadline: float
     progress: Callable[[float, str], None]
-    guards: list[guard.QualityGuard]
 
-    def only(self, *members: int) -> Batch:
-        """The same for one of the pictures alone, or for some of them."""
-        pictures, sections = [self.pictures[i] for i in members], [self.sections[i] for i in members]
-        return replace(self, pictures=pictures, sections=sections, guards=[self.guards[i] for i in members])
-
-    def settled(self, i: int, level: int) -> int:
-        """The quality at which a picture is encoded where this one (0..1000) is asked for, as far as is known."""
-        return self.guards[i].settled.get(level, level)
+    def late(self) -> bool:
+        """Whether the time for the adaptation is over."""
+        return time.perf_counter() > self.deadline
 
     def overhead(self, i: int) -> float:
         """Bytes of a picture's file that no quality changes, about: metadata and alpha, the header, a coder's flush."""
@@ -104,31 +112,26 @@ class Coded:
         return file_size([len(payload) for payload in self.payloads], [len(body) for body in self.sections.values()])
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A way to code a picture, and what led to it.
+def _silent(share: float, stage: str) -> None:
+    """Progress that nobody asked for."""
+
+
+@dataclass
+class Bench:
+    """What lies on the encoder's bench while a strategy asks.
 
     Attributes:
-        report: of the adaptation, see `Adapted.report`. corrections: see `Encoded`.
+        adapted: the adaptations of the last group, by picture: what corrections act on.
+        turn, done: which adaptation of every picture goes on, and how many pixels it has done.
     """
 
-    coded: Coded
-    report: dict[str, float | int] = field(default_factory=dict)
-    corrections: int = 0
-
-    @property
-    def size(self) -> int:
-        """Bytes of the file."""
-        return self.coded.size
-
-    @property
-    def quality(self) -> float:
-        """0..100."""
-        return 100.0 * self.coded.latents.point.quality_tenths / MAX_QUALITY
+    adapted: dict[int, Adapted] = field(default_factory=dict)
+    turn: int = 0
+    done: int = 0
 
 
 class Encoder:
-    """What an encoding search is made of, for a model on a device."""
+    """Encodes batches as strategies ask, for a model on a device."""
 
     def __init__(
         self, model: Model, transform_stage: TransformStage, latent_stage: LatentStage, limits: Limits
@@ -190,7 +193,6 @@ class Encoder:
             {"load": time.perf_counter() - start, "encoder": 0.0, "adapt": 0.0, "entropy": 0.0},
             float("inf") if max_seconds is None else start + max_seconds,
             _rising(progress) if progress is not None else _silent,
-            [self._guard(picture.rgb, mu, bits) for picture in pictures],
         )
 
     def _check_parts(self, picture: images.Picture, sections: dict[int, bytes], tile: int) -> None:
@@ -202,44 +204,93 @@ class Encoder:
             if limit is not None and value > limit:
                 raise LimitError(f"the file would have {value} of what Limits.{name} allows {limit} of")
 
-    def _guard(self, pixels: UInt8Array, mu: int, bits: int) -> guard.QualityGuard:
-        """What decides whether a quality serves a picture, uint8 [H, W, 3]."""
-        return guard.QualityGuard(functools.partial(self.transform_stage.look, pixels, mu, bits))
+    def known(self, batch: Batch) -> list[search.Picture]:
+        """What a strategy has to know of the pictures."""
+        return [
+            search.Picture(
+                i, picture.width, picture.height, batch.overhead(i), guard.is_flat(picture.rgb), self.model.rate_curve
+            )
+            for i, picture in enumerate(batch.pictures)
+        ]
 
-    def encode_at(self, batch: Batch, members: Sequence[int], levels: list[int]) -> list[Coded]:
-        """Some pictures, unadapted, at given qualities 0..1000, or at lower ones that serve them better."""
-        coded, clipped = self._encode_exactly(batch, members, [batch.settled(i, q) for i, q in zip(members, levels)])
-        for place, (i, level, loss) in enumerate(zip(members, levels, clipped)):
-            if level in batch.guards[i].settled:
-                continue
-            payload = coded[place].size - batch.overhead(i)
-            pixels = batch.pictures[i].height * batch.pictures[i].width
-            simple = guard.is_small(8.0 * payload / pixels, level, self.model.rate_curve)
-            simple = simple or guard.is_flat(batch.pictures[i].rgb)
-            if simple or loss > guard.CLIPPED:
+    def encode(self, batch: Batch, strategy: Strategy) -> list[Encoded]:
+        """Do what a strategy asks for until it asks no more, then write the files that it ends with.
+
+        Raises:
+            RateError: a target that a picture cannot reach.
+        """
+        bench = Bench()
+        while questions := strategy.ask():
+            strategy.tell(self._answers(batch, questions, bench))
+        if bench.adapted:
+            batch.progress(1.0, "adapted")
+        files = []
+        for i, name in enumerate(names_of(len(batch.pictures))):
+            with naming(name):
+                files.append(self.write(batch, i, strategy.best(i)))
+        return files
+
+    def _answers(self, batch: Batch, questions: list[Question[Any]], bench: Bench) -> dict[int, Any]:
+        """Answers to some of the questions.
+
+        What is about one picture alone comes first, so that what it leads to can join the others; unadapted encodes
+        share passes of E; adaptations come last and take up to _ADAPT_PIXELS together.
+        """
+        alone = next((question for question in questions if not isinstance(question, Plain | Adapt)), None)
+        if alone is not None:
+            return {alone.i: self._answer(batch, alone, bench)}
+        plain = [question for question in questions if isinstance(question, Plain)]
+        if plain:
+            return dict(zip([question.i for question in plain], self.encode_at(batch, plain)))
+        return self._adapt(batch, [question for question in questions if isinstance(question, Adapt)], bench)
+
+    def _answer(self, batch: Batch, question: Question[Any], bench: Bench) -> Any:
+        """The answer to a question about one picture alone."""
+        match question:
+            case LookAt(i, quality):
                 start = time.perf_counter()
-                settled = batch.guards[i].settle(level, simple)
+                look = self.transform_stage.look(batch.pictures[i].rgb, batch.mu, batch.bits, quality)
                 batch.clock["encoder"] += time.perf_counter() - start
-                if settled != level:
-                    ((coded[place],), _) = self._encode_exactly(batch, [i], [settled])
-        return coded
+                return look
+            case Measure(i, trial, figure):
+                return self.measured(batch, i, trial.coded, figure)
+            case Weigh(i, trial, quality):
+                return self.cost(batch, i, trial.coded, quality)
+            case Steer(i, beta):
+                bench.adapted[i].steer(beta)
+                return self.adapted_trial(batch, i, bench.adapted[i])
+            case Trim(i, bits):
+                return self.adapted_trial(batch, i, bench.adapted[i], -bench.adapted[i].trim(bits))
+            case Restore(i, bits):
+                return self.adapted_trial(batch, i, bench.adapted[i], bench.adapted[i].restore(bits))
+        raise TypeError(f"{question} is no question about a picture")
 
-    def _encode_exactly(
-        self, batch: Batch, members: Sequence[int], levels: list[int]
-    ) -> tuple[list[Coded], list[float]]:
-        """Some pictures, unadapted, at these very qualities, and how much their latents clip."""
+    def encode_at(self, batch: Batch, asked: Sequence[Plain]) -> list[Trial]:
+        """Some pictures, unadapted, each at the quality that is asked for."""
         start = time.perf_counter()
+        members, levels = [question.i for question in asked], [question.quality for question in asked]
         pixels = [batch.pictures[i].rgb for i in members]
         analysed = self.transform_stage.analyse(pixels, levels, batch.mu, batch.bits)
         batch.clock["encoder"] += time.perf_counter() - start
-        points = [OperatingPoint(level, batch.mu, batch.bits) for level in levels]
-        latents = [Latents(part.symbols, point) for part, point in zip(analysed, points)]
-        return self._code(batch, members, latents, [PatchChanges()] * len(latents)), [part.clipped for part in analysed]
+        latents = [
+            Latents(part.symbols, OperatingPoint(level, batch.mu, batch.bits)) for part, level in zip(analysed, levels)
+        ]
+        coded = self._code(batch, members, latents, [PatchChanges()] * len(latents))
+        return [Trial(mine.size, level, mine, part.clipped) for mine, level, part in zip(coded, levels, analysed)]
 
-    def code_adapted(self, batch: Batch, i: int, adapted: Adapted) -> Coded:
-        """An adapted picture as it is now."""
+    def adapted_trial(self, batch: Batch, i: int, adapted: Adapted, change: float = 0.0) -> Trial:
+        """An adapted picture as it is now; `change` as in `Trial`."""
         latents = Latents(adapted.symbols(), adapted.subject.point)
-        return self._code(batch, [i], [latents], [adapted.changes])[0]
+        (coded,) = self._code(batch, [i], [latents], [adapted.changes])
+        return Trial(
+            coded.size,
+            latents.point.quality_tenths,
+            coded,
+            beta=adapted.beta,
+            searched=adapted.searched,
+            change=change,
+            report=adapted.report(),
+        )
 
     def _code(
         self, batch: Batch, members: Sequence[int], latents: list[Latents], changes: list[PatchChanges]
@@ -255,10 +306,10 @@ class Encoder:
         batch.clock["entropy"] += time.perf_counter() - start
         return results
 
-    def write(self, batch: Batch, i: int, trial: Trial) -> Encoded:
+    def write(self, batch: Batch, i: int, best: Best) -> Encoded:
         """The file of a picture, and what `Encoded` says of it."""
         start = time.perf_counter()
-        picture, coded = batch.pictures[i], trial.coded
+        picture, coded = batch.pictures[i], best.trial.coded
         symbols, point = coded.latents.symbols, coded.latents.point
         header = Header(
             width=picture.width,
@@ -279,9 +330,12 @@ class Encoder:
             data,
             8.0 * len(data) / (picture.height * picture.width),
             100.0 * point.quality_tenths / MAX_QUALITY,
-            corrections=trial.corrections,
+            target_reached=not best.reason,
+            reason=best.reason,
+            probes=best.probes,
+            corrections=best.trial.corrections,
             latents_sha256=digest,
-            adaptation=trial.report,
+            adaptation=best.trial.report,
         )
 
     def decoded(self, batch: Batch, i: int, coded: Coded) -> UInt8Array:
@@ -290,12 +344,12 @@ class Encoder:
         latents = coded.latents
         return self.transform_stage.synthesise([size], [latents.point], [latents.symbols], [coded.changes])[0]
 
-    def measured(self, batch: Batch, i: int, coded: Coded, name: str) -> float:
-        """PSNR, or MS-SSIM in dB, of what a decoder makes of a picture."""
+    def measured(self, batch: Batch, i: int, coded: Coded, figure: Figure) -> float:
+        """PSNR, or MS-SSIM, in dB of what a decoder makes of a picture."""
         # Not from_numpy of the pictures themselves: a caller's array may be read-only, which PyTorch warns about.
         pair = (part.astype(np.float32) for part in (batch.pictures[i].rgb, self.decoded(batch, i, coded)))
         x, x_hat = (torch.from_numpy(part).permute(2, 0, 1)[None] / 255.0 for part in pair)
-        return float(psnr_of(x, x_hat)) if name == "PSNR" else dissimilarity_db(float(msssim_of(x, x_hat)))
+        return float(psnr_of(x, x_hat)) if figure == "PSNR" else dissimilarity_db(float(msssim_of(x, x_hat)))
 
     def cost(self, batch: Batch, i: int, coded: Coded, level: int) -> float:
         """J of a picture in bits, its distortion weighed as at a quality 0..1000: what the encoder keeps low."""
@@ -308,46 +362,48 @@ class Encoder:
             cost += float(distortion(x, x_hat, blend)) * box.height * box.width
         return lmbda * cost + 8.0 * coded.size
 
-    def adapt(self, batch: Batch, levels: list[int], aims: list[float] | None = None) -> Iterator[tuple[int, Adapted]]:
-        """Search latents and decoder changes of all pictures at given qualities; yields each picture when it is done.
+    def _adapt(self, batch: Batch, asked: Sequence[Adapt], bench: Bench) -> dict[int, Trial]:
+        """Answer the first questions, as many as fit in _ADAPT_PIXELS; a larger picture is taken alone."""
+        weights = [batch.pictures[question.i].height * batch.pictures[question.i].width for question in asked]
+        count = 1
+        while count < len(asked) and sum(weights[: count + 1]) <= _ADAPT_PIXELS:
+            count += 1
+        if bench.turn != asked[0].turn:
+            bench.turn, bench.done = asked[0].turn, 0
+        before, mine, total = bench.done, sum(weights[:count]), bench.done + sum(weights)
 
-        `aims` are shares of their unadapted sizes that the pictures should come to; None: what J says.
-        Pictures are taken together up to _ADAPT_PIXELS; a larger one is taken alone, about 80 bytes a pixel.
-        """
-        groups: list[list[int]] = []
-        weights = [p.height * p.width for p in batch.pictures]
-        for i, weight in enumerate(weights):
-            if not groups or sum(weights[k] for k in groups[-1]) + weight > _ADAPT_PIXELS:
-                groups.append([])
-            groups[-1].append(i)
-        done = 0
-        for members in groups:
-            mine = sum(weights[i] for i in members)
+        def tell(share: float, stage: str) -> None:
+            batch.progress((asked[0].turn + (before + share * mine) / total) / asked[0].turns, stage)
 
-            def tell(share: float, stage: str, before: int = done, mine: int = mine) -> None:
-                batch.progress((before + share * mine) / sum(weights), stage)
+        bench.adapted.clear()  # before the next ones need the memory
+        bench.adapted |= self.adapt(batch, asked[:count], tell)
+        bench.done += mine
+        return {i: self.adapted_trial(batch, i, adapted) for i, adapted in bench.adapted.items()}
 
-            start = time.perf_counter()
-            with torch.inference_mode(False):  # gradients are needed, whatever the caller has set
-                subjects = self.subjects(batch, members, levels)
-                for i, subject in zip(members, subjects):
-                    subject.aim = aims[i] if aims is not None else None
-                middle = time.perf_counter()
-                results = adapt(
-                    self.transform_stage.transform, self.latent_stage.float_probability(), self.model.bias_sets,
-                    subjects, batch.effort, self.transform_stage.device,
-                    tell, lambda: time.perf_counter() > batch.deadline,
-                )  # fmt: skip
-            batch.clock["encoder"] += middle - start
-            batch.clock["adapt"] += time.perf_counter() - middle
-            done += mine
-            yield from zip(members, results)
+    def adapt(
+        self, batch: Batch, asked: Sequence[Adapt], tell: Callable[[float, str], None] = _silent
+    ) -> dict[int, Adapted]:
+        """Search latents and decoder changes of some pictures together, about 80 bytes a pixel."""
+        start = time.perf_counter()
+        with torch.inference_mode(False):  # gradients are needed, whatever the caller has set
+            subjects = self.subjects(batch, [q.i for q in asked], [q.quality for q in asked])
+            for question, subject in zip(asked, subjects):
+                subject.aim = question.aim
+            middle = time.perf_counter()
+            results = adapt(
+                self.transform_stage.transform, self.latent_stage.float_probability(), self.model.bias_sets,
+                subjects, batch.effort, self.transform_stage.device, tell, batch.late,
+            )  # fmt: skip
+        batch.clock["encoder"] += middle - start
+        batch.clock["adapt"] += time.perf_counter() - middle
+        return {question.i: result for question, result in zip(asked, results)}
 
-    def subjects(self, batch: Batch, members: Sequence[int], levels: list[int]) -> list[Subject]:
-        """Some of the pictures as the adaptation takes them, E's latents included; levels are of all pictures."""
+    def subjects(self, batch: Batch, members: Sequence[int], levels: Sequence[int]) -> list[Subject]:
+        """Some of the pictures as the adaptation takes them at qualities 0..1000, E's latents included."""
         pictures = [batch.pictures[i] for i in members]
-        chosen = [batch.settled(i, levels[i]) for i in members]
-        analysed = self.transform_stage.analyse([p.rgb for p in pictures], chosen, batch.mu, batch.bits, keep=True)
+        analysed = self.transform_stage.analyse(
+            [p.rgb for p in pictures], list(levels), batch.mu, batch.bits, keep=True
+        )
         return [
             Subject(
                 picture.rgb,
@@ -358,12 +414,8 @@ class Encoder:
                 self.model.config.lmbda(level / MAX_QUALITY),
                 OperatingPoint(level, batch.mu, batch.bits),
             )
-            for picture, part, level in zip(pictures, analysed, chosen)
+            for picture, part, level in zip(pictures, analysed, levels)
         ]
-
-
-def _silent(share: float, stage: str) -> None:
-    """Progress that nobody asked for."""
 
 
 def _rising(progress: Callable[[float, str], None]) -> Callable[[float, str], None]:

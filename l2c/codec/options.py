@@ -7,9 +7,9 @@ from numbers import Integral, Real
 from typing import Any, TypedDict
 
 from l2c import images
-from l2c.adapt.effort import MAX_EFFORT, Effort
+from l2c.adapt.effort import MAX_EFFORT, Effort, EffortLevel
 from l2c.errors import UnsupportedError
-from l2c.format.levels import METRICS
+from l2c.format.levels import METRICS, Metric
 
 DEFAULT_TILE = 1024
 DEFAULT_QUALITY = 50.0
@@ -24,8 +24,8 @@ class EncodeOptions(TypedDict, total=False):
     psnr: float | None
     msssim: float | None
     quality: float | None
-    metric: str
-    effort: int | Effort
+    metric: Metric
+    effort: EffortLevel | Effort
     b: int | None
     tile: int
     metadata: images.Metadata

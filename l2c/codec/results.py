@@ -2,9 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 
 from l2c import images
+from l2c.adapt.encoder import AdaptationReport
+
+
+@dataclass(frozen=True)
+class EncodeSeconds:
+    """Time per stage, of a batch an equal share.
+
+    Attributes:
+        load: reading pictures. encoder: E and I. adapt: the search of the adaptation. entropy: P and the coder.
+        total: all of the call.
+    """
+
+    load: float = 0.0
+    encoder: float = 0.0
+    adapt: float = 0.0
+    entropy: float = 0.0
+    total: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """By name, in the order of the stages."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class DecodeSeconds:
+    """Time per stage.
+
+    Attributes:
+        container: parsing and checks. entropy: P and the coder. decoder: D. total: all of the call.
+    """
+
+    container: float = 0.0
+    entropy: float = 0.0
+    decoder: float = 0.0
+    total: float = 0.0
+
+    def as_dict(self) -> dict[str, float]:
+        """By name, in the order of the stages."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -19,9 +59,9 @@ class Encoded:
         reason: why the target was not reached, or "".
         probes: how many qualities were encoded to find this one.
         corrections: how many times the latents were changed, after the search, to meet the target.
-        seconds: time per stage: "load", "encoder" (E and I), "adapt", "entropy" (P and coder), "total".
+        seconds: time per stage.
         latents_sha256: SHA-256 of all latent symbols, as `verify` prints it.
-        adaptation: what the adaptation did, empty at effort 0; see `adapt.encoder.Adapted.report`.
+        adaptation: what the adaptation did; None where the file has none.
     """
 
     data: bytes = field(repr=False)
@@ -31,9 +71,13 @@ class Encoded:
     reason: str = ""
     probes: int = 1
     corrections: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: EncodeSeconds = EncodeSeconds()
     latents_sha256: str = ""
-    adaptation: dict[str, float | int] = field(default_factory=dict)
+    adaptation: AdaptationReport | None = None
+
+    def adaptation_as_dict(self) -> dict[str, float | int]:
+        """`adaptation` by name, empty where there is none."""
+        return {} if self.adaptation is None else self.adaptation.as_dict()
 
 
 @dataclass(frozen=True)
@@ -43,9 +87,9 @@ class Decoded:
     Attributes:
         picture: pixels uint8 [H, W, 3] with original mode, alpha, ICC profile and EXIF.
         latents_sha256: SHA-256 of all latent symbols, as `Codec.verify` returns it.
-        seconds: time per stage: "container", "entropy" (P and coder), "decoder" (D), "total".
+        seconds: time per stage.
     """
 
     picture: images.Picture
     latents_sha256: str
-    seconds: dict[str, float]
+    seconds: DecodeSeconds

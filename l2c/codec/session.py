@@ -8,28 +8,30 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+import PIL.Image
 import torch
+from torch import Tensor
 
 from l2c import images
-from l2c.adapt.effort import EFFORTS, Effort
+from l2c.adapt.effort import EFFORTS, Effort, EffortLevel
 from l2c.arrays import UInt8Array
-from l2c.codec.decoder import Decoder, Output, present
+from l2c.codec.decoder import MODES, OUTPUTS, Decoder, Mode, Output, present
 from l2c.codec.encoder import Encoder
 from l2c.codec.latent_stage import LatentStage
 from l2c.codec.options import DEFAULT_QUALITY, DEFAULT_TILE, EncodeOptions, check_options
-from l2c.codec.results import Decoded, Encoded
-from l2c.codec.search import Search
+from l2c.codec.results import Decoded, Encoded, EncodeSeconds
 from l2c.codec.support import checked_threads, names_of, naming, of_device
-from l2c.codec.transform_stage import TransformStage
+from l2c.codec.transform_stage import Precision, TransformStage
 from l2c.devices import checked_device
 from l2c.entropy import FloatModel
 from l2c.errors import L2CWarning, ModelMismatchError, UnsupportedError
 from l2c.format.bitstream import Bitstream, Limits, read_bitstream
-from l2c.format.levels import DEFAULT_METRIC, MAX_QUALITY, METRICS
+from l2c.format.levels import DEFAULT_METRIC, MAX_QUALITY, METRICS, Metric
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.rate_control import dissimilarity_db
+from l2c.search import AtQualities, Strategy, ToFigures, ToSizes
 from l2c.transforms import Transform
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class Codec:
         device: str | torch.device = "cpu",
         *,
         backend: str = "auto",
-        precision: str = "float32",
+        precision: Precision = "float32",
         threads: int | None = None,
         limits: Limits | None = None,
         strict: bool = False,
@@ -93,7 +95,7 @@ class Codec:
         return self.latent_stage.backend
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         """Of E and D."""
         return self.transform_stage.precision
 
@@ -165,8 +167,8 @@ class Codec:
         psnr: float | None = None,
         msssim: float | None = None,
         quality: float | None = None,
-        metric: str = DEFAULT_METRIC,
-        effort: int | Effort = 0,
+        metric: Metric = DEFAULT_METRIC,
+        effort: EffortLevel | Effort = 0,
         b: int | None = None,
         tile: int = DEFAULT_TILE,
         metadata: images.Metadata = True,
@@ -195,23 +197,48 @@ class Codec:
             max_seconds=max_seconds,
             progress=progress,
         )
-        search = Search(self.encoder)
+        known, adapts = self.encoder.known(batch), batch.effort.adapts
+        strategy: Strategy
         if bpp is not None or max_bytes is not None:
             rate = min(float(bpp), 1e12) if bpp is not None else 0.0  # more than any file has, its square is finite
             most = min(float(max_bytes), 1e15) if max_bytes is not None else 0.0
             sizes = [rate * p.height * p.width / 8.0 if bpp is not None else most for p in batch.pictures]
-            results = search.to_sizes(batch, sizes)
-        elif psnr is not None or msssim is not None:
-            value = float(psnr) if psnr is not None else dissimilarity_db(float(msssim or 0.0))
-            results = search.to_figures(batch, value, "PSNR" if psnr is not None else "MS-SSIM")
+            strategy = ToSizes(known, sizes, batch.effort, batch.mu, batch.late)
+        elif psnr is not None:
+            strategy = ToFigures(known, float(psnr), "PSNR", adapts, batch.late)
+        elif msssim is not None:
+            strategy = ToFigures(known, dissimilarity_db(float(msssim)), "MS-SSIM", adapts, batch.late)
         else:
             level = round((DEFAULT_QUALITY if quality is None else quality) * MAX_QUALITY / 100)
-            results = search.to_levels(batch, [level] * len(batch.pictures))
+            strategy = AtQualities(known, [level] * len(known), adapts)
+        results = self.encoder.encode(batch, strategy)
         batch.clock["total"] = time.perf_counter() - start
-        seconds = {stage: value / max(1, len(results)) for stage, value in batch.clock.items()}
+        seconds = EncodeSeconds(**{stage: value / max(1, len(results)) for stage, value in batch.clock.items()})
         return [replace(result, seconds=seconds) for result in results]
 
-    def decode(self, data: bytes | bytearray | memoryview, *, as_: Output = "numpy", mode: str | None = None) -> Any:
+    @overload
+    def decode(
+        self, data: bytes | bytearray | memoryview, *, as_: Literal["numpy"] = "numpy", mode: Mode | None = None
+    ) -> UInt8Array: ...
+
+    @overload
+    def decode(
+        self, data: bytes | bytearray | memoryview, *, as_: Literal["pil"], mode: Mode | None = None
+    ) -> PIL.Image.Image: ...
+
+    @overload
+    def decode(
+        self, data: bytes | bytearray | memoryview, *, as_: Literal["torch"], mode: Mode | None = None
+    ) -> Tensor: ...
+
+    @overload
+    def decode(
+        self, data: bytes | bytearray | memoryview, *, as_: Output, mode: Mode | None = None
+    ) -> UInt8Array | PIL.Image.Image | Tensor: ...
+
+    def decode(
+        self, data: bytes | bytearray | memoryview, *, as_: Output = "numpy", mode: Mode | None = None
+    ) -> UInt8Array | PIL.Image.Image | Tensor:
         """Decode one file.
 
         Args:
@@ -227,16 +254,40 @@ class Codec:
         """
         return self.decode_batch([data], as_=as_, mode=mode)[0]
 
+    @overload
+    def decode_batch(
+        self,
+        files: Iterable[bytes | bytearray | memoryview],
+        *,
+        as_: Literal["numpy"] = "numpy",
+        mode: Mode | None = None,
+    ) -> list[UInt8Array]: ...
+
+    @overload
+    def decode_batch(
+        self, files: Iterable[bytes | bytearray | memoryview], *, as_: Literal["pil"], mode: Mode | None = None
+    ) -> list[PIL.Image.Image]: ...
+
+    @overload
+    def decode_batch(
+        self, files: Iterable[bytes | bytearray | memoryview], *, as_: Literal["torch"], mode: Mode | None = None
+    ) -> list[Tensor]: ...
+
+    @overload
+    def decode_batch(
+        self, files: Iterable[bytes | bytearray | memoryview], *, as_: Output, mode: Mode | None = None
+    ) -> list[UInt8Array | PIL.Image.Image | Tensor]: ...
+
     @of_device
     def decode_batch(
-        self, files: Iterable[bytes | bytearray | memoryview], *, as_: Output = "numpy", mode: str | None = None
+        self, files: Iterable[bytes | bytearray | memoryview], *, as_: Output = "numpy", mode: Mode | None = None
     ) -> list[Any]:
         """Decode files of any sizes together; arguments and errors as `decode`, which name the file, counted from 1."""
-        if as_ not in ("numpy", "pil", "torch"):
+        if as_ not in OUTPUTS:
             raise UnsupportedError(f"as_ is {as_!r}: it must be 'numpy', 'pil' or 'torch'")
         if mode is None:
             mode = "original" if as_ == "pil" else "rgb"
-        if mode not in ("rgb", "original"):
+        if mode not in MODES:
             raise UnsupportedError(f"mode is {mode!r}: it must be 'rgb' or 'original'")
         files = list(files)
         names = names_of(len(files))
@@ -334,13 +385,49 @@ def encode(
     return shared_codec(device, model).encode(image, **options)
 
 
+@overload
+def decode(
+    data: bytes | bytearray | memoryview,
+    *,
+    device: str | torch.device = "cpu",
+    as_: Literal["numpy"] = "numpy",
+    mode: Mode | None = None,
+) -> UInt8Array: ...
+
+
+@overload
+def decode(
+    data: bytes | bytearray | memoryview,
+    *,
+    device: str | torch.device = "cpu",
+    as_: Literal["pil"],
+    mode: Mode | None = None,
+) -> PIL.Image.Image: ...
+
+
+@overload
+def decode(
+    data: bytes | bytearray | memoryview,
+    *,
+    device: str | torch.device = "cpu",
+    as_: Literal["torch"],
+    mode: Mode | None = None,
+) -> Tensor: ...
+
+
+@overload
+def decode(
+    data: bytes | bytearray | memoryview, *, device: str | torch.device = "cpu", as_: Output, mode: Mode | None = None
+) -> UInt8Array | PIL.Image.Image | Tensor: ...
+
+
 def decode(
     data: bytes | bytearray | memoryview,
     *,
     device: str | torch.device = "cpu",
     as_: Output = "numpy",
-    mode: str | None = None,
-) -> Any:
+    mode: Mode | None = None,
+) -> UInt8Array | PIL.Image.Image | Tensor:
     """Decode bytes to uint8 [H, W, 3]: `l2c.decode(data)`; a PIL image, with alpha and grey: `as_="pil"`.
 
     See `Codec.decode` for all options.

@@ -10,7 +10,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,8 @@ from l2c.objective import Blend, distortion
 from l2c.ops import arithmetic
 from l2c.transforms import Adaptation, Grid
 
-PRECISIONS = ("float32", "bfloat16")
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
 _BATCH_PIXELS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
 
@@ -62,7 +63,9 @@ class TransformStage:
         UnsupportedError: an unknown precision.
     """
 
-    def __init__(self, model: Model, device: torch.device, precision: str = "float32", chunk: int = CHUNK) -> None:
+    def __init__(
+        self, model: Model, device: torch.device, precision: Precision = "float32", chunk: int = CHUNK
+    ) -> None:
         if precision not in PRECISIONS:
             raise UnsupportedError(f"precision is {precision!r}: it must be one of {', '.join(PRECISIONS)}")
         self.device, self.precision, self.chunk = device, precision, chunk

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from l2c import __version__
-from l2c.adapt.effort import EFFORTS, MAX_EFFORT, REVISION, Effort
+from l2c.adapt.effort import EFFORTS, MAX_EFFORT, REVISION, Effort, EffortLevel
 from l2c.arrays import UInt8Array
 from l2c.codec import Codec
 from l2c.errors import RateError, UnsupportedError
@@ -22,7 +22,7 @@ from l2c.evaluate.measures import DEFAULT_FIGURES, FIGURES, measure
 from l2c.evaluate.peers import PEERS, RateSearch, choose
 from l2c.evaluate.records import Curve, Row, RowFile, load_published, mean_curves, to_compressai, to_csv
 from l2c.files import write_atomically
-from l2c.format.levels import DEFAULT_METRIC, METRICS
+from l2c.format.levels import DEFAULT_METRIC, METRICS, Metric
 from l2c.images import load_picture
 from l2c.objective import MIXED
 
@@ -167,7 +167,7 @@ def own_title(metric: str, effort: int) -> str:
 
 def _ours(codec: Codec, pixels: UInt8Array, rate: float, metric: str, effort: int) -> dict[str, Any]:
     start = time.perf_counter()
-    encoded = codec.encode_detailed(pixels, bpp=rate, metric=metric, effort=effort)
+    encoded = codec.encode_detailed(pixels, bpp=rate, metric=cast(Metric, metric), effort=cast(EffortLevel, effort))
     middle = time.perf_counter()
     decoded = codec.decode(encoded.data)
     end = time.perf_counter()
@@ -175,7 +175,7 @@ def _ours(codec: Codec, pixels: UInt8Array, rate: float, metric: str, effort: in
         "bpp": encoded.bpp, "bytes": len(encoded.data), "quality": encoded.quality,
         "within": len(encoded.data) * 8.0 <= rate * pixels.shape[0] * pixels.shape[1],
         "target_reached": encoded.target_reached, "probes": encoded.probes, "corrections": encoded.corrections,
-        "adaptation": encoded.adaptation, "device": str(codec.device),
+        "adaptation": encoded.adaptation_as_dict(), "device": str(codec.device),
         "encode_seconds": middle - start, "decode_seconds": end - middle, "decoded": decoded,
     }  # fmt: skip
 

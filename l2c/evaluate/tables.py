@@ -26,7 +26,7 @@ from l2c.evaluate.measures import in_db, measure
 from l2c.evaluate.records import Row, RowFile
 from l2c.evaluate.run import DEFAULT_RATES, Plan, evaluate, own_name, own_version
 from l2c.files import write_atomically
-from l2c.format.levels import DEFAULT_METRIC, METRICS
+from l2c.format.levels import DEFAULT_METRIC, METRICS, Metric
 from l2c.images import load_picture
 from l2c.transforms import num_modulators
 
@@ -64,7 +64,7 @@ OVERFITTING = Effort(iterations=10)  # as many as the paper's
 SETS = Effort(sets=8)
 STEPS = (1, 5, 20, 99)  # OML's Figure 5 goes from few steps to 99
 _FIGURE = {"psnr": "psnr-rgb", "msssim": "ms-ssim-rgb"}
-_LABEL = {"psnr": "PSNR", "msssim": "MS-SSIM"}
+_LABEL: dict[Metric, str] = {"psnr": "PSNR", "msssim": "MS-SSIM"}
 
 
 @dataclass
@@ -223,7 +223,7 @@ class Tables:
         """What adapted conditions gain at every rate, for PSNR and for MS-SSIM in dB; also `fig4.png`."""
         axes, write = axes_of(self.folder / "fig4.png", 6.0, 4.0)
         lines = ["| metric | bpp | pictures | gain, dB | gain, % | more bytes, % |", "|---|---|---|---|---|---|"]
-        for metric in ("psnr", "msssim"):
+        for metric in _LABEL:
             rates, gains = [], []
             for rate in sorted(self.rates):
                 pairs = self._pairs(self.pictures, rate, metric, Effort(steps=steps))
@@ -258,7 +258,7 @@ class Tables:
             "| metric | steps | pictures | time, % of encoding | gain, dB | gain, % | more bytes, % |",
             "|---|---|---|---|---|---|---|",
         ]
-        for metric in ("psnr", "msssim"):
+        for metric in _LABEL:
             times, shares = [], []
             for steps in STEPS:
                 pairs = self._pairs(self._some(self.examples), rate, metric, Effort(steps=steps))
@@ -303,7 +303,7 @@ class Tables:
             self._pixels = {path: load_picture(path).rgb}
         return self._pixels[path]
 
-    def _pairs(self, paths: Sequence[Path], rate: float, metric: str, effort: Effort) -> list[tuple[Row, Row]]:
+    def _pairs(self, paths: Sequence[Path], rate: float, metric: Metric, effort: Effort) -> list[tuple[Row, Row]]:
         """Files of one quality without adaptation and with it, of the pictures that come to the rate."""
         pairs = []
         for path in paths:
@@ -312,7 +312,7 @@ class Tables:
                 pairs.append((plain, self._row(path, rate, metric, effort, plain["quality"])))
         return pairs
 
-    def _row(self, path: Path, rate: float, metric: str, effort: Effort, quality: float | None) -> Row:
+    def _row(self, path: Path, rate: float, metric: Metric, effort: Effort, quality: float | None) -> Row:
         """One file; without a quality that of the rate, which is a row without figures where there is none."""
         threads = f"{self.codec.device}, {torch.get_num_threads()} threads"
         version = f"{own_version(self.codec, effort, metric)}, {threads}"
@@ -332,7 +332,7 @@ class Tables:
             start = time.perf_counter()
             encoded = self.codec.encode_detailed(pixels, quality=quality, metric=metric, effort=effort)
             row["encode_seconds"] = time.perf_counter() - start
-            row |= {"bpp": encoded.bpp, "quality": quality, "adaptation": encoded.adaptation}
+            row |= {"bpp": encoded.bpp, "quality": quality, "adaptation": encoded.adaptation_as_dict()}
             row |= measure(pixels, self.codec.decode(encoded.data), ("psnr-rgb", "ms-ssim-rgb"))
         self._record.add(row)
         self._known[key] = row

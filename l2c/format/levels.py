@@ -8,12 +8,13 @@ bits      1..8, of a latent
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 MAX_QUALITY = 1000  # tenths of the public 0..100 scale
 MAX_MU = 8  # the metric mix in eighths
+Metric: TypeAlias = Literal["psnr", "mixed", "msssim"]
 METRICS = {"psnr": 0, "mixed": 4, "msssim": 8}  # the metrics that have a name, by their mix
-DEFAULT_METRIC = "mixed"
+DEFAULT_METRIC: Metric = "mixed"
 
 
 class OperatingPoint(NamedTuple):

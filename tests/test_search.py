@@ -1,0 +1,432 @@
+"""Strategies against pictures that are curves: no network, no PyTorch, every question and answer on the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from test_rate_control import STEEP
+
+from l2c.adapt.effort import EFFORTS, Effort
+from l2c.errors import RateError
+from l2c.guard import CLIPPED, Look
+from l2c.rate_control import ACCEPTED, MAX_PROBES, MAX_STEERS, MAX_TRIMS
+from l2c.search import (
+    Adapt,
+    AtQualities,
+    Best,
+    LookAt,
+    Measure,
+    Picture,
+    Plain,
+    Question,
+    Restore,
+    Steer,
+    Strategy,
+    ToFigures,
+    ToSizes,
+    Trial,
+    Trim,
+    Weigh,
+)
+
+CURVE = [(0, 0.05), (500, 0.5), (1000, 4.0)]
+WIDTH, HEIGHT = 800, 500
+PIXELS = WIDTH * HEIGHT
+
+
+def photograph(quality: int) -> int:
+    """Bytes of an ordinary picture."""
+    return int(2_000 * math.exp(4.6 * quality / 1000))
+
+
+def figure(quality: int) -> float:
+    return 22.0 + 20.0 * (quality / 1000) ** 0.8
+
+
+@dataclass
+class Drawn:
+    """A picture that is some curves, and the encoder's answers about it.
+
+    Attributes:
+        size, figure, clipped, cost: by quality. overhead: of `size`.
+        saving: share of the payload that the adaptation saves; elasticity: of the size, as in `Steering`.
+        trims, spends: share of the bits asked for that a correction moves.
+        gain: dB that an adaptation gains. searched: whether there is time for the search.
+        asked: what was asked.
+    """
+
+    size: Callable[[int], int] = photograph
+    figure: Callable[[int], float] = figure
+    clipped: Callable[[int], float] = lambda quality: 0.0
+    cost: Callable[[int], float] = lambda quality: 1000.0 - quality
+    overhead: int = 0
+    saving: float = 0.1
+    elasticity: float = 0.2
+    trims: float = 0.9
+    spends: float = 0.9
+    gain: float = 0.3
+    searched: bool = True
+    asked: list[Question[Any]] = field(default_factory=list)
+    _quality: int = 0
+    _start: float = 0.0
+    _payload: float = 0.0
+    _beta: float = 1.0
+
+    def answer(self, question: Question[Any]) -> Any:
+        self.asked.append(question)
+        if isinstance(question, Plain):
+            quality = question.quality
+            return Trial(self.size(quality), quality, ("plain", quality), clipped=self.clipped(quality))
+        if isinstance(question, LookAt):
+            return Look(self.cost(question.quality), self.clipped(question.quality))
+        if isinstance(question, Measure):
+            kind, quality, *beta = question.trial.coded
+            return self.figure(quality) + (self.gain - 2.0 * math.log(beta[0]) if kind == "adapted" else 0.0)
+        if isinstance(question, Weigh):
+            return self.cost(question.trial.quality)
+        if isinstance(question, Adapt):
+            self._quality, self._beta = question.quality, 1.0
+            self._payload = self._start = (self.size(question.quality) - self.overhead) * (1.0 - self.saving)
+            return self._adapted(0.0)
+        if isinstance(question, Steer):
+            self._beta = question.beta
+            self._payload = self._start * question.beta**-self.elasticity
+            return self._adapted(0.0)
+        assert isinstance(question, Trim | Restore)
+        change = -self.trims * question.bits if isinstance(question, Trim) else self.spends * question.bits
+        self._payload += change / 8.0
+        return self._adapted(change)
+
+    def _adapted(self, change: float) -> Trial:
+        size, coded = self.overhead + round(self._payload), ("adapted", self._quality, self._beta)
+        return Trial(
+            size, self._quality, coded, beta=self._beta, searched=self.searched, change=change, report=len(self.asked)
+        )
+
+    def of(self, *kinds: type) -> list[Any]:
+        """What was asked of these kinds."""
+        return [question for question in self.asked if isinstance(question, kinds)]
+
+
+def known(*drawn: Drawn, **facts: Any) -> list[Picture]:
+    return [Picture(i, WIDTH, HEIGHT, part.overhead, curve=CURVE, **facts) for i, part in enumerate(drawn)]
+
+
+def run(strategy: Strategy, *drawn: Drawn, some: bool = False) -> list[list[Question[Any]]]:
+    """Answer all that is asked, or (`some`) the last question alone, until nothing is; the questions of each round."""
+    rounds = []
+    while questions := strategy.ask():
+        assert [question.i for question in questions] == sorted({question.i for question in questions})
+        rounds.append(questions)
+        assert len(rounds) < 500, "the strategy does not end"
+        strategy.tell({question.i: drawn[question.i].answer(question) for question in questions[-some:]})
+    return rounds
+
+
+def never() -> bool:
+    return False
+
+
+def to_size(
+    drawn: Drawn, size: float, effort: Effort = EFFORTS[0], late: Callable[[], bool] = never, **facts: Any
+) -> Best:
+    strategy = ToSizes(known(drawn, **facts), [size], effort, 0, late)
+    run(strategy, drawn)
+    return strategy.best(0)
+
+
+def near(best: Best, size: float) -> bool:
+    return (1.0 - ACCEPTED) * size <= best.trial.size <= size
+
+
+def test_strategies_need_no_torch() -> None:
+    script = (
+        "import sys; sys.modules['torch'] = None\n"
+        "import l2c.search as s\n"
+        "strategy = s.ToSizes([s.Picture(0, 100, 80)], [2000.0], s.sizes.Effort(), 0, lambda: False)\n"
+        "while asked := strategy.ask():\n"
+        "    strategy.tell({q.i: s.Trial(500 + 3 * q.quality, q.quality) for q in asked})\n"
+        "assert 1960 <= strategy.best(0).trial.size <= 2000\n"
+        "assert not any(name.startswith(('l2c.codec', 'l2c.ops', 'torch.')) for name in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("size", [3_000, 10_000, 50_000, 150_000])
+@pytest.mark.parametrize("overhead", [0, 20_000])
+def test_a_size_is_met_in_few_probes(size: int, overhead: int) -> None:
+    drawn = Drawn(lambda quality: overhead + photograph(quality), overhead=overhead)
+    best = to_size(drawn, overhead + size)
+    assert near(best, overhead + size) and not best.reason
+    assert best.probes == len(drawn.asked) <= MAX_PROBES
+    assert {type(question) for question in drawn.asked} == {Plain}
+    assert best.trial.coded == ("plain", best.trial.quality)
+
+
+@pytest.mark.parametrize("name", STEEP)
+@pytest.mark.parametrize("bpp", [0.05, 0.5, 2.0, 5.5])
+@pytest.mark.parametrize("effort", [0, 4])
+def test_steep_curves(name: str, bpp: float, effort: int) -> None:
+    """The file is the largest that fits where there is one, adapted or not; never larger than asked."""
+    qualities, logs = [q for q, _ in STEEP[name]], [math.log(value * PIXELS / 8) for _, value in STEEP[name]]
+    drawn = Drawn(lambda quality: int(math.exp(np.interp(quality, qualities, logs))), trims=1.0)
+    size = bpp * PIXELS / 8
+    fitting = [q for q in range(1001) if drawn.size(q) <= size]
+    if not fitting and not effort:
+        with pytest.raises(RateError):
+            to_size(drawn, size)
+        return
+    best = to_size(drawn, size, EFFORTS[effort])
+    least = 0.93 * drawn.size(max(fitting[-1] - 1, 0)) if fitting else size  # adapted, it fits all the same
+    assert min(0.98 * size, least) <= best.trial.size <= size
+    assert bool(best.reason) != near(best, size)
+
+
+@pytest.mark.parametrize("effort", [0, 4])
+def test_a_rate_out_of_reach(effort: int) -> None:
+    drawn = Drawn(elasticity=0.0, trims=0.0)
+    with pytest.raises(RateError, match=r"800x500 picture can reach: its least rate is 0\.0400 bpp \(2000 bytes") as e:
+        to_size(drawn, 100.0, EFFORTS[effort])
+    assert e.value.least_bpp == pytest.approx(0.04)
+
+
+def test_sizes_that_no_quality_has() -> None:
+    best = to_size(Drawn(), 1e9)
+    assert best.trial.quality == 1000 and best.reason.startswith("the best quality of this model needs only ")
+    steps = Drawn(lambda quality: 20_000 if quality < 613 else 40_000)
+    best = to_size(steps, 30_000)
+    assert best.trial.size == 20_000 and best.reason == "no quality found gives a file between 20000 and 30000 bytes"
+
+
+@pytest.mark.parametrize("saving", [0.0, 0.05, 0.1, 0.14, 0.2, 0.3])
+@pytest.mark.parametrize("elasticity", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("overhead", [0, 15_000])
+def test_corrections_after_adaptation(saving: float, elasticity: float, overhead: int) -> None:
+    """Whatever an adaptation saves, expected were 9 %: the file comes to its size, and is the adapted one."""
+    size = overhead + 25_000
+    drawn = Drawn(
+        lambda q: overhead + photograph(q),
+        overhead=overhead,
+        saving=saving,
+        elasticity=elasticity,
+        trims=0.6,
+        spends=1.2,
+    )
+    best = to_size(drawn, size, EFFORTS[4])
+    assert near(best, size) and not best.reason
+    assert best.trial.coded[0] == "adapted"
+    corrections = len(drawn.of(Steer, Trim, Restore))
+    assert best.trial.corrections <= corrections <= MAX_STEERS + MAX_TRIMS
+    assert len(drawn.of(Adapt)) == 1
+    (adapt,) = drawn.of(Adapt)
+    assert adapt.aim == pytest.approx((1.003 * size - overhead) / photograph(adapt.quality))
+    assert best.trial.report == len(drawn.asked)  # what the encoder said last
+    assert best.probes == len({question.quality for question in drawn.of(Plain)})
+
+
+def test_what_is_much_too_large_is_steered_and_what_is_nearly_there_is_trimmed() -> None:
+    for saving, first in ((0.0, Steer), (0.075, Trim), (0.12, Restore)):
+        drawn = Drawn(saving=saving)
+        assert near(to_size(drawn, 25_000, EFFORTS[4]), 25_000)
+        assert type(drawn.of(Steer, Trim, Restore)[0]) is first
+        order = [type(question) for question in drawn.of(Steer, Trim, Restore)]
+        assert Steer not in order[order.index(Trim) :] if Trim in order else True
+
+
+def test_a_correction_without_effect_ends_them() -> None:
+    drawn = Drawn(saving=0.2, spends=0.0)
+    to_size(drawn, 25_000, EFFORTS[4])
+    assert len(drawn.of(Restore)) == 1
+    assert [type(question) for question in drawn.of(Adapt, Restore)] == [Adapt, Restore, Adapt]  # near at once there
+
+
+def test_a_picture_that_comes_nowhere_near_is_adapted_elsewhere() -> None:
+    """At a quality chosen by what the adaptation saved; no steering or restoring helps here."""
+    drawn = Drawn(saving=0.4, spends=0.0)
+    best = to_size(drawn, 25_000, EFFORTS[4])
+    first, second = drawn.of(Adapt)
+    assert second.quality > first.quality and second.aim is None
+    assert near(best, 25_000) and best.trial.quality == second.quality
+
+
+def test_what_no_adaptation_reaches_is_coded_without() -> None:
+    useless = Drawn(saving=-0.5, elasticity=0.0, trims=0.0)
+    best = to_size(useless, 25_000, EFFORTS[4])
+    assert near(best, 25_000) and best.trial.coded[0] == "plain" and best.trial.report is None
+    # An adapted file a little below the size is worth as much as a plain one that has it.
+    steps = Drawn(lambda q: 24_000 if q < 700 else 90_000, saving=0.05, spends=0.0)
+    best = to_size(steps, 25_000, EFFORTS[4])
+    assert best.trial.coded[0] == "adapted" and best.trial.size == 22_800
+    assert best.reason == "no quality found gives a file between 22800 and 25000 bytes"
+
+
+def test_tries_differ_and_the_least_cost_counts() -> None:
+    for cheapest in range(3):
+        drawn = Drawn()
+        to_size(drawn, 25_000, Effort(4, tries=3))
+        qualities = [question.quality for question in drawn.of(Adapt)]
+        assert len(qualities) == 3 and qualities[2] < qualities[0] < qualities[1]
+        assert [(q.turn, q.turns) for q in drawn.of(Adapt)] == [(0, 3), (1, 3), (2, 3)]
+        chosen = qualities[cheapest]
+        drawn = Drawn(cost=lambda quality, chosen=chosen: abs(quality - chosen))
+        best = to_size(drawn, 25_000, Effort(4, tries=3))
+        assert near(best, 25_000) and best.trial.quality == chosen
+        assert {question.quality for question in drawn.of(Weigh)} == {qualities[0]}
+        assert len(drawn.of(Weigh)) == 4
+    flat = Drawn(lambda quality: 500 + quality // 1000)
+    to_size(flat, 25_000, Effort(4, tries=3))
+    assert len(flat.of(Adapt)) == 1  # there is no other quality to try
+
+
+def test_of_two_tries_the_one_near_the_size_counts_whatever_it_costs() -> None:
+    class Once(Drawn):
+        def answer(self, question: Question[Any]) -> Any:
+            self.spends = 0.0 if len(self.of(Adapt)) == 2 else 0.9  # the second try stays far below
+            return super().answer(question)
+
+    drawn = Once(saving=0.2, cost=lambda quality: 1000.0 - quality)
+    best = to_size(drawn, 25_000, Effort(4, tries=2))
+    assert near(best, 25_000) and best.trial.quality == drawn.of(Adapt)[0].quality
+    assert not drawn.of(Weigh)
+
+
+def test_time_that_is_over() -> None:
+    drawn = Drawn()
+    best = to_size(drawn, 25_000, EFFORTS[9], late=lambda: True)
+    assert near(best, 25_000) and best.trial.coded[0] == "plain" and not drawn.of(Adapt)
+    drawn = Drawn(saving=0.0, searched=False)
+    best = to_size(drawn, 25_000, EFFORTS[9], late=lambda: bool(drawn.of(Adapt)))
+    assert len(drawn.of(Adapt)) == 1 and not drawn.of(Steer, Trim, Restore)
+    assert near(best, 25_000) and best.trial.coded[0] == "plain"
+    drawn = Drawn(saving=0.0)  # what was searched is still brought to its size, by trimming
+    best = to_size(drawn, 25_000, EFFORTS[9], late=lambda: bool(drawn.of(Adapt)))
+    assert near(best, 25_000) and best.trial.coded[0] == "adapted" and not drawn.of(Steer) and drawn.of(Trim)
+
+
+def test_pictures_are_asked_about_together() -> None:
+    """One round of questions for all of a batch, as many rounds as the slowest picture needs; then all adaptations."""
+    parts = [Drawn(), Drawn(lambda quality: 3 * photograph(quality)), Drawn(lambda quality: 300 + quality * 90)]
+    strategy = ToSizes(known(*parts), [25_000.0, 40_000.0, 30_000.0], EFFORTS[4], 0, never)
+    rounds = run(strategy, *parts)
+    assert [question.i for question in rounds[0]] == [0, 1, 2]
+    assert len(rounds) < sum(len(part.asked) for part in parts)
+    plain = max(len(part.of(Plain)) for part in parts)
+    assert [type(question) for question in rounds[plain]] == [Adapt] * 3
+    assert all(isinstance(question, Plain) for part in rounds[:plain] for question in part)
+    # In whatever order the answers come, they are the same.
+    again = [dataclasses.replace(part, asked=[]) for part in parts]
+    other = ToSizes(known(*again), [25_000.0, 40_000.0, 30_000.0], EFFORTS[4], 0, never)
+    run(other, *again, some=True)
+    for i in range(3):
+        assert other.best(i).trial.size == strategy.best(i).trial.size
+        assert again[i].asked == parts[i].asked
+
+
+def test_one_picture_out_of_reach_does_not_hide_the_others() -> None:
+    strategy = ToSizes(known(Drawn(), Drawn()), [10.0, 25_000.0], EFFORTS[0], 0, never)
+    run(strategy, Drawn(), Drawn())
+    assert near(strategy.best(1), 25_000)
+    with pytest.raises(RateError):
+        strategy.best(0)
+
+
+def peaked(quality: int) -> float:
+    """A cost that rises again above quality 600."""
+    return 10.0 + abs(quality - 600) / 100
+
+
+@pytest.mark.parametrize("why", ["clipped", "flat", "small"])
+def test_the_guard_looks_where_it_has_to(why: str) -> None:
+    drawn = Drawn(cost=peaked)
+    if why == "clipped":
+        drawn.clipped = lambda quality: 2.0 * CLIPPED if quality > 600 else 0.0
+    if why == "small":
+        drawn.size = lambda quality: photograph(quality) // 10
+    strategy = AtQualities(known(drawn, flat=why == "flat"), [930], adapts=True)
+    run(strategy, drawn)
+    assert [question.quality for question in drawn.of(Plain)] == [930, 600]
+    looks = [question.quality for question in drawn.of(LookAt)]
+    assert looks[:3] == [900, 930, 850] and len(looks) == len(set(looks)) and 600 in looks
+    assert [question.quality for question in drawn.of(Adapt)] == [600]
+    assert strategy.best(0).trial.coded[:2] == ("adapted", 600)
+
+
+def test_photographs_cost_no_look() -> None:
+    parts = [Drawn(cost=peaked), Drawn(cost=peaked)]
+    strategy = AtQualities(known(*parts), [1000, 20], adapts=False)
+    assert len(run(strategy, *parts)) == 1
+    assert [question.quality for part in parts for question in part.asked] == [1000, 20]
+    assert strategy.best(0) == Best(Trial(photograph(1000), 1000, ("plain", 1000)))
+
+
+def test_what_the_guard_settled_is_remembered() -> None:
+    """In a search no quality is looked at twice, and what it settled on is the reason that a target gives."""
+    drawn = Drawn(lambda quality: 2000 + quality, cost=peaked)
+    strategy = ToSizes(known(drawn, flat=True), [50_000.0], EFFORTS[0], 0, never)
+    run(strategy, drawn)
+    best = strategy.best(0)
+    assert best.trial.quality == 600
+    assert best.reason == "this picture is best at quality 60, which needs only 0.0520 bpp"
+    looks = [question.quality for question in drawn.of(LookAt)]
+    assert len(looks) == len(set(looks))
+
+
+def test_looks_of_one_picture_do_not_hold_up_the_questions_about_another() -> None:
+    parts = [Drawn(cost=peaked, clipped=lambda quality: 1.0), Drawn()]
+    strategy = ToFigures(known(*parts), 33.0, "PSNR", False, never)
+    rounds = run(strategy, *parts)
+    assert any({type(question) for question in part} == {LookAt, Measure} for part in rounds)
+
+
+@pytest.mark.parametrize("target", [25.0, 31.3, 38.0])
+@pytest.mark.parametrize("effort", [False, True])
+def test_a_figure_is_reached_at_least_size(target: float, effort: bool) -> None:
+    drawn = Drawn()
+    strategy = ToFigures(known(drawn), target, "MS-SSIM", effort, never)
+    run(strategy, drawn)
+    best = strategy.best(0)
+    measured = [question for question in drawn.of(Measure) if question.trial.coded == best.trial.coded]
+    assert measured and all(question.figure == "MS-SSIM" for question in drawn.of(Measure))
+    assert target <= drawn.answer(measured[-1]) <= target + 0.1 and not best.reason
+    assert best.probes == len(drawn.of(Plain)) <= MAX_PROBES
+    assert len(drawn.of(Adapt)) == int(effort)
+    if effort:
+        plain = ToFigures(known(Drawn()), target, "MS-SSIM", False, never)
+        run(plain, Drawn())
+        assert best.trial.coded[0] == "adapted" and best.trial.size < plain.best(0).trial.size
+        assert best.trial.corrections == len(drawn.of(Steer)) <= MAX_STEERS
+
+
+def test_an_adaptation_that_gains_nothing_is_not_taken() -> None:
+    drawn = Drawn(saving=-0.2, gain=-3.0)
+    strategy = ToFigures(known(drawn), 31.3, "PSNR", True, never)
+    run(strategy, drawn)
+    assert strategy.best(0).trial.coded[0] == "plain" and strategy.best(0).reason == ""
+
+
+def test_figures_out_of_reach() -> None:
+    for figure_, shown in (("PSNR", "PSNR 42.00 dB"), ("MS-SSIM", "MS-SSIM 0.99994")):
+        drawn = Drawn()
+        strategy = ToFigures(known(drawn), 60.0, figure_, False, never)  # type: ignore[arg-type]
+        run(strategy, drawn)
+        assert strategy.best(0).trial.quality == 1000
+        assert strategy.best(0).reason == f"the best that this model was seen to do here is {shown}"
+
+
+def test_figures_when_time_is_over() -> None:
+    drawn = Drawn()
+    strategy = ToFigures(known(drawn), 31.3, "PSNR", True, lambda: True)
+    run(strategy, drawn)
+    assert not drawn.of(Adapt) and strategy.best(0).trial.coded[0] == "plain"
+    strategy = ToFigures(known(drawn), 31.3, "PSNR", True, lambda: bool(drawn.of(Adapt)))
+    run(strategy, drawn)
+    assert len(drawn.of(Adapt)) == 1 and not drawn.of(Steer)
