@@ -9,13 +9,19 @@ parallel and on their own; E and D do not. Values go down this list, and come up
     encoder, decoder    pictures -> coded latents -> files, and back
     transform_stage     pictures <-> latents: E, Q, D
     latent_stage        latents <-> payloads: P and the coder, and help where they fail
+
+What needs torch loads on first use, so that options can be checked without it.
 """
 
-from l2c.codec.decoder import Output
-from l2c.codec.options import DEFAULT_QUALITY, DEFAULT_TILE, EncodeOptions
-from l2c.codec.results import Decoded, Encoded
-from l2c.codec.session import Codec, decode, encode, shared_codec
-from l2c.codec.transform_stage import PRECISIONS
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from l2c.codec.options import DEFAULT_QUALITY, DEFAULT_TILE, PRECISIONS, EncodeOptions
+
+if TYPE_CHECKING:
+    from l2c.codec.decoder import Output
+    from l2c.codec.results import Decoded, Encoded
+    from l2c.codec.session import Codec, decode, encode, shared_codec
 
 __all__ = [
     "DEFAULT_QUALITY",
@@ -30,3 +36,13 @@ __all__ = [
     "encode",
     "shared_codec",
 ]
+
+_LAZY = dict.fromkeys(("Codec", "decode", "encode", "shared_codec"), "l2c.codec.session")
+_LAZY |= {"Output": "l2c.codec.decoder", "Decoded": "l2c.codec.results", "Encoded": "l2c.codec.results"}
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562, as in `l2c` itself."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from l2c.adapt.effort import MAX_TRIES
 from l2c.adapt.encoder import Adapted
+from l2c.adapt.savings import saving
 from l2c.codec.encoder import Batch, Coded, Encoder, Trial
 from l2c.codec.results import Encoded
 from l2c.codec.support import names_of, naming
@@ -146,8 +147,8 @@ class Search:
         if size <= overhead:
             return size
         payload = size - overhead
-        saving = batch.effort.saving(batch.mu, 8.0 * payload / (picture.height * picture.width))
-        return overhead + payload / (1.0 - factor * saving)
+        saved = saving(batch.effort, batch.mu, 8.0 * payload / (picture.height * picture.width))
+        return overhead + payload / (1.0 - factor * saved)
 
     def _find(self, batch: Batch, searches: list[QualitySearch]) -> dict[int, Coded]:
         """Run the searches of all pictures; returns the latents of each one's best, where it was encoded here."""
