@@ -13,10 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from command import Run
+from PIL import Image
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on the CPU
 
+from l2c.cli import main
 from l2c.config import ModelConfig
 from l2c.entropy.multiscale import MultiscaleConfig
 from l2c.transforms import BlockConfig
@@ -70,3 +73,32 @@ def drawn_picture() -> npt.NDArray[np.uint8]:
 def configs() -> Path:
     """The folder of configurations that come with the project."""
     return Path(__file__).parent.parent / "configs"
+
+
+@pytest.fixture
+def run(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command with the tiny model at hand: arguments -> (exit code, stdout, stderr)."""
+    monkeypatch.setenv("L2C_MODEL_PATH", str(tiny_model_path))
+    monkeypatch.delenv("L2C_DEBUG", raising=False)
+
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture
+def png(tmp_path: Path, drawn_picture: npt.NDArray[np.uint8]) -> Path:
+    path = tmp_path / "in.png"
+    Image.fromarray(drawn_picture).save(path)
+    return path
+
+
+@pytest.fixture
+def coded(run: Run, png: Path, tmp_path: Path) -> Path:
+    """A file of the tiny model."""
+    path = tmp_path / "coded.l2c"
+    assert run("encode", png, path, "--model", "tiny")[0] == 0
+    return path

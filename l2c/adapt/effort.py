@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-import numpy as np
-
 from l2c.errors import UnsupportedError
-from l2c.format.levels import METRICS
 
 EffortLevel: TypeAlias = Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # a place in EFFORTS
 MAX_TRIES = 5
@@ -49,27 +46,6 @@ class Effort:
         """Whether there is anything to do."""
         return bool(self.iterations or self.sets or self.steps)
 
-    def saving(self, mu: int, bpp: float) -> float:
-        """Share of the rate by which the unadapted file should exceed a target `bpp` where the search for it begins.
-
-        Args:
-            mu: metric mix in eighths, see `levels.METRICS`.
-            bpp: positive; beyond the ends of the table as at the end.
-        """
-        share = self.iterations / (self.iterations + 1.0) * 7.0 / 6.0
-        places = [METRICS[name] for name in _SAVINGS]
-        savings = [np.interp(np.log2(bpp), np.log2(_RATES), column) for column in _SAVINGS.values()]
-        return float(share * np.interp(mu, places, savings))
-
-
-# Where six iterations end best, measured on validation pictures at 0.06 to 1.5 bpp. `mixed` was not searched for that:
-# with model 1 its iterations save 0.025 less of the rate than those of `psnr` at equal quality (mean of 8 files).
-_RATES = (0.06, 0.12, 0.25, 0.5, 1.0, 1.5)
-_SAVINGS = {
-    "psnr": (0.10, 0.10, 0.10, 0.095, 0.09, 0.07),
-    "mixed": (0.075, 0.075, 0.075, 0.07, 0.065, 0.045),
-    "msssim": (0.10, 0.11, 0.10, 0.085, 0.08, 0.07),
-}
 
 EFFORTS = (
     Effort(),

@@ -8,16 +8,21 @@ parallel and on their own; E and D do not. Values go down this list, and come up
     encoder, decoder    pictures -> coded latents -> files, and back; what to try next a strategy says (`l2c.search`)
     transform_stage     pictures <-> latents: E, Q, D
     latent_stage        latents <-> payloads: P and the coder, and help where they fail
+
+What needs torch loads on first use, so that options can be checked without it.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from l2c.adapt.effort import EffortLevel
-from l2c.adapt.encoder import AdaptationReport
-from l2c.codec.decoder import Mode, Output
-from l2c.codec.options import DEFAULT_QUALITY, DEFAULT_TILE, EncodeOptions
-from l2c.codec.results import Decoded, DecodeSeconds, Encoded, EncodeSeconds
-from l2c.codec.session import Codec, decode, encode, shared_codec
-from l2c.codec.transform_stage import PRECISIONS, Precision
+from l2c.codec.options import DEFAULT_QUALITY, DEFAULT_TILE, PRECISIONS, EncodeOptions, Mode, Output, Precision
 from l2c.format.levels import Metric
+
+if TYPE_CHECKING:
+    from l2c.adapt.encoder import AdaptationReport
+    from l2c.codec.results import Decoded, DecodeSeconds, Encoded, EncodeSeconds
+    from l2c.codec.session import Codec, decode, encode, shared_codec
 
 __all__ = [
     "DEFAULT_QUALITY",
@@ -39,3 +44,14 @@ __all__ = [
     "encode",
     "shared_codec",
 ]
+
+_LAZY = dict.fromkeys(("Codec", "decode", "encode", "shared_codec"), "l2c.codec.session")
+_LAZY |= dict.fromkeys(("Decoded", "DecodeSeconds", "Encoded", "EncodeSeconds"), "l2c.codec.results")
+_LAZY["AdaptationReport"] = "l2c.adapt.encoder"
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562, as in `l2c` itself."""
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

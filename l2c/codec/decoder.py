@@ -1,11 +1,11 @@
-"""Files -> pictures, for files of one model: many together, one in detail, or the latents alone."""
+"""Files -> pictures, for files of one model: pixels alone, with everything beside them, or the latents alone."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 from l2c import images
 from l2c.arrays import UInt8Array
 from l2c.codec.latent_stage import LatentStage
+from l2c.codec.options import Mode, Output
 from l2c.codec.results import Decoded, DecodeSeconds
 from l2c.codec.support import naming
 from l2c.codec.transform_stage import TransformStage
@@ -26,64 +27,84 @@ from l2c.format.alpha_section import unpack_alpha
 from l2c.format.bitstream import ALPHA, DPI, EXIF, ICC, LOSSY_ALPHA, XMP, Bitstream
 from l2c.format.metadata_sections import unpack_dpi, unpack_xmp
 
-Output: TypeAlias = Literal["numpy", "pil", "torch"]
-Mode: TypeAlias = Literal["rgb", "original"]
-OUTPUTS: tuple[Output, ...] = get_args(Output)
-MODES: tuple[Mode, ...] = get_args(Mode)
 _QUEUED_PIXELS = 1 << 26  # of the pictures that lie on a GPU at the same time
 
 
+class Restored(NamedTuple):
+    """A decoded picture: uint8 [H, W, 3] here or [3, H, W] on the device, and symbols uint8 [c, h, w], likewise."""
+
+    pixels: Any
+    symbols: UInt8Array | Tensor
+
+
 class Decoder:
-    """Files of one model on a device."""
+    """Files of one model on a device; `names` are what errors call them."""
 
     def __init__(self, transform_stage: TransformStage, latent_stage: LatentStage) -> None:
         self._transform_stage, self._latent_stage = transform_stage, latent_stage
 
-    def pixels(self, streams: Sequence[Bitstream], names: Sequence[str], *, keep_on_device: bool) -> list[Any]:
-        """Pixels of files as `TransformStage.synthesise` gives them; errors name the files."""
-        changes = []
+    def restore(
+        self, streams: Sequence[Bitstream], names: Sequence[str], *, keep_on_device: bool = False, queue: bool = True
+    ) -> tuple[list[Restored], dict[str, float]]:
+        """Pixels and symbols of files, decoded together.
+
+        Args:
+            keep_on_device: pixels stay there, see `Restored`.
+            queue: True: where the device can, P and D are queued on it together. False: one after the other.
+        Returns:
+            the pictures, and the seconds of "entropy" (P and coder) and "decoder" (D); those of a queue are all D's.
+        """
+        changes, start = [], time.perf_counter()
         for name, stream in zip(names, streams):
             header = stream.header
             with naming(name):
                 self._latent_stage.check_limits(header.width, header.height, header.tile_size)
                 changes.append(self._transform_stage.changes(stream))
-        pixels = self.queued(streams, changes, keep_on_device)
-        if pixels is None:
-            pixels = self._synthesise(streams, self._latent_stage.read(streams, names), changes, keep_on_device)
-        return pixels
+        restored = self.queued(streams, changes, keep_on_device) if queue else None
+        if restored is not None:
+            return restored, {"entropy": 0.0, "decoder": time.perf_counter() - start}
+        symbols = self._latent_stage.read(streams, names)
+        middle = time.perf_counter()
+        pixels = self._synthesise(streams, symbols, changes, keep_on_device)
+        seconds = {"entropy": middle - start, "decoder": time.perf_counter() - middle}
+        return [Restored(*pair) for pair in zip(pixels, symbols)], seconds
 
-    def detailed(self, stream: Bitstream, start: float) -> Decoded:
-        """One file with everything that was kept beside the pixels, and how it went.
+    def detailed(
+        self, streams: Sequence[Bitstream], names: Sequence[str], opened: Sequence[float], *, queue: bool
+    ) -> list[Decoded]:
+        """Files with everything that was kept beside the pixels, and how it went; times are shared by pixels.
 
         Args:
-            start: when its container was opened, on the clock of `time.perf_counter`.
+            opened: seconds that reading each container took.
+            queue: as in `restore`.
         """
-        changes = self._transform_stage.changes(stream)
-        parsed = time.perf_counter()
-        (symbols,) = self._latent_stage.read([stream])
-        middle = time.perf_counter()
-        (rgb,) = self._synthesise([stream], [symbols], [changes], keep_on_device=False)
-        end = time.perf_counter()
-        header, sections = stream.header, stream.metadata
-        picture = images.Picture(
-            rgb=rgb,
-            mode=header.mode,
-            bit_depth=header.bit_depth,
-            alpha=alpha_of(stream),
-            icc=bytes(sections[ICC]) if ICC in sections else None,
-            exif=bytes(sections[EXIF]) if EXIF in sections else None,
-            xmp=unpack_xmp(sections[XMP]) if XMP in sections else None,
-            dpi=unpack_dpi(sections[DPI]) if DPI in sections else None,
-        )
-        seconds = DecodeSeconds(parsed - start, middle - parsed, end - middle, time.perf_counter() - start)
-        return Decoded(picture, hashlib.sha256(symbols).hexdigest(), seconds)
+        start = time.perf_counter()
+        restored, seconds = self.restore(streams, names, queue=queue)
+        found = []
+        for name, stream, part in zip(names, streams, restored):
+            symbols = part.symbols.cpu().numpy() if isinstance(part.symbols, Tensor) else part.symbols
+            with naming(name):
+                found.append((picture_of(stream, part.pixels), hashlib.sha256(symbols).hexdigest()))
+        total = time.perf_counter() - start
+        pixels, results = sum(stream.header.pixels for stream in streams), []
+        for (picture, digest), stream, container in zip(found, streams, opened):
+            share = stream.header.pixels / pixels
+            mine = DecodeSeconds(
+                container, share * seconds["entropy"], share * seconds["decoder"], container + share * total
+            )
+            results.append(Decoded(picture, digest, mine))
+        return results
 
-    def verify(self, stream: Bitstream) -> str:
-        """Decode all but the pixels; the SHA-256 of all latent symbols."""
-        self._transform_stage.changes(stream)
-        (symbols,) = self._latent_stage.read([stream])
-        alpha_of(stream)
-        return hashlib.sha256(symbols).hexdigest()
+    def verify(self, streams: Sequence[Bitstream], names: Sequence[str]) -> list[str]:
+        """Decode all but the pixels; the SHA-256 of each file's latent symbols."""
+        for name, stream in zip(names, streams):
+            with naming(name):
+                self._transform_stage.changes(stream)
+        symbols = self._latent_stage.read(streams, names)
+        for name, stream in zip(names, streams):
+            with naming(name):
+                alpha_of(stream)
+        return [hashlib.sha256(part).hexdigest() for part in symbols]
 
     def _synthesise(
         self, streams: Sequence[Bitstream], symbols: Any, changes: Sequence[PatchChanges], keep_on_device: bool
@@ -94,14 +115,14 @@ class Decoder:
 
     def queued(
         self, streams: Sequence[Bitstream], changes: Sequence[PatchChanges], keep_on_device: bool
-    ) -> list[Any] | None:
+    ) -> list[Restored] | None:
         """Pixels, latents and all on the device; the host checks while D runs there.
 
         None: another backend, a tile too large, a check that failed or a device that did: `LatentStage.read` finds out
         what is wrong.
         """
-        pixels: list[Any] = []
-        for members in parts([stream.header.width * stream.header.height for stream in streams], _QUEUED_PIXELS):
+        restored: list[Restored] = []
+        for members in parts([stream.header.pixels for stream in streams], _QUEUED_PIXELS):
             try:
                 part = self._queued_part(streams[members], changes[members], keep_on_device)
             except BitstreamError:
@@ -111,12 +132,12 @@ class Decoder:
                 return None
             if part is None:
                 return None
-            pixels += part
-        return pixels
+            restored += part
+        return restored
 
     def _queued_part(
         self, streams: Sequence[Bitstream], changes: Sequence[PatchChanges], keep_on_device: bool
-    ) -> list[Any] | None:
+    ) -> list[Restored] | None:
         """`queued` of streams that the device holds at the same time."""
         queued = self._latent_stage.read_queued(streams)
         if queued is None:
@@ -125,9 +146,24 @@ class Decoder:
         pixels = self._synthesise(streams, symbols, changes, keep_on_device=True)
         if not holds():
             return None
-        if keep_on_device:
-            return pixels
-        return [np.ascontiguousarray(part.permute(1, 2, 0).cpu().numpy()) for part in pixels]
+        if not keep_on_device:
+            pixels = [np.ascontiguousarray(part.permute(1, 2, 0).cpu().numpy()) for part in pixels]
+        return [Restored(*pair) for pair in zip(pixels, symbols)]
+
+
+def picture_of(stream: Bitstream, rgb: UInt8Array) -> images.Picture:
+    """Pixels uint8 [H, W, 3] with everything that a file keeps beside them. Raises BitstreamError."""
+    header, sections = stream.header, stream.metadata
+    return images.Picture(
+        rgb=rgb,
+        mode=header.mode,
+        bit_depth=header.bit_depth,
+        alpha=alpha_of(stream),
+        icc=bytes(sections[ICC]) if ICC in sections else None,
+        exif=bytes(sections[EXIF]) if EXIF in sections else None,
+        xmp=unpack_xmp(sections[XMP]) if XMP in sections else None,
+        dpi=unpack_dpi(sections[DPI]) if DPI in sections else None,
+    )
 
 
 def alpha_of(stream: Bitstream) -> npt.NDArray[Any] | None:

@@ -1,18 +1,30 @@
-"""What an encoding call may be asked for, and whether it can be."""
+"""What the codec may be asked for, and whether it can be; without torch and numpy, since the command line asks, too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
-from l2c import images
 from l2c.adapt.effort import MAX_EFFORT, Effort, EffortLevel
 from l2c.errors import UnsupportedError
-from l2c.format.levels import METRICS, Metric
+from l2c.format.bitstream import TILE_SIZES
+from l2c.format.levels import MAX_QUALITY, METRICS, Metric
+
+if TYPE_CHECKING:
+    from l2c import images
+
+Output: TypeAlias = Literal["numpy", "pil", "torch"]  # what decoding gives
+Mode: TypeAlias = Literal["original", "rgb"]  # what a decoded picture looks like
+Precision: TypeAlias = Literal["float32", "bfloat16"]  # of E and D
 
 DEFAULT_TILE = 1024
 DEFAULT_QUALITY = 50.0
+BEST_QUALITY = MAX_QUALITY // 10  # of the public scale, which begins at 0
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+PICTURE_MODES: tuple[Mode, ...] = get_args(Mode)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+METADATA = ("all", "color", "none")  # what is kept beside the pixels, see `images.keep`
 _MOST_ADAPTED_TILE = 2048  # gradients need some kilobytes a pixel of the tiles in work
 
 
@@ -37,50 +49,66 @@ class EncodeOptions(TypedDict, total=False):
 
 def check_options(
     goals: dict[str, Any],
+    *,
     metric: str,
     effort: int | Effort,
-    bits: int,
-    most_bits: int,
     tile: int,
     others: dict[str, float | None],
+    shown: Callable[[str], str] = str,
 ) -> None:
     """Raises UnsupportedError: an option that cannot be, or two that exclude each other.
 
     Args:
-        goals: bpp, max_bytes, psnr, msssim and quality; others: further numbers; None: not given.
-        bits: of a latent; most_bits: those of the model.
+        goals: bpp, max_bytes, psnr, msssim and quality; others: max_seconds and alpha_quality; None: not given.
+        shown: how the caller spells the name of an option.
     """
-    whole: dict[str, Any] = {"b": bits, "tile": tile}
-    if not isinstance(effort, Effort):
-        whole["effort"] = effort
     given = {name: value for name, value in (goals | others).items() if value is not None}
-    for name, value in (given | whole).items():
-        if isinstance(value, bool) or not isinstance(value, Integral if name in whole or name == "max_bytes" else Real):
-            kind = "whole " if name in whole or name == "max_bytes" else ""
-            raise UnsupportedError(f"{name} is {value!r}: it must be a {kind}number")
-        try:
-            float(value)
-        except OverflowError:
-            raise UnsupportedError(f"{name} is far too large") from None
-    asked = [name for name, value in goals.items() if value is not None]
+    for name, value in given.items():
+        check_number(shown(name), value, whole=name == "max_bytes")
+    check_number(shown("tile"), tile, whole=True)
+    asked = [shown(name) for name, value in goals.items() if value is not None]
     if len(asked) > 1:
-        raise UnsupportedError(f"give {' or '.join(asked)}, not both" if len(asked) == 2 else f"{asked}: give one")
+        raise UnsupportedError(f"give {' or '.join(asked)}, not {'both' if len(asked) == 2 else 'all'}")
     for name in ("bpp", "max_bytes", "psnr", "max_seconds"):
         if name in given and not 0 < given[name] < float("inf"):
-            raise UnsupportedError(f"{name} is {given[name]}: it must be a positive number")
+            raise UnsupportedError(f"{shown(name)} is {given[name]:g}: it must be a positive number")
     if "msssim" in given and not 0 < given["msssim"] < 1:
-        raise UnsupportedError(f"msssim is {given['msssim']}: it must lie between 0 and 1")
+        raise UnsupportedError(f"{shown('msssim')} is {given['msssim']:g}: it must lie between 0 and 1")
     for name in ("quality", "alpha_quality"):
-        if name in given and not 0 <= given[name] <= 100:
-            raise UnsupportedError(f"{name} is {given[name]}: it must be 0..100")
+        if name in given and not 0 <= given[name] <= BEST_QUALITY:
+            raise UnsupportedError(f"{shown(name)} is {given[name]:g}: it must be 0..{BEST_QUALITY}")
     if not isinstance(metric, str) or metric not in METRICS:
-        raise UnsupportedError(f"metric is {metric!r}: it must be one of {', '.join(METRICS)}")
-    if not isinstance(effort, Effort) and not 0 <= effort <= MAX_EFFORT:
-        raise UnsupportedError(f"effort is {effort}: it must be 0..{MAX_EFFORT}")
-    if not 1 <= bits <= most_bits:
-        raise UnsupportedError(f"b is {bits}: it must be 1..{most_bits} with this model")
-    if tile < 512 or tile > 1 << 24 or tile & (tile - 1):
-        raise UnsupportedError(f"tile is {tile}: it must be 512, 1024, 2048, ... up to {1 << 24}")
+        raise UnsupportedError(f"{shown('metric')} is {metric!r}: it must be one of {', '.join(METRICS)}")
+    if tile not in TILE_SIZES:
+        sizes = f"{', '.join(map(str, TILE_SIZES[:3]))}, ... up to {TILE_SIZES[-1]}"
+        raise UnsupportedError(f"{shown('tile')} is {tile}: it must be {sizes}")
+    _check_effort(effort, tile, shown)
+
+
+def _check_effort(effort: int | Effort, tile: int, shown: Callable[[str], str]) -> None:
+    if not isinstance(effort, Effort):
+        check_number(shown("effort"), effort, whole=True)
+        if not 0 <= effort <= MAX_EFFORT:
+            raise UnsupportedError(f"{shown('effort')} is {effort}: it must be 0..{MAX_EFFORT}")
     adapts = effort.adapts if isinstance(effort, Effort) else effort > 0
     if adapts and tile > _MOST_ADAPTED_TILE:
-        raise UnsupportedError(f"tile is {tile}: with effort it must be at most {_MOST_ADAPTED_TILE}")
+        raise UnsupportedError(
+            f"{shown('tile')} is {tile}: with {shown('effort')} it must be at most {_MOST_ADAPTED_TILE}"
+        )
+
+
+def check_bits(bits: int, most: int) -> None:
+    """Raises UnsupportedError: no number of bits of a latent for a model that has at most so many."""
+    check_number("b", bits, whole=True)
+    if not 1 <= bits <= most:
+        raise UnsupportedError(f"b is {bits}: it must be 1..{most} with this model")
+
+
+def check_number(name: str, value: Any, *, whole: bool) -> None:
+    """Raises UnsupportedError: no number, or one that no float can hold."""
+    if isinstance(value, bool) or not isinstance(value, Integral if whole else Real):
+        raise UnsupportedError(f"{name} is {value!r}: it must be a {'whole ' if whole else ''}number")
+    try:
+        float(value)
+    except OverflowError:
+        raise UnsupportedError(f"{name} is far too large") from None

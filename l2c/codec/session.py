@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import PIL.Image
 import torch
@@ -17,17 +17,28 @@ from torch import Tensor
 from l2c import images
 from l2c.adapt.effort import EFFORTS, Effort, EffortLevel
 from l2c.arrays import UInt8Array
-from l2c.codec.decoder import MODES, OUTPUTS, Decoder, Mode, Output, present
+from l2c.codec.decoder import Decoder, present
 from l2c.codec.encoder import Encoder
 from l2c.codec.latent_stage import LatentStage
-from l2c.codec.options import DEFAULT_QUALITY, DEFAULT_TILE, EncodeOptions, check_options
+from l2c.codec.options import (
+    DEFAULT_QUALITY,
+    DEFAULT_TILE,
+    OUTPUTS,
+    PICTURE_MODES,
+    EncodeOptions,
+    Mode,
+    Output,
+    Precision,
+    check_bits,
+    check_options,
+)
 from l2c.codec.results import Decoded, Encoded, EncodeSeconds
 from l2c.codec.support import checked_threads, names_of, naming, of_device
-from l2c.codec.transform_stage import Precision, TransformStage
+from l2c.codec.transform_stage import TransformStage
 from l2c.devices import checked_device
 from l2c.entropy import FloatModel
 from l2c.errors import L2CWarning, ModelMismatchError, UnsupportedError
-from l2c.format.bitstream import Bitstream, Limits, read_bitstream
+from l2c.format.bitstream import Bitstream, BytesLike, Limits, read_bitstream
 from l2c.format.levels import DEFAULT_METRIC, MAX_QUALITY, METRICS, Metric
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.rate_control import dissimilarity_db
@@ -36,6 +47,8 @@ from l2c.transforms import Transform
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
+
+File: TypeAlias = BytesLike | Bitstream
 
 
 class Codec:
@@ -182,7 +195,8 @@ class Codec:
         bits = self.model.config.bits if b is None else b
         goals = {"bpp": bpp, "max_bytes": max_bytes, "psnr": psnr, "msssim": msssim, "quality": quality}
         others = {"max_seconds": max_seconds, "alpha_quality": alpha_quality}
-        check_options(goals, metric, effort, bits, self.model.config.bits, tile, others)
+        check_options(goals, metric=metric, effort=effort, tile=tile, others=others)
+        check_bits(bits, self.model.config.bits)
         if progress is not None and not callable(progress):
             raise UnsupportedError(f"progress is {progress!r}: it must be callable")
         batch = self.encoder.batch(
@@ -217,32 +231,24 @@ class Codec:
         return [replace(result, seconds=seconds) for result in results]
 
     @overload
-    def decode(
-        self, data: bytes | bytearray | memoryview, *, as_: Literal["numpy"] = "numpy", mode: Mode | None = None
-    ) -> UInt8Array: ...
+    def decode(self, data: File, *, as_: Literal["numpy"] = "numpy", mode: Mode | None = None) -> UInt8Array: ...
 
     @overload
-    def decode(
-        self, data: bytes | bytearray | memoryview, *, as_: Literal["pil"], mode: Mode | None = None
-    ) -> PIL.Image.Image: ...
+    def decode(self, data: File, *, as_: Literal["pil"], mode: Mode | None = None) -> PIL.Image.Image: ...
 
     @overload
-    def decode(
-        self, data: bytes | bytearray | memoryview, *, as_: Literal["torch"], mode: Mode | None = None
-    ) -> Tensor: ...
+    def decode(self, data: File, *, as_: Literal["torch"], mode: Mode | None = None) -> Tensor: ...
 
     @overload
-    def decode(
-        self, data: bytes | bytearray | memoryview, *, as_: Output, mode: Mode | None = None
-    ) -> UInt8Array | PIL.Image.Image | Tensor: ...
+    def decode(self, data: File, *, as_: Output, mode: Mode | None = None) -> UInt8Array | PIL.Image.Image | Tensor: ...
 
     def decode(
-        self, data: bytes | bytearray | memoryview, *, as_: Output = "numpy", mode: Mode | None = None
+        self, data: File, *, as_: Output = "numpy", mode: Mode | None = None
     ) -> UInt8Array | PIL.Image.Image | Tensor:
         """Decode one file.
 
         Args:
-            data: the bytes of a file.
+            data: the bytes of a file, or what `read_bitstream` made of them.
             as_: "numpy" (an array uint8 [H, W, C]), "pil" (an image with what was kept in `info`) or "torch" (a tensor
                 uint8 [C, H, W] on this codec's device).
             mode: "rgb": three channels; "original": as the picture was, that is grey as [H, W] (Pillow's L; a tensor
@@ -257,7 +263,7 @@ class Codec:
     @overload
     def decode_batch(
         self,
-        files: Iterable[bytes | bytearray | memoryview],
+        files: Iterable[File],
         *,
         as_: Literal["numpy"] = "numpy",
         mode: Mode | None = None,
@@ -265,62 +271,79 @@ class Codec:
 
     @overload
     def decode_batch(
-        self, files: Iterable[bytes | bytearray | memoryview], *, as_: Literal["pil"], mode: Mode | None = None
+        self, files: Iterable[File], *, as_: Literal["pil"], mode: Mode | None = None
     ) -> list[PIL.Image.Image]: ...
 
     @overload
     def decode_batch(
-        self, files: Iterable[bytes | bytearray | memoryview], *, as_: Literal["torch"], mode: Mode | None = None
+        self, files: Iterable[File], *, as_: Literal["torch"], mode: Mode | None = None
     ) -> list[Tensor]: ...
 
     @overload
     def decode_batch(
-        self, files: Iterable[bytes | bytearray | memoryview], *, as_: Output, mode: Mode | None = None
+        self, files: Iterable[File], *, as_: Output, mode: Mode | None = None
     ) -> list[UInt8Array | PIL.Image.Image | Tensor]: ...
 
     @of_device
-    def decode_batch(
-        self, files: Iterable[bytes | bytearray | memoryview], *, as_: Output = "numpy", mode: Mode | None = None
-    ) -> list[Any]:
+    def decode_batch(self, files: Iterable[File], *, as_: Output = "numpy", mode: Mode | None = None) -> list[Any]:
         """Decode files of any sizes together; arguments and errors as `decode`, which name the file, counted from 1."""
         if as_ not in OUTPUTS:
             raise UnsupportedError(f"as_ is {as_!r}: it must be 'numpy', 'pil' or 'torch'")
         if mode is None:
             mode = "original" if as_ == "pil" else "rgb"
-        if mode not in MODES:
+        if mode not in PICTURE_MODES:
             raise UnsupportedError(f"mode is {mode!r}: it must be 'rgb' or 'original'")
-        files = list(files)
-        names = names_of(len(files))
-        streams = []
-        for name, data in zip(names, files):
-            if not isinstance(data, (bytes, bytearray, memoryview)):
-                raise UnsupportedError(f"{name}a file is given as its bytes, not as {type(data).__name__}")
-            with naming(name):
-                streams.append(read_bitstream(data, self.limits))
+        streams, names, _ = self._opened(files)
         results: list[Any] = [None] * len(streams)
         for codec, members in self._by_model(streams, names):
             chosen = [streams[i] for i in members]
-            pixels = codec.decoder.pixels(chosen, [names[i] for i in members], keep_on_device=as_ == "torch")
-            for i, stream, picture in zip(members, chosen, pixels):
+            restored, _ = codec.decoder.restore(chosen, [names[i] for i in members], keep_on_device=as_ == "torch")
+            for i, stream, picture in zip(members, chosen, restored):
                 with naming(names[i]):
-                    results[i] = present(picture, stream, as_, mode)
+                    results[i] = present(picture.pixels, stream, as_, mode)
         return results
 
     @of_device
-    def decode_detailed(self, data: bytes | bytearray | memoryview) -> Decoded:
-        """Decode one file with everything that was kept beside the pixels, and say how it went; errors as `decode`."""
-        start = time.perf_counter()
-        stream = read_bitstream(data, self.limits)
-        return self._codec_for(stream.header.model_id).decoder.detailed(stream, start)
+    def decode_detailed(self, data: File) -> Decoded:
+        """Decode one file with everything that was kept beside the pixels, and say how it went; errors as `decode`.
+
+        P and D run one after the other, also where `decode` queues them together, so that each has its own time.
+        """
+        return self._detailed([data], queue=False)[0]
 
     @of_device
-    def verify(self, data: bytes | bytearray | memoryview) -> str:
+    def decode_batch_detailed(self, files: Iterable[File]) -> list[Decoded]:
+        """As `decode_detailed`, for files of any sizes, decoded and named in errors as by `decode_batch`.
+
+        Times are the batch's, shared by pixels; where P and D are queued together, "decoder" is the time of both.
+        """
+        return self._detailed(files, queue=True)
+
+    def _detailed(self, files: Iterable[File], *, queue: bool) -> list[Decoded]:
+        streams, names, seconds = self._opened(files)
+        results: dict[int, Decoded] = {}
+        for codec, members in self._by_model(streams, names):
+            chosen, opened = [streams[i] for i in members], [seconds[i] for i in members]
+            decoded = codec.decoder.detailed(chosen, [names[i] for i in members], opened, queue=queue)
+            results |= zip(members, decoded)
+        return [results[i] for i in range(len(streams))]
+
+    def verify(self, data: File) -> str:
         """Check every section, decode the latents, unpack alpha; return the SHA-256 of all latent symbols.
 
         Raises as `decode`.
         """
-        stream = read_bitstream(data, self.limits)
-        return self._codec_for(stream.header.model_id).decoder.verify(stream)
+        return self.verify_batch([data])[0]
+
+    @of_device
+    def verify_batch(self, files: Iterable[File]) -> list[str]:
+        """As `verify`, for several files together; errors name the file, counted from 1."""
+        streams, names, _ = self._opened(files)
+        results: dict[int, str] = {}
+        for codec, members in self._by_model(streams, names):
+            digests = codec.decoder.verify([streams[i] for i in members], [names[i] for i in members])
+            results |= zip(members, digests)
+        return [results[i] for i in range(len(streams))]
 
     @of_device
     def read_latents(self, streams: Sequence[Bitstream], names: Sequence[str] | None = None) -> list[UInt8Array]:
@@ -331,6 +354,20 @@ class Codec:
         """The float form of P on this codec's device, made on first use: what gradients come from."""
         return self.latent_stage.float_probability()
 
+    def _opened(self, files: Iterable[File]) -> tuple[list[Bitstream], list[str], list[float]]:
+        """Containers, all of them checked; what errors call each, and the seconds that each took."""
+        files = list(files)
+        names = names_of(len(files))
+        streams, seconds = [], []
+        for name, data in zip(names, files):
+            if not isinstance(data, (bytes, bytearray, memoryview, Bitstream)):
+                raise UnsupportedError(f"{name}a file is given as its bytes, not as {type(data).__name__}")
+            start = time.perf_counter()
+            with naming(name):
+                streams.append(data if isinstance(data, Bitstream) else read_bitstream(data, self.limits))
+            seconds.append(time.perf_counter() - start)
+        return streams, names, seconds
+
     def _by_model(self, streams: Sequence[Bitstream], names: Sequence[str]) -> list[tuple[Codec, list[int]]]:
         """Indices of the streams by the codec that reads them."""
         groups: dict[bytes, list[int]] = {}
@@ -339,10 +376,15 @@ class Codec:
         found = []
         for wanted, members in groups.items():
             with naming(names[members[0]]):
-                found.append((self._codec_for(wanted), members))
+                found.append((self.codec_for(wanted), members))
         return found
 
-    def _codec_for(self, wanted: bytes) -> Codec:
+    def codec_for(self, wanted: bytes) -> Codec:
+        """The codec that reads files of the model with this id: this one, or one that is made for it and kept.
+
+        Raises:
+            ModelMismatchError: no such model is at hand, or this codec is strict.
+        """
         if wanted == self.model.model_id:
             return self
         if self.strict:
@@ -387,7 +429,7 @@ def encode(
 
 @overload
 def decode(
-    data: bytes | bytearray | memoryview,
+    data: File,
     *,
     device: str | torch.device = "cpu",
     as_: Literal["numpy"] = "numpy",
@@ -397,7 +439,7 @@ def decode(
 
 @overload
 def decode(
-    data: bytes | bytearray | memoryview,
+    data: File,
     *,
     device: str | torch.device = "cpu",
     as_: Literal["pil"],
@@ -407,7 +449,7 @@ def decode(
 
 @overload
 def decode(
-    data: bytes | bytearray | memoryview,
+    data: File,
     *,
     device: str | torch.device = "cpu",
     as_: Literal["torch"],
@@ -417,12 +459,12 @@ def decode(
 
 @overload
 def decode(
-    data: bytes | bytearray | memoryview, *, device: str | torch.device = "cpu", as_: Output, mode: Mode | None = None
+    data: File, *, device: str | torch.device = "cpu", as_: Output, mode: Mode | None = None
 ) -> UInt8Array | PIL.Image.Image | Tensor: ...
 
 
 def decode(
-    data: bytes | bytearray | memoryview,
+    data: File,
     *,
     device: str | torch.device = "cpu",
     as_: Output = "numpy",

@@ -10,7 +10,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from l2c import guard, transforms
 from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.modulators import condition_maps
 from l2c.arrays import UInt8Array
+from l2c.codec.options import PRECISIONS, Precision
 from l2c.errors import UnsupportedError
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
 from l2c.format.bitstream import ADAPT, Bitstream
@@ -31,8 +32,6 @@ from l2c.objective import Blend, distortion
 from l2c.ops import arithmetic
 from l2c.transforms import Adaptation, Grid
 
-Precision: TypeAlias = Literal["float32", "bfloat16"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
 _BATCH_PIXELS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
 

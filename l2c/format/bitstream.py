@@ -128,7 +128,7 @@ _RANGES = {
 _TWO_PLANES = "section table: ALPHA and LOSSY_ALPHA in one file"
 _MODE_AT = 37
 _TILE_LOG2_AT, _TILE_LOG2_MAX = 39, 15
-_TILE_SIZES = tuple(MIN_TILE_SIZE << k for k in range(_TILE_LOG2_MAX + 1))
+TILE_SIZES = tuple(MIN_TILE_SIZE << k for k in range(_TILE_LOG2_MAX + 1))  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -189,7 +189,7 @@ class Header:
             raise BitstreamError(f"model_id: {len(self.model_id)} bytes instead of 8")
         if self.mode not in MODES:
             raise BitstreamError(f"mode: {self.mode!r} is none of {', '.join(MODES)}")
-        if self.tile_size not in _TILE_SIZES:
+        if self.tile_size not in TILE_SIZES:
             raise BitstreamError(f"tile_size: {self.tile_size} is not 512 << k for k in 0..{_TILE_LOG2_MAX}")
 
     @property
@@ -388,7 +388,7 @@ def write_bitstream(
         header.latent_bits | header.metric_mix << 4,
         MODES.index(header.mode),
         header.bit_depth,
-        _TILE_SIZES.index(header.tile_size),
+        TILE_SIZES.index(header.tile_size),
     )
     rest = fields + directory + table
     start = _PREAMBLE.pack(MAGIC, VERSION, 0, head_size, 0)[:_CRC_AT]
@@ -534,7 +534,7 @@ def _read_fields(view: memoryview) -> Header:
         raise BitstreamError(f"byte {_MODE_AT}, mode: {mode} is outside 0..{len(MODES) - 1}")
     if tile_log2 > _TILE_LOG2_MAX:
         raise BitstreamError(f"byte {_TILE_LOG2_AT}, tile_log2: {tile_log2} is outside 0..{_TILE_LOG2_MAX}")
-    return Header(model_id=model_id, mode=MODES[mode], tile_size=_TILE_SIZES[tile_log2], **values)
+    return Header(model_id=model_id, mode=MODES[mode], tile_size=TILE_SIZES[tile_log2], **values)
 
 
 def _read_section_table(table: memoryview, table_at: int, head_size: int) -> Iterator[Section]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from l2c.adapt.effort import MAX_TRIES, Effort
+from l2c.adapt.savings import saving
 from l2c.errors import RateError
 from l2c.format.levels import MAX_QUALITY
 from l2c.rate_control import ACCEPTED, MAX_STEERS, MAX_TRIMS, TOLERANCE, QualitySearch, Steering
@@ -103,7 +104,7 @@ class _Goal:
         if self.size <= overhead:
             return self.size
         payload = self.size - overhead
-        return overhead + payload / (1.0 - factor * self.effort.saving(self.mu, 8.0 * payload / self.picture.pixels))
+        return overhead + payload / (1.0 - factor * saving(self.effort, self.mu, 8.0 * payload / self.picture.pixels))
 
     def _find(self, search: QualitySearch) -> Course[Trial | None]:
         """Run a search; the trial of its best quality, or None where that is known from before or there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,18 @@ def log_lmbda(cond: Tensor) -> Tensor:
     return cond[:, :1] * _LOG_LMBDA_SCALE + _LOG_LMBDA_CENTRE
 
 
+def for_each_picture(function: Callable[[Tensor], Tensor], cond: Tensor, rows: int = 1) -> Tensor:
+    """`function` of conditions [N * rows, 2], each picture's rows in a product of their own.
+
+    A matrix product rounds otherwise with another number of rows, and a picture's latents and pixels must not depend on
+    what else is in its batch. Where gradients are wanted, and on a GPU, whose convolutions differ as well, all pictures
+    share one product.
+    """
+    if len(cond) == rows or torch.is_grad_enabled() or cond.device.type != "cpu":
+        return function(cond)
+    return torch.cat([function(part) for part in cond.split(rows)])
+
+
 class Modulator(nn.Module):
     """s = softplus(FC(ReLU(FC(lambda)))), Y' = s * Y (OML Eq. 3 and the unnumbered equation after it).
 
@@ -48,10 +61,13 @@ class Modulator(nn.Module):
             self.fc2.weight.mul_(0.1)
         nn.init.constant_(self.fc2.bias, math.log(math.e - 1.0))  # softplus of this is 1
 
-    def scales(self, cond: Tensor) -> Tensor:
-        """Scales for conditions [N, 2] -> float32 [N, channels, 1, 1], positive."""
+    def scales(self, cond: Tensor, rows: int = 1) -> Tensor:
+        """Scales for conditions [N * rows, 2], picture by picture -> float32 [N * rows, channels, 1, 1], positive."""
         with torch.autocast(cond.device.type, enabled=False):
-            return F.softplus(self.fc2(F.relu(self.fc1(cond))))[:, :, None, None]
+            return for_each_picture(self._scales, cond, rows)
+
+    def _scales(self, cond: Tensor) -> Tensor:
+        return F.softplus(self.fc2(F.relu(self.fc1(cond))))[:, :, None, None]
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         """x: [N, channels, h, w]; cond: float32 [N, 2]. Returns x scaled per picture and channel, in x's dtype."""

@@ -49,7 +49,8 @@ def main() -> None:
             queued = codecs[args.device].decoder.queued(streams, changes, keep_on_device=False)
             if queued is None and codecs[args.device].backend == "triton":
                 sys.exit("the queued decoding gave up")
-            for a, b in zip(codecs["cpu"].decode_batch(data), queued or codecs[args.device].decode_batch(data)):
+            pixels = [part.pixels for part in queued] if queued else codecs[args.device].decode_batch(data)
+            for a, b in zip(codecs["cpu"].decode_batch(data), pixels):
                 difference = np.abs(a.astype(int) - b)
                 most, moved = max(most, int(difference.max())), max(moved, float((difference > 0).mean()))
             files += len(data)

@@ -1,11 +1,15 @@
-"""`l2c train`: one command for each stage. torch loads inside the commands, so that `--help` answers at once."""
+"""`l2c train`: one command for each stage."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from l2c.cli import lazy
+from l2c.cli.messages import INTERRUPTED, USAGE
 
 if TYPE_CHECKING:
     from l2c.config import ModelConfig
@@ -37,7 +41,6 @@ Set = Annotated[
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; a GPU where there is one if left out.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch.")]
 
-_INTERRUPTED = 130  # as `l2c --help` says
 _STAGES = {
     "pretrain": "Train E, I, D and P together (L2C Eq. 7).",
     "meta": "Meta-train for latent overfitting (L2C Eq. 8-10).",
@@ -50,15 +53,11 @@ _STAGES = {
 def _recipe(
     config: Path, data: list[str] | None, val: list[str] | None, overrides: list[str]
 ) -> tuple[TrainConfig, ModelConfig]:
-    import json
-
-    from l2c.train.config import load_recipe
-
     if data:
         overrides.append(f"data.train={json.dumps(data)}")
     if val:
         overrides.append(f"data.val={json.dumps(val)}")
-    return load_recipe(config, overrides)
+    return lazy.config.load_recipe(config, overrides)
 
 
 def _add(name: str, text: str) -> None:
@@ -75,10 +74,6 @@ def _add(name: str, text: str) -> None:
         device: Device = None,
         threads: Threads = None,
     ) -> None:
-        import torch
-
-        from l2c.train.stages import run_stage
-
         if name == "bias-sets" and (minutes is not None or steps is not None):
             raise typer.BadParameter("bias-sets has no --minutes or --steps; --set bias_sets.patches=N is its length")
         section = name.replace("-", "_")
@@ -89,16 +84,16 @@ def _add(name: str, text: str) -> None:
             overrides.append(f"{section}.steps={steps}")
         recipe, model = _recipe(config, data, val, overrides)
         if threads is not None:
-            torch.set_num_threads(threads)
-        if not run_stage(name, recipe, model, out, init, device):
-            raise typer.Exit(_INTERRUPTED)
+            lazy.torch.set_num_threads(threads)
+        if not lazy.stages.run_stage(name, recipe, model, out, init, device):
+            raise typer.Exit(INTERRUPTED)
 
 
 @app.callback(invoke_without_command=True)
 def _common(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help())
-        raise typer.Exit(2)  # as `l2c` alone
+        raise typer.Exit(USAGE)  # as `l2c` alone
 
 
 for _name, _text in _STAGES.items():
@@ -120,12 +115,8 @@ def export(
 
     Prints what is in it as JSON.
     """
-    import json
-
-    from l2c.train.export import export as write
-
     recipe, model = _recipe(config, data, val, list(set_ or []))
-    print(json.dumps(write(recipe, model, out, init, target, notes), indent=1))
+    print(json.dumps(lazy.export.export(recipe, model, out, init, target, notes), indent=1))
 
 
 @app.command("pack", short_help="Pack a stage's checkpoint and records for a journey.")
@@ -137,9 +128,7 @@ def pack(
     part_mib: Annotated[int, typer.Option(min=1, help="Largest size of a part in MiB.")] = 15,
 ) -> None:
     """Write what a run needs to go on elsewhere (without the optimiser's state, which is made anew), in parts."""
-    from l2c.train.pack import pack as write
-
-    for part in write(run, target, stage, bits, part_mib << 20):
+    for part in lazy.pack.pack(run, target, stage, bits, part_mib << 20):
         print(f"{part} {part.stat().st_size}")
 
 
@@ -149,9 +138,4 @@ def unpack(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],
 ) -> None:
     """Write a pack's checkpoint and records into RUN, which must have none of that stage."""
-    import json
-
-    from l2c.train.pack import summary
-    from l2c.train.pack import unpack as write
-
-    print(json.dumps(summary(write(source, run))))
+    print(json.dumps(lazy.pack.summary(lazy.pack.unpack(source, run))))

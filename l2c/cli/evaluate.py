@@ -1,42 +1,21 @@
-"""`l2c eval`, `l2c tables`, `l2c compare`. Heavy modules load inside the commands, so that `--help` answers at once."""
+"""`l2c eval`, `l2c tables`, `l2c compare`."""
 
 from __future__ import annotations
 
 import errno
 import sys
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from l2c.errors import UnsupportedError
+from l2c.adapt.effort import MAX_EFFORT
+from l2c.cli import lazy, options
+from l2c.cli.messages import FAILED
+from l2c.cli.progress import clear, tell
+from l2c.cli.session import open_codec
 from l2c.files import output_file, write_atomically
 from l2c.format.levels import DEFAULT_METRIC, METRICS
-
-_Number = TypeVar("_Number", int, float)
-_FAILED = 1
-
-
-def _numbers(text: str, kind: type[_Number], what: str) -> list[_Number]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        raise UnsupportedError(f"{what} is {text!r}: it must be numbers with commas between them") from None
-
-
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _tell(what: str) -> None:
-    """The piece of work that begins, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{what}", end="", file=sys.stderr, flush=True)
-
-
-def _clear() -> None:
-    if sys.stderr.isatty():
-        print("\r\x1b[K", end="", file=sys.stderr)
 
 
 def evaluate_folder(
@@ -46,7 +25,7 @@ def evaluate_folder(
     metrics: Annotated[str, typer.Option(help=f"What our files are optimised for: {', '.join(METRICS)}.")] = ",".join(
         METRICS
     ),
-    efforts: Annotated[str, typer.Option(help="Effort levels of ours, 0..9.")] = "0",
+    efforts: Annotated[str, typer.Option(help=f"Effort levels of ours, 0..{MAX_EFFORT}.")] = "0",
     peers: Annotated[str, typer.Option(help="Other codecs, 'all' at hand or 'none'; see below.")] = "all",
     figures: Annotated[
         str, typer.Option(help="What is measured; see below.")
@@ -62,7 +41,7 @@ def evaluate_folder(
     peers_only: Annotated[bool, typer.Option("--peers-only", help="Leave our codec out.")] = False,
     every: Annotated[int, typer.Option(min=1, help="Take every so many-th picture.")] = 1,
     device: Annotated[str, typer.Option(help="Where our networks run: cpu, cuda, ...")] = "cpu",
-    model: Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")] = None,
+    model: options.Model = None,
 ) -> int:
     """Measure our codec and others on your own pictures at equal rates: real files, decoded again.
 
@@ -75,28 +54,23 @@ def evaluate_folder(
     Figures: psnr-rgb, psnr-y, ms-ssim-rgb, ms-ssim-y, vmaf, vmaf-neg, ssimulacra2, butteraugli (3-norm; needs libjxl's
              butteraugli_main); Y is BT.709 with full range
     """
-    from l2c.codec import Codec
-    from l2c.evaluate.run import Plan, evaluate, report
-    from l2c.images.listing import list_pictures
-    from l2c.models import DEFAULT_MODEL
-
-    plan = Plan(
-        pictures=list_pictures(*sources)[::every],
-        rates=_numbers(rates, float, "--rates"),
-        metrics=_names(metrics),
-        efforts=_numbers(efforts, int, "--efforts"),
-        peers=_names(peers),
-        figures=tuple(_names(figures)),
+    plan = lazy.run.Plan(
+        pictures=lazy.listing.list_pictures(*sources)[::every],
+        rates=options.numbers(rates, float, "--rates"),
+        metrics=options.names(metrics),
+        efforts=options.numbers(efforts, int, "--efforts"),
+        peers=options.names(peers),
+        figures=tuple(options.names(figures)),
     )
-    codec = Codec(model or DEFAULT_MODEL, device)
-    outcome = evaluate(codec, plan, out, _tell, peers_only=peers_only)
-    _clear()
+    codec = open_codec(model, device)
+    outcome = lazy.run.evaluate(codec, plan, out, tell, peers_only=peers_only)
+    clear()
     for what, why in outcome.failures:
         print(f"warning: {what}: {why}", file=sys.stderr)
-    text = report(outcome, out, plan, anchor, published, _names(curves))
+    text = lazy.run.report(outcome, out, plan, anchor, published, options.names(curves))
     print(text, end="")
     print(f"\n{outcome.measured} files measured now, {outcome.known} known from before; record in {out}")
-    return _FAILED if outcome.failures else 0
+    return FAILED if outcome.failures else 0
 
 
 def papers_tables(
@@ -105,7 +79,7 @@ def papers_tables(
     parts: Annotated[str, typer.Option(help="Which: I, II, III (L2C), fig4, fig5 (OML).")] = "I,III,fig4,fig5",
     rates: Annotated[str, typer.Option(help="Target rates in bits per pixel.")] = "0.06,0.12,0.25,0.5,0.75,1,1.5,2",
     examples: Annotated[int, typer.Option(min=1, help="Pictures shown in Table I and measured for fig5.")] = 4,
-    effort: Annotated[int, typer.Option(min=0, max=9, help="Effort level of Table I.")] = 4,
+    effort: Annotated[int, typer.Option(min=0, max=MAX_EFFORT, help="Effort level of Table I.")] = 4,
     metric: Annotated[
         str, typer.Option(help=f"What Tables I and II are optimised for: {', '.join(METRICS)}.")
     ] = DEFAULT_METRIC,
@@ -117,32 +91,27 @@ def papers_tables(
     ] = None,
     every: Annotated[int, typer.Option(min=1, help="Take every so many-th picture.")] = 1,
     device: Annotated[str, typer.Option(help="Where our networks run: cpu, cuda, ...")] = "cpu",
-    model: Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")] = None,
+    model: options.Model = None,
 ) -> int:
     """The tables of L2C and figures 4 and 5 of OML on your own pictures: the papers' numbers beside ours.
 
     RECORD gets tables.md, the figures and a line for each file; a stopped run goes on where it was. It may be that of
     `l2c eval`: files of the same metric and effort then count in Table I. Table II needs --meta and --control.
     """
-    from l2c.codec import Codec
-    from l2c.evaluate.tables import Tables, write_tables
-    from l2c.images.listing import list_pictures
-    from l2c.models import DEFAULT_MODEL
-
-    tables = Tables(
-        Codec(model or DEFAULT_MODEL, device),
-        list_pictures(*sources)[::every],
+    tables = lazy.tables.Tables(
+        open_codec(model, device),
+        lazy.listing.list_pictures(*sources)[::every],
         out,
-        _numbers(rates, float, "--rates"),
+        options.numbers(rates, float, "--rates"),
         examples,
         effort,
         metric,
-        _tell,
+        tell,
     )
-    text = write_tables(tables, _names(parts), meta, control)
-    _clear()
+    text = lazy.tables.write_tables(tables, options.names(parts), meta, control)
+    clear()
     print(text, end="")
-    return _FAILED if tables.failures else 0
+    return FAILED if tables.failures else 0
 
 
 def compare_files(
@@ -154,19 +123,15 @@ def compare_files(
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", "-f", help="Replace a page that exists.")] = False,
     device: Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, ...")] = "cpu",
-    model: Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")] = None,
+    model: options.Model = None,
 ) -> int:
     """Write one HTML page that compares files with their original: a border to drag, zoom, maps of the error, of the
     bits and of what was adapted, and the figures. It needs no network and nothing beside it.
     """
-    from l2c.codec import Codec
-    from l2c.evaluate.compare import compare
-    from l2c.models import DEFAULT_MODEL
-
     target = Path(output_file(out, str(original), ".html"))
     if target.exists() and not overwrite:
         raise FileExistsError(errno.EEXIST, "exists already; --overwrite replaces it", str(target))
-    page = compare(original, files, Codec(model or DEFAULT_MODEL, device))
+    page = lazy.compare.compare(original, files, open_codec(model, device))
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, page.encode(errors="replace"))
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,130 @@
+"""`l2c info`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from l2c.cli import lazy, options
+from l2c.cli.messages import DAMAGED, errors_of, say
+from l2c.cli.report import Result, file_facts, print_json, print_rows
+from l2c.cli.terminal import read_input, shown
+from l2c.errors import BitstreamError
+from l2c.format.bitstream import ADAPT, VERSION, Bitstream, Limits, read_bitstream, section_name
+from l2c.format.levels import metric_name
+
+
+def info(
+    source: Annotated[str, typer.Argument(metavar="FILE", help="L2C file; - for standard input.")],
+    as_json: options.Json = False,
+) -> int:
+    """Show what a file's head says and the size of each part; needs no model."""
+    with errors_of(source):
+        data = read_input(source)
+        stream = read_bitstream(data, Limits.unlimited(), damaged="report")
+    result = {"input": source, **_facts(stream, len(data))}
+    if as_json:
+        print_json(result)
+    else:
+        _print_info(result)
+    damaged = result["damaged_sections"] + [f"tile {number}" for number in stream.damaged_tiles]
+    if damaged:
+        say("error", f"{shown(source)}: damaged or cut off: {', '.join(damaged)}")
+        return DAMAGED
+    return 0
+
+
+def _facts(stream: Bitstream, size: int) -> Result:
+    index = stream.index
+    header = index.header
+    return {
+        **file_facts(size, index),
+        "format_version": VERSION,
+        "bit_depth": header.bit_depth,
+        "quality": header.quality / 10,
+        "metric_mix": header.metric_mix,
+        "latent_bits": header.latent_bits,
+        "latents_crc32": f"{header.latents_crc32:08x}",
+        "tile_size": header.tile_size,
+        "tile_rows": header.tile_rows,
+        "tile_columns": header.tile_columns,
+        "parts": index.part_sizes(),
+        "sections": [
+            {
+                "type": part.type,
+                "name": part.name,
+                "offset": part.offset,
+                "size": part.size,
+                "crc32": f"{part.crc32:08x}",
+            }
+            for part in index.sections
+        ],
+        "tiles": [
+            {
+                "top": box.top,
+                "left": box.left,
+                "height": box.height,
+                "width": box.width,
+                "offset": tile.offset,
+                "size": tile.size,
+                "channels": tile.channels,
+                "crc32": f"{tile.crc32:08x}",
+            }
+            for tile, box in zip(index.tiles, map(header.tile_box, range(header.tile_count)))
+        ],
+        "adaptation": _adaptation_facts(stream),
+        "damaged_sections": [section_name(type_) for type_ in stream.damaged_sections],
+        "damaged_tiles": list(stream.damaged_tiles),
+    }
+
+
+def _adaptation_facts(stream: Bitstream) -> Result:
+    """What the ADAPT section of a file changes in D; empty without one that can be read."""
+    body, header = stream.metadata.get(ADAPT), stream.header
+    if body is None:
+        return {}
+    try:
+        changes = lazy.adapt_section.PatchChanges.unpack(
+            bytes(body), header.width, header.height, lazy.adapt_section.NO_SET, None
+        )
+    except BitstreamError:
+        return {}
+    facts: Result = {}
+    if changes.sets is not None:
+        used = changes.sets[changes.sets != lazy.adapt_section.NO_SET]
+        facts |= {"patches_with_bias_set": len(used), "bias_sets_in_use": sorted(set(used.tolist()))}
+    if changes.conditions is not None:
+        facts["patches_with_conditions"] = int(changes.conditions.any(axis=0).sum())
+    return facts
+
+
+def _print_info(result: Result) -> None:
+    tiles, sizes = result["tiles"], [tile["size"] for tile in result["tiles"]]
+    channels = [tile["channels"] for tile in tiles]
+    rows = [
+        ("file", shown(result["input"])),
+        ("format version", str(result["format_version"])),
+        ("picture", f"{result['width']}x{result['height']}, {result['mode']}, {result['bit_depth']} bits"),
+        ("size", f"{result['size_bytes']} bytes, {result['bpp']:.4f} bpp"),
+        ("model", result["model_id"]),
+        ("quality", f"{result['quality']:g} of 100, metric {metric_name(result['metric_mix'])}"),
+        ("latents", f"{result['latent_bits']} bits, CRC-32 {result['latents_crc32']}"),
+        (
+            "tiles",
+            f"{result['tile_columns']}x{result['tile_rows']} of {result['tile_size']} pixels, "
+            f"{min(sizes)}..{max(sizes)} bytes, {min(channels)}..{max(channels)} channels",
+        ),
+    ]
+    facts = result["adaptation"]
+    if facts:
+        rows.append(
+            (
+                "adaptation",
+                f"{facts.get('patches_with_bias_set', 0)} patches with one of "
+                f"{len(facts.get('bias_sets_in_use', []))} bias sets, "
+                f"{facts.get('patches_with_conditions', 0)} with modulator conditions",
+            )
+        )
+    rows += [(f"  {name}", f"{size} bytes") for name, size in result["parts"].items()]
+    print_rows(rows)

@@ -1,0 +1,52 @@
+"""What the commands use of PyTorch, NumPy, Pillow and rich: modules that load when a name of theirs is first asked for.
+
+Nothing else in this package loads late, and nothing in it imports inside a function; so `--help`, `--version`, `info`
+and a wrong usage answer at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+class LazyModule:
+    """A module by its name; an attribute of it is the module's own, and the first one loads it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(importlib.import_module(self._name), attribute)
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from PIL import Image
+    from rich import console, progress
+
+    from l2c import devices, images, models, transforms
+    from l2c.evaluate import compare, run, tables
+    from l2c.format import adapt_section
+    from l2c.images import listing
+    from l2c.train import config, export, pack, stages
+else:
+    np = LazyModule("numpy")
+    torch = LazyModule("torch")
+    Image = LazyModule("PIL.Image")
+    console = LazyModule("rich.console")
+    progress = LazyModule("rich.progress")
+    devices = LazyModule("l2c.devices")
+    images = LazyModule("l2c.images")
+    models = LazyModule("l2c.models")
+    transforms = LazyModule("l2c.transforms")
+    compare = LazyModule("l2c.evaluate.compare")
+    run = LazyModule("l2c.evaluate.run")
+    tables = LazyModule("l2c.evaluate.tables")
+    adapt_section = LazyModule("l2c.format.adapt_section")
+    listing = LazyModule("l2c.images.listing")
+    config = LazyModule("l2c.train.config")
+    export = LazyModule("l2c.train.export")
+    pack = LazyModule("l2c.train.pack")
+    stages = LazyModule("l2c.train.stages")

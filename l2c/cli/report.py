@@ -1,0 +1,65 @@
+"""What the commands print: facts of files, JSON, tables, and the last line of a folder's run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from l2c.cli.plan import Plan
+from l2c.cli.terminal import printable
+from l2c.files import summary
+from l2c.format.bitstream import FileIndex
+
+Result: TypeAlias = dict[str, Any]
+
+
+def file_facts(size: int, index: FileIndex) -> Result:
+    """What every command says of a file of so many bytes; bpp counts all of them."""
+    header = index.header
+    return {
+        "width": header.width,
+        "height": header.height,
+        "mode": header.mode,
+        "model_id": header.model_id.hex(),
+        "size_bytes": size,
+        "bpp": 8 * size / header.pixels,
+    }
+
+
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """To microseconds."""
+    return {stage: round(value, 6) for stage, value in seconds.items()}
+
+
+def print_json(result: Any) -> None:
+    """One JSON value; a number that JSON lacks is an error."""
+    print(json.dumps(result, indent=2, allow_nan=False))
+
+
+def print_rows(rows: Sequence[Sequence[str]]) -> None:
+    """Aligned columns; numbers to the right, by what stands below the heading."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    right = [all(row[i][:1].isdigit() for row in rows[1:]) and i > 1 for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right)]
+        print(printable("  ".join(cells).rstrip()))
+
+
+def total_line(results: Sequence[Result], plan: Plan, seconds: float, stopped: bool) -> str:
+    """The last line of a folder's run."""
+    done = [result for result in results if "error" not in result]
+    skipped = sum(bool(result.get("skipped")) for result in done)
+    size = sum(result["size_bytes"] for result in done)
+    pixels = sum(result["width"] * result["height"] for result in done)
+    parts = [f"{len(done)} of {len(plan.jobs)} files"]
+    if skipped:
+        parts.append(f"{skipped} of them there already")
+    parts.append(f"{size} bytes" + (f", {8 * size / pixels:.4f} bpp" if pixels else ""))
+    parts.append(f"{seconds:.1f} s")
+    text = ", ".join(parts)
+    if plan.left_out:
+        text += f"; {summary(plan.left_out, plan.root)}"
+    if stopped:
+        text += "; stopped, --skip-existing goes on from here"
+    return text

@@ -1,0 +1,45 @@
+"""The session of a command: an `l2c.codec.Codec`, made when a file needs it, so that a damaged one costs no model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from l2c import codec
+from l2c.cli import lazy
+from l2c.cli.report import Result, file_facts
+from l2c.format.bitstream import Bitstream, Limits
+
+
+def open_codec(model: str | None, device: str, **options: Any) -> codec.Codec:
+    """The codec of a model by name or file, None: the default one; options and errors as of `Codec`."""
+    return codec.Codec(lazy.models.DEFAULT_MODEL if model is None else model, device, **options)
+
+
+class Reader:
+    """Reads files of any models.
+
+    Args:
+        model: name or file of the model that is tried first; None: the first file's own.
+        unlimited: see `Limits.unlimited`.
+    """
+
+    def __init__(self, model: str | None, device: str, precision: Any = "float32", *, unlimited: bool = False) -> None:
+        self.limits = Limits.unlimited() if unlimited else Limits()
+        self._model, self._device, self._precision = model, device, precision
+        self._codec: codec.Codec | None = None
+
+    def session(self, stream: Bitstream) -> codec.Codec:
+        """The codec that reads this file and any other; the first call makes it. Raises as `Codec`."""
+        if self._codec is None:
+            model: Any = lazy.models.find_model(stream.header.model_id) if self._model is None else self._model
+            self._codec = codec.Codec(model, self._device, precision=self._precision, limits=self.limits)
+        return self._codec
+
+    def facts(self, stream: Bitstream, size: int) -> Result:
+        """What is said of a file of so many bytes that was read. Raises as `Codec.codec_for`."""
+        header = stream.header
+        return {
+            **file_facts(size, stream.index),
+            "model": self.session(stream).codec_for(header.model_id).model.name,
+            "quality": header.quality / 10,
+        }
