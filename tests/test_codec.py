@@ -25,7 +25,7 @@ from l2c.codec import session
 from l2c.codec.latent_stage import Latents
 from l2c.config import ModelConfig
 from l2c.entropy import multiscale
-from l2c.entropy.multiscale import MultiscaleConfig, backends
+from l2c.entropy.multiscale import MultiscaleConfig
 from l2c.entropy.multiscale.backends import stepwise
 from l2c.entropy.multiscale.backends.cpu import CpuBackend
 from l2c.errors import (
@@ -690,8 +690,8 @@ def test_no_fast_backend_is_needed() -> None:
     chosen = [str(tests / "test_golden.py"), f"{tests / 'test_default_model.py'}::test_quality_is_monotone"]
     environment = {**os.environ, "L2C_BACKEND": "torch", "L2C_CPU": "scalar"}
     check = (
-        "import sys, pytest, torch, l2c; from l2c import ops; from l2c.entropy.multiscale import backends; "
-        "assert backends.choose('auto', torch.device('cpu')) == 'torch'; "
+        "import sys, pytest, torch, l2c; from l2c import ops; "
+        "assert l2c.load_model().integer.choose('auto', torch.device('cpu')) == 'torch'; "
         "assert ops.cpp_extension().cpu() == 'scalar'; sys.exit(pytest.main(sys.argv[1:]))"
     )
     done = subprocess.run(
@@ -700,10 +700,11 @@ def test_no_fast_backend_is_needed() -> None:
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
-def test_backend_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backend_of_the_environment(codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose = codec.model.integer.choose
     monkeypatch.setenv("L2C_BACKEND", "reference")
-    assert backends.choose("auto", None) == "reference"
-    assert backends.choose("torch", None) == "torch"
+    assert choose("auto", None) == "reference"
+    assert choose("torch", None) == "torch"
     monkeypatch.setenv("L2C_BACKEND", "fast")
     with pytest.raises(BackendError, match="'fast'"):
-        backends.choose("auto", None)
+        choose("auto", None)
