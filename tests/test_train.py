@@ -300,7 +300,7 @@ class TestLoop:
         torch.manual_seed(1)
         nets = Networks(tiny_config)
         x8 = torch.from_numpy(np.asarray(Image.open(pictures / "0.png"))[:60, :70].copy()).permute(2, 0, 1)[None]
-        rows = validate(nets, [x8, x8.flip(3)], torch.device("cpu"))
+        rows = validate(nets, [x8, x8.flip(3)], torch.device("cpu"), [(0.0008 * 0.15) ** 0.5])
         row = next(row for row in rows if row["mu"] == 8)
         assert [row["mu"] for row in rows] == [0, 4, 8] and row["quality"] == 500
         x = torch.cat((x8, x8.flip(3))).float() / 255
@@ -927,7 +927,7 @@ class TestCommands:
             code, _, err = cli(name, recipe, "--out", run, "--device", "cpu")
             assert code == 0 and f"{name} is complete" in err, err
             assert newest(run) == run / name / "checkpoint.pt"
-        assert "the same integers on the reference, torch and C++ paths" in err
+        assert "the same integers on these paths: cpu, torch, reference" in err
         left = {name: Checkpoint.load(run / name / "checkpoint.pt") for name in STAGES}
         assert all(left[name].stage == name for name in STAGES)
         assert [entry["stage"] for entry in left["quantize"].past()] == list(STAGES)
