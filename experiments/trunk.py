@@ -3,8 +3,8 @@
     python experiments/trunk.py score MODEL RECIPE --val DIR --val DIR >> rows.jsonl
     python experiments/trunk.py plot journal.jsonl [other.jsonl ...] --out trunk.png [--reference rows.jsonl]
 
-J is the mean of ln(loss) over the conditions of `l2c.train.loop.validate` (three metrics x six lambdas): 100 times a
-difference is about the mean difference of the objective in percent. MODEL is an exported model or a checkpoint; its
+J is the mean of ln(loss) over the conditions of `l2c.train.validation.validate` (three metrics, six lambdas): 100 times
+a difference is about the mean difference of the objective in percent. MODEL is an exported model or a checkpoint; its
 row has the form of a journal's (`l2c.train.records`). `plot` also prints, for each journal, J of every kind of picture
 at its last row, the slope of ln J's excess against pixels over its second half, and the gap between validation and
 pictures that were trained on.
@@ -22,9 +22,8 @@ import torch
 
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import load_recipe
-from l2c.train.loop import mean_log_loss, validate
 from l2c.train.records import read_journal
-from l2c.train.validation import validation_set
+from l2c.train.validation import mean_log_loss, validate, validation_set
 
 _SEEN = "seen"
 

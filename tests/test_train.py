@@ -35,27 +35,21 @@ from l2c.entropy import multiscale
 from l2c.errors import BackendError, ConfigError, L2CWarning, ModelMismatchError, TrainingError
 from l2c.metrics import mse, msssim
 from l2c.models import load_model
-from l2c.train import loop, records, speed
+from l2c.train.batches import Batch, make_batch, sample_conditions
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import DataConfig, PretrainConfig, StageConfig, TrainConfig, load_recipe, recipe_json
 from l2c.train.data import Sampler
-from l2c.train.loop import Batch, Loop, make_batch, sample_conditions, validate
+from l2c.train.engine import FIGURES
+from l2c.train.interrupts import locked
+from l2c.train.loop import Loop
 from l2c.train.losses import Conditions, LossParts, Networks, quantised_latents
 from l2c.train.parallel import Parallel
 from l2c.train.pretrain import PretrainObjective
 from l2c.train.stages import STAGES, newest, run_stage
+from l2c.train.validation import validate
+from l2c.transforms import PaperConfig
 
 Fault = Callable[[int, LossParts], LossParts]
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small validation pictures, no plots, no TensorBoard, no measuring of the machine: this process only."""
-    monkeypatch.setattr(loop, "VAL_SIZE", 64)
-    monkeypatch.setattr(loop, "VAL_LMBDAS", ((0.0008 * 0.15) ** 0.5,))
-    monkeypatch.setattr(speed, "PEAK_SECONDS", 1e-3)
-    monkeypatch.setattr(records, "open_board", lambda folder, purge_step: None)
-    monkeypatch.setattr(records.Records, "plot", lambda self: None)
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +70,13 @@ def model(tiny_config: ModelConfig) -> ModelConfig:
 
 
 def recipe_for(pictures: Path, *, workers: int = 2, save_minutes: float = 1000.0, **stage: Any) -> TrainConfig:
+    """Small validation pictures, no plots, no TensorBoard, hardly any measuring of the machine."""
     settings = {"lr": 2e-3, "batch": 2, "steps": 6, "warmup": 2, **stage}
     data = DataConfig(train=(str(pictures),), val=(str(pictures),), crop=64, workers=workers)
     return TrainConfig(
         "model.json", data=data, pretrain=PretrainConfig(**settings), val_pictures=1, val_drawn=0, log_seconds=0.0,
-        save_minutes=save_minutes, autocast="off",
+        save_minutes=save_minutes, autocast="off", val_size=64, val_lmbdas=((0.0008 * 0.15) ** 0.5,), plots=False,
+        peak_seconds=1e-3, agree_steps=1,
     )  # fmt: skip
 
 
@@ -208,10 +204,10 @@ class TestLoop:
         losses = []
         for _ in range(25):
             training.train_step(batch)
-            losses.append(float(training.sums[0]))
+            losses.append(float(training.engine.sums[0]))
         each = np.diff([0.0, *losses])
         assert each[-5:].mean() < 0.8 * each[:5].mean()
-        assert float(training.sums[-2]) == 0  # none skipped
+        assert float(training.engine.sums[-2]) == 0  # none skipped
 
     def test_interrupted_run_equals_straight_run(
         self, pictures: Path, model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -239,7 +235,7 @@ class TestLoop:
         assert ends[0].step == 6 and ends[0].optimizer["adam"][0]["step"] == 6
         assert_same(*ends, "seconds", "entry")
         rows = [table(part.folder / "log.csv") for part in (straight, resumed)]
-        figures = ("step", "lr", *loop.FIGURES, "grad", "skipped")
+        figures = ("step", "lr", *FIGURES, "grad", "skipped")
         curves = [[[row[key] for key in figures] for row in part] for part in rows]
         np.testing.assert_array_equal(*curves)  # a step without mu > 0 has no dissimilarity: NaN
         assert [row["step"] for row in rows[0]] == [1, 2, 3, 4, 5, 6]
@@ -271,20 +267,20 @@ class TestLoop:
     def test_running_average(self, pictures: Path, model: ModelConfig, tmp_path: Path) -> None:
         """a <- d a + (1 - d) p with d = min(ema, n / (9 + n)) at step n."""
         training = loop_for(tmp_path, recipe_for(pictures, ema=0.15), model)
-        expected = {k: v.clone() for k, v in training.average.state_dict().items()}
+        expected = {k: v.clone() for k, v in training.engine.average.state_dict().items()}
         for n in (1, 2):
             training.train_step(batch_for(training, n - 1))
             d = min(0.15, n / (9 + n))
-            for key, fresh in training.nets.state_dict().items():
+            for key, fresh in training.engine.nets.state_dict().items():
                 expected[key] = d * expected[key] + (1 - d) * fresh
-        for key, value in training.average.state_dict().items():
+        for key, value in training.engine.average.state_dict().items():
             torch.testing.assert_close(value, expected[key], rtol=1e-5, atol=1e-6)
 
     def test_log_row(self, pictures: Path, model: ModelConfig, tmp_path: Path) -> None:
         training = loop_for(tmp_path, recipe_for(pictures, steps=1), model)
         batch = batch_for(training, 0)
         with torch.no_grad():
-            parts = training.objective(
+            parts = training.engine.objective(
                 batch.x.float() / 255, batch.cond.quality, batch.cond.mu, batch.cond.b, batch.noise, False
             )
         training.run()
@@ -304,7 +300,7 @@ class TestLoop:
         torch.manual_seed(1)
         nets = Networks(tiny_config)
         x8 = torch.from_numpy(np.asarray(Image.open(pictures / "0.png"))[:60, :70].copy()).permute(2, 0, 1)[None]
-        rows = validate(nets, [x8, x8.flip(3)], torch.device("cpu"))
+        rows = validate(nets, [x8, x8.flip(3)], torch.device("cpu"), [(0.0008 * 0.15) ** 0.5])
         row = next(row for row in rows if row["mu"] == 8)
         assert [row["mu"] for row in rows] == [0, 4, 8] and row["quality"] == 500
         x = torch.cat((x8, x8.flip(3))).float() / 255
@@ -357,24 +353,26 @@ class TestNotFinite:
         training = loop_for(tmp_path, recipe_for(pictures), model, fault)
         for step in range(2):
             training.train_step(batch_for(training, step))
-        before = copy.deepcopy(flat([training.nets.state_dict(), training.optimizer.state_dict()["adam"]]))
+        before = copy.deepcopy(
+            flat([training.engine.nets.state_dict(), training.engine.optimizer.state_dict()["adam"]])
+        )
         training.train_step(batch_for(training, 2))
-        after = flat([training.nets.state_dict(), training.optimizer.state_dict()["adam"]])
+        after = flat([training.engine.nets.state_dict(), training.engine.optimizer.state_dict()["adam"]])
         assert [key for key in before if not torch.equal(before[key], after[key])] == []
-        assert training.step == 3 and all(bool(p.isfinite().all()) for p in training.parameters)
-        assert all(bool(p.isfinite().all()) for p in training.average.parameters())
+        assert training.step == 3 and training.engine.finite()
+        assert all(bool(p.isfinite().all()) for p in training.engine.average.parameters())
         training.train_step(batch_for(training, 3))
         assert not any(
-            torch.equal(before[k], v) for k, v in flat(training.optimizer.state_dict()["adam"], ".1").items()
+            torch.equal(before[k], v) for k, v in flat(training.engine.optimizer.state_dict()["adam"], ".1").items()
         )
 
     def test_figures_leave_bad_steps_out(self, pictures: Path, model: ModelConfig, tmp_path: Path) -> None:
         training = loop_for(tmp_path, recipe_for(pictures), model, nan_at(lambda call: call in (2, 5)))
         losses = []
         for step in range(4):
-            before = float(training.sums[0])
+            before = float(training.engine.sums[0])
             training.train_step(batch_for(training, step))
-            losses.append(float(training.sums[0]) - before)
+            losses.append(float(training.engine.sums[0]) - before)
         training.log(1.0, 0.0, 0.0, 1.0, 0, 1.0)
         training.train_step(batch_for(training, 4))
         training.log(1.0, 0.0, 0.0, 1.0, 0, 1.0)
@@ -394,7 +392,7 @@ class TestNotFinite:
             return nan_at(lambda call: call in (3, 4, 5))(call, parts)
 
         training = loop_for(tmp_path, recipe_for(pictures, steps=5, warmup=0), model, fault)
-        start = copy.deepcopy(training.nets.state_dict())
+        start = copy.deepcopy(training.engine.nets.state_dict())
         training.run()
         assert "3 steps up to 5 were not finite: back to step 0" in capsys.readouterr().err
         end = Checkpoint.load(tmp_path / "checkpoint.pt")
@@ -555,7 +553,6 @@ class TestProcesses:
         shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
         for key, value in {**shared, "RANK": "0", "LOCAL_RANK": "0"}.items():
             monkeypatch.setenv(key, value)
-        monkeypatch.setattr(loop, "AGREE_STEPS", 1)
         join = functools.partial(torch.distributed.init_process_group, timeout=timedelta(seconds=90))
         monkeypatch.setattr(torch.distributed, "init_process_group", join)
         other = subprocess.Popen(
@@ -587,10 +584,8 @@ class TestProcesses:
 _RANK_1 = """
 import os, sys
 from pathlib import Path
-from l2c.train import loop, speed
 from l2c.train.config import load_recipe
 from l2c.train.stages import run_stage
-loop.AGREE_STEPS, loop.VAL_SIZE, speed.PEAK_SECONDS = 1, 64, 1e-3
 recipe, model = load_recipe(sys.argv[1])
 run_stage("pretrain", recipe, model, Path(sys.argv[2]), None, "cpu")
 sys.stdout.flush(), sys.stderr.flush()
@@ -630,7 +625,7 @@ class TestCheckpoint:
         "part, change, message",
         [
             ("transform", {"c": 8}, "transform.c is 12 there and 8 in the configuration"),
-            ("transform", {"family": "paper", "s": 4}, "transform.family is block there and paper"),
+            ("transform", {}, "transform.family is block there and paper"),
             ("probability", {"width": 24}, "probability.width is 16 there and 24"),
             (None, {"bits": 6}, "bits is 8 there and 6"),
         ],
@@ -642,6 +637,8 @@ class TestCheckpoint:
         if "c" in change:
             config = replace(config, transform=replace(config.transform, c=8),
                              probability=replace(config.probability, channel_groups=(8,)))  # fmt: skip
+        elif part == "transform":
+            config = replace(config, transform=PaperConfig(4, 12, 16))
         elif part is not None:
             config = replace(config, **{part: replace(getattr(config, part), **change)})
         else:
@@ -930,7 +927,7 @@ class TestCommands:
             code, _, err = cli(name, recipe, "--out", run, "--device", "cpu")
             assert code == 0 and f"{name} is complete" in err, err
             assert newest(run) == run / name / "checkpoint.pt"
-        assert "the same integers on the reference, torch and C++ paths" in err
+        assert "the same integers on these paths: cpu, torch, reference" in err
         left = {name: Checkpoint.load(run / name / "checkpoint.pt") for name in STAGES}
         assert all(left[name].stage == name for name in STAGES)
         assert [entry["stage"] for entry in left["quantize"].past()] == list(STAGES)
@@ -1082,7 +1079,7 @@ class TestCommands:
     def test_two_runs_in_one_folder(self, cli: Callable[..., Any], recipe: Path, tmp_path: Path) -> None:
         folder = tmp_path / "run" / "pretrain"
         folder.mkdir(parents=True)
-        with loop.locked(folder):
+        with locked(folder):
             code, _, err = cli("pretrain", recipe, "--out", tmp_path / "run")
             assert code == 1 and "another process trains in" in err
         assert cli("pretrain", recipe, "--out", tmp_path / "run", "--steps", "1")[0] == 0

@@ -19,7 +19,6 @@ from l2c.entropy.multiscale.float_model import plane_tensor
 from l2c.errors import ConfigError
 from l2c.format.levels import MAX_MU
 from l2c.ops.contract import constant_planes
-from l2c.train import loop, speed
 from l2c.train.config import DataConfig, PretrainConfig, StageConfig, TrainConfig
 from l2c.train.device_data import Bank, Composition, DeviceBatches, hashed, uniform
 from l2c.train.graph import captured
@@ -202,12 +201,8 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.fixture
-def device_loop(tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Loop]:
+def device_loop(tiny_config: ModelConfig, tmp_path: Path) -> Callable[..., Loop]:
     """A loop whose batches are made on the device."""
-    monkeypatch.setattr(loop, "VAL_SIZE", 64)
-    monkeypatch.setattr(loop, "VAL_LMBDAS", (0.01,))
-    monkeypatch.setattr(loop, "DRAWN_SIDE", 64)
-    monkeypatch.setattr(speed, "PEAK_SECONDS", 1e-3)
     rng = np.random.default_rng(0)
     (tmp_path / "pictures").mkdir()
     for i in range(3):
@@ -225,10 +220,13 @@ def device_loop(tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.Mo
     ) -> Loop:
         folder = str(tmp_path / "pictures")
         settings = {"lr": 1e-3, "batch": 6, "steps": 6, "warmup": 2, "optimizer": optimizer, **stage}
-        data = DataConfig(train=(folder,), val=(folder,), crop=64, on_device=True, drawn_share=0.2, drawn_bank=4)
+        data = DataConfig(
+            train=(folder,), val=(folder,), crop=64, on_device=True, drawn_share=0.2, drawn_bank=4, drawn_side=64
+        )
         recipe = TrainConfig(
             "model.json", data=data, pretrain=PretrainConfig(**settings), val_pictures=1, log_seconds=0.0,
             save_minutes=save_minutes, autocast="off", val_gpixel=val_gpixel, val_drawn=2,
+            val_size=64, val_lmbdas=(0.01,), peak_seconds=1e-3,
         )  # fmt: skip
         return Loop(
             "pretrain", recipe, recipe.pretrain, model,
@@ -246,16 +244,15 @@ def test_a_step_waits_for_nothing(
     monkeypatch.setenv("L2C_BACKEND", "torch")
     training = device_loop(optimizer=optimizer)
     training.train_step(None)
-    batches, at = training.device_batches, torch.tensor(training.step)
     for method in ("tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__"):
         monkeypatch.setattr(Tensor, method, lambda *args, name=method: pytest.fail(f"Tensor.{name} in a step"))
     with Waits() as waits:
         if optimizer == "soap":  # Adam's fused form reads its rate on the CPU
-            training.train_step(None)
+            training.engine.eager_device_step()
         else:
-            header = batches.conditions(at)
-            batches.pictures(at, header[:, 0])
-            batches.noise(at)
+            header = training.engine.batches.conditions(training.engine.at)
+            training.engine.batches.pictures(training.engine.at, header[:, 0])
+            training.engine.batches.noise(training.engine.at)
     assert waits.found == [] and waits.count > 50
 
 
@@ -275,12 +272,12 @@ def test_training_on_device_batches_resumes_exactly(device_loop: Callable[..., L
     part = device_loop("part", steps=3)
     assert part.run()
     rest = device_loop("part")
-    assert rest.step == 3
+    assert rest.step == 3 and int(rest.engine.at) == 3
     assert rest.run()
     assert rest.step == 6 and rest.pixels == straight.pixels == 6 * 6 * 64 * 64
-    for ours, theirs in zip(rest.parameters, straight.parameters):
+    for ours, theirs in zip(rest.engine.parameters, straight.engine.parameters):
         assert torch.equal(ours, theirs)
-    for ours, theirs in zip(rest.optimizer.tensors(), straight.optimizer.tensors()):
+    for ours, theirs in zip(rest.engine.optimizer.tensors(), straight.engine.optimizer.tensors()):
         assert torch.equal(ours, theirs)
 
 
@@ -305,10 +302,10 @@ def test_a_run_from_a_pack_warms_up_again(device_loop: Callable[..., Loop], tmp_
     second = device_loop("second", steps=12, warmup=4)
     assert second.step == 4 and second.learning_rate() == pytest.approx(1e-3 / 4)
     second.train_step(None)
-    second.checkpoint().save(second.path)
+    second.save()
     third = device_loop("second", steps=12, warmup=4)  # stopped in the middle of the new warm-up
     assert third.step == 5 and third.learning_rate() == pytest.approx(2e-3 / 4)
-    for ours, theirs in zip(third.parameters, second.parameters):
+    for ours, theirs in zip(third.engine.parameters, second.engine.parameters):
         assert torch.equal(ours, theirs)
 
 
@@ -325,7 +322,7 @@ def test_validation_comes_every_so_many_pixels(device_loop: Callable[..., Loop],
 
 def test_device_training_learns(device_loop: Callable[..., Loop]) -> None:
     training = device_loop(steps=40, lr=3e-3)
-    made = training.device_batches
+    made = training.engine.batches
     assert made is not None
 
     def loss() -> float:
@@ -337,7 +334,7 @@ def test_device_training_learns(device_loop: Callable[..., Loop]) -> None:
             x = made.pictures(at, header[:, 0]).float() / 255.0
             cond = Conditions(*header.unbind(dim=1), needs=made.needs)
             with torch.no_grad():
-                total += float(training.objective.loss(x, cond, made.noise(at)).total.mean())
+                total += float(training.engine.objective.loss(x, cond, made.noise(at)).total.mean())
         return total
 
     before = loss()
@@ -399,20 +396,18 @@ class TestCaptured:
         training, straight = device_loop("a"), device_loop("b")
         for each in (training, straight):
             each.train_step(None)
-        replays: list[int] = []
-
-        def record(step: Callable[[], None]) -> Callable[[], None]:
-            def replay() -> None:
-                replays.append(1)
-                step()
-
-            return replay
-
-        assert training.capture(record) == ""
-        replays.clear()
+        training.engine.begin(training.step, training.learning_rate())
+        form, reason = captured(
+            training.engine.eager_device_step,
+            training.engine.lasting(),
+            len(training.engine.parameters),
+            lambda step: lambda: step(),
+            CPU,
+        )
+        assert reason == "" and form is not training.engine.eager_device_step
+        training.engine.device_step = form
         for _ in range(3):
             training.train_step(None)
             straight.train_step(None)
-        assert len(replays) == 3
-        for ours, theirs in zip(training.lasting(), straight.lasting()):
+        for ours, theirs in zip(training.engine.lasting(), straight.engine.lasting()):
             assert torch.equal(ours, theirs)

@@ -408,7 +408,7 @@ class TestQuantize:
         symbols = torch.randint(120, 137, (12, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
         job = EncodingJob(9, 7, OperatingPoint(500, 4, 8), 12, symbols.numpy())
         exact.code([job])
-        assert 0 <= 8 * len(job.encoder.finish()) - integer_bits(exact, symbols, (500, 4, 8)) < 80
+        assert 0 <= 8 * len(job.encoder.finish()) - integer_bits(exact, symbols, OperatingPoint(500, 4, 8)) < 80
 
     def test_check_rate_loss(self) -> None:
         assert check_rate_loss(1000.0, 1002.0, 0.003) == pytest.approx(0.002)

@@ -19,7 +19,6 @@ from PIL import Image
 
 import l2c
 from l2c.errors import L2CWarning
-from l2c.train import records
 from l2c.train.records import Records, machine, write_json
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def files_end_after(path: Path, more: int) -> Iterator[None]:
 
 @pytest.fixture
 def no_board(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "open_board", lambda folder, purge_step: None)
+    monkeypatch.setattr(Records, "open_board", staticmethod(lambda folder, purge_step: None))
 
 
 @pytest.mark.usefixtures("no_board")
@@ -319,7 +318,7 @@ class TestBoard:
             def flush(self) -> None:
                 calls.append(("flush",))
 
-        monkeypatch.setattr(records, "open_board", lambda folder, purge_step: Writer())
+        monkeypatch.setattr(Records, "open_board", staticmethod(lambda folder, purge_step: Writer()))
         made = Records(tmp_path, 0)
         made.log({"step": 10, "loss": 2})
         made.log({"step": 20, "loss": 1})
@@ -333,7 +332,7 @@ class TestBoard:
                 Writer.calls += 1
                 raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(records, "open_board", lambda folder, purge_step: Writer())
+        monkeypatch.setattr(Records, "open_board", staticmethod(lambda folder, purge_step: Writer()))
         made = Records(tmp_path, 0)
         with pytest.warns(L2CWarning, match="No space left") as caught:
             made.log(row(10))
@@ -345,7 +344,7 @@ class TestBoard:
         def refuse(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        monkeypatch.setattr(records, "open_board", refuse)
+        monkeypatch.setattr(Records, "open_board", refuse)
         with pytest.warns(L2CWarning, match="No space left"):
             made = Records(tmp_path, 0)
         made.log(row(10))

@@ -20,6 +20,8 @@ from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.objective import MSSSIM_LMBDA_RATIO
 from l2c.settings import from_mapping
 
+VAL_LMBDAS = (7.72e-5, 4.40e-4, 2.51e-3, 1.43e-2, 8.13e-2, 4.63e-1)  # quality 5, 25 ... of model 1, and one beyond
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -39,7 +41,7 @@ class DataConfig:
         on_device: keep all pictures on the training device and make batches there, see `train.device_data`; not for
             tar shards.
         drawn_share: share of crops that are drawn by code instead (`l2c.train.drawn`).
-        drawn_bank: drawn pictures kept on the device, where batches are made there.
+        drawn_bank: drawn pictures kept on the device, where batches are made there. drawn_side: their side, at least.
     """
 
     train: tuple[str, ...] = ()
@@ -57,6 +59,7 @@ class DataConfig:
     on_device: bool = False
     drawn_share: float = 0.1
     drawn_bank: int = 1024
+    drawn_side: int = 512
 
     def __post_init__(self) -> None:
         _check(16 <= self.crop <= 4096 and self.crop % 16 == 0, "data.crop must be a multiple of 16 in 16..4096")
@@ -66,6 +69,7 @@ class DataConfig:
         _check(self.pool_shards >= 1 and self.pool_steps >= 1, "data.pool_shards and pool_steps must be positive")
         _check(0 <= self.workers <= 256, "data.workers must be 0..256")
         _check(self.drawn_bank >= 1, "data.drawn_bank must be positive")
+        _check(self.drawn_side >= 16, "data.drawn_side must be 16 or more")
         _check(self.limit is None or self.limit >= 1, "data.limit must be positive")
         _check(0.0 <= self.drawn_share <= 1.0, "data.drawn_share must be 0..1")
 
@@ -305,6 +309,10 @@ class TrainConfig:
         val_pictures: validation crops of 256x256 pixels from each source, at most.
         val_gpixel: validate at the first checkpoint after every so many Gpixel, and at the end; none: with every one.
         val_drawn: how many validation pictures are drawn by code.
+        val_size: side of the validation crops. val_lmbdas: the trade-offs at which they are looked at, raw.
+        plots: curves.png and TensorBoard beside the tables of figures.
+        peak_seconds: how long the device's speed at a convolution is measured when a run starts.
+        agree_steps: several processes compare clocks and signals this often.
         log_seconds, save_minutes: how often figures are logged, and a checkpoint written and validated.
         autocast: "auto" (bfloat16 where the device is fast at it), "on" or "off".
         compile: run the objective through `torch.compile`.
@@ -323,6 +331,11 @@ class TrainConfig:
     val_pictures: int = 12
     val_gpixel: float | None = None
     val_drawn: int = 12
+    val_size: int = 256
+    val_lmbdas: tuple[float, ...] = VAL_LMBDAS
+    plots: bool = True
+    peak_seconds: float = 0.4
+    agree_steps: int = 10
     log_seconds: float = 30.0
     save_minutes: float = 10.0
     autocast: str = "auto"
@@ -334,6 +347,10 @@ class TrainConfig:
         _check(self.val_pictures >= 1, "val_pictures must be positive")
         _check(self.val_gpixel is None or self.val_gpixel > 0, "val_gpixel must be positive")
         _check(self.val_drawn >= 0, "val_drawn must not be negative")
+        _check(self.val_size >= 16, "val_size must be 16 or more")
+        _check(bool(self.val_lmbdas) and min(self.val_lmbdas) > 0, "val_lmbdas must be positive")
+        _check(self.peak_seconds > 0, "peak_seconds must be positive")
+        _check(self.agree_steps >= 1, "agree_steps must be positive")
         _check(self.seed >= 0, "seed must not be negative")
         _check(self.log_seconds >= 0 and self.save_minutes >= 0, "log_seconds and save_minutes must not be negative")
 

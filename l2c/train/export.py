@@ -20,10 +20,10 @@ from l2c.models import Model, load_model, save_model
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import TrainConfig
 from l2c.train.data import centre_crops
-from l2c.train.loop import latents_and_bits, validate
 from l2c.train.losses import Conditions, Networks
 from l2c.train.quantize import check_rate_loss, rates
 from l2c.train.stages import check_chain, newest
+from l2c.train.validation import latents_and_bits, validate
 
 _CURVE_QUALITIES = tuple(range(0, MAX_QUALITY + 1, 125))
 _SIZE = 256

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from l2c.train.config import LossConfig, MetaConfig
-from l2c.train.loop import Objective
 from l2c.train.losses import Conditions, LossParts, Networks, analyse, latent_loss
+from l2c.train.objective import Objective
 from l2c.train.perceptual import VGG16Features
 
 

@@ -9,8 +9,8 @@ from torch.func import functional_call
 from l2c.errors import ConfigError
 from l2c.objective import terms, weighted
 from l2c.train.config import LossConfig, ModulatorsConfig
-from l2c.train.loop import Objective
 from l2c.train.losses import Conditions, LossParts, Networks, quantised_latents, shown_dissimilarity
+from l2c.train.objective import Objective
 from l2c.train.perceptual import VGG16Features
 from l2c.transforms import Adaptation, num_modulators
 

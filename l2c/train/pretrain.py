@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from l2c.train.loop import Objective
 from l2c.train.losses import Conditions, LossParts, analyse, latent_loss
+from l2c.train.objective import Objective
 
 
 class PretrainObjective(Objective):

@@ -10,9 +10,10 @@ from l2c.entropy.coder import EncodingJob
 from l2c.errors import TrainingError
 from l2c.format.levels import METRICS, OperatingPoint
 from l2c.train.config import LossConfig
-from l2c.train.loop import Objective, latents_and_bits
 from l2c.train.losses import Conditions, LossParts, Networks, analyse, latent_loss, quantised_latents
+from l2c.train.objective import Objective
 from l2c.train.perceptual import VGG16Features
+from l2c.train.validation import latents_and_bits
 from l2c.transforms import quantise
 
 _QUALITIES = (100, 300, 500, 700, 900)

@@ -46,17 +46,18 @@ class Records:
     curve. A record that cannot be written (full disk) is lost with one warning; training goes on.
     """
 
-    def __init__(self, folder: Path, step: int, active: bool = True) -> None:
+    def __init__(self, folder: Path, step: int, active: bool = True, plots: bool = True) -> None:
         """Open the records, making the folder where there is none.
 
         Args:
             folder: where the files of the module docstring go.
             step: rows with a greater step are removed, and rows that are cut off.
             active: False (the other ranks of a distributed run) reads and writes nothing.
+            plots: whether curves.png and TensorBoard are written as well.
         Raises:
             OSError: the folder cannot be made.
         """
-        self.folder, self.active = folder, active
+        self.folder, self.active, self.plots = folder, active, plots
         self._warned = False
         self._board: SummaryWriter | None = None
         if not active:
@@ -69,8 +70,18 @@ class Records:
             rows = read_journal(folder / JOURNAL)
             if any(row["step"] > step for row in rows):
                 _write_journal(folder / JOURNAL, [row for row in rows if row["step"] <= step])
-        with self._going_on():
-            self._board = open_board(folder / _BOARD, step + 1)
+        if plots:
+            with self._going_on():
+                self._board = self.open_board(folder / _BOARD, step + 1)
+
+    @staticmethod
+    def open_board(folder: Path, purge_step: int) -> SummaryWriter | None:
+        """A TensorBoard writer that hides earlier events from `purge_step` on; None where there is no TensorBoard."""
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            return None
+        return SummaryWriter(str(folder), purge_step=purge_step)
 
     def log(self, row: Mapping[str, float | int]) -> None:
         """Append a row, which has a `step`, to log.csv and as `train/<key>` to TensorBoard."""
@@ -103,7 +114,7 @@ class Records:
 
     def plot(self) -> None:
         """Write curves.png from the CSV files; does nothing without rows or without matplotlib."""
-        if not self.active:
+        if not self.active or not self.plots:
             return
         with self._going_on():
             log, validation = _read_numbers(self.folder / _LOG), _read_numbers(self.folder / _VALIDATION)
@@ -183,15 +194,6 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "l2c": l2c.__version__,
     }
-
-
-def open_board(folder: Path, purge_step: int) -> SummaryWriter | None:
-    """A TensorBoard writer that hides earlier events from `purge_step` on; None where there is no TensorBoard."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def _number(text: str) -> float:

@@ -17,10 +17,12 @@ from l2c.errors import ConfigError
 from l2c.train import bias_sets
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import StageConfig, TrainConfig
-from l2c.train.loop import Loop, Objective, locked
+from l2c.train.interrupts import locked
+from l2c.train.loop import Loop
 from l2c.train.losses import Networks
 from l2c.train.meta import MetaObjective
 from l2c.train.modulators import ModulatorsObjective
+from l2c.train.objective import Objective
 from l2c.train.parallel import Parallel
 from l2c.train.perceptual import VGG16Features
 from l2c.train.pretrain import PretrainObjective
@@ -129,7 +131,7 @@ def _stage(name: str, recipe: TrainConfig) -> tuple[StageConfig, Callable[[Netwo
 
 def _report_quantised(loop: Loop, start: Checkpoint, recipe: TrainConfig, model: ModelConfig) -> None:
     """Rate of the integer P against the float P that the stage started from (scope "probability": same latents)."""
-    finished = loop.average.cpu()
+    finished = loop.engine.average.cpu()
     family = model.entropy.integer_model
     exact = family.from_float(finished.probability)
     before = start.networks(model)[1] if recipe.quantize.scope == "probability" else finished

@@ -1,16 +1,24 @@
-"""The fixed validation pictures: centres of photographs, and pictures drawn by code, each kind under its name."""
+"""Validation: the fixed pictures (centres of photographs, and pictures drawn by code), and the figures of networks on
+them."""
 
 from __future__ import annotations
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from l2c import transforms
+from l2c.format.levels import METRICS
+from l2c.metrics import msssim, psnr
+from l2c.objective import distortion as distortion_of
+from l2c.train.config import VAL_LMBDAS, LossConfig
 from l2c.train.data import centre_crops, describe
 from l2c.train.drawn import KINDS, WITH_PHOTO, draw
+from l2c.train.losses import Conditions, Networks, quality_of_lmbda, quantised_latents
 
 _SALT = 0xFA1  # no training picture gets such a generator: theirs are seeded otherwise
 
@@ -57,3 +65,46 @@ def drawn_pictures(count: int, size: int, photos: Sequence[Tensor] = ()) -> list
         pixels = draw(kind, size, np.random.default_rng([_SALT, i]), photo)
         made.append(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous())
     return made
+
+
+@torch.no_grad()
+def validate(
+    nets: Networks, pictures: list[Tensor], device: torch.device, lmbdas: Sequence[float] = VAL_LMBDAS
+) -> list[dict[str, float]]:
+    """Estimated rate (float P) and quality for each of the three metrics, at the qualities nearest to fixed lambdas.
+
+    Args:
+        pictures: uint8 [1, 3, H, W] each, all of one size.
+        lmbdas: raw.
+    Returns:
+        One row per (mu, quality): bpp, psnr in dB, msssim, and `loss`, the objective in bits per pixel with the
+        default weights.
+    """
+    x = torch.cat(pictures).to(device).float() / 255.0
+    rows = []
+    for mu in METRICS.values():
+        for quality in {quality_of_lmbda(lmbda, nets.config): None for lmbda in lmbdas}:
+            count = len(x)
+            cond = Conditions(*(torch.full((count,), v) for v in (quality, mu, nets.config.bits)))
+            z, bits = latents_and_bits(nets, x, cond)
+            x_hat = nets.transform.decoder(z, cond.vector(nets.config).to(device)).clamp(0, 1)
+            x_hat = (x_hat[:, :, : x.shape[2], : x.shape[3]] * 255).round() / 255
+            bpp = float(bits.mean()) / (x.shape[2] * x.shape[3])
+            mean_psnr, mean_msssim = float(psnr(x, x_hat).mean()), float(msssim(x, x_hat).mean())
+            distortion = float(distortion_of(x, x_hat, cond.blend(nets.config, LossConfig(), device)).mean())
+            loss = bpp + float(cond.lmbda(nets.config)[0]) * distortion
+            figures = {"bpp": bpp, "psnr": mean_psnr, "msssim": mean_msssim, "loss": loss}
+            rows.append({"mu": mu, "quality": quality, **figures})
+    return rows
+
+
+def mean_log_loss(rows: Sequence[Mapping[str, float]]) -> float:
+    """Mean of ln(loss) over rows of `validate`: 100 times a difference is about the mean difference in percent."""
+    return sum(math.log(row["loss"]) for row in rows) / len(rows)
+
+
+@torch.no_grad()
+def latents_and_bits(nets: Networks, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor]:
+    """Quantised latents float32 [N, c, h, w] of pictures [N, 3, H, W] in [0, 1], and their bits [N] under float P."""
+    z = quantised_latents(nets, transforms.pad_to_multiple(x, nets.transform.s), cond)
+    return z, nets.probability.num_bits(z, z, cond.header())
