@@ -91,8 +91,7 @@ def test_codec_probability(timed: Callable[..., Any], picture: Any, file: bytes,
 
     stream = read_bitstream(file)
     symbols = codec.read_latents([stream])[0]
-    header = (stream.header.quality, stream.header.metric_mix, stream.header.latent_bits)
-    job = ObservingJob(*symbols.shape[1:], header, stream.tiles[0].channels, symbols, Known())
+    job = ObservingJob(*symbols.shape[1:], stream.header.point, stream.tiles[0].channels, symbols, Known())
     (got,) = timed(
         lambda: codec.model.integer.code([job], "cpu", threads=THREADS),
         macs=probability_macs(codec.model.integer, *symbols.shape[1:]),

@@ -88,7 +88,7 @@ def test_kernels_conv(timed: Callable[..., Any], layer: str, device: str, backen
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_kernels_params(timed: Callable[..., Any], backend: str) -> None:
-    tables = multiscale.make_tables()
+    tables = multiscale.quantise.make_tables()
     raw = np.random.default_rng(0).integers(-200, 200, (ROWS * COLUMNS, 648)).astype(np.int16)
     arguments = raw, 3, 72, tables.exp, tables.inv_scale
     got = timed(
@@ -191,7 +191,7 @@ def test_kernels_coder_gpu(
     }
     if what == "params":
         raw = torch.randint(-200, 200, (streams, 1, n // 72, 648), dtype=torch.int16, device=place)
-        tables = multiscale.make_tables()
+        tables = multiscale.quantise.make_tables()
         exp, inv = (torch.from_numpy(t.view(np.int16)).to(place) for t in (tables.exp, tables.inv_scale))
         sizes = torch.tensor([[1, n // 72]] * streams, dtype=torch.int32, device=place)
         used = many([72], torch.int32)

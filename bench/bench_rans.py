@@ -105,11 +105,10 @@ def picture_stream(path: Path, bpp: float, model: str) -> tuple[Stream, int]:
     codec = l2c.Codec(model)
     file = bitstream.read_bitstream(codec.encode(path, bpp=bpp))
     symbols = codec.read_latents([file])[0]
-    header = (file.header.quality, file.header.metric_mix, file.header.latent_bits)
-    job = ObservingJob(*symbols.shape[1:], header, file.tiles[0].channels, symbols, Recorder())
+    job = ObservingJob(*symbols.shape[1:], file.header.point, file.tiles[0].channels, symbols, Recorder())
     codec.model.integer.code([job])
     arrays = [np.ascontiguousarray(np.concatenate([part[i] for part in pushed], axis=-1)) for i in range(4)]
-    return Stream(*arrays, header[2]), 1 << file.payloads[0][0]
+    return Stream(*arrays, file.header.latent_bits), 1 << file.payloads[0][0]
 
 
 # (encode, decode, size of a code in bits)

@@ -54,7 +54,7 @@ def report(configs: list[Path], out: Path) -> None:
         lines = (out / config.stem / "pretrain" / "validation.csv").read_text().splitlines()
         header, rows = lines[0].split(","), [line.split(",") for line in lines[-10:]]
         losses = [f"{float(row[header.index('loss')]):.3f}" for row in rows]
-        encoder, decoder = transform_costs(ModelConfig.from_file(config))
+        encoder, decoder = transform_costs(ModelConfig.from_file(config).transform)
         cost = f"{encoder:.1f} | {decoder:.1f}"
         print(f"| {config.stem} | {cost} | {checkpoint.step} | {' '.join(losses[:5])} | {' '.join(losses[5:])} |")
 

@@ -13,17 +13,18 @@ from collections.abc import Callable
 import torch
 
 from l2c import ops
-from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.config import ModelConfig
+from l2c.entropy.multiscale import MultiscaleConfig
 from l2c.train.config import DataConfig, LossConfig, StageConfig
 from l2c.train.device_data import Bank, DeviceBatches, hashed
 from l2c.train.losses import Conditions, Networks
 from l2c.train.optimizers import Soap
 from l2c.train.pretrain import PretrainObjective
+from l2c.transforms import BlockConfig
 
-_TRANSFORM = TransformConfig(
-    "block", 8, 12, 32, 1, 1, 16, mask=False, modulated=True, local_gain=True, companding=True
+_TRANSFORM = BlockConfig(8, 12, 32, 1, 1, 16, mask=False, local_gain=True, companding=True
 )  # fmt: skip
-_MODEL = ModelConfig("selftest", _TRANSFORM, ProbabilityConfig(2, (4, 8), 3, 32), lmbda_min=5e-5, lmbda_max=2.0)
+_MODEL = ModelConfig("selftest", _TRANSFORM, MultiscaleConfig(2, (4, 8), 3, 32), lmbda_min=5e-5, lmbda_max=2.0)
 
 
 def random_numbers(device: torch.device) -> str:

@@ -970,7 +970,7 @@ def _model_facts(model: Model) -> Result:
     """One entry of `l2c models`."""
     from l2c.transforms import transform_costs
 
-    encoder_kmac, decoder_kmac = transform_costs(model.config)
+    encoder_kmac, decoder_kmac = transform_costs(model.config.transform)
     config = model.config
     return {
         "name": model.name,
@@ -980,7 +980,7 @@ def _model_facts(model: Model) -> Result:
         "parameters": {
             "encoder": sum(p.numel() for p in model.transform.encoder.parameters()),
             "decoder": sum(p.numel() for p in model.transform.decoder.parameters()),
-            "probability": sum(layer.weight.size + layer.bias.size for _, layer in model.integer.layers()),
+            "probability": model.integer.num_parameters(),
         },
         "kmac_per_pixel": {"encoder": encoder_kmac, "decoder": decoder_kmac},
         "s": config.transform.s,

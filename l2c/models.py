@@ -20,7 +20,7 @@ from torch import Tensor
 
 from l2c.adapt.bias_sets import BiasSets
 from l2c.config import ModelConfig
-from l2c.entropy import multiscale
+from l2c.entropy import EntropyModel
 from l2c.errors import ConfigError, ModelMismatchError
 from l2c.files import write_atomically
 from l2c.transforms import Transform
@@ -41,7 +41,7 @@ class Model:
         config: sizes and range of trade-offs.
         transform: E, I and D in float32.
         integer: P.
-        known_answer: what `IntegerModel.known_answer` must give on every backend.
+        known_answer: what `EntropyModel.known_answer` must give on every backend.
         bias_sets: what D's biases can be changed to for a patch, or None.
         rate_curve: (quality 0..1000, mean bpp) points, rising: where the rate search starts.
         card: free facts about the training, for `l2c models`.
@@ -52,7 +52,7 @@ class Model:
     model_id: bytes
     config: ModelConfig
     transform: Transform
-    integer: multiscale.IntegerModel
+    integer: EntropyModel
     known_answer: int
     rate_curve: list[tuple[float, float]]
     card: dict[str, str] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def save_model(
     path: str | os.PathLike[str],
     config: ModelConfig,
     transform: Transform,
-    probability: multiscale.IntegerModel,
+    probability: EntropyModel,
     rate_curve: list[tuple[float, float]],
     card: dict[str, str] | None = None,
     bias_sets: BiasSets | None = None,
@@ -83,7 +83,9 @@ def save_model(
     Networks and bias sets are stored as float16. `rate_curve` and `card` do not enter the id.
     """
     tensors = {f"transform.{k}": v.detach().to(torch.float16).contiguous() for k, v in transform.state_dict().items()}
-    tensors |= {k: v.contiguous() for k, v in multiscale.to_tensors(probability).items()}
+    tensors |= {k: v.contiguous() for k, v in probability.to_tensors().items()}
+    answer = probability.known_answer(probability.definition)
+    tensors["probability.known_answer"] = torch.tensor([answer], dtype=torch.int64)
     if bias_sets is not None:
         tensors |= {k: v.contiguous() for k, v in bias_sets.to_tensors().items()}
     metadata = {"config": config.to_json(), "rate_curve": json.dumps(rate_curve), "card": json.dumps(card or {})}
@@ -177,7 +179,8 @@ def _load(path: Path) -> Model:
         with torch.device("cpu"):  # whatever the default device and dtype are
             transform = Transform(config.transform).float()
         transform.load_state_dict(state)
-        probability = multiscale.from_tensors(tensors, config)
+        family = config.entropy.integer_model
+        probability = family.from_tensors(tensors, config.probability, config.transform.c)
         sets = BiasSets.from_tensors(tensors, transform)
         answer = int(tensors["probability.known_answer"][0])
         curve = [(float(q), float(bpp)) for q, bpp in json.loads(metadata.get("rate_curve", "[]"))]

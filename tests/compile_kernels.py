@@ -58,6 +58,7 @@ def integer_kernels() -> None:
     import l2c.kernels
     from l2c import models
     from l2c.entropy.coder import EncodingJob
+    from l2c.format.levels import OperatingPoint
     from l2c.ops import extension
 
     # A CPU's tensors stand for a GPU's: its block sizes, and the kernels themselves.
@@ -68,7 +69,7 @@ def integer_kernels() -> None:
     model = models.load_model("l2c-default").integer
 
     def jobs_of(*sizes: tuple[int, int]) -> list[EncodingJob]:
-        return [EncodingJob(h, w, (500, 8, 8), 96, np.full((96, h, w), 128, np.uint8)) for h, w in sizes]
+        return [EncodingJob(h, w, OperatingPoint(500, 8, 8), 96, np.full((96, h, w), 128, np.uint8)) for h, w in sizes]
 
     coder = model.backends()["triton"].coder(torch.device("cpu"))
     # Large tiles for P's largest blocks, as `DeviceCoder.prove` asks for, and small ones for its smallest. Four of

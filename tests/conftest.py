@@ -14,7 +14,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.config import ModelConfig
+from l2c.entropy.multiscale import MultiscaleConfig
+from l2c.transforms import BlockConfig
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anything imports Triton: its kernels then run on the CPU
@@ -25,8 +27,7 @@ def tiny_config() -> ModelConfig:
     """The smallest model that has every part of the default one."""
     return ModelConfig(
         name="tiny",
-        transform=TransformConfig(
-            family="block",
+        transform=BlockConfig(
             s=8,
             c=12,
             width=16,
@@ -34,10 +35,9 @@ def tiny_config() -> ModelConfig:
             decoder_blocks=1,
             fine_width=8,
             mask=True,
-            modulated=True,
             modulator_width=8,
         ),
-        probability=ProbabilityConfig(num_scales=3, channel_groups=(4, 8), num_mixtures=3, width=16),
+        probability=MultiscaleConfig(num_scales=3, channel_groups=(4, 8), num_mixtures=3, width=16),
     )
 
 
@@ -45,7 +45,6 @@ def tiny_config() -> ModelConfig:
 def tiny_model_path(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained model file of `tiny_config`, the same weights in every run."""
     from l2c.entropy import multiscale
-    from l2c.entropy.multiscale import ProbabilityModel
     from l2c.models import save_model
     from l2c.transforms import Transform
 
@@ -53,7 +52,7 @@ def tiny_model_path(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathF
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         transform = Transform(tiny_config.transform)
-        probability = multiscale.from_float(ProbabilityModel(tiny_config), tiny_config)
+        probability = multiscale.IntegerModel.from_float(tiny_config.float_model())
     save_model(path, tiny_config, transform, probability, rate_curve=[], card={"training": "none"})
     return path
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from l2c import objective, transforms
 from l2c.adapt.bias_sets import DEFAULT_INDEX, BiasSets, distortion_gradient, predicted_change, try_sets
 from l2c.adapt.modulators import adapt_conditions
-from l2c.config import ModelConfig, TransformConfig
+from l2c.config import ModelConfig
 from l2c.errors import ConfigError, TrainingError
 from l2c.objective import Blend, Needs, terms
 from l2c.train import bias_sets
@@ -27,15 +27,15 @@ from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import BiasSetsConfig, DataConfig, TrainConfig
 from l2c.train.data import Sampler
 from l2c.train.losses import Networks
-from l2c.transforms import Adaptation, Transform, num_biases, num_modulators
+from l2c.transforms import Adaptation, BlockConfig, PaperConfig, Transform, TransformConfig, num_biases, num_modulators
 
 Scene = tuple[Transform, Tensor, Tensor, Tensor]
 
 FAMILIES = {
-    "block": TransformConfig("block", 8, 12, 16, 1, 2, 8, modulated=True, modulator_width=8),
-    "coarse": TransformConfig("block", 4, 6, 8, 1, 1, 0, modulated=True, modulator_width=8),
-    "paper": TransformConfig("paper", 4, 5, 8, modulated=True, modulator_width=8),
-    "plain paper": TransformConfig("paper", 4, 5, 8),
+    "block": BlockConfig(8, 12, 16, 1, 2, 8, modulator_width=8),
+    "coarse": BlockConfig(4, 6, 8, 1, 1, 0, modulator_width=8),
+    "paper": PaperConfig(4, 5, 8, modulated=True, modulator_width=8),
+    "plain paper": PaperConfig(4, 5, 8),
 }
 
 

@@ -13,10 +13,9 @@ from torch import Tensor
 from l2c.adapt.bias_sets import BiasSets, search_sets, set_maps
 from l2c.adapt.latents import Regions
 from l2c.adapt.modulators import condition_maps, search_conditions
-from l2c.config import TransformConfig
 from l2c.format.adapt_section import NO_SET
 from l2c.objective import Blend, PatchDistortion, distortion
-from l2c.transforms import Adaptation, Grid, Transform, condition, num_biases, num_modulators
+from l2c.transforms import Adaptation, Grid, Transform, TransformConfig, condition, num_biases, num_modulators
 
 
 def scene(config: TransformConfig, rows: int, columns: int, n: int = 1) -> tuple[Transform, Tensor, Tensor]:

@@ -23,9 +23,9 @@ from l2c import metrics, ops, transforms
 from l2c.adapt import bias_sets, sequential
 from l2c.codec import session
 from l2c.codec.latent_stage import Latents
-from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.config import ModelConfig
 from l2c.entropy import multiscale
-from l2c.entropy.multiscale import ProbabilityModel, backends
+from l2c.entropy.multiscale import MultiscaleConfig, backends
 from l2c.entropy.multiscale.backends import stepwise
 from l2c.entropy.multiscale.backends.cpu import CpuBackend
 from l2c.errors import (
@@ -41,6 +41,7 @@ from l2c.errors import (
 from l2c.format.bitstream import Header, read_bitstream, read_header, write_bitstream
 from l2c.format.levels import OperatingPoint
 from l2c.models import save_model
+from l2c.transforms import BlockConfig
 
 
 def drawn(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -96,9 +97,7 @@ def test_every_size_from_1_to_70_alone_and_in_mixed_batches(codec) -> None:
     [("wide8", 8, 64, (16, 48)), ("wide16", 16, 192, (192,)), ("small4", 4, 8, (3, 5))],
 )
 def test_any_down_sampling_and_channel_count(tmp_path, name: str, s: int, c: int, groups: tuple[int, ...]) -> None:
-    config = ModelConfig(
-        name, TransformConfig("block", s, c, 8, 1, 1, 4, mask=True, modulated=True), ProbabilityConfig(3, groups, 2, 8)
-    )
+    config = ModelConfig(name, BlockConfig(s, c, 8, 1, 1, 4, mask=True), MultiscaleConfig(3, groups, 2, 8))
     whole_path(config, tmp_path)
 
 
@@ -116,7 +115,7 @@ def test_four_codec_set_runs_with_tiny_widths(tmp_path, configs, codec_name: str
 def whole_path(config: ModelConfig, folder) -> None:
     torch.manual_seed(0)
     path = folder / f"{config.name}.safetensors"
-    probability = multiscale.from_float(ProbabilityModel(config), config)
+    probability = multiscale.IntegerModel.from_float(config.float_model())
     save_model(path, config, transforms.Transform(config.transform), probability, [])
     codec = l2c.Codec(path)
     picture = drawn(45, 83)
@@ -352,12 +351,10 @@ def test_limits(codec, tiny_model_path) -> None:
 
 
 def test_other_models_are_found_by_id(codec, tiny_model_path, tmp_path, monkeypatch) -> None:
-    config = ModelConfig(
-        "other", TransformConfig("block", 8, 6, 8, 1, 1, modulated=True), ProbabilityConfig(2, (6,), 1, 4)
-    )
+    config = ModelConfig("other", BlockConfig(8, 6, 8, 1, 1), MultiscaleConfig(2, (6,), 1, 4))
     torch.manual_seed(1)
     path = tmp_path / "other.safetensors"
-    probability = multiscale.from_float(ProbabilityModel(config), config)
+    probability = multiscale.IntegerModel.from_float(config.float_model())
     save_model(path, config, transforms.Transform(config.transform), probability, [])
     other = l2c.Codec(path)
     picture = drawn(31, 22)
@@ -633,11 +630,11 @@ def test_parts_below_the_codec_need_no_default_device(codec) -> None:
         metrics.band_matrix.cache_clear()
         probability = codec.float_probability()
         found = sequential.adapt_sequentially(model, probability, pixels, 500, 4, iterations=2, autocast=False)
-        again = multiscale.from_float(multiscale.to_float(model.integer, model.config), model.config)
+        again = multiscale.IntegerModel.from_float(model.integer.to_float())
         shapes = [layer.weight.shape for _, layer in again.layers()]
         return (
             metrics.msssim(x, x * 0.9).tolist(),
-            transforms.transform_costs(model.config),
+            transforms.transform_costs(model.config.transform),
             found.symbols.tobytes(),
             bias_sets._areas(x, 64).tolist(),
             shapes,

@@ -21,7 +21,6 @@ from l2c.codec.latent_stage import Latents
 from l2c.codec.search import better
 from l2c.config import ModelConfig
 from l2c.entropy import multiscale
-from l2c.entropy.multiscale import ProbabilityModel
 from l2c.errors import BitstreamError, RateError
 from l2c.evaluate.measures import measure
 from l2c.format.adapt_section import NO_SET, PatchChanges
@@ -235,7 +234,7 @@ def with_sets(tiny_config: ModelConfig, tmp_path_factory: pytest.TempPathFactory
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
         transform = Transform(tiny_config.transform)
-        probability = multiscale.from_float(ProbabilityModel(tiny_config), tiny_config)
+        probability = multiscale.IntegerModel.from_float(tiny_config.float_model())
         values = 0.05 * torch.randn(2, 5, num_biases(transform.decoder))
     sets = BiasSets(values, torch.zeros(2, 5, 2))
     save_model(path, tiny_config, transform, probability, rate_curve=[], bias_sets=sets)
@@ -348,7 +347,13 @@ def test_uniform_prior_and_few_bits(b: int, photo: np.ndarray, configs: Path, tm
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         path = tmp_path / "p.safetensors"
-        save_model(path, config, Transform(transform), multiscale.from_float(ProbabilityModel(config), config), [])
+        save_model(
+            path,
+            config,
+            Transform(transform),
+            multiscale.IntegerModel.from_float(config.float_model()),
+            [],
+        )
     codec = l2c.Codec(path)
     result = codec.encode_detailed(photo[:60, :50], quality=90, b=b, effort=4)
     assert codec.verify(result.data) == result.latents_sha256

@@ -57,3 +57,23 @@ def test_not_json_and_no_file(tmp_path) -> None:
         ModelConfig.from_json("{")
     with pytest.raises(ConfigError, match="cannot read"):
         ModelConfig.from_file(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        {"family": "block", "s": 8, "c": 4, "width": 8, "modulated": True},
+        {"family": "paper", "s": 4, "c": 4, "width": 8, "encoder_blocks": 1, "decoder_blocks": 2, "fine_width": 0,
+         "local_gain": False, "companding": False},
+    ],
+)  # fmt: skip
+def test_files_from_before_families_had_their_own(transform) -> None:
+    """They name no family of P, and say of every family what only one of them has."""
+    probability = {"num_scales": 3, "channel_groups": [4], "num_mixtures": 2, "width": 8}
+    config = ModelConfig.from_json(json.dumps({"name": "old", "transform": transform, "probability": probability}))
+    assert config.probability.family == "multiscale" and config.transform.family == transform["family"]
+    assert ModelConfig.from_json(config.to_json()) == config
+    wrong = transform | {"fine_width": 3, "local_gain": True}
+    if transform["family"] == "paper":
+        with pytest.raises(ConfigError, match="unknown key 'fine_width'"):
+            ModelConfig.from_json(json.dumps({"name": "old", "transform": wrong, "probability": probability}))

@@ -12,8 +12,8 @@ from PIL import Image
 import l2c
 from l2c import models
 from l2c.config import ModelConfig
-from l2c.entropy import multiscale
 from l2c.entropy.coder import EncodingJob
+from l2c.format.levels import OperatingPoint
 from l2c.metrics import msssim, psnr
 
 
@@ -29,7 +29,7 @@ def scores(picture: np.ndarray, decoded: np.ndarray) -> tuple[float, float]:
 
 def test_weights_are_exact_and_small(codec, configs) -> None:
     for backend in ("cpu", "torch", "reference"):
-        multiscale.check_backend(codec.model.integer, codec.model.known_answer, backend)
+        codec.model.integer.check(codec.model.known_answer, backend)
     assert codec.model.config == ModelConfig.from_file(configs / "default.json")
     assert sum(f.stat().st_size for f in models.WEIGHTS_FOLDER.glob("*.safetensors")) <= 24e6
     card = (Path(models.WEIGHTS_FOLDER) / "l2c-default.md").read_text()
@@ -68,7 +68,7 @@ def test_quality_is_monotone(codec, metric: str) -> None:
 def test_payload_is_close_to_the_ideal_length(codec) -> None:
     """Within 0.5 % + 6 bytes a lane of -sum log2 p of the integer model."""
     latents = codec.read_latents([l2c.format.bitstream.read_bitstream(codec.encode(skimage.data.coffee(), bpp=0.5))])[0]
-    job = EncodingJob(*latents.shape[1:], (500, 4, 8), len(latents), latents)
+    job = EncodingJob(*latents.shape[1:], OperatingPoint(500, 4, 8), len(latents), latents)
     codec.model.integer.code([job])
     ideal = job.encoder.encoder.ideal_bits / 8
     payload = job.encoder.finish()

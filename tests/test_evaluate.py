@@ -24,7 +24,7 @@ from l2c.config import ModelConfig
 from l2c.errors import BackendError, UnsupportedError
 from l2c.evaluate import ffmpeg, measures, peers, records, run
 from l2c.evaluate import tables as tables_module
-from l2c.evaluate.curves import _LABELS, bd_rate, plot_time, points
+from l2c.evaluate.curves import bd_rate, plot_time, points
 from l2c.evaluate.meta import mean_drops
 from l2c.evaluate.peers import PEERS, Peer, RateSearch
 from l2c.evaluate.records import Curve, RowFile, from_compressai, load_published, mean_curves, to_compressai, to_csv
@@ -59,7 +59,7 @@ class TestMeasures:
     def test_psnr_and_msssim_equal_an_independent_package(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
         for original, decoded in pairs:
             x, y = (torch.from_numpy(a.copy()).permute(2, 0, 1)[None].float() for a in (original, decoded))
-            got = measures.measure(original, decoded, measures.FIGURES[:4])
+            got = measures.measure(original, decoded, tuple(measures.FIGURES)[:4])
             assert got["ms-ssim-rgb"] == pytest.approx(float(ms_ssim(x, y, data_range=255)), abs=1e-4)
             luma = [255 * torch.from_numpy(measures.to_ycbcr(a / 255.0)[0])[None, None] for a in (original, decoded)]
             assert got["ms-ssim-y"] == pytest.approx(float(ms_ssim(*luma, data_range=255)), abs=1e-4)
@@ -142,7 +142,18 @@ class TestMeasures:
 
     def test_more_is_better_in_comparisons(self) -> None:
         assert measures.in_db("butteraugli", 1.5) == -1.5 and measures.in_db("vmaf", 80.0) == 80.0
-        assert set(measures.FIGURES) == set(_LABELS)
+
+    def test_a_figure_of_ones_own(self, pairs: list[tuple[np.ndarray, np.ndarray]], monkeypatch) -> None:
+        def worst(pair: measures.Pair) -> float:
+            return float(np.abs(pair.original.astype(int) - pair.decoded).max())
+
+        monkeypatch.setitem(measures.FIGURES, "worst", measures.Figure("largest error", worst, lambda value: -value, 0))
+        original, decoded = pairs[0]
+        found = measures.measure(original, decoded, ("worst", "psnr-y"))
+        assert list(found) == ["worst", "psnr-y"] and found["worst"] == np.abs(original.astype(int) - decoded).max()
+        assert measures.in_db("worst", 3.0) == -3.0
+        with pytest.raises(UnsupportedError, match="no figure 'best'"):
+            measures.measure(original, decoded, ("best",))
 
     def test_ssimulacra2(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
         scores = [measures.ssimulacra2(*pairs[k]) for k in (0, 5)]

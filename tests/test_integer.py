@@ -9,22 +9,24 @@ import pytest
 import torch
 
 from l2c import ops
-from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.entropy.coder import DecodingJob, EncodingJob
-from l2c.entropy.multiscale import ProbabilityModel
+from l2c.entropy.multiscale import MultiscaleConfig, ProbabilityModel
 from l2c.entropy.multiscale.backends import stepwise
 from l2c.errors import BackendError, BitstreamError, ModelMismatchError
+from l2c.format.levels import OperatingPoint
 from l2c.ops import arithmetic, reference
 from l2c.ops.contract import IntegerLayer
+from l2c.transforms import BlockConfig
 
-CONFIG = ModelConfig("p", TransformConfig("block", 8, 10, 8, 1, 1), ProbabilityConfig(3, (3, 7), 3, 24), bits=8)
+CONFIG = ModelConfig("p", BlockConfig(8, 10, 8, 1, 1), MultiscaleConfig(3, (3, 7), 3, 24), bits=8)
 BACKENDS = ("cpu", "torch", "reference")
 
 
 def float_model(config: ModelConfig = CONFIG) -> ProbabilityModel:
     torch.manual_seed(0)
-    p = ProbabilityModel(config)
+    p = config.float_model()
     with torch.no_grad():
         for parameter in p.parameters():
             parameter.mul_(1.7)
@@ -33,7 +35,7 @@ def float_model(config: ModelConfig = CONFIG) -> ProbabilityModel:
 
 @pytest.fixture(scope="module")
 def model() -> multiscale.IntegerModel:
-    return multiscale.from_float(float_model(), CONFIG)
+    return multiscale.IntegerModel.from_float(float_model())
 
 
 def some_symbols(height: int, width: int, seed: int = 0, b: int = 8) -> np.ndarray:
@@ -51,7 +53,7 @@ def encode(
     used: int = 10,
     threads: int = 1,
 ):
-    jobs = [EncodingJob(p.shape[1], p.shape[2], (420, 3, b), used, p) for p in pictures]
+    jobs = [EncodingJob(p.shape[1], p.shape[2], OperatingPoint(420, 3, b), used, p) for p in pictures]
     model.code(jobs, backend, threads=threads)
     return [job.encoder.finish() for job in jobs]
 
@@ -65,7 +67,7 @@ def decode(
     used: int = 10,
     threads: int = 1,
 ):
-    jobs = [DecodingJob(h, w, (420, 3, b), used, f) for (h, w), f in zip(sizes, files)]
+    jobs = [DecodingJob(h, w, OperatingPoint(420, 3, b), used, f) for (h, w), f in zip(sizes, files)]
     symbols = model.code(jobs, backend, threads=threads)
     for job in jobs:
         job.decoder.finish()
@@ -112,7 +114,7 @@ def test_threads_do_not_change_bytes(model, threads: int) -> None:
 
 def test_uniform_prior_round_trip() -> None:
     config = dataclasses.replace(CONFIG, probability=dataclasses.replace(CONFIG.probability, prior="uniform"))
-    uniform = multiscale.from_float(float_model(config), config)
+    uniform = multiscale.IntegerModel.from_float(float_model(config))
     picture = some_symbols(12, 9)
     files = [encode(uniform, [picture], backend)[0] for backend in BACKENDS]
     assert files[0] == files[1] == files[2]
@@ -130,7 +132,7 @@ def test_integer_rate_is_close_to_the_float_rate(model) -> None:
 
 def test_payload_is_within_half_a_percent_of_the_ideal(model) -> None:
     picture = some_symbols(48, 64)
-    job = EncodingJob(48, 64, (420, 3, 8), 10, picture)
+    job = EncodingJob(48, 64, OperatingPoint(420, 3, 8), 10, picture)
     model.code([job])
     ideal = job.encoder.encoder.ideal_bits
     payload = job.encoder.finish()
@@ -235,7 +237,7 @@ def test_sums_stay_below_2_to_the_24() -> None:
     with torch.no_grad():
         p.steps[0].w2.weight.fill_(1.0)  # every weight quantises to 127: the worst case
         p.steps[0].w2.bias.fill_(3e4)
-    for _, layer in multiscale.from_float(p, CONFIG).layers():
+    for _, layer in multiscale.IntegerModel.from_float(p).layers():
         size = np.abs(layer.weight.astype(np.int64)).sum(axis=(1, 2, 3)) * 255 + np.abs(layer.bias.astype(np.int64))
         assert size.max() < 1 << 24
 
@@ -243,32 +245,32 @@ def test_sums_stay_below_2_to_the_24() -> None:
 def test_known_answer_catches_other_integers(model) -> None:
     answer = model.known_answer("reference")
     for backend in BACKENDS:
-        multiscale.check_backend(model, answer, backend)
+        model.check(answer, backend)
     step = model.steps[2]
     weight = step.w3.weight.copy()
     weight[0, 0, 1, 1] ^= 1
     changed = IntegerLayer(weight, step.w3.bias, step.w3.multiplier)
     steps = (*model.steps[:2], dataclasses.replace(step, w3=changed), *model.steps[3:])
-    other = multiscale.IntegerModel(CONFIG, steps, model.prior, model.tables)
+    other = multiscale.IntegerModel(CONFIG.probability, CONFIG.transform.c, steps, model.prior, model.tables)
     with pytest.raises(BackendError, match="known answer"):
-        multiscale.check_backend(other, answer, "cpu")
+        other.check(answer, "cpu")
 
 
 def test_tensors_round_trip_and_are_checked(model) -> None:
-    tensors = multiscale.to_tensors(model)
-    again = multiscale.from_tensors(tensors, CONFIG)
-    assert again.known_answer("cpu") == int(tensors["probability.known_answer"][0])
+    tensors = model.to_tensors()
+    again = multiscale.IntegerModel.from_tensors(tensors, CONFIG.probability, CONFIG.transform.c)
+    assert again.known_answer("cpu") == model.known_answer("reference")
     missing = {k: v for k, v in tensors.items() if k != "probability.steps.1.w2.bias"}
     with pytest.raises(ModelMismatchError, match="lack"):
-        multiscale.from_tensors(missing, CONFIG)
+        multiscale.IntegerModel.from_tensors(missing, CONFIG.probability, CONFIG.transform.c)
     unsafe = dict(tensors)
     unsafe["probability.steps.0.w1.bias"] = torch.full_like(tensors["probability.steps.0.w1.bias"], 1 << 24)
     with pytest.raises(ModelMismatchError, match="2\\^24"):
-        multiscale.from_tensors(unsafe, CONFIG)
+        multiscale.IntegerModel.from_tensors(unsafe, CONFIG.probability, CONFIG.transform.c)
 
 
 def test_float_again_gives_the_same_integers(model) -> None:
-    again = multiscale.from_float(multiscale.to_float(model, CONFIG), CONFIG)
+    again = multiscale.IntegerModel.from_float(model.to_float())
     for (name, first), (_, second) in zip(model.layers(), again.layers()):
         assert np.array_equal(first.weight, second.weight), name
         np.testing.assert_allclose(first.multiplier, second.multiplier, rtol=1e-6)

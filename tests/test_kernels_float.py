@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from l2c import ops, transforms
 from l2c.config import ModelConfig
-from l2c.entropy.multiscale import ProbabilityModel
 from l2c.errors import BackendError
 from l2c.ops import Grid, extension, floating, reference
 
@@ -741,7 +740,7 @@ def test_decoder_by_patches(tiny_config: ModelConfig, triton_everywhere: list[st
 def test_probability_model(tiny_config: ModelConfig, triton_everywhere: list[str], monkeypatch: Any) -> None:
     """Bits of pictures under P and the gradient that reaches its parameters and the latents."""
     torch.manual_seed(0)
-    model = ProbabilityModel(tiny_config).to(DEVICE)
+    model = tiny_config.float_model().to(DEVICE)
     z = (8 * torch.randn(1, 12, 5, 6, device=DEVICE)).round().requires_grad_()
     header = torch.tensor([[300, 2, 8]])
 

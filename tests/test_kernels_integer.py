@@ -15,17 +15,18 @@ from numpy.typing import NDArray
 import l2c
 from l2c import ops
 from l2c.codec.decoder import parts as parts_of
-from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.entropy.coder import DecodingJob, EncodingJob, Tile
-from l2c.entropy.multiscale import ProbabilityModel, backends
+from l2c.entropy.multiscale import MultiscaleConfig, backends
 from l2c.entropy.multiscale.backends import device_coder
 from l2c.entropy.multiscale.backends.device_coder import DeviceCoder, choose_lanes, estimate_bits
 from l2c.errors import BackendError, BitstreamError, L2CWarning
 from l2c.format.bitstream import read_bitstream, write_bitstream
+from l2c.format.levels import OperatingPoint
 from l2c.models import save_model
 from l2c.ops import extension, reference
-from l2c.transforms import Transform
+from l2c.transforms import BlockConfig, Transform
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 REASON = ops.triton_reason(DEVICE)
@@ -94,7 +95,7 @@ def test_rounding_of_products() -> None:
 @pytest.mark.parametrize("num_mixtures", [1, 3, 5])
 def test_mixture_params(num_mixtures: int) -> None:
     rng = np.random.default_rng(num_mixtures)
-    tables = multiscale.make_tables()
+    tables = multiscale.quantise.make_tables()
     raw = rng.integers(-300, 300, (63, 3 * num_mixtures * 5)).astype(np.int16)
     raw[0] = 7  # ties of all components
     raw[1, ::2], raw[1, 1::2] = 32767, -32768
@@ -182,30 +183,30 @@ def tiny_model(
     torch.manual_seed(4)
     config = ModelConfig(
         name="tiny",
-        transform=TransformConfig(family="block", s=8, c=5, width=16, fine_width=0),
-        probability=ProbabilityConfig(num_scales=scales, channel_groups=groups, num_mixtures=2, width=18, prior=prior),
+        transform=BlockConfig(s=8, c=5, width=16, fine_width=0),
+        probability=MultiscaleConfig(num_scales=scales, channel_groups=groups, num_mixtures=2, width=18, prior=prior),
     )
-    model = ProbabilityModel(config)
+    model = config.float_model()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return config, multiscale.from_float(model, config)
+    return config, multiscale.IntegerModel.from_float(model)
 
 
 def make_jobs(rng: np.random.Generator, c: int) -> list[EncodingJob]:
     """Tiles of different sizes, qualities, bits and used channels; one of them a single latent."""
     jobs = []
-    for height, width, header, used in ((5, 4, (500, 3, 8), c), (4, 3, (100, 0, 5), 3), (1, 1, (930, 8, 8), 1)):
-        b = header[2]
+    for height, width, values, used in ((5, 4, (500, 3, 8), c), (4, 3, (100, 0, 5), 3), (1, 1, (930, 8, 8), 1)):
+        point, b = OperatingPoint(*values), values[2]
         symbols = np.full((c, height, width), 1 << (b - 1), dtype=np.uint8)
         symbols[:used] = rng.normal(1 << (b - 1), 2, (used, height, width)).round().clip(0, (1 << b) - 1)
-        jobs.append(EncodingJob(height, width, header, used, symbols))
+        jobs.append(EncodingJob(height, width, point, used, symbols))
     return jobs
 
 
 def reading(jobs: list[EncodingJob], streams: list[bytes]) -> list[DecodingJob]:
     """The same tiles, to be read from their streams."""
-    return [DecodingJob(job.height, job.width, job.header, job.used, stream) for job, stream in zip(jobs, streams)]
+    return [DecodingJob(job.height, job.width, job.point, job.used, stream) for job, stream in zip(jobs, streams)]
 
 
 @pytest.mark.parametrize(("prior", "scales"), [("learned", 2), ("uniform", 1)])  # the prior is the last scale's alone
@@ -321,7 +322,7 @@ def test_kernels_that_fail_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None
     answer = model.known_answer("reference")
     monkeypatch.setattr(DeviceCoder, "record", lambda self, jobs: 1 / 0)
     with pytest.raises(BackendError, match="ZeroDivisionError"):
-        multiscale.check_backend(model, answer, "triton", DEVICE)
+        model.check(answer, "triton", DEVICE)
     with pytest.raises(BackendError, match="ZeroDivisionError"):
         l2c.Codec(str(GOLDEN / "golden.safetensors"), DEVICE, backend="triton")
     monkeypatch.setattr(backends, "choose", lambda name, device: "triton" if name == "auto" else name)
@@ -372,7 +373,7 @@ def test_a_stream_that_ends_is_not_read_on() -> None:
     _, model = tiny_model("learned")
     coder = model.backends()["triton"].coder(DEVICE)
     payload = b"\0" + (1 << 32).to_bytes(6, "little")
-    job = DecodingJob(9, 9, (500, 3, 8), 5, payload)
+    job = DecodingJob(9, 9, OperatingPoint(500, 3, 8), 5, payload)
     coder.geometry([job]).coded.fill_(77)
     _, check = coder.decode([job])
     with pytest.raises(BitstreamError, match="too early"):
@@ -385,7 +386,7 @@ def test_symbols_of_a_tile_out_of_range_are_refused() -> None:
     for backend in ("cpu", "triton"):
         symbols = np.full((5, 4, 3), 16, np.uint8)
         symbols[0, 0, 0] = 200
-        job = EncodingJob(4, 3, (500, 3, 5), 5, symbols)
+        job = EncodingJob(4, 3, OperatingPoint(500, 3, 5), 5, symbols)
         with pytest.raises(ValueError, match="not below"):
             model.code([job], backend, DEVICE)
 
@@ -441,7 +442,7 @@ def test_geometries_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_coder, "_KEPT_POSITIONS", 50)
 
     def jobs(*sizes: tuple[int, int]) -> list[Tile]:
-        return [Tile(h, w, (500, 0, 8), 5) for h, w in sizes]
+        return [Tile(h, w, OperatingPoint(500, 0, 8), 5) for h, w in sizes]
 
     first = coder.geometry(jobs((4, 4)))
     assert coder.geometry(jobs((4, 4))) is first

@@ -13,15 +13,14 @@ from l2c import transforms
 from l2c.adapt import latents
 from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.sequential import adapt_sequentially
-from l2c.config import ModelConfig, TransformConfig
-from l2c.entropy import multiscale
+from l2c.config import ModelConfig
 from l2c.entropy.coder import EncodingJob
 from l2c.entropy.multiscale import ProbabilityModel
-from l2c.format.levels import MAX_MU
+from l2c.format.levels import MAX_MU, OperatingPoint
 from l2c.models import Model, load_model
 from l2c.objective import distortion
 from l2c.train.losses import lmbda_of_quality
-from l2c.transforms import Transform
+from l2c.transforms import PaperConfig, Transform
 
 Networks = tuple[Model, ProbabilityModel]
 
@@ -30,7 +29,7 @@ Networks = tuple[Model, ProbabilityModel]
 def default() -> Networks:
     """The shipped model and its P in float."""
     model = load_model()
-    return model, multiscale.to_float(model.integer, model.config).eval().requires_grad_(False)
+    return model, model.integer.to_float().eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +87,16 @@ def test_the_file_shrinks_as_the_float_model_says(default: Networks, photo: np.n
     model, probability = default
     regions = regions_of(model.transform, model.config, [photo], 400, 0, 8)
     search = LatentSearch(model.transform, probability, regions, autocast=False)
-    start = coded(model, search.symbols()[0], (400, 0, 8))
+    start = coded(model, search.symbols()[0], OperatingPoint(400, 0, 8))
     search.run(8)
-    end = coded(model, search.symbols()[0], (400, 0, 8))
+    end = coded(model, search.symbols()[0], OperatingPoint(400, 0, 8))
     assert end - start == pytest.approx(float(search.bits - search.start[0]), rel=0.1, abs=100)
 
 
-def coded(model: Model, symbols: Tensor, header: tuple[int, int, int]) -> int:
+def coded(model: Model, symbols: Tensor, point: OperatingPoint) -> int:
     """Bits as the integer model and the coder write them."""
-    used = transforms.used_channels(symbols, header[2])
-    job = EncodingJob(symbols.shape[1], symbols.shape[2], header, used, symbols.numpy())
+    used = transforms.used_channels(symbols, point.bits)
+    job = EncodingJob(symbols.shape[1], symbols.shape[2], point, used, symbols.numpy())
     model.integer.code([job])
     return 8 * len(job.encoder.finish())
 
@@ -156,7 +155,7 @@ def tiny(config: ModelConfig) -> tuple[Transform, ProbabilityModel]:
         torch.manual_seed(3)
         return (
             Transform(config.transform).eval().requires_grad_(False),
-            ProbabilityModel(config).eval().requires_grad_(False),
+            config.float_model().eval().requires_grad_(False),
         )
 
 
@@ -177,7 +176,7 @@ def test_any_model(prior: str, drawn_picture: np.ndarray, tiny_config: ModelConf
     """The paper's family, a uniform prior, one channel, odd sizes: never worse than where it began."""
     config = dataclasses.replace(
         tiny_config,
-        transform=TransformConfig("paper", 4, 1, 8),
+        transform=PaperConfig(4, 1, 8),
         probability=dataclasses.replace(tiny_config.probability, channel_groups=(1,), prior=prior),
         bits=4,
     )
@@ -241,10 +240,10 @@ def test_trimming_saves_what_was_asked(default: Networks, photo: np.ndarray, sha
     regions = regions_of(model.transform, model.config, [photo], 500, 0, 8)
     search = LatentSearch(model.transform, probability, regions, autocast=False)
     search.run(4)
-    before, old = coded(model, search.symbols()[0], (500, 0, 8)), search.z.clone()
+    before, old = coded(model, search.symbols()[0], OperatingPoint(500, 0, 8)), search.z.clone()
     cost = float(search.cost)
     predicted = trim_rate([(search, 0)], share * before)
-    after = coded(model, search.symbols()[0], (500, 0, 8))
+    after = coded(model, search.symbols()[0], OperatingPoint(500, 0, 8))
     assert predicted == pytest.approx(share * before, rel=0.3, abs=60)
     assert before - after == pytest.approx(share * before, rel=0.6, abs=100)
     assert float((search.z - old).abs().max()) == 1.0

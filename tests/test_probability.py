@@ -5,19 +5,21 @@ import dataclasses
 import pytest
 import torch
 
-from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.config import ModelConfig
+from l2c.entropy.multiscale import MultiscaleConfig
 from l2c.entropy.multiscale.float_model import ProbabilityModel, compand
 from l2c.format.levels import MAX_QUALITY
 from l2c.ops.contract import CODING_ORDER, PLANE_ONE, constant_planes, num_planes
 from l2c.ops.reference import mixture_likelihood, neighbour_bits
+from l2c.transforms import BlockConfig
 
-CONFIG = ModelConfig("p", TransformConfig("block", 8, 7, 8, 1, 1), ProbabilityConfig(3, (2, 5), 3, 12), bits=8)
+CONFIG = ModelConfig("p", BlockConfig(8, 7, 8, 1, 1), MultiscaleConfig(3, (2, 5), 3, 12), bits=8)
 HEADER = torch.tensor([[300, 2, 8]])
 
 
 def model(config: ModelConfig = CONFIG, seed: int = 0) -> ProbabilityModel:
     torch.manual_seed(seed)
-    p = ProbabilityModel(config)
+    p = config.float_model()
     with torch.no_grad():
         for parameter in p.parameters():
             parameter.mul_(2.0)  # far enough from the start that every input matters

@@ -13,36 +13,38 @@ import pytest
 import torch
 
 from l2c import ops
-from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.entropy.coder import DecodingJob, EncodingJob, ObservingJob
-from l2c.entropy.multiscale import ProbabilityModel
+from l2c.entropy.multiscale import MultiscaleConfig
 from l2c.errors import BackendError, BitstreamError
+from l2c.format.levels import OperatingPoint
 from l2c.ops.contract import IntegerLayer
+from l2c.transforms import BlockConfig
 
 core = ops.cpp_extension()
 
 Symbols = npt.NDArray[np.uint8]
-HEADER = (420, 3, 8)
+POINT = OperatingPoint(420, 3, 8)
 # Sizes that fill no vector, one group, one scale; and those of the default model, but narrower.
 SHAPES = {
-    "odd": (10, ProbabilityConfig(3, (3, 7), 3, 22)),
-    "one": (5, ProbabilityConfig(1, (5,), 1, 3)),
-    "uniform": (9, ProbabilityConfig(2, (2, 3, 4), 8, 16, "uniform")),
-    "blocks": (48, ProbabilityConfig(3, (24, 24), 3, 40)),
+    "odd": (10, MultiscaleConfig(3, (3, 7), 3, 22)),
+    "one": (5, MultiscaleConfig(1, (5,), 1, 3)),
+    "uniform": (9, MultiscaleConfig(2, (2, 3, 4), 8, 16, "uniform")),
+    "blocks": (48, MultiscaleConfig(3, (24, 24), 3, 40)),
 }
 
 
 def make_model(shape: str) -> multiscale.IntegerModel:
     channels, probability = SHAPES[shape]
-    config = ModelConfig(shape, TransformConfig("block", 8, channels, 8, 1, 1), probability)
+    config = ModelConfig(shape, BlockConfig(8, channels, 8, 1, 1), probability)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        model = ProbabilityModel(config)
+        model = config.float_model()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.mul_(1.7)
-    return multiscale.from_float(model, config)
+    return multiscale.IntegerModel.from_float(model)
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +76,9 @@ def some_symbols(channels: int, height: int, width: int, b: int = 8, used: int |
 
 def encode(
     model: multiscale.IntegerModel, pictures: list[Symbols], backend: str = "cpu", used: int | None = None,
-    header: tuple[int, int, int] = HEADER, threads: int = 1,
+    point: OperatingPoint = POINT, threads: int = 1,
 ) -> list[bytes]:  # fmt: skip
-    jobs = [EncodingJob(*p.shape[1:], header, model.c if used is None else used, p) for p in pictures]
+    jobs = [EncodingJob(*p.shape[1:], point, model.c if used is None else used, p) for p in pictures]
     for symbols, picture in zip(model.code(jobs, backend, threads=threads), pictures):
         assert np.array_equal(symbols, picture)
     return [job.encoder.finish() for job in jobs]
@@ -84,9 +86,9 @@ def encode(
 
 def decode(
     model: multiscale.IntegerModel, files: list[bytes], sizes: list[tuple[int, int]], backend: str = "cpu",
-    used: int | None = None, header: tuple[int, int, int] = HEADER, threads: int = 1,
+    used: int | None = None, point: OperatingPoint = POINT, threads: int = 1,
 ) -> list[Symbols]:  # fmt: skip
-    jobs = [DecodingJob(*size, header, model.c if used is None else used, file) for size, file in zip(sizes, files)]
+    jobs = [DecodingJob(*size, point, model.c if used is None else used, file) for size, file in zip(sizes, files)]
     results = model.code(jobs, backend, threads=threads)
     for job in jobs:
         job.decoder.finish()
@@ -107,13 +109,13 @@ def test_sizes(models: dict[str, multiscale.IntegerModel], shape: str, cpu: str)
 
 @pytest.mark.parametrize("b", range(1, 9))
 def test_bits_and_used_channels(models: dict[str, multiscale.IntegerModel], b: int, cpu: str) -> None:
-    model, header = models["odd"], (910, 8, b)
+    model, point = models["odd"], OperatingPoint(910, 8, b)
     for used in range(model.c + 1):
         picture = some_symbols(model.c, 7, 10, b, used)
-        files = encode(model, [picture], used=used, header=header)
+        files = encode(model, [picture], used=used, point=point)
         if cpu == "scalar":
-            assert files == encode(model, [picture], "torch", used, header)
-        assert np.array_equal(decode(model, files, [(7, 10)], used=used, header=header)[0], picture)
+            assert files == encode(model, [picture], "torch", used, point)
+        assert np.array_equal(decode(model, files, [(7, 10)], used=used, point=point)[0], picture)
 
 
 def test_zero_latent_that_is_no_zero_input(models: dict[str, multiscale.IntegerModel], cpu: str) -> None:
@@ -166,7 +168,7 @@ def test_jobs_that_nobody_else_holds(models: dict[str, multiscale.IntegerModel])
         def __getitem__(self, i: int) -> tuple[object, ...]:
             if i >= 9:
                 raise IndexError(i)
-            return 9, 8, HEADER[2], model.c, model.planes_of(HEADER), ops.range_decoder(stream), None
+            return 9, 8, POINT[2], model.c, model.planes_of(POINT), ops.range_decoder(stream), None
 
     for symbols in model.backends()["cpu"].tile_coder().code(MadeOnTheWay(), 2):
         assert np.array_equal(symbols, picture)
@@ -207,7 +209,7 @@ def test_noise(models: dict[str, multiscale.IntegerModel]) -> None:
                 continue
             core.set_cpu(name)
             try:
-                job = DecodingJob(*size, (10 * seed, 0, 8), model.c, data)
+                job = DecodingJob(*size, OperatingPoint(10 * seed, 0, 8), model.c, data)
                 outcomes.append(model.code([job], "cpu")[0].tobytes())
             except BitstreamError as error:
                 outcomes.append(str(error))
@@ -256,18 +258,18 @@ def test_observers_see_whole_groups(models: dict[str, multiscale.IntegerModel], 
     sizes = ((21, 34), (6, 3))
 
     def shown(backend: str, threads: int) -> list[Observer]:
-        jobs = [ObservingJob(*size, HEADER, 8, some_symbols(model.c, *size), Observer()) for size in sizes]
+        jobs = [ObservingJob(*size, POINT, 8, some_symbols(model.c, *size), Observer()) for size in sizes]
         model.code(jobs, backend, threads=threads)
         return [job.observer for job in jobs]  # type: ignore[misc]
 
     def invented(backend: str, threads: int) -> list[Observer]:
         inventors = [Inventor() for _ in sizes]
         if backend == "cpu":
-            planes = model.planes_of(HEADER)
-            tiles = [(*size, HEADER[2], 8, planes, mine, None) for size, mine in zip(sizes, inventors)]
+            planes = model.planes_of(POINT)
+            tiles = [(*size, POINT[2], 8, planes, mine, None) for size, mine in zip(sizes, inventors)]
             model.backends()["cpu"].tile_coder().code(tiles, threads)
         else:
-            jobs = [DecodingJob(*size, HEADER, 8, ops.range_encoder().finish()) for size in sizes]
+            jobs = [DecodingJob(*size, POINT, 8, ops.range_encoder().finish()) for size in sizes]
             for job, mine in zip(jobs, inventors):
                 job.decoder = mine  # type: ignore[assignment]
             model.code(jobs, backend)
@@ -285,18 +287,18 @@ def test_observers_see_whole_groups(models: dict[str, multiscale.IntegerModel], 
 
 def test_errors_of_an_observer(models: dict[str, multiscale.IntegerModel]) -> None:
     model = models["odd"]
-    coder, planes = model.backends()["cpu"].tile_coder(), model.planes_of(HEADER)
+    coder, planes = model.backends()["cpu"].tile_coder(), model.planes_of(POINT)
     for known in (None, some_symbols(model.c, 20, 20)):
         for threads in (1, 2, 4):
             kind = Inventor if known is None else Observer
             observers = [kind(fail_at) for fail_at in (-1, 5, 2)]
             with pytest.raises(KeyError, match="of its own"):
                 if known is None:
-                    coder.code([(20, 20, HEADER[2], 10, planes, mine, None) for mine in observers], threads)
+                    coder.code([(20, 20, POINT[2], 10, planes, mine, None) for mine in observers], threads)
                 else:
-                    model.code([ObservingJob(20, 20, HEADER, 10, known, mine) for mine in observers], threads=threads)
+                    model.code([ObservingJob(20, 20, POINT, 10, known, mine) for mine in observers], threads=threads)
     with pytest.raises(AttributeError, match="mixture"):
-        coder.code([(4, 4, HEADER[2], 10, planes, None, None)], 1)
+        coder.code([(4, 4, POINT[2], 10, planes, None, None)], 1)
 
 
 def test_a_tile_within_a_tile(models: dict[str, multiscale.IntegerModel]) -> None:
@@ -304,7 +306,7 @@ def test_a_tile_within_a_tile(models: dict[str, multiscale.IntegerModel]) -> Non
     model = models["odd"]
     plain, nested = Observer(), Observer(model=models["blocks"])
     for observer in (plain, nested):
-        model.code([ObservingJob(15, 18, HEADER, 10, some_symbols(10, 15, 18), observer)], "cpu")
+        model.code([ObservingJob(15, 18, POINT, 10, some_symbols(10, 15, 18), observer)], "cpu")
     for ours, theirs in zip(nested.calls, plain.calls, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
 
@@ -328,7 +330,7 @@ def test_known_answer(models: dict[str, multiscale.IntegerModel], cpu: str) -> N
 
 def test_arguments_of_code(models: dict[str, multiscale.IntegerModel]) -> None:
     model = models["odd"]
-    coder, planes = model.backends()["cpu"].tile_coder(), model.planes_of(HEADER)
+    coder, planes = model.backends()["cpu"].tile_coder(), model.planes_of(POINT)
     known = some_symbols(10, 4, 6)
     good = (4, 6, 8, 10, planes, core.RangeEncoder(), known)
     assert np.array_equal(coder.code([good])[0], known)
@@ -381,7 +383,7 @@ def test_arguments_of_a_model(models: dict[str, multiscale.IntegerModel]) -> Non
         with pytest.raises(ValueError):
             core.TileCoder(*arguments)
     with pytest.raises(ValueError, match="planes"):
-        core.TileCoder(*good, [model.planes_of(HEADER)[1:]])
+        core.TileCoder(*good, [model.planes_of(POINT)[1:]])
 
 
 def test_unknown_cpu(models: dict[str, multiscale.IntegerModel], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -716,7 +716,7 @@ class TestCheckpoint:
         for nets in checkpoint.networks(tiny_config):
             for key, value in model.transform.state_dict().items():
                 assert torch.equal(nets.transform.state_dict()[key], value), key
-            again = multiscale.from_float(nets.probability, tiny_config)
+            again = multiscale.IntegerModel.from_float(nets.probability)
             layers = list(zip(again.layers(), model.integer.layers()))
             assert len(layers) > 20
             for (name, ours), (_, theirs) in layers:

@@ -18,6 +18,7 @@ from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.entropy.coder import EncodingJob
 from l2c.errors import ConfigError, TrainingError
+from l2c.format.levels import OperatingPoint
 from l2c.metrics import chroma, luma, msssim
 from l2c.objective import MIXED, Blend, distortion
 from l2c.train import losses, meta
@@ -388,7 +389,7 @@ class TestQuantize:
     def test_rates(self, nets: Networks, x: Tensor) -> None:
         """The integer P is an exact coder's rate, close to the float P's; fake quantisation does not enter."""
         pictures = [(255 * part).round().to(torch.uint8)[None] for part in x[:2, :, :, :56]]
-        exact = multiscale.from_float(nets.probability, nets.config)
+        exact = multiscale.IntegerModel.from_float(nets.probability)
         nets.probability.set_fake_quantise(True)
         in_float, in_integers = rates(nets, exact, pictures)
         assert nets.probability.fake_quantise
@@ -403,9 +404,9 @@ class TestQuantize:
         assert in_integers == pytest.approx(in_float, rel=0.02) and in_integers != in_float
 
     def test_integer_bits_are_those_of_the_stream(self, nets: Networks) -> None:
-        exact = multiscale.from_float(nets.probability, nets.config)
+        exact = multiscale.IntegerModel.from_float(nets.probability)
         symbols = torch.randint(120, 137, (12, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-        job = EncodingJob(9, 7, (500, 4, 8), 12, symbols.numpy())
+        job = EncodingJob(9, 7, OperatingPoint(500, 4, 8), 12, symbols.numpy())
         exact.code([job])
         assert 0 <= 8 * len(job.encoder.finish()) - integer_bits(exact, symbols, (500, 4, 8)) < 80
 

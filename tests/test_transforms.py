@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from l2c import transforms
-from l2c.config import ModelConfig, TransformConfig
-from l2c.entropy.multiscale import ProbabilityModel
+from l2c.config import ModelConfig
 from l2c.errors import ConfigError
+from l2c.transforms import BlockConfig, TransformConfig
 from l2c.transforms.block import BlockDecoder, BlockEncoder, block_basis
 from l2c.transforms.paper import PaperEncoder
 
@@ -35,17 +35,17 @@ def test_paper_parameter_counts(name: str, configs) -> None:
     else:
         assert importance == 0
     assert count(transform.decoder) == pytest.approx(2.7e6, rel=0.05)
-    assert count(ProbabilityModel(config)) == pytest.approx(1.9e6, rel=0.05)
+    assert count(config.float_model()) == pytest.approx(1.9e6, rel=0.05)
     assert sum(p.numel() for n, p in transform.decoder.named_parameters() if n.endswith("bias")) == 1740
 
 
 def test_default_cost_per_pixel(configs) -> None:
     """DESIGN 2: D <= 60, E with I <= 60, P <= 12 kMAC per pixel."""
     config = ModelConfig.from_file(configs / "default.json")
-    encoder, decoder = transforms.transform_costs(config)
+    encoder, decoder = transforms.transform_costs(config.transform)
     assert 5 < encoder <= 60
     assert 5 < decoder <= 60
-    p = ProbabilityModel(config)
+    p = config.float_model()
     z = torch.zeros(1, config.transform.c, 32, 32)
     header = torch.tensor([[500, 0, 8]])
     pixels = (32 * config.transform.s) ** 2
@@ -56,7 +56,7 @@ def test_default_cost_per_pixel(configs) -> None:
 @pytest.mark.parametrize("mask", [False, True])
 @pytest.mark.parametrize("local_gain", [False, True])
 def test_block_family_shapes(s: int, c: int, mask: bool, local_gain: bool) -> None:
-    config = TransformConfig("block", s, c, 8, 1, 1, 4, mask=mask, modulated=True, local_gain=local_gain)
+    config = BlockConfig(s, c, 8, 1, 1, 4, mask=mask, local_gain=local_gain)
     transform = transforms.Transform(config)
     cond = transforms.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
     y, tau = transform.encoder(torch.rand(2, 3, 2 * s, 3 * s), cond)
@@ -67,8 +67,8 @@ def test_block_family_shapes(s: int, c: int, mask: bool, local_gain: bool) -> No
 
 def test_local_gain() -> None:
     """Starts at 1 and stays within 1/8..8; E scales its coefficients with it, D the latents, each by its own."""
-    transform = transforms.Transform(TransformConfig("block", 8, 12, 16, 1, 1, 0, mask=False, local_gain=True))
-    plain = transforms.Transform(TransformConfig("block", 8, 12, 16, 1, 1, 0, mask=False))
+    transform = transforms.Transform(BlockConfig(8, 12, 16, 1, 1, 0, mask=False, local_gain=True))
+    plain = transforms.Transform(BlockConfig(8, 12, 16, 1, 1, 0, mask=False))
     missing, unexpected = plain.load_state_dict(transform.state_dict(), strict=False)
     assert not missing and unexpected == ["encoder.local_gain.weight", "decoder.local_gain.weight"]
     x, cond = torch.rand(2, 3, 32, 40), transforms.condition(torch.tensor([0.001, 0.1]), torch.tensor([0.0, 1.0]))
@@ -92,7 +92,7 @@ def test_local_gain() -> None:
 
 def companding_transform(**changes: object) -> transforms.Transform:
     torch.manual_seed(0)
-    config = TransformConfig("block", 8, 96, 16, 1, 1, 8, mask=False, modulated=True, local_gain=True, companding=True)
+    config = BlockConfig(8, 96, 16, 1, 1, 8, mask=False, local_gain=True, companding=True)
     return transforms.Transform(dataclasses.replace(config, **changes))
 
 
@@ -221,7 +221,7 @@ class TestCompanding:
 
     def test_the_paper_family_has_none(self) -> None:
         with pytest.raises(ConfigError, match="companding"):
-            TransformConfig("paper", 4, 8, 192, companding=True)
+            TransformConfig.from_mapping({"family": "paper", "s": 4, "c": 8, "width": 192, "companding": True}, "model")
 
 
 def test_block_basis_is_orthonormal() -> None:

@@ -19,7 +19,7 @@ from l2c.adapt.bias_sets import BiasSets, search_sets, set_maps
 from l2c.adapt.effort import Effort
 from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.modulators import search_conditions
-from l2c.entropy.multiscale import ProbabilityModel
+from l2c.entropy import FloatModel
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges, grid_shape
 from l2c.format.bitstream import SECTION_OVERHEAD
 from l2c.format.levels import MAX_QUALITY, OperatingPoint
@@ -149,7 +149,7 @@ class Progress:
 
 def adapt(
     transform: Transform,
-    probability: ProbabilityModel,
+    probability: FloatModel,
     bias_sets: BiasSets | None,
     subjects: Sequence[Subject],
     effort: Effort,

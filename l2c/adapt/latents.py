@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2c import ops
-from l2c.entropy.multiscale import ProbabilityModel
+from l2c.entropy import FloatModel
 from l2c.objective import Blend, DistortionTo
 from l2c.rate_control import Steering
 from l2c.transforms import Adaptation, Transform, quantise, to_levels
@@ -171,7 +171,7 @@ class LatentSearch:
     def __init__(
         self,
         transform: Transform,
-        probability: ProbabilityModel,
+        probability: FloatModel,
         regions: Regions,
         *,
         aims: Sequence[float | None] = (),
@@ -387,29 +387,15 @@ class LatentSearch:
         self.passes += 1
         level = torch.exp2(8.0 - b.float())[:, None, None, None]
         leaf = z.detach().clone().requires_grad_()
-        rise, fall = (torch.zeros(z.shape, dtype=z.dtype, device=z.device) for _ in range(2))
         with torch.enable_grad():
             with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=self.autocast):
                 x_hat = regions.decode(self.transform, leaf)
             cost = regions.cost(x_hat)
             (cost_slope,) = torch.autograd.grad(cost.sum(), leaf)
             del x_hat
-            bits = z.new_zeros(len(z))
-            with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-                for group in self.probability.groups(leaf, z, regions.header):
-                    target, params = group.target.float(), group.params
-                    own, up, down = ops.neighbour_bits(target, params, self.probability.config.num_mixtures, b)
-                    bits = bits + (own * group.inside).flatten(1).sum(dim=1)
-                    for canvas, value in ((rise, up), (fall, down)):
-                        part = canvas[(slice(None), *group.place)]
-                        part.copy_(value[:, :, : part.shape[2], : part.shape[3]])
-            (bits_slope,) = torch.autograd.grad(bits.sum(), leaf)
-        rise.masked_fill_(z >= 128.0 - 1.25 * level, float("inf"))  # a uniform prior names no change at all
-        fall.masked_fill_(z <= -128.0 + 0.25 * level, float("inf"))
-        if self.probability.prior is None:
-            stride = 1 << self.probability.config.num_scales
-            bits = bits + b * z[:, :, ::stride, ::stride][0].numel()
-        return _Terms(bits.detach(), cost.detach(), cost_slope * level, bits_slope * level, rise, fall)
+        with torch.autocast(z.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            rate = self.probability.terms(z, regions.header)
+        return _Terms(rate.bits, cost.detach(), cost_slope * level, rate.slope, rate.rise, rate.fall)
 
     @functools.cached_property
     def curvature(self) -> Tensor:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from l2c import ops, transforms
+from l2c.entropy import FloatModel
 from l2c.entropy.coder import EncodingJob
-from l2c.entropy.multiscale import ProbabilityModel
 from l2c.format.adapt_section import BIAS_PATCH, NO_SET, grid_shape
-from l2c.format.levels import MAX_MU, MAX_QUALITY
+from l2c.format.levels import MAX_MU, MAX_QUALITY, OperatingPoint
 from l2c.models import Model
 from l2c.objective import Blend, distortion
 from l2c.transforms import Adaptation
@@ -46,7 +46,7 @@ class Sequential:
 
 def adapt_sequentially(
     model: Model,
-    probability: ProbabilityModel,
+    probability: FloatModel,
     pixels: npt.NDArray[np.uint8],
     level: int,
     mu: int,
@@ -79,7 +79,7 @@ def adapt_sequentially(
             x = torch.from_numpy(patch.copy()).permute(2, 0, 1)[None].float() / 255.0
             x = x.contiguous(memory_format=torch.channels_last)
             start = time.perf_counter()
-            z = _overfit(model, probability, x, cond, (level, mu, bits), lmbda, iterations, alpha, bf16)
+            z = _overfit(model, probability, x, cond, OperatingPoint(level, mu, bits), lmbda, iterations, alpha, bf16)
             middle = time.perf_counter()
             sets[row, column] = _best_set(model, x, z, cond, level, bf16)
             seconds["latents"] += middle - start
@@ -91,10 +91,10 @@ def adapt_sequentially(
 
 def _overfit(
     model: Model,
-    probability: ProbabilityModel,
+    probability: FloatModel,
     x: Tensor,
     cond: Tensor,
-    header: tuple[int, int, int],
+    point: OperatingPoint,
     lmbda: float,
     iterations: int,
     alpha: float,
@@ -102,7 +102,7 @@ def _overfit(
 ) -> Tensor:
     """Eq. 8 on one patch's latents; returns the best quantised ones, float32 [1, c, h, w]."""
     transform, pixels = model.transform, x.shape[2] * x.shape[3]
-    level = float(1 << (8 - header[2]))
+    level = float(1 << (8 - point.bits))
     with torch.no_grad():
         y, tau = transform.encoder(transforms.pad_to_multiple(x, transform.s), cond)
         mask = None if tau is None else transforms.importance_mask(tau, model.config.transform.c)
@@ -114,9 +114,9 @@ def _overfit(
         z = leaf + (rounded - leaf).detach()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16):
             x_hat = transform.decoder(z, cond)[:, :, : x.shape[2], : x.shape[3]].float()
-            rate = probability.num_bits(z, z, torch.tensor([header], device=z.device))
+            rate = probability.num_bits(z, z, torch.tensor([point], device=z.device))
         cost = lmbda * pixels * distortion(x, x_hat.clamp(0.0, 1.0), Blend.of_condition(cond))
-        value = float(cost.detach()) + _coded_bits(model, rounded.detach(), header)
+        value = float(cost.detach()) + _coded_bits(model, rounded.detach(), point)
         if value < least:
             best, least = rounded.detach(), value
         if step < iterations:
@@ -126,12 +126,12 @@ def _overfit(
     return best
 
 
-def _coded_bits(model: Model, z: Tensor, header: tuple[int, int, int]) -> float:
+def _coded_bits(model: Model, z: Tensor, point: OperatingPoint) -> float:
     """Bits of a patch's latents as the integer P and the coder write them."""
-    bits = header[2]
+    bits = point.bits
     symbols = np.ascontiguousarray(transforms.quantise(z[0], bits).numpy())
     used = transforms.used_channels(torch.from_numpy(symbols), bits)
-    job = EncodingJob(symbols.shape[1], symbols.shape[2], header, used, symbols)
+    job = EncodingJob(symbols.shape[1], symbols.shape[2], point, used, symbols)
     model.integer.code([job], threads=torch.get_num_threads())
     return 8.0 * len(job.encoder.finish())
 

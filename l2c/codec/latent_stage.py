@@ -22,9 +22,8 @@ from torch import Tensor
 from l2c import ops, transforms
 from l2c.arrays import UInt8Array
 from l2c.codec.support import first_line, naming
-from l2c.entropy import multiscale
+from l2c.entropy import FloatModel
 from l2c.entropy.coder import DecodingJob, EncodingJob, Job
-from l2c.entropy.multiscale import ProbabilityModel, backends
 from l2c.errors import BackendError, BitstreamError, L2CWarning, LimitError
 from l2c.format.bitstream import Bitstream, Header, Limits
 from l2c.format.levels import OperatingPoint
@@ -66,14 +65,14 @@ class LatentStage:
     ) -> None:
         ops.cpp_extension().cpu()  # that L2C_CPU says what cannot be is no reason to take another backend
         self.device, self.threads, self.most_again = device, threads, most_again
-        self.backend, *others = backends.chain(backend, device)
+        self.backend, *others = model.integer.chain(backend, device)
         self._model, self._s, self._limits = model, model.transform.s, limits
-        self._trusted = {backends.DEFINITION: True}
-        self._float: ProbabilityModel | None = None
+        self._trusted = {model.integer.definition: True}
+        self._float: FloatModel | None = None
         # A wrong integer ruins a picture, so every device proves itself once (DESIGN 3.5).
         for name, following in itertools.zip_longest([self.backend, *others], others):
             try:
-                multiscale.check_backend(model.integer, model.known_answer, name, device)
+                model.integer.check(model.known_answer, name, device)
                 self.backend = name
                 break
             except BackendError as error:
@@ -223,14 +222,14 @@ class LatentStage:
         they are for small pictures and tiles, and the reference for machines where nothing else computes rightly.
         """
         small = positions * self._s**2 <= self.most_again
-        others = backends.second_opinions(self.backend, None if small else 1)
+        others = self._model.integer.second_opinions(self.backend, None if small else 1)
         return next(filter(self._is_trusted, others), None)
 
     def _is_trusted(self, backend: str) -> bool:
         """Whether a backend gives the known answer here; remembered."""
         if backend not in self._trusted:
             try:
-                multiscale.check_backend(self._model.integer, self._model.known_answer, backend, self.device)
+                self._model.integer.check(self._model.known_answer, backend, self.device)
                 self._trusted[backend] = True
             except (RuntimeError, MemoryError):  # BackendError is one; a device may have more to say
                 self._trusted[backend] = False
@@ -288,12 +287,12 @@ class LatentStage:
                 places.append((number, box))
         return jobs, places
 
-    def float_probability(self) -> ProbabilityModel:
+    def float_probability(self) -> FloatModel:
         """The float form of P on this codec's device, made on first use: what gradients come from."""
         with _float_lock:
             if self._float is None:
                 with torch.inference_mode(False), torch.device("cpu"):
-                    made = multiscale.to_float(self._model.integer, self._model.config).float()
+                    made = self._model.integer.to_float().float()
                     made = made.eval().requires_grad_(False)
                     made = made.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
                 self._float = made

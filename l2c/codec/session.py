@@ -24,7 +24,7 @@ from l2c.codec.search import Search
 from l2c.codec.support import checked_threads, names_of, naming, of_device
 from l2c.codec.transform_stage import TransformStage
 from l2c.devices import checked_device
-from l2c.entropy.multiscale import ProbabilityModel
+from l2c.entropy import FloatModel
 from l2c.errors import L2CWarning, ModelMismatchError, UnsupportedError
 from l2c.format.bitstream import Bitstream, Limits, read_bitstream
 from l2c.format.levels import DEFAULT_METRIC, MAX_QUALITY, METRICS
@@ -43,8 +43,8 @@ class Codec:
         model: name of a shipped model or path of a model file.
         device: "cpu", "cuda" (the GPU that is current now), "cuda:1", ...
         backend: how P's integers are computed: "auto", "cpu", "triton", "torch" or "reference"; see
-            `backends.choose`. All give the same files. "auto" goes on to a slower one, with a warning, where the fast
-            one computes other integers here than it should; one asked for by name raises.
+            `EntropyModel.choose`. All give the same files. "auto" goes on to a slower one, with a warning, where the
+            fast one computes other integers here than it should; one asked for by name raises.
         precision: of E and D. "float32": pixels of any two devices differ by one level at most. "bfloat16": the
             convolutions run in it (the block transforms and all that P does never do), about twice as fast on CPUs
             with AVX512-BF16 or AMX and on GPUs. A file's latents stay exact; decoded pixels were seen to differ from
@@ -276,7 +276,7 @@ class Codec:
         """Entropy-decode files of this codec's model: symbols uint8 [c, h, w] each; see `LatentStage.read`."""
         return self.latent_stage.read(streams, names)
 
-    def float_probability(self) -> ProbabilityModel:
+    def float_probability(self) -> FloatModel:
         """The float form of P on this codec's device, made on first use: what gradients come from."""
         return self.latent_stage.float_probability()
 

@@ -15,12 +15,28 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from l2c.format.levels import OperatingPoint
 from l2c.ops.streams import check_head, range_decoder, range_encoder
 
 UInt8Array = npt.NDArray[np.uint8]
 UInt16Array = npt.NDArray[np.uint16]
 Int16Array = npt.NDArray[np.int16]
 Place = tuple[slice, slice, slice]  # channels, rows, columns of a group in its picture's latents
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Distributions written out, for what no mixture describes.
+
+    Attributes:
+        cdf: uint32 [T, L + 1]: row t rises from 0 to 2^precision in sizes[t] entries, so it has sizes[t] - 1 symbols.
+        sizes: int32 [T].
+        precision: bits, 1..20.
+    """
+
+    cdf: npt.NDArray[np.uint32]
+    sizes: npt.NDArray[np.int32]
+    precision: int
 
 
 class SymbolEncoder:
@@ -38,6 +54,10 @@ class SymbolEncoder:
     def mixture(self, symbols: UInt8Array, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array) -> None:
         """Append symbols uint8 [n] under their mixtures [K, n]."""
         self.encoder.push_mixture(symbols, weights, means, inv_scales, self.b)
+
+    def table(self, symbols: UInt8Array, rows: npt.NDArray[np.int32], tables: Tables) -> None:
+        """Append symbols uint8 [n], each under the distribution of its row, int32 [n], in the tables."""
+        self.encoder.push_table(symbols.astype(np.int32), tables.cdf, tables.sizes, rows, tables.precision)
 
     def raw(self, symbols: UInt8Array) -> None:
         """Append symbols uint8 [n] that are all equally likely."""
@@ -69,6 +89,10 @@ class SymbolDecoder:
         """The next n symbols, of mixtures [K, n]."""
         return self.decoder.pop_mixture(weights, means, inv_scales, self.b)
 
+    def table(self, rows: npt.NDArray[np.int32], tables: Tables) -> UInt8Array:
+        """The next n symbols, each of its row, int32 [n], in the tables."""
+        return self.decoder.pop_table(tables.cdf, tables.sizes, rows, tables.precision).astype(np.uint8)
+
     def raw(self, count: int) -> UInt8Array:
         """The next `count` symbols, which are all equally likely."""
         return self.decoder.pop_raw(count, self.b).astype(np.uint8)
@@ -85,6 +109,9 @@ class Observer(Protocol):
     def mixture(self, symbols: UInt8Array, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array) -> None:
         """Symbols uint8 [n], parameters [K, n]."""
 
+    def table(self, symbols: UInt8Array, rows: npt.NDArray[np.int32], tables: Tables) -> None:
+        """Symbols uint8 [n], rows int32 [n] of the tables."""
+
     def raw(self, symbols: UInt8Array) -> None:
         """Symbols uint8 [n], all equally likely."""
 
@@ -95,13 +122,13 @@ class Tile:
 
     Attributes:
         height, width: of the latents (ceil(H/s), ceil(W/s)).
-        header: quality 0..1000, mu 0..8, b 1..8 (`l2c.format.levels.OperatingPoint`).
+        point: quality 0..1000, mu 0..8, b 1..8.
         used: channels coded; the higher ones are zero everywhere.
     """
 
     height: int
     width: int
-    header: tuple[int, int, int]
+    point: OperatingPoint
     used: int
 
 
@@ -115,6 +142,12 @@ class _Known(Tile, abc.ABC):
         """Code the group at `place`: parameters [K, n]. Returns its symbols uint8 [n], channel innermost."""
         symbols = self._at(place)
         self._observer().mixture(symbols, weights, means, inv_scales)
+        return symbols
+
+    def table(self, place: Place, rows: npt.NDArray[np.int32], tables: Tables) -> UInt8Array:
+        """As `mixture`, of symbols whose distributions are rows, int32 [n], of tables."""
+        symbols = self._at(place)
+        self._observer().table(symbols, rows, tables)
         return symbols
 
     def raw(self, place: Place, count: int) -> UInt8Array:
@@ -138,7 +171,7 @@ class EncodingJob(_Known):
     encoder: SymbolEncoder = field(init=False)
 
     def __post_init__(self) -> None:
-        self.encoder = SymbolEncoder(self.header[2])
+        self.encoder = SymbolEncoder(self.point.bits)
 
     def _observer(self) -> Observer:
         return self.encoder
@@ -166,11 +199,15 @@ class DecodingJob(Tile):
     decoder: SymbolDecoder = field(init=False)
 
     def __post_init__(self) -> None:
-        self.decoder = SymbolDecoder(self.payload, self.header[2])
+        self.decoder = SymbolDecoder(self.payload, self.point.bits)
 
     def mixture(self, place: Place, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array) -> UInt8Array:
         """See `EncodingJob.mixture`."""
         return self.decoder.mixture(weights, means, inv_scales)
+
+    def table(self, place: Place, rows: npt.NDArray[np.int32], tables: Tables) -> UInt8Array:
+        """See `EncodingJob.table`."""
+        return self.decoder.table(rows, tables)
 
     def raw(self, place: Place, count: int) -> UInt8Array:
         """See `EncodingJob.raw`."""

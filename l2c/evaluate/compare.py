@@ -17,7 +17,6 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from l2c import ops
 from l2c.arrays import UInt8Array
 from l2c.codec import Codec
 from l2c.errors import UnsupportedError
@@ -33,7 +32,7 @@ _BITS_PATCH = 64  # pixels a side over which bits are summed
 _LOSSLESS_PIXELS = 2_000_000  # larger pictures are stored in the page at WebP quality 95
 _ERROR_FULL = 32.0  # levels of error that are drawn brightest
 _ERROR_PIXELS = 1_000_000  # the error map is made smaller than this
-_FIGURES = FIGURES[:4]
+_FIGURES = tuple(FIGURES)[:4]
 
 
 @dataclass(frozen=True)
@@ -160,17 +159,7 @@ def latent_maps(codec: Codec, stream: Bitstream) -> tuple[npt.NDArray[np.float64
     bits = np.zeros(symbols.shape[1:])
     for top, left, bottom, right in latent_tiles(header.height, header.width, header.tile_size, s):
         part = z[None, :, top:bottom, left:right].to(codec.device)
-        canvas = torch.zeros(part.shape[2:], dtype=torch.float64)
-        for group in model.groups(part, part, integers):
-            b = integers[:, 2].to(codec.device)
-            cost = ops.mixture_bits(group.target.float(), group.params, model.config.num_mixtures, b)
-            cost = cost.sum(dim=1)[0].cpu().double()
-            place = canvas[group.place[1], group.place[2]]
-            place += cost[: place.shape[0], : place.shape[1]]
-        if model.prior is None:
-            stride = 1 << model.config.num_scales
-            canvas[::stride, ::stride] += header.latent_bits * part.shape[1]
-        bits[top:bottom, left:right] = canvas.numpy()
+        bits[top:bottom, left:right] = model.bit_map(part, integers)[0].cpu().numpy()
     return bits, (z != 0).sum(dim=0).numpy()
 
 

@@ -9,20 +9,8 @@ from typing import Any
 import numpy as np
 
 from l2c.errors import BackendError
-from l2c.evaluate.measures import in_db
+from l2c.evaluate.measures import FIGURES, in_db
 from l2c.evaluate.records import Curve
-
-_LABELS = {
-    "psnr-rgb": "PSNR, RGB (dB)",
-    "psnr-y": "PSNR, Y (dB)",
-    "ms-ssim-rgb": "MS-SSIM, RGB (dB)",
-    "ms-ssim-y": "MS-SSIM, Y (dB)",
-    "vmaf": "VMAF",
-    "vmaf-neg": "VMAF-NEG",
-    "ssimulacra2": "SSIMULACRA 2",
-    "butteraugli": "Butteraugli (3-norm, negative)",
-}
-
 
 _COLOURS = [
     *(f"C{k}" for k in range(10) if k != 7),
@@ -73,7 +61,7 @@ def rate_table(curves: Sequence[Curve], anchor: Curve, figures: Sequence[str]) -
         f"BD-rate against {anchor.title}" + (" (published)" if anchor.published else "") + ", percent:",
         "",
         "| codec | "
-        + " | ".join(_LABELS[name].split(" (")[0] for name in figures)
+        + " | ".join(FIGURES[name].label.split(" (")[0] for name in figures)
         + " | encode s | decode s | in 0.98..1.00 of the rate |",
         "|---" * (4 + len(figures)) + "|",
     ]
@@ -96,7 +84,7 @@ def rate_table(curves: Sequence[Curve], anchor: Curve, figures: Sequence[str]) -
 def quality_table(curves: Sequence[Curve], figures: Sequence[str]) -> str:
     """Markdown: means at every target, measured codecs."""
     lines = [
-        "| codec | target bpp | bpp | " + " | ".join(_LABELS[name].split(" (")[0] for name in figures) + " |",
+        "| codec | target bpp | bpp | " + " | ".join(FIGURES[name].label.split(" (")[0] for name in figures) + " |",
         "|---" * (3 + len(figures)) + "|",
     ]
     for curve in curves:
@@ -107,7 +95,7 @@ def quality_table(curves: Sequence[Curve], figures: Sequence[str]) -> str:
 
 
 def _cell(figure: str, value: float) -> str:
-    return f"{value:.4f}" if figure.startswith("ms-ssim") else f"{value:.2f}"
+    return f"{value:.{FIGURES[figure].digits}f}"
 
 
 def axes_of(path: Path, width: float = 8.0, height: float = 5.5) -> tuple[Any, Callable[[], None]]:
@@ -159,7 +147,7 @@ def plot(curves: Sequence[Curve], figure: str, path: Path) -> None:
         margin = 0.05 * (max(shown) - min(shown))
         axes.set_ylim(min(shown) - margin, max(shown) + margin)
     axes.set_xlabel("bits per pixel")
-    axes.set_ylabel(_LABELS[figure])
+    axes.set_ylabel(FIGURES[figure].label)
     axes.grid(alpha=0.3)
     beside = len(axes.get_lines()) > 8  # a long legend would cover the curves
     axes.legend(fontsize=8, **({"loc": "center left", "bbox_to_anchor": (1.01, 0.5)} if beside else {}))
@@ -193,7 +181,7 @@ def plot_time(curves: Sequence[Curve], anchor: Curve, figure: str, path: Path) -
         axes.plot(*zip(*sorted(places)), "o-", linewidth=2.2, markersize=4, label=f"{family}, by effort")
     axes.set_xscale("log")
     axes.set_xlabel("seconds to encode a picture")
-    axes.set_ylabel(f"BD-rate against {anchor.title}, % ({_LABELS[figure].split(' (')[0]})")
+    axes.set_ylabel(f"BD-rate against {anchor.title}, % ({FIGURES[figure].label.split(' (')[0]})")
     axes.grid(alpha=0.3)
     if ladders:
         axes.legend(fontsize=8)

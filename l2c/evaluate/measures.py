@@ -5,13 +5,16 @@ Colour: BT.709 with full range, see `l2c.metrics`. Y is not rounded for PSNR and
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
+import operator
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -130,58 +133,107 @@ def _saved(folder: str, original: UInt8Array, decoded: UInt8Array) -> list[str]:
     return paths
 
 
-def _tensor(pixels: UInt8Array) -> Tensor:
-    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / 255.0
-
-
-def measure(original: UInt8Array, decoded: UInt8Array, figures: tuple[str, ...]) -> dict[str, float]:
-    """The figures asked for, of `FIGURES`.
+class Pair:
+    """A picture and what was decoded of it, with what several figures share.
 
     Args:
         original, decoded: uint8 [H, W, 3] of one shape.
-        figures: psnr-rgb, psnr-y (dB), ms-ssim-rgb, ms-ssim-y (0..1), vmaf, vmaf-neg, ssimulacra2, butteraugli (the
-            less the better).
+        wanted: names of the figures that will be asked for.
+    Raises:
+        UnsupportedError: other shapes.
+    """
+
+    def __init__(self, original: UInt8Array, decoded: UInt8Array, wanted: Sequence[str] = ()) -> None:
+        if original.shape != decoded.shape or original.ndim != 3 or original.shape[2] != 3:
+            raise UnsupportedError(f"pictures of shapes {original.shape} and {decoded.shape} cannot be compared")
+        self.original, self.decoded = original, decoded
+        self._vmaf_models = [name for name in wanted if name in _VMAF_MODELS]
+
+    @functools.cached_property
+    def rgb(self) -> tuple[Tensor, Tensor]:
+        """float32 [1, 3, H, W] in [0, 1], both."""
+        first, second = (
+            torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)[None] / 255.0
+            for pixels in (self.original, self.decoded)
+        )
+        return first, second
+
+    @functools.cached_property
+    def luma(self) -> tuple[Tensor, Tensor]:
+        """float32 [1, 1, H, W] in [0, 1], both."""
+        first, second = (
+            torch.from_numpy(to_ycbcr(pixels / 255.0)[0].astype(np.float32))[None, None]
+            for pixels in (self.original, self.decoded)
+        )
+        return first, second
+
+    @functools.cached_property
+    def vmaf(self) -> dict[str, float]:
+        """Of the VMAF models that are wanted, in one pass."""
+        return vmaf(self.original, self.decoded, self._vmaf_models)
+
+
+def _same(value: float) -> float:
+    return value
+
+
+def _similarity_db(value: float) -> float:
+    return -10.0 * float(np.log10(max(1.0 - value, 1e-9)))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of quality.
+
+    Attributes:
+        label: for axes and table heads; what stands before " (" is its short form.
+        of: measures a pair. Raises BackendError where what it needs is not installed.
+        compared: a value as it is drawn and compared, more being better.
+        digits: behind the point, in tables.
+    """
+
+    label: str
+    of: Callable[[Pair], float]
+    compared: Callable[[float], float] = _same
+    digits: int = 2
+
+
+FIGURES = {
+    "psnr-rgb": Figure("PSNR, RGB (dB)", lambda pair: float(psnr(*pair.rgb))),
+    "psnr-y": Figure("PSNR, Y (dB)", lambda pair: float(psnr(*pair.luma))),
+    "ms-ssim-rgb": Figure("MS-SSIM, RGB (dB)", lambda pair: float(msssim(*pair.rgb)), _similarity_db, 4),
+    "ms-ssim-y": Figure("MS-SSIM, Y (dB)", lambda pair: float(msssim(*pair.luma)), _similarity_db, 4),
+    "vmaf": Figure("VMAF", lambda pair: pair.vmaf["vmaf"]),
+    "vmaf-neg": Figure("VMAF-NEG", lambda pair: pair.vmaf["vmaf-neg"]),
+    "ssimulacra2": Figure("SSIMULACRA 2", lambda pair: ssimulacra2(pair.original, pair.decoded)),
+    "butteraugli": Figure(
+        "Butteraugli (3-norm, negative)", lambda pair: butteraugli(pair.original, pair.decoded), operator.neg
+    ),
+}
+DEFAULT_FIGURES = tuple(FIGURES)[:5]
+
+
+def measure(original: UInt8Array, decoded: UInt8Array, figures: tuple[str, ...]) -> dict[str, float]:
+    """The figures asked for, by name.
+
+    Args:
+        original, decoded: uint8 [H, W, 3] of one shape.
+        figures: of `FIGURES`: psnr-rgb, psnr-y (dB), ms-ssim-rgb, ms-ssim-y (0..1), vmaf, vmaf-neg, ssimulacra2,
+            butteraugli (the less the better).
     Raises:
         UnsupportedError: an unknown figure, or other shapes. BackendError: what a figure needs is not installed.
     """
-    if original.shape != decoded.shape or original.ndim != 3 or original.shape[2] != 3:
-        raise UnsupportedError(f"pictures of shapes {original.shape} and {decoded.shape} cannot be compared")
-    x, x_hat = _tensor(original), _tensor(decoded)
-    luma, luma_hat = (
-        torch.from_numpy(to_ycbcr(pixels / 255.0)[0].astype(np.float32))[None, None] for pixels in (original, decoded)
-    )
-    results: dict[str, float] = {}
     for name in figures:
-        if name == "psnr-rgb":
-            results[name] = float(psnr(x, x_hat))
-        elif name == "psnr-y":
-            results[name] = float(psnr(luma, luma_hat))
-        elif name == "ms-ssim-rgb":
-            results[name] = float(msssim(x, x_hat))
-        elif name == "ms-ssim-y":
-            results[name] = float(msssim(luma, luma_hat))
-        elif name in _VMAF_MODELS:
-            if name not in results:
-                results |= vmaf(original, decoded, [other for other in figures if other in _VMAF_MODELS])
-        elif name == "ssimulacra2":
-            results[name] = ssimulacra2(original, decoded)
-        elif name == "butteraugli":
-            results[name] = butteraugli(original, decoded)
-        else:
+        if name not in FIGURES:
             raise UnsupportedError(f"there is no figure {name!r}: choose from {', '.join(FIGURES)}")
-    return results
-
-
-FIGURES = ("psnr-rgb", "psnr-y", "ms-ssim-rgb", "ms-ssim-y", "vmaf", "vmaf-neg", "ssimulacra2", "butteraugli")
-DEFAULT_FIGURES = FIGURES[:5]
+    pair = Pair(original, decoded, figures)
+    return {name: FIGURES[name].of(pair) for name in figures}
 
 
 def in_db(name: str, value: float) -> float:
     """A figure as it is drawn and compared, more being better: MS-SSIM m as -10 log10(1 - m), Butteraugli's distance
     as its negative, everything else as it is."""
-    if name == "butteraugli":
-        return -value
-    return -10.0 * float(np.log10(max(1.0 - value, 1e-9))) if name.startswith("ms-ssim") else value
+    return FIGURES[name].compared(value)
 
 
 def package_version(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
-import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,11 +14,8 @@ import torch
 from torch import Tensor
 
 from l2c.config import ModelConfig
-from l2c.entropy import multiscale
-from l2c.entropy.multiscale.float_model import ProbabilityModel, Step
 from l2c.errors import ConfigError, TrainingError
 from l2c.models import load_model
-from l2c.ops.contract import QUALITY_KNOTS
 from l2c.train.losses import Networks
 
 
@@ -110,7 +106,7 @@ class Checkpoint:
     def _of_model(cls, path: Path) -> Checkpoint:
         model = load_model(path)
         state = {f"transform.{k}": v for k, v in model.transform.state_dict().items()}
-        probability = multiscale.to_float(model.integer, model.config).state_dict()
+        probability = model.integer.to_float().state_dict()
         state |= {f"probability.{k}": v for k, v in probability.items()}
         entry = {"stage": "exported model", "id": model.model_id.hex(), **model.card}
         sets = model.bias_sets.to_tensors() if model.bias_sets is not None else {}
@@ -124,67 +120,44 @@ class Checkpoint:
         """(networks as trained, their average), float32 on the CPU, fitted to `config`.
 
         A range of lambda other than the checkpoint's is allowed: P's weights for the quality planes are interpolated
-        to the new knots, since log lambda is linear in quality. Local gains may be added: they start at 1, so the codec
-        stays the same.
+        to the new knots, since log lambda is linear in quality. Parts that start neutral may be added
+        (`TransformConfig.new_parts`): the codec stays the same.
 
         Raises:
             TrainingError: another architecture, no networks in it, or a parameter that is not finite.
         """
         if not self.average:
             raise TrainingError(f"this checkpoint holds no networks (stage {self.stage!r})")
-        mine, theirs = dataclasses.asdict(config), dataclasses.asdict(self.config)
-        grown = config.transform.local_gain and not self.config.transform.local_gain
-        if grown:
-            theirs["transform"]["local_gain"] = True
-        for part in ("transform", "probability", "bits"):
-            if mine[part] != theirs[part]:
-                raise TrainingError(
-                    f"the checkpoint is of another architecture: {_difference(part, theirs[part], mine[part])}"
-                )
+        new_parts = config.transform.new_parts(self.config.transform)
+        pairs = {
+            "transform": ({}, {}) if new_parts else (self.config.transform.to_mapping(), config.transform.to_mapping()),
+            "probability": (self.config.probability.to_mapping(), config.probability.to_mapping()),
+            "bits": (self.config.bits, config.bits),
+        }
+        for part, (theirs, mine) in pairs.items():
+            if mine != theirs:
+                raise TrainingError(f"the checkpoint is of another architecture: {_difference(part, theirs, mine)}")
         pair = []
         for state in (self.nets, self.average):
             nets = Networks(config)
-            if grown:
-                state = {k: v for k, v in nets.state_dict().items() if ".local_gain." in k} | state
+            fresh = {k: v for k, v in nets.state_dict().items() if any(part in k for part in new_parts)}
             try:
-                nets.load_state_dict(state)
+                nets.load_state_dict(fresh | state)
             except RuntimeError as error:
                 raise TrainingError(f"the checkpoint does not fit the networks: {_first_line(error)}") from None
             bad = next((key for key, p in nets.named_parameters() if not bool(torch.isfinite(p).all())), None)
             if bad is not None:
                 raise TrainingError(f"{bad} of the checkpoint is not finite")
-            _move_knots(nets.probability, self.config, config)
+            nets.probability.move_range(self.config.log_range, config.log_range)
             pair.append(nets)
         return pair[0], pair[1]
-
-
-@torch.no_grad()
-def _move_knots(probability: ProbabilityModel, old: ModelConfig, new: ModelConfig) -> None:
-    """Interpolate the weights of P's quality planes to the knots of another range of lambda (outside: extrapolate)."""
-    if (old.lmbda_min, old.lmbda_max) == (new.lmbda_min, new.lmbda_max) or old.lmbda_min == old.lmbda_max:
-        return
-    spacing = math.log(old.lmbda_max / old.lmbda_min) / (QUALITY_KNOTS - 1)
-    places = []
-    for k in range(QUALITY_KNOTS):
-        log_lmbda = math.log(new.lmbda_min) + k / (QUALITY_KNOTS - 1) * math.log(new.lmbda_max / new.lmbda_min)
-        places.append((log_lmbda - math.log(old.lmbda_min)) / spacing)
-    first = probability.inputs - probability.planes
-    layers = [(step.w1.weight, first) for step in probability.steps if isinstance(step, Step)]
-    if probability.prior is not None:
-        layers.append((probability.prior.w1.weight, 0))
-    for weight, first in layers:
-        columns = weight[:, first : first + QUALITY_KNOTS].clone()
-        for k, place in enumerate(places):
-            left = min(max(math.floor(place), 0), QUALITY_KNOTS - 2)
-            share = place - left
-            weight[:, first + k] = (1.0 - share) * columns[:, left] + share * columns[:, left + 1]
 
 
 def _difference(where: str, theirs: Any, mine: Any) -> str:
     if isinstance(theirs, dict):
         for key, value in theirs.items():
-            if value != mine[key]:
-                return _difference(f"{where}.{key}", value, mine[key])
+            if value != mine.get(key):
+                return _difference(f"{where}.{key}", value, mine.get(key))
     return f"{where} is {theirs} there and {mine} in the configuration"
 
 

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from l2c.config import ModelConfig, from_mapping
+from l2c.config import ModelConfig
 from l2c.errors import ConfigError
 from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.objective import MSSSIM_LMBDA_RATIO
+from l2c.settings import from_mapping
 
 
 @dataclass(frozen=True)

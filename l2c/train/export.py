@@ -13,7 +13,6 @@ from torch import Tensor
 from l2c import transforms
 from l2c.adapt.bias_sets import BiasSets
 from l2c.config import ModelConfig
-from l2c.entropy import multiscale
 from l2c.errors import ConfigError
 from l2c.files import write_atomically
 from l2c.format.levels import MAX_QUALITY, METRICS, metric_name
@@ -73,7 +72,7 @@ def export(
     checkpoint = Checkpoint.load(source)
     nets = checkpoint.networks(config)[1].eval()
     pictures = centre_crops(recipe.data.val, _SIZE, recipe.val_pictures)
-    probability = multiscale.from_float(nets.probability, config)
+    probability = config.entropy.integer_model.from_float(nets.probability)
     growth = check_rate_loss(*rates(nets, probability, pictures), recipe.quantize.max_loss)
     history = checkpoint.past()
     facts = {
@@ -88,8 +87,7 @@ def export(
         written = Path(scratch) / target.name
         identity = save_model(written, config, nets.transform, probability, curve, facts, sets)
         model = load_model(written)  # reads back what was written, all checks included
-        for backend in ("torch", "cpu"):
-            multiscale.check_backend(model.integer, model.known_answer, backend)
+        model.integer.check_all(model.known_answer)
         text = card(model, history, recipe, growth, rows, notes)
         os.replace(written, target)
     write_atomically(target.with_suffix(".md"), text.encode())
@@ -109,7 +107,7 @@ def card(
 ) -> str:
     """The model card, Markdown."""
     config = model.config
-    encoder, decoder = transforms.transform_costs(config)
+    encoder, decoder = transforms.transform_costs(config.transform)
     t = config.transform
     lines = [
         f"# {model.name}",
@@ -117,7 +115,7 @@ def card(
         f"Model id `{model.model_id.hex()}`, {model.path.stat().st_size / 1e6:.1f} MB: E and D in float16, P in int8"
         f"{_sets_text(model)}.",
         "",
-        f"Networks: {t.family}, s = {t.s}, c = {t.c}, {t.width} wide, mask {'on' if t.mask and t.c > 1 else 'off'}; "
+        f"Networks: {', '.join(f'{key} {value}' for key, value in t.to_mapping().items())}; "
         f"E {encoder:.1f}, D {decoder:.1f} kMAC per pixel. lambda {config.lmbda_min:g}..{config.lmbda_max:g}, "
         f"b <= {config.bits}.",
         f"Integer P against float P: {100 * growth:+.2f} % of the rate.",

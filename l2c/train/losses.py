@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from l2c import transforms
 from l2c.config import ModelConfig
-from l2c.entropy.multiscale import ProbabilityModel
 from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.objective import MSSSIM_LMBDA_RATIO, Blend, Needs, terms, weighted
 from l2c.train.config import LossConfig
@@ -26,7 +25,7 @@ class Networks(nn.Module):
         super().__init__()
         self.config = config
         self.transform = transforms.Transform(config.transform)
-        self.probability = ProbabilityModel(config)
+        self.probability = config.float_model()
 
 
 @dataclass

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2c.entropy import multiscale
+from l2c.entropy import EntropyModel
 from l2c.entropy.coder import EncodingJob
 from l2c.errors import TrainingError
-from l2c.format.levels import METRICS
+from l2c.format.levels import METRICS, OperatingPoint
 from l2c.train.config import LossConfig
 from l2c.train.loop import Objective, latents_and_bits
 from l2c.train.losses import Conditions, LossParts, Networks, analyse, latent_loss, quantised_latents
@@ -42,7 +42,7 @@ class QuantizeObjective(Objective):
 
 
 @torch.no_grad()
-def rates(nets: Networks, exact: multiscale.IntegerModel, pictures: list[Tensor]) -> tuple[float, float]:
+def rates(nets: Networks, exact: EntropyModel, pictures: list[Tensor]) -> tuple[float, float]:
     """(bits under the float P, bits under the integer P) of the same latents, over all pictures, qualities and metrics.
 
     Args:
@@ -57,18 +57,18 @@ def rates(nets: Networks, exact: multiscale.IntegerModel, pictures: list[Tensor]
         x = picture.float() / 255.0
         for quality in _QUALITIES:
             for mu in METRICS.values():
-                header = (quality, mu, nets.config.bits)
-                z, bits = latents_and_bits(nets, x, Conditions(*(torch.tensor([v]) for v in header)))
+                point = OperatingPoint(quality, mu, nets.config.bits)
+                z, bits = latents_and_bits(nets, x, Conditions(*(torch.tensor([v]) for v in point)))
                 in_float += float(bits)
-                in_integers += integer_bits(exact, quantise(z[0], nets.config.bits), header)
+                in_integers += integer_bits(exact, quantise(z[0], nets.config.bits), point)
     nets.probability.set_fake_quantise(fake)
     return in_float, in_integers
 
 
-def integer_bits(exact: multiscale.IntegerModel, symbols: Tensor, header: tuple[int, int, int]) -> float:
+def integer_bits(exact: EntropyModel, symbols: Tensor, point: OperatingPoint) -> float:
     """-sum log2 of the integer probabilities of symbols uint8 [c, h, w], all channels, without the stream's flush."""
     channels, height, width = symbols.shape
-    job = EncodingJob(height, width, header, channels, symbols.numpy())
+    job = EncodingJob(height, width, point, channels, symbols.numpy())
     exact.code([job])
     return float(job.encoder.encoder.ideal_bits)
 

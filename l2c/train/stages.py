@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from l2c.config import ModelConfig
-from l2c.entropy import multiscale
 from l2c.errors import ConfigError
 from l2c.train import bias_sets
 from l2c.train.checkpoint import Checkpoint
@@ -131,9 +130,10 @@ def _stage(name: str, recipe: TrainConfig) -> tuple[StageConfig, Callable[[Netwo
 def _report_quantised(loop: Loop, start: Checkpoint, recipe: TrainConfig, model: ModelConfig) -> None:
     """Rate of the integer P against the float P that the stage started from (scope "probability": same latents)."""
     finished = loop.average.cpu()
-    exact = multiscale.from_float(finished.probability, model)
+    family = model.entropy.integer_model
+    exact = family.from_float(finished.probability)
     before = start.networks(model)[1] if recipe.quantize.scope == "probability" else finished
-    plain = multiscale.from_float(before.probability, model)
+    plain = family.from_float(before.probability)
     pictures = next(iter(loop.val_pictures.values()))
     in_float, rounded = rates(before, plain, pictures)
     _, in_integers = rates(finished, exact, pictures)
@@ -141,7 +141,6 @@ def _report_quantised(loop: Loop, start: Checkpoint, recipe: TrainConfig, model:
         f"rate of the integer P against the float P before this stage: {100 * (in_integers / in_float - 1):+.3f} % "
         f"(rounded without this stage: {100 * (rounded / in_float - 1):+.3f} %)"
     )
-    for backend in ("torch", "cpu"):
-        multiscale.check_backend(exact, exact.known_answer("reference"), backend)
-    loop.say("the integer P gives the same integers on the reference, torch and C++ paths")
+    checked = exact.check_all(exact.known_answer(exact.definition))
+    loop.say(f"the integer P gives the same integers on these paths: {', '.join(checked)}")
     check_rate_loss(in_float, in_integers, recipe.quantize.max_loss)

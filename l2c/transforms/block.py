@@ -3,7 +3,7 @@
 E is `gain(lambda) * (l A x + f(A x))` and D is `A^-1 (k y + g(y))`, where A is an s x s block transform (trainable,
 starting as the orthonormal DCT over an orthonormal colour transform), f, g are residual networks at H/s, and l, k are
 local gains that come out of the same networks (`LocalGain`, both 1 where a model has none). Models with
-`TransformConfig.companding` have one gain for E and D and a compander behind it (`Companding`): in them nothing can
+`BlockConfig.companding` have one gain for E and D and a compander behind it (`Companding`): in them nothing can
 clip. So the model starts as a JPEG with a learned context model, rather than from noise: with the few hours of two
 cores that we had, that start was worth more than any other choice (figures in docs/ABLATION.md). The channels are
 ordered by frequency, which is the order that the nested mask (L2C Eq. 2) needs.
@@ -14,14 +14,18 @@ All heavy layers work at H/s, so the cost per pixel is small: see `l2c.transform
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2c.config import TransformConfig
+from l2c.errors import ConfigError
 from l2c.transforms.adaptation import Adaptation, Adapter
+from l2c.transforms.base import MAX_BLOCKS, MAX_WIDTH, Decoder, Encoder, TransformConfig
 from l2c.transforms.modulators import Modulator, log_lmbda
 
 _PIXEL_SCALE = 255.0
@@ -34,6 +38,50 @@ _MAX_LEVEL = 127.0  # the largest latent
 _KNEE = 32.0  # latents: where the companding begins to show
 _CORRECTION_FROM = math.log(0.01)  # log lambda
 _SHARPNESS = 4.0  # of the smooth minimum with the largest gain
+
+
+@dataclass(frozen=True)
+class BlockConfig(TransformConfig):
+    """Sizes of the family.
+
+    Attributes:
+        width: channels of the hidden layers.
+        encoder_blocks, decoder_blocks: residual blocks of E and D.
+        fine_width: channels of D's stage at H/(s/2); 0 leaves the stage out.
+        mask: whether I exists and masks channels (L2C III-A). Never at c = 1.
+        modulator_width: hidden width of each modulator's two fully connected layers.
+        local_gain: whether E divides, and D multiplies, each coefficient by a factor that depends on the picture
+            around it.
+        companding: whether E and D share one bounded gain and compand large latents, so that nothing clips.
+    """
+
+    width: int
+    encoder_blocks: int = 1
+    decoder_blocks: int = 2
+    fine_width: int = 0
+    mask: bool = True
+    modulator_width: int = 32
+    local_gain: bool = False
+    companding: bool = False
+
+    family: ClassVar[str] = "block"
+    former: ClassVar[Mapping[str, tuple[Any, ...]]] = {"modulated": (True, False)}  # there always are modulators
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.c > 3 * self.s**2:
+            raise ConfigError(f"transform.c is {self.c}: it must be 1..{3 * self.s**2}")
+        if not (1 <= self.width <= MAX_WIDTH and 0 <= self.fine_width <= MAX_WIDTH):
+            raise ConfigError(f"transform.width must be 1..{MAX_WIDTH}, fine_width 0..{MAX_WIDTH}")
+        if not 1 <= self.modulator_width <= MAX_WIDTH:
+            raise ConfigError(f"transform.modulator_width must be 1..{MAX_WIDTH}")
+        if not (0 <= self.encoder_blocks <= MAX_BLOCKS and 0 <= self.decoder_blocks <= MAX_BLOCKS):
+            raise ConfigError(f"transform.encoder_blocks and decoder_blocks must be 0..{MAX_BLOCKS}")
+
+    def new_parts(self, older: TransformConfig) -> tuple[str, ...]:
+        """See `TransformConfig.new_parts`: local gains start at 1."""
+        grown = isinstance(older, BlockConfig) and not older.local_gain and replace(older, local_gain=True) == self
+        return (".local_gain.",) if grown else ()
 
 
 class ResidualBlock(nn.Module):
@@ -140,7 +188,7 @@ class Companding(nn.Module):
     bound: Tensor
     is_mean: Tensor
 
-    def __init__(self, config: TransformConfig) -> None:
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         self.gain = Gain(config.c, config.modulator_width)
         basis, frequency = block_basis(config.s)
@@ -214,7 +262,7 @@ def bounded_transform(weight: Tensor, sums: Tensor) -> Tensor:
     return weight * (sums / weight.abs().sum(dim=1, keepdim=True)).clamp_max(1.0)
 
 
-class BlockEncoder(nn.Module):
+class BlockEncoder(Encoder):
     """E with I as a head on its trunk. Layers at H/s only.
 
     Args:
@@ -224,7 +272,7 @@ class BlockEncoder(nn.Module):
     whitening: Tensor
     sums: Tensor
 
-    def __init__(self, config: TransformConfig, companding: Companding | None = None) -> None:
+    def __init__(self, config: BlockConfig, companding: Companding | None = None) -> None:
         super().__init__()
         self.s, self.c = config.s, config.c
         dims = 3 * config.s**2
@@ -288,7 +336,7 @@ class BlockEncoder(nn.Module):
         return y, tau
 
 
-class BlockDecoder(nn.Module):
+class BlockDecoder(Decoder):
     """D: residual blocks at H/s, one residual block at H/(s/2), an inverse block transform.
 
     Args:
@@ -297,7 +345,7 @@ class BlockDecoder(nn.Module):
 
     whitening: Tensor
 
-    def __init__(self, config: TransformConfig, companding: Companding | None = None) -> None:
+    def __init__(self, config: BlockConfig, companding: Companding | None = None) -> None:
         super().__init__()
         self.s = config.s
         dims, width, fine = 3 * config.s**2, config.width, config.fine_width
@@ -368,3 +416,9 @@ class BlockDecoder(nn.Module):
             detail = F.pixel_shuffle(adapter.finish(self.last(fine)), self.s // 2).float()
             out = out + (detail if correction is None else detail * correction)
         return out
+
+
+def block_networks(config: BlockConfig) -> tuple[BlockEncoder, BlockDecoder]:
+    """E and D of a configuration."""
+    companding = Companding(config) if config.companding else None
+    return BlockEncoder(config, companding), BlockDecoder(config, companding)

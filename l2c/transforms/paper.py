@@ -5,12 +5,52 @@ Parameter counts with 192 channels and c = 8: E 1.61 M, I 1.60 M, D 2.69 M, as p
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2c.config import TransformConfig
+from l2c.errors import ConfigError
 from l2c.transforms.adaptation import Adaptation, Adapter
+from l2c.transforms.base import MAX_WIDTH, Decoder, Encoder, TransformConfig
 from l2c.transforms.modulators import Modulator
+
+
+@dataclass(frozen=True)
+class PaperConfig(TransformConfig):
+    """Sizes of the family; the counts of its layers and s = 4 are the paper's.
+
+    Attributes:
+        width: N, channels of the hidden layers (192 in the paper).
+        mask: whether I exists and masks channels (L2C III-A). Never at c = 1.
+        modulated: whether modulators conditioned on (log lambda, mu) scale the features (OML Eq. 3).
+        modulator_width: hidden width of each modulator's two fully connected layers.
+    """
+
+    width: int
+    mask: bool = True
+    modulated: bool = False
+    modulator_width: int = 32
+
+    family: ClassVar[str] = "paper"
+    former: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+        "encoder_blocks": (1,),
+        "decoder_blocks": (2,),
+        "fine_width": (0,),
+        "local_gain": (False,),
+        "companding": (False,),
+    }
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.s != 4:
+            raise ConfigError(f"transform.s is {self.s}: the paper's networks down-sample by 4")
+        if not 1 <= self.width <= MAX_WIDTH:
+            raise ConfigError(f"transform.width must be 1..{MAX_WIDTH}")
+        if not 1 <= self.modulator_width <= MAX_WIDTH:
+            raise ConfigError(f"transform.modulator_width must be 1..{MAX_WIDTH}")
 
 
 class ResidualBlock(nn.Module):
@@ -29,12 +69,12 @@ class ResidualBlock(nn.Module):
         return adapter.finish(self.conv2(inner), residual=x, modulator=modulator)
 
 
-class PaperEncoder(nn.Module):
+class PaperEncoder(Encoder):
     """E and I (L2C IV): 5x5/2 3->N, 5x5/2 N->N, residual block, 3x3 -> c. I has its own trunk and one output."""
 
     receptive_halo_px = 32
 
-    def __init__(self, config: TransformConfig) -> None:
+    def __init__(self, config: PaperConfig) -> None:
         super().__init__()
         self.trunk = self._trunk(config.width)
         self.head = nn.Conv2d(config.width, config.c, 3, padding=1)
@@ -71,12 +111,12 @@ class PaperEncoder(nn.Module):
         return y, tau
 
 
-class PaperDecoder(nn.Module):
+class PaperDecoder(Decoder):
     """D (L2C IV): 3x3 c->N, two residual blocks, 3x3 N->4N + PixelShuffle, 3x3 N->12 + PixelShuffle."""
 
     receptive_halo_px = 48
 
-    def __init__(self, config: TransformConfig) -> None:
+    def __init__(self, config: PaperConfig) -> None:
         super().__init__()
         width = config.width
         self.head = nn.Conv2d(config.c, width, 3, padding=1)
@@ -100,3 +140,8 @@ class PaperDecoder(nn.Module):
         if mods[3] is not None:
             x = adapter.modulate(x, mods[3])
         return F.pixel_shuffle(adapter.finish(self.last(x)), 2).float() + 0.5
+
+
+def paper_networks(config: PaperConfig) -> tuple[PaperEncoder, PaperDecoder]:
+    """E and D of a configuration."""
+    return PaperEncoder(config), PaperDecoder(config)

@@ -48,10 +48,10 @@ from PIL import Image
 from l2c import images, ops
 from l2c.codec import Codec
 from l2c.codec.latent_stage import Latents
-from l2c.config import ModelConfig, ProbabilityConfig, TransformConfig
+from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.entropy.coder import SymbolDecoder
-from l2c.entropy.multiscale import ProbabilityModel
+from l2c.entropy.multiscale import MultiscaleConfig
 from l2c.errors import L2CError
 from l2c.format import bitstream
 from l2c.format import lossy_alpha_section as lossy_alpha
@@ -69,7 +69,7 @@ from l2c.format.bitstream import (
 )
 from l2c.format.tiles import latent_tiles
 from l2c.models import load_model, save_model
-from l2c.transforms import Transform
+from l2c.transforms import BlockConfig, Transform
 
 TARGETS = {"header": 50, "codec": 8, "rans": 22, "alpha": 10, "model": 4, "picture": 6}  # shares of the inputs
 
@@ -86,13 +86,17 @@ def make_tiny_model(path: Path) -> None:
     """An untrained model whose every layer is a few channels wide."""
     config = ModelConfig(
         name="tiny",
-        transform=TransformConfig(
-            family="block", s=8, c=6, width=8, encoder_blocks=1, decoder_blocks=1, modulated=True, modulator_width=4
-        ),
-        probability=ProbabilityConfig(num_scales=2, channel_groups=(2, 4), num_mixtures=2, width=8),
+        transform=BlockConfig(s=8, c=6, width=8, encoder_blocks=1, decoder_blocks=1, modulator_width=4),
+        probability=MultiscaleConfig(num_scales=2, channel_groups=(2, 4), num_mixtures=2, width=8),
     )
     torch.manual_seed(1)
-    save_model(path, config, Transform(config.transform), multiscale.from_float(ProbabilityModel(config), config), [])
+    save_model(
+        path,
+        config,
+        Transform(config.transform),
+        multiscale.IntegerModel.from_float(config.float_model()),
+        [],
+    )
 
 
 # --- mutations ----------------------------------------------------------------------------------------------------
@@ -296,7 +300,7 @@ class Fuzzer:
                 raw = generator.integers(-32768, 32768, (n, 3 * k), dtype=np.int16)
                 if rng.random() < 0.5:
                     raw >>= rng.randrange(16)
-                tables = multiscale.make_tables()
+                tables = multiscale.quantise.make_tables()
                 reader.mixture(*ops.mixture_params(raw, k, 1, tables.exp, tables.inv_scale))
         # What no caller passes, but a damaged model could: refused as a wrong argument, never read past.
         if rng.random() < 0.2:

@@ -19,6 +19,7 @@ Read me first
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,7 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2c import ops
-from l2c.config import ModelConfig
+from l2c.entropy.base import FloatModel, RateTerms
+from l2c.entropy.multiscale.config import MultiscaleConfig
 from l2c.entropy.multiscale.schedule import schedule
 from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.ops.contract import (
@@ -182,14 +184,14 @@ class Group:
     place: tuple[slice, slice, slice]
 
 
-class ProbabilityModel(nn.Module):
+class ProbabilityModel(FloatModel):
     """P: yields the distribution of every latent, scale by scale and group by group."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: MultiscaleConfig, c: int) -> None:
         super().__init__()
-        p = config.probability
+        p = config
         self.config = p
-        self.c = config.transform.c
+        self.c = c
         self.planes = num_planes(p.num_scales)
         self.inputs = 4 * self.c + 4 * len(p.channel_groups) + self.planes
         self.steps = nn.ModuleList()
@@ -198,15 +200,14 @@ class ProbabilityModel(nn.Module):
                 step = Step(self.inputs, p.width, 3 * p.num_mixtures * size)
                 _start_head(step.w4, size, p.num_mixtures)
                 self.steps.append(step)
-        self.fake_quantise = False
         self.prior: Prior | None = None
         if p.prior == "learned":
             self.prior = Prior(self.planes, p.width, 3 * p.num_mixtures * self.c)
             _start_head(self.prior.w2, self.c, p.num_mixtures)
 
     def set_fake_quantise(self, on: bool) -> None:
-        """Switch the rounding of weights and activations on or off (quantisation-aware finishing)."""
-        self.fake_quantise = on
+        """See `FloatModel.set_fake_quantise`."""
+        super().set_fake_quantise(on)
         for step in self.steps:
             assert isinstance(step, Step)
             step.fake_quantise = on
@@ -270,7 +271,7 @@ class ProbabilityModel(nn.Module):
         return values / INPUT_SCALE
 
     def num_bits(self, context: Tensor, target: Tensor, header: Tensor, inside: Tensor | None = None) -> Tensor:
-        """Bits of each picture under the float model: float32 [N]. Arguments as in `groups`."""
+        """See `FloatModel.num_bits`."""
         b = header[:, 2].to(context.device)
         bits = torch.zeros(context.shape[0], device=context.device)
         for group in self.groups(context, target, header, inside):
@@ -282,6 +283,61 @@ class ProbabilityModel(nn.Module):
                 last = last[:, :, ::2, ::2]
             bits = bits + b * self.c * last.flatten(1).sum(dim=1)
         return bits
+
+    def terms(self, z: Tensor, header: Tensor) -> RateTerms:
+        """See `FloatModel.terms`; rise and fall are exact, the slope goes through P's context."""
+        b = header[:, 2].to(z.device)
+        level = torch.exp2(8.0 - b.float())[:, None, None, None]
+        rise, fall = (torch.zeros(z.shape, dtype=z.dtype, device=z.device) for _ in range(2))
+        with torch.enable_grad():
+            leaf = z.detach().clone().requires_grad_()
+            bits = z.new_zeros(len(z))
+            for group in self.groups(leaf, z, header):
+                own, up, down = ops.neighbour_bits(group.target.float(), group.params, self.config.num_mixtures, b)
+                bits = bits + (own * group.inside).flatten(1).sum(dim=1)
+                for canvas, value in ((rise, up), (fall, down)):
+                    part = canvas[(slice(None), *group.place)]
+                    part.copy_(value[:, :, : part.shape[2], : part.shape[3]])
+            (slope,) = torch.autograd.grad(bits.sum(), leaf)
+        rise.masked_fill_(z >= 128.0 - 1.25 * level, float("inf"))  # a uniform prior names no change at all
+        fall.masked_fill_(z <= -128.0 + 0.25 * level, float("inf"))
+        if self.prior is None:
+            stride = 1 << self.config.num_scales
+            bits = bits + b * z[:, :, ::stride, ::stride][0].numel()
+        return RateTerms(bits.detach(), rise, fall, slope * level)
+
+    @torch.no_grad()
+    def bit_map(self, z: Tensor, header: Tensor) -> Tensor:
+        """See `FloatModel.bit_map`."""
+        b = header[:, 2].to(z.device)
+        bits = torch.zeros(z[:, 0].shape, dtype=torch.float64, device=z.device)
+        for group in self.groups(z, z, header):
+            cost = ops.mixture_bits(group.target.float(), group.params, self.config.num_mixtures, b)
+            part = bits[(slice(None), *group.place[1:])]
+            part += cost.sum(dim=1).double()[:, : part.shape[1], : part.shape[2]]
+        if self.prior is None:
+            stride = 1 << self.config.num_scales
+            bits[:, ::stride, ::stride] += b[:, None, None] * self.c
+        return bits
+
+    @torch.no_grad()
+    def move_range(self, old: tuple[float, float], new: tuple[float, float]) -> None:
+        """Interpolate the weights of the quality planes to the knots of another range (outside: extrapolate)."""
+        if old == new or old[0] == old[1]:
+            return
+        spacing = (old[1] - old[0]) / (QUALITY_KNOTS - 1)
+        shares = [k / (QUALITY_KNOTS - 1) for k in range(QUALITY_KNOTS)]
+        places = [(new[0] + share * (new[1] - new[0]) - old[0]) / spacing for share in shares]
+        first = self.inputs - self.planes
+        layers = [(step.w1.weight, first) for step in self.steps if isinstance(step, Step)]
+        if self.prior is not None:
+            layers.append((self.prior.w1.weight, 0))
+        for weight, first in layers:
+            columns = weight[:, first : first + QUALITY_KNOTS].clone()
+            for k, place in enumerate(places):
+                left = min(max(math.floor(place), 0), QUALITY_KNOTS - 2)
+                share = place - left
+                weight[:, first + k] = (1.0 - share) * columns[:, left] + share * columns[:, left + 1]
 
 
 def _start_head(head: nn.Conv2d, channels: int, num_mixtures: int) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from l2c import ops
-from l2c.config import ModelConfig, ProbabilityConfig
 from l2c.entropy.coder import Int16Array, UInt8Array
+from l2c.entropy.multiscale.config import MultiscaleConfig
 from l2c.entropy.multiscale.schedule import Turn, schedule
+from l2c.format.levels import OperatingPoint
 from l2c.ops import reference
 from l2c.ops.contract import IntegerLayer, IntegerStep, IntegerTables, constant_planes, num_planes
 
@@ -28,13 +29,14 @@ class IntegerWeights:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: MultiscaleConfig,
+        c: int,
         steps: Sequence[IntegerStep],
         prior: tuple[IntegerLayer, IntegerLayer] | None,
         tables: IntegerTables,
     ) -> None:
-        self.config: ProbabilityConfig = config.probability
-        self.c = config.transform.c
+        self.config = config
+        self.c = c
         self.steps = tuple(steps)
         self.prior = prior
         self.tables = tables
@@ -43,10 +45,10 @@ class IntegerWeights:
         self.maps = self.values + 4 * len(self.config.channel_groups)
         self.planes = num_planes(self.config.num_scales)
 
-    def planes_of(self, header: tuple[int, int, int]) -> UInt8Array:
+    def planes_of(self, point: OperatingPoint) -> UInt8Array:
         """Constant planes of every scale and of the prior, [num_scales + 1, planes]."""
         num_scales = self.config.num_scales
-        planes = [constant_planes(*header, scale, num_scales) for scale in range(num_scales + 1)]
+        planes = [constant_planes(*point, scale, num_scales) for scale in range(num_scales + 1)]
         return np.array(planes, dtype=np.uint8)
 
     def layers(self) -> Iterator[tuple[str, IntegerLayer]]:
@@ -64,15 +66,15 @@ class IntegerWeights:
         flat = np.ascontiguousarray(raw).reshape(-1, 3 * k * g)
         return ops.mixture_params(flat, k, g, self.tables.exp, self.tables.inv_scale)
 
-    def prior_output(self, header: tuple[int, int, int]) -> Int16Array:
-        """The prior's head under a header, int16 [3, K, c], in int64: it is tiny, so all but the C++ take it from here.
+    def prior_output(self, point: OperatingPoint) -> Int16Array:
+        """The prior's head at a point, int16 [3, K, c], in int64: it is tiny, so all but the C++ take it from here.
 
         Raises:
             ValueError: the prior is the uniform one.
         """
         if self.prior is None:
             raise ValueError("a uniform prior has no parameters")
-        planes = self.planes_of(header)[-1].astype(np.int64)
+        planes = self.planes_of(point)[-1].astype(np.int64)
         h = reference.integer_conv(planes[:, None, None], self.prior[0]).clip(0, 255)
         raw = reference.integer_conv(h, self.prior[1]).clip(-32768, 32767).astype(np.int16)
         return raw.reshape(3, self.config.num_mixtures, self.c)

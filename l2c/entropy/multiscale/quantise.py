@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2c.config import ModelConfig
 from l2c.entropy.multiscale.float_model import ProbabilityModel, weight_step
-from l2c.entropy.multiscale.integer_model import IntegerModel
+from l2c.entropy.multiscale.integer_weights import IntegerWeights
 from l2c.ops.contract import (
     ACTIVATION_SCALE,
     COMPAND,
@@ -36,11 +35,10 @@ def make_tables() -> IntegerTables:
     return IntegerTables(compand, exp, inv.astype(np.uint16))
 
 
-def from_float(model: ProbabilityModel, config: ModelConfig) -> IntegerModel:
-    """Quantise a trained P: int8 weights per output channel, integer biases, float32 multipliers.
-
-    Every output channel is checked for sum|w| * 255 + |bias| < 2^24; its scale is lowered where that fails.
-    """
+def from_float(
+    model: ProbabilityModel,
+) -> tuple[list[IntegerStep], tuple[IntegerLayer, IntegerLayer] | None, IntegerTables]:
+    """Steps, prior and tables of a trained P, see `IntegerModel.from_float`."""
     ratio = ACTIVATION_SCALE / INPUT_SCALE
     steps = []
     for step in model.steps:
@@ -62,17 +60,14 @@ def from_float(model: ProbabilityModel, config: ModelConfig) -> IntegerModel:
             _layer(first, model.prior.w1.bias),
             _layer(model.prior.w2.weight, model.prior.w2.bias, is_head=True),
         )
-    return IntegerModel(config, steps, prior, make_tables())
+    return steps, prior, make_tables()
 
 
-def to_float(model: IntegerModel, config: ModelConfig) -> ProbabilityModel:
-    """The float P of an integer one, so that training can go on from exported weights; on the CPU.
-
-    Up to the rounding of biases `from_float` gives the same integers back.
-    """
+def to_float(model: IntegerWeights) -> ProbabilityModel:
+    """The float P of an integer one, see `IntegerModel.to_float`."""
     ratio = ACTIVATION_SCALE / INPUT_SCALE
     with torch.no_grad(), torch.device("cpu"):  # where the integers are, whatever the default device is
-        result = ProbabilityModel(config)
+        result = ProbabilityModel(model.config, model.c)
         for name, layer in model.layers():
             conv = result.get_submodule(name)
             assert isinstance(conv, torch.nn.Conv2d) and conv.bias is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c.config import ModelConfig
-from l2c.entropy.multiscale.integer_model import IntegerModel
+from l2c.entropy.multiscale.config import MultiscaleConfig
+from l2c.entropy.multiscale.integer_weights import IntegerWeights
 from l2c.errors import ModelMismatchError
 from l2c.ops.contract import (
     CODING_ORDER,
@@ -23,8 +24,8 @@ from l2c.ops.contract import (
 )
 
 
-def to_tensors(model: IntegerModel) -> dict[str, Tensor]:
-    """All integers of the model as tensors for safetensors, with the known answer."""
+def to_tensors(model: IntegerWeights) -> dict[str, Tensor]:
+    """All integers of the model as tensors for safetensors."""
     tensors = {}
     for name, layer in model.layers():
         tensors[f"probability.{name}.weight"] = torch.from_numpy(layer.weight)
@@ -33,13 +34,13 @@ def to_tensors(model: IntegerModel) -> dict[str, Tensor]:
     tensors["probability.compand"] = torch.from_numpy(model.tables.compand)
     tensors["probability.exp"] = torch.from_numpy(model.tables.exp)
     tensors["probability.inv_scale"] = torch.from_numpy(model.tables.inv_scale)
-    tensors["probability.known_answer"] = torch.tensor([model.known_answer("reference")], dtype=torch.int64)
     return tensors
 
 
-def from_tensors(tensors: dict[str, Tensor], config: ModelConfig) -> IntegerModel:
-    """Rebuild a model from `to_tensors`. Raises ModelMismatchError where something is missing or does not fit."""
-    p, c = config.probability, config.transform.c
+def from_tensors(
+    tensors: Mapping[str, Tensor], p: MultiscaleConfig, c: int
+) -> tuple[list[IntegerStep], tuple[IntegerLayer, IntegerLayer] | None, IntegerTables]:
+    """Steps, prior and tables from `to_tensors`. Raises ModelMismatchError: something is missing or does not fit."""
     planes = num_planes(p.num_scales)
     inputs = 4 * c + 4 * len(p.channel_groups) + planes
 
@@ -82,4 +83,4 @@ def from_tensors(tensors: dict[str, Tensor], config: ModelConfig) -> IntegerMode
         raise ModelMismatchError(f"the weights lack {error}") from None
     if tables.exp[0] == 0 or tables.inv_scale.min() < 1 or tables.inv_scale.max() > INV_SCALE_MAX:
         raise ModelMismatchError("the tables of the probability model hold values that cannot be")
-    return IntegerModel(config, steps, prior, tables)
+    return steps, prior, tables

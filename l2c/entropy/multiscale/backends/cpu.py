@@ -13,7 +13,7 @@ from l2c import ops
 from l2c.entropy.base import Backend
 from l2c.entropy.coder import EncodingJob, Int16Array, Job, Observer, ObservingJob, UInt8Array, UInt16Array
 from l2c.entropy.multiscale.integer_weights import IntegerWeights
-from l2c.format.levels import MAX_MU
+from l2c.format.levels import MAX_MU, OperatingPoint
 from l2c.ops import extension
 
 _SAMPLE_QUALITIES = (300, 500, 700)  # where the C++ form learns which hidden channels are seldom active
@@ -22,15 +22,18 @@ _SAMPLE_QUALITIES = (300, 500, 700)  # where the C++ form learns which hidden ch
 class CpuBackend(Backend):
     """See the module; on the host whatever the device."""
 
-    name, spoken, cost = "cpu", "the CPU", 1
+    name, spoken = "cpu", "the CPU"
+    instead, second = ("reference",), ("torch", "reference")
 
     def __init__(self, weights: IntegerWeights) -> None:
         self.weights = weights
         self._tile_coder: Any = None
         self._lock = threading.Lock()
 
-    @staticmethod
-    def unavailable(device: torch.device) -> str:
+    def suits(self, device: torch.device) -> bool:
+        return device.type == "cpu"
+
+    def unavailable(self, device: torch.device) -> str:
         return extension.load_cpp()[1]
 
     def tile_coder(self) -> Any:
@@ -39,7 +42,7 @@ class CpuBackend(Backend):
             if self._tile_coder is None:
                 weights, config = self.weights, self.weights.config
                 steps = [(step.w1, step.w2, step.w3, step.w4) for step in weights.steps]
-                samples = [weights.planes_of((quality, MAX_MU // 2, 8)) for quality in _SAMPLE_QUALITIES]
+                samples = [weights.planes_of(OperatingPoint(quality, MAX_MU // 2, 8)) for quality in _SAMPLE_QUALITIES]
                 self._tile_coder = ops.tile_coder(
                     config.channel_groups, config.num_scales, config.num_mixtures, steps, weights.prior, weights.tables,
                     samples,
@@ -51,7 +54,7 @@ class CpuBackend(Backend):
 
     def _arguments(self, job: Job) -> tuple[Any, ...]:
         """A job as `TileCoder.code` takes it."""
-        tile = job.height, job.width, job.header[2], job.used, self.weights.planes_of(job.header)
+        tile = job.height, job.width, job.point.bits, job.used, self.weights.planes_of(job.point)
         if isinstance(job, EncodingJob):
             return *tile, job.encoder.encoder, np.ascontiguousarray(job.symbols)
         if isinstance(job, ObservingJob):

@@ -30,6 +30,7 @@ from l2c.entropy.multiscale.backends.cpu import CpuBackend
 from l2c.entropy.multiscale.integer_weights import IntegerWeights
 from l2c.entropy.multiscale.schedule import Turn, scale_sizes
 from l2c.errors import BackendError, L2CWarning
+from l2c.format.levels import OperatingPoint
 from l2c.ops import extension
 from l2c.ops.contract import (
     AVAILABLE,
@@ -133,11 +134,11 @@ class Geometry:
             np.int32
         )
         self.host_counts = counts.astype(np.int64)
-        self.bits.copy_(torch.tensor([job.header[2] for job in jobs], dtype=torch.int32, device="cpu"))
+        self.bits.copy_(torch.tensor([job.point.bits for job in jobs], dtype=torch.int32, device="cpu"))
         self.used.copy_(torch.from_numpy(used))
         self.counts.copy_(torch.from_numpy(counts))
         self.appended.copy_(torch.from_numpy(np.cumsum(self.host_counts, axis=0) - self.host_counts))
-        biases, priors = zip(*(self.coder.constants(job.header) for job in jobs))
+        biases, priors = zip(*(self.coder.constants(job.point) for job in jobs))
         self.first_bias.copy_(torch.from_numpy(np.stack(biases, axis=2)))
         if model.prior is not None:
             self.prior.copy_(torch.from_numpy(np.stack(priors)))
@@ -339,27 +340,27 @@ class DeviceCoder:
         ]
         return [first, *rest]
 
-    def constants(self, header: tuple[int, int, int]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]:
-        """What a header decides, kept for the next tile that has it.
+    def constants(self, point: OperatingPoint) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int16]]:
+        """What the operating point decides, kept for the next tile that has it.
 
         Returns:
             w1's bias int32 [M, steps, width] of each scale and step: the header's planes, being constant, lie there.
             The head's output int16 [3 K c] of the last scale; of no length with a uniform prior.
         """
-        if header not in self._constants:
+        if point not in self._constants:
             model = self.model
             maps, planes, M = model.maps, model.planes, model.config.num_scales
-            constant = model.planes_of(header)[:M].astype(np.int64)
+            constant = model.planes_of(point)[:M].astype(np.int64)
             rows = []
             for step in model.steps:
                 weight = step.w1.weight[:, :, 0, 0].astype(np.int64)
                 offset = 128 * weight[:, maps + planes :].sum(axis=1)
                 rows.append(step.w1.bias + offset + constant @ weight[:, maps : maps + planes].T)
-            prior = np.zeros(0, np.int16) if model.prior is None else model.prior_output(header).reshape(-1)
-            if len(self._constants) >= 1024:  # headers of other pictures: a few kilobytes each
+            prior = np.zeros(0, np.int16) if model.prior is None else model.prior_output(point).reshape(-1)
+            if len(self._constants) >= 1024:  # points of other pictures: a few kilobytes each
                 self._constants.clear()
-            self._constants[header] = np.stack(rows, axis=1).astype(np.int32), prior
-        return self._constants[header]
+            self._constants[point] = np.stack(rows, axis=1).astype(np.int32), prior
+        return self._constants[point]
 
     def geometry(self, jobs: Sequence[Tile]) -> Geometry:
         """The buffers for these jobs' sizes, made on first use; the least recently used ones are dropped."""
@@ -539,18 +540,18 @@ class DeviceCoder:
 
     def _difference(self, height: int, width: int) -> str:
         """What is wrong with the kernels; "" where nothing is."""
-        rng, used, header = np.random.default_rng(0), max(1, self.model.c // 4), (500, 4, 8)
+        rng, used, point = np.random.default_rng(0), max(1, self.model.c // 4), OperatingPoint(500, 4, 8)
         symbols = np.full((self.model.c, height, width), 128, dtype=np.uint8)
         symbols[:used] = rng.normal(128, 3, (used, height, width)).round()
         symbols[:used, ::7] = rng.integers(0, 256, symbols[:used, ::7].shape)  # outside every window
-        job = EncodingJob(height, width, header, used, symbols)
+        job = EncodingJob(height, width, point, used, symbols)
         self._cpu.code([job], self.device, 1)
         stream = job.encoder.finish()
         try:
             if self.encode([job]) != [stream]:
                 return "its streams are not those of the C++ coder"
             for _ in range(3):
-                (found,), check = self.decode([DecodingJob(height, width, header, used, stream)])
+                (found,), check = self.decode([DecodingJob(height, width, point, used, stream)])
                 check()
                 if not np.array_equal(found.cpu().numpy(), symbols):
                     return "it decodes other symbols than were encoded"

@@ -61,7 +61,7 @@ def walk(weights: IntegerWeights, jobs: Sequence[Job], engine: Engine) -> list[U
         for job, part, raw in zip(jobs, parts, engine.step(turn.index)):
             _code(weights, job, turn, part, raw)
         engine.fill(turn.position, turn.group, [part[:, :, turn.channels] for part in parts])
-    return [_symbols(canvas, job.header[2]) for canvas, job in zip(canvases, jobs)]
+    return [_symbols(canvas, job.point.bits) for canvas, job in zip(canvases, jobs)]
 
 
 def _code(weights: IntegerWeights, job: Job, turn: Turn, part: Int16Array, raw: Int16Array | None) -> None:
@@ -80,7 +80,7 @@ def _code(weights: IntegerWeights, job: Job, turn: Turn, part: Int16Array, raw: 
         symbols = job.raw(place, rows * columns * used)
     else:
         symbols = job.mixture(place, *weights.mixture(raw[:rows, :columns]))
-    part[:, :, turn.start : turn.start + used] = _latents(symbols, job.header[2]).reshape(rows, columns, used)
+    part[:, :, turn.start : turn.start + used] = _latents(symbols, job.point.bits).reshape(rows, columns, used)
 
 
 def _latents(symbols: UInt8Array, b: int) -> Int16Array:
@@ -116,7 +116,7 @@ class _PlanarEngine:
                 ph, pw = (height - dy + 1) // 2, (width - dx + 1) // 2
                 u[i, p * model.c : (p + 1) * model.c, :ph, :pw] = companded[:, :ph, :pw]
             u[i, model.values : model.values + groups, :h, :w] = AVAILABLE
-            u[i, model.maps :, :h, :w] = model.planes_of(self.jobs[i].header)[scale][:, None, None]
+            u[i, model.maps :, :h, :w] = model.planes_of(self.jobs[i].point)[scale][:, None, None]
         return u, inside
 
     def _fill_slices(self, position: int, group: int) -> tuple[slice, int]:
@@ -135,7 +135,7 @@ class _PlanarEngine:
     def prior(self, index: int) -> Int16Array:
         """See `Engine.prior`."""
         job = self.jobs[index]
-        return self.model.prior_output(job.header)[:, :, : job.used]
+        return self.model.prior_output(job.point)[:, :, : job.used]
 
 
 class TorchEngine(_PlanarEngine):
@@ -213,14 +213,11 @@ class TorchBackend(Backend):
     """Integers carried by floats in PyTorch convolutions, any device, pictures batched."""
 
     name, spoken, cost = "torch", "PyTorch", 16
+    instead, second = ("reference",), ("cpu", "reference")
 
     def __init__(self, weights: IntegerWeights) -> None:
         self.weights = weights
         self._layers: dict[tuple[int, torch.device], list[tuple[Tensor, Tensor, Tensor]]] = {}
-
-    @staticmethod
-    def unavailable(device: torch.device) -> str:
-        return ""
 
     def layers(self, index: int, device: torch.device) -> list[tuple[Tensor, Tensor, Tensor]]:
         """(weight, bias [1, O, 1, 1], multiplier [1, O, 1, 1]) of w1..w4 of a step on a device, made once.
@@ -252,13 +249,13 @@ class ReferenceBackend(Backend):
     """int64 arithmetic, written for reading (`l2c.ops.reference`): the definition."""
 
     name, spoken, cost = "reference", "the exact slow path", 200
+    is_definition = True
 
     def __init__(self, weights: IntegerWeights) -> None:
         self.weights = weights
 
-    @staticmethod
-    def unavailable(device: torch.device) -> str:
-        return ""
+    def suits(self, device: torch.device) -> bool:
+        return False
 
     def code(self, jobs: Sequence[Job], device: torch.device, threads: int) -> list[UInt8Array]:
         return [walk(self.weights, [job], ReferenceEngine(self.weights, [job]))[0] for job in jobs]

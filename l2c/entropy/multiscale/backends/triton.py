@@ -21,15 +21,18 @@ from l2c.ops import extension
 class TritonBackend(Backend):
     """See the module. The CPU codes tiles that would fill a GPU."""
 
-    name, spoken, cost, spare = "triton", "Triton", 1, CpuBackend.name
+    name, spoken, spare = "triton", "Triton", CpuBackend.name
+    instead, second = ("torch", "reference"), (CpuBackend.name, "torch", "reference")
 
     def __init__(self, weights: IntegerWeights, cpu: CpuBackend) -> None:
         self.weights, self.cpu = weights, cpu
         self._coders: dict[torch.device, DeviceCoder] = {}
         self._lock = threading.Lock()
 
-    @staticmethod
-    def unavailable(device: torch.device) -> str:
+    def suits(self, device: torch.device) -> bool:
+        return device.type != "cpu"
+
+    def unavailable(self, device: torch.device) -> str:
         return extension.triton_reason(device) or extension.load_cpp()[1]  # C++ hashes the streams' symbols
 
     def takes(self, jobs: Sequence[Job]) -> bool:
@@ -66,7 +69,7 @@ class TritonBackend(Backend):
         results = [
             next(decoded)
             if job.used
-            else torch.full((c, job.height, job.width), 1 << (job.header[2] - 1), dtype=torch.uint8, device=device)
+            else torch.full((c, job.height, job.width), 1 << (job.point.bits - 1), dtype=torch.uint8, device=device)
             for job in jobs
         ]
 
