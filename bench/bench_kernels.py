@@ -70,7 +70,7 @@ def test_kernels_conv(timed: Callable[..., Any], layer: str, device: str, backen
             torch.from_numpy(multiplier).to(device).view(1, -1, 1, 1),
         )
         with arithmetic.exact_products(place):
-            out = timed(lambda: stepwise.TorchEngine._conv(image, parts).clamp(0, 255), **facts)
+            out = timed(lambda: stepwise.TorchEngine.conv(image, parts).clamp(0, 255), **facts)
         got = out[0].cpu().numpy()
     else:
         place = torch.device(device)

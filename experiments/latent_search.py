@@ -18,20 +18,19 @@ from torch import Tensor
 
 import l2c
 from l2c import ops
-from l2c.adapt import latents
 from l2c.adapt.encoder import regions_of
-from l2c.adapt.latents import LatentSearch, Regions
-from l2c.entropy.multiscale import ProbabilityModel
+from l2c.adapt.latents import LatentSearch, Regions, Tuning
+from l2c.entropy import FloatModel
 
 CASES = ((300, 8), (650, 8), (500, 0))  # quality in tenths, mu
 ALPHAS = (3e-4, 1e-3, 3e-3)  # latents per bit
 RATES = (0.01, 0.05, 0.15)  # of Adam
 VARIANTS = {
-    "as it ships": {},
-    "without averaged gradients": {"_MEMORY": 0.0},
-    "without the gradient through P's context": {"_CONTEXT": 0.0},
-    "without the bound on steep slopes": {"_STEEP": 0.0},
-    "without curvature per place": {"_LOCAL_RIDGE": 1e9},
+    "as it ships": Tuning(),
+    "without averaged gradients": Tuning(memory=0.0),
+    "without the gradient through P's context": Tuning(context=0.0),
+    "without the bound on steep slopes": Tuning(steep=0.0),
+    "without curvature per place": Tuning(local_ridge=1e9),
 }
 
 
@@ -44,7 +43,7 @@ def subject_regions(codec: l2c.Codec, path: Path, level: int, mu: int) -> Region
 
 def gradient_gain(
     codec: l2c.Codec,
-    probability: ProbabilityModel,
+    probability: FloatModel,
     regions: Regions,
     iterations: int,
     optimizer: Callable[[list[Tensor]], torch.optim.Optimizer],
@@ -71,9 +70,9 @@ def gradient_gain(
     return 100.0 * (first - least) / bits_before
 
 
-def search_gain(codec: l2c.Codec, probability: ProbabilityModel, regions: Regions, iterations: int) -> float:
-    """The search with the module's settings as they are."""
-    search = LatentSearch(codec.transform, probability, regions)
+def search_gain(codec: l2c.Codec, probability: FloatModel, regions: Regions, iterations: int, tuning: Tuning) -> float:
+    """The search itself."""
+    search = LatentSearch(codec.transform, probability, regions, tuning=tuning)
     search.run(iterations)
     bits, cost = search.start
     return float(100.0 * (bits + cost - search.bits - search.cost).sum() / bits.sum())
@@ -106,13 +105,8 @@ def main() -> None:
 
         add("straight-through gradient", best_of(lambda p, s: torch.optim.SGD(p, lr=s), ALPHAS))
         add("Adam", best_of(lambda p, s: torch.optim.Adam(p, lr=s), RATES))
-        for name, settings in VARIANTS.items():
-            kept = {key: getattr(latents, key) for key in settings}
-            for key, value in settings.items():
-                setattr(latents, key, value)
-            add(name, lambda regions: search_gain(codec, probability, regions, args.iterations))
-            for key, value in kept.items():
-                setattr(latents, key, value)
+        for name, tuning in VARIANTS.items():
+            add(name, lambda regions, t=tuning: search_gain(codec, probability, regions, args.iterations, t))
     print(
         f"{codec.model.name} {codec.model.model_id.hex()}: {', '.join(args.pictures)}; {args.iterations} iterations\n"
     )

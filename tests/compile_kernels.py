@@ -79,7 +79,7 @@ def integer_kernels() -> None:
     jobs = jobs_of((256, 256), (33, 17), (96, 64), (200, 256))
     geometry = coder.geometry(jobs)
     geometry.load(jobs)
-    coder._reserve_windows(geometry)
+    coder.reserve_windows(geometry)
     geometry.start = geometry.freq = torch.zeros((4, geometry.total), dtype=torch.int32)
     geometry.words = torch.zeros(16, dtype=torch.int16)
     geometry.run(geometry.encode_group)

@@ -496,10 +496,9 @@ class TestStage:
                 raise KeyboardInterrupt
             return overfit_biases(*arguments)
 
-        monkeypatch.setattr(bias_sets, "_SAVE_SECONDS", -1.0)
         monkeypatch.setattr(bias_sets, "overfit_biases", watched)
         with pytest.raises(KeyboardInterrupt):
-            self.run(recipe, tmp_path / "broken", start)
+            self.run(replace(recipe, save_minutes=0.0), tmp_path / "broken", start)
         assert not (tmp_path / "broken" / "checkpoint.pt").exists()
         threads = torch.get_num_threads()
         torch.set_num_threads(threads + 1)  # must not make the stored patches look like another network's

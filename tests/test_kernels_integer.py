@@ -336,8 +336,8 @@ def test_proof_of_a_device() -> None:
     _, model = tiny_model("learned", 1, (5,))
     coder = DeviceCoder(model, DEVICE)
     coder.prove(2, 3)
-    assert not coder._geometries
-    coder._proved = False
+    assert not coder.kept
+    coder.proved = False
     right = coder.kernels
 
     def broken(name: str, spoil: Any) -> DeviceCoder:
@@ -397,7 +397,7 @@ def test_batches_of_the_same_sizes_share_a_geometry() -> None:
     coder = DeviceCoder(model, DEVICE)
     streams = coder.encode(jobs)
     assert coder.encode(jobs[::-1]) == streams[::-1]
-    assert list(coder._geometries) == [((1, 1), (4, 3))]
+    assert coder.kept == [((1, 1), (4, 3))]
     symbols, check = coder.decode(reading(jobs[::-1], streams[::-1]))
     check()
     for got, job in zip(symbols, jobs[::-1]):

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from l2c import transforms
-from l2c.adapt import latents
-from l2c.adapt.latents import LatentSearch, Regions, trim_rate
+from l2c.adapt.latents import LatentSearch, Regions, Tuning, trim_rate
 from l2c.adapt.sequential import adapt_sequentially
 from l2c.config import ModelConfig
 from l2c.entropy.coder import EncodingJob
@@ -206,14 +205,12 @@ def test_the_gradient_through_the_context_pays(
     model, probability = default
     regions = regions_of(model.transform, model.config, [photo], 500, 0, 8)
 
-    def gained() -> float:
-        search = LatentSearch(model.transform, probability, regions, autocast=False)
+    def gained(tuning: Tuning) -> float:
+        search = LatentSearch(model.transform, probability, regions, autocast=False, tuning=tuning)
         search.run(6)
         return float(sum(search.start) - search.bits - search.cost)
 
-    whole = gained()
-    monkeypatch.setattr(latents, "_CONTEXT", 0.0)
-    assert whole > 1.03 * gained()
+    assert gained(Tuning()) > 1.03 * gained(Tuning(context=0.0))
 
 
 @pytest.mark.parametrize("b", [1, 4, 8])

@@ -35,10 +35,7 @@ from l2c.rate_control import Steering
 from l2c.transforms import Adaptation, Transform, quantise, to_levels
 
 _SHARE = 0.3  # of the moves that promise a gain, how many an iteration makes
-_MEMORY = 0.5  # weight of the gradients before
-_CONTEXT = 0.5  # trust in the gradient through P's context, which is far from linear over a whole level
 _DAMPING = 1.5  # on the curvature, at the start
-_STEEP = 0.5  # share of a slope that the curvature takes back over a level at least: no latent is wrong by more
 _MORE, _LESS = 2.0, 0.75  # its change after an iteration that failed, or came out as predicted
 _MOST_DAMPING = 60.0
 _LEAST_GAIN = 2e-4  # of J: a region that gains less than this ...
@@ -50,7 +47,6 @@ _TO_COME = 0.35  # what each of the next iterations, three at most, saves of wha
 _LEAST_SAVING = 0.05  # bits that a trimming move must promise
 _HIGHEST_PRICE = 16.0  # cost that trimming pays for a bit less
 _RIDGE = 1.0  # squared levels of rounding at the mean curvature that are mixed into each channel's regression
-_LOCAL_RIDGE = 0.5  # likewise for each place
 _NEARBY = 5  # latents a side over which a place's sensitivity is measured
 
 
@@ -157,6 +153,23 @@ class _Step:
     bits: float
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """What was found to gain (experiments/latent_search.py leaves them out one by one).
+
+    Attributes:
+        memory: weight of the gradients before.
+        context: trust in the gradient through P's context, which is far from linear over a whole level.
+        steep: share of a slope that the curvature takes back over a level at least: no latent is wrong by more.
+        local_ridge: squared levels of rounding at the mean curvature that are mixed into each place's regression.
+    """
+
+    memory: float = 0.5
+    context: float = 0.5
+    steep: float = 0.5
+    local_ridge: float = 0.5
+
+
 class LatentSearch:
     """The search of some regions; see the module. The best latents so far are always at hand.
 
@@ -166,6 +179,7 @@ class LatentSearch:
         aims: share of its first bits that each region should come to, or None: the least J is sought, with bits that
             weigh 1.
         autocast: bfloat16 in the networks; None: where the device is fast at it.
+        tuning: see there.
     """
 
     def __init__(
@@ -176,7 +190,9 @@ class LatentSearch:
         *,
         aims: Sequence[float | None] = (),
         autocast: bool | None = None,
+        tuning: Tuning = Tuning(),
     ) -> None:
+        self.tuning = tuning
         self.transform, self.probability, self.regions = transform, probability, regions
         device = regions.x.device
         self.autocast = ops.bf16_pays(device) if autocast is None else autocast
@@ -289,14 +305,14 @@ class LatentSearch:
         self.z[members[better]] = z[better]
         for k in better.nonzero().flatten().tolist():
             self._remember(int(members[k]), moved[k], rises[k], gain[k], float(new.bits[k]))
-        self._terms.put(members, new, better, _MEMORY)
+        self._terms.put(members, new, better, self.tuning.memory)
 
     def _remember(self, i: int, moved: Tensor, rises: Tensor, gain: Tensor, bits: float) -> None:
         """Note a step of region i that is kept, for `restore`; its terms are still those before it."""
         places = moved.flatten().nonzero().flatten()
         up = rises.flatten()[places]
         own = torch.where(up, self._terms.rise[i].flatten()[places], self._terms.fall[i].flatten()[places])
-        context = self._terms.bits_slope[i].flatten()[places] * _CONTEXT
+        context = self._terms.bits_slope[i].flatten()[places] * self.tuning.context
         saved = -own - torch.where(up, context, -context)
         step = _Step(places, up, gain.flatten()[places], saved, float(self._terms.bits[i]) - bits)
         self._steps[i] = [*self._steps.get(i, [])[1 - _REMEMBERED :], step]
@@ -335,7 +351,7 @@ class LatentSearch:
             whether it is the rise. All [c, h, w].
         """
         t = self._terms
-        slope, context = t.cost_slope[i], _CONTEXT * t.bits_slope[i]
+        slope, context = t.cost_slope[i], self.tuning.context * t.bits_slope[i]
         bend = self._bend(slope, self.curvature[i], self.damping[i])
         prices, amounts = [], []
         for own, direction in ((t.rise[i], 1.0), (t.fall[i], -1.0)):
@@ -362,7 +378,7 @@ class LatentSearch:
         beta = self.beta[members][:, None, None, None]
         slope = t.cost_slope[members]
         bend = self._bend(slope, self.curvature[members], self.damping[members][:, None, None, None])
-        slope = slope + beta * _CONTEXT * t.bits_slope[members]
+        slope = slope + beta * self.tuning.context * t.bits_slope[members]
         rise = beta * t.rise[members] + slope + bend
         fall = beta * t.fall[members] - slope + bend
         gain = torch.minimum(rise, fall)
@@ -371,10 +387,10 @@ class LatentSearch:
             gain = gain.masked_fill(~kept[members], float("inf"))
         return gain, rise < fall
 
-    @staticmethod
-    def _bend(slope: Tensor, curvature: Tensor, damping: Tensor) -> Tensor:
+    def _bend(self, slope: Tensor, curvature: Tensor, damping: Tensor) -> Tensor:
         """What curvature adds to the cost of a move by one level; never so much that a slope alone cannot pay."""
-        steep = torch.where(damping <= _DAMPING, _STEEP * damping, 1.0 - (1.0 - _STEEP * _DAMPING) * _DAMPING / damping)
+        share = self.tuning.steep
+        steep = torch.where(damping <= _DAMPING, share * damping, 1.0 - (1.0 - share * _DAMPING) * _DAMPING / damping)
         return torch.maximum(0.5 * damping * curvature, steep * slope.abs())
 
     def _moved(self, members: Tensor, moved: Tensor, rises: Tensor) -> Tensor:
@@ -411,7 +427,7 @@ class LatentSearch:
         channel = _regression(product.sum(dim=(2, 3), keepdim=True), square.sum(dim=(2, 3), keepdim=True), mean)
         local = (product.sum(dim=1, keepdim=True), (channel * square).sum(dim=1, keepdim=True))
         slope, weight = (F.avg_pool2d(part, _NEARBY, 1, _NEARBY // 2, count_include_pad=False) for part in local)
-        return channel * _regression(slope, weight, torch.ones_like(mean), _LOCAL_RIDGE * mean)
+        return channel * _regression(slope, weight, torch.ones_like(mean), self.tuning.local_ridge * mean)
 
 
 def _regression(product: Tensor, square: Tensor, prior: Tensor, ridge: Tensor | float = _RIDGE) -> Tensor:

@@ -27,7 +27,6 @@ from l2c.train.records import machine, write_json
 from l2c.transforms import Adaptation, Transform, num_biases
 
 _SALT = 1_000_003  # patches of this stage are not the crops of the others
-_SAVE_SECONDS = 60.0
 SCALES = (0.0625, 0.125, 0.25, 0.5, 1.0)
 _PROBE = 0.25  # scale at which curvature is measured: the second order alone, not what lies above it
 _SHORT_LIST = 4
@@ -299,7 +298,7 @@ def _all_patches(
         patches.quality[here], patches.mu[here] = cond.quality, cond.mu
         patches.count, now = here.stop, time.monotonic()
         patches.seconds = base + now - begin
-        if now - saved > _SAVE_SECONDS or patches.count == config.patches:
+        if now - saved >= 60.0 * recipe.save_minutes or patches.count == config.patches:
             holder.step, holder.seconds = patches.count, patches.seconds
             holder.objective = {name: getattr(patches, name) for name in _SAVED}
             holder.save(path)

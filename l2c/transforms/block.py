@@ -212,7 +212,7 @@ class Companding(nn.Module):
         """
         with torch.autocast(cond.device.type, enabled=False):
             wanted = self.gain.logarithm(cond)
-            snapped = self._snapped(wanted)
+            snapped = self.snapped(wanted)
             if local is not None:
                 wanted = wanted + local.float() * self.correction(cond)
             # A smooth minimum: at most ln 2 / _SHARPNESS below the smaller one.
@@ -231,7 +231,7 @@ class Companding(nn.Module):
         with torch.autocast(cond.device.type, enabled=False):
             return (0.5 * (_CORRECTION_FROM - log_lmbda(cond))).clamp_max(0.0).exp()[:, :, None, None]
 
-    def _snapped(self, wanted: Tensor) -> Tensor:
+    def snapped(self, wanted: Tensor) -> Tensor:
         """log g of the means, moved so that g B is an integer (a multiple of 6 from 48 on); straight-through."""
         extreme = (wanted + self.bound.log()).clamp_max(6.0).exp()  # far above the largest level is far enough
         whole = extreme.round().clamp_min(1.0)

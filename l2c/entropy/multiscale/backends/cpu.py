@@ -16,7 +16,7 @@ from l2c.entropy.multiscale.integer_weights import IntegerWeights
 from l2c.format.levels import MAX_MU, OperatingPoint
 from l2c.ops import extension
 
-_SAMPLE_QUALITIES = (300, 500, 700)  # where the C++ form learns which hidden channels are seldom active
+_SAMPLES = tuple(OperatingPoint(quality, MAX_MU // 2, 8) for quality in (300, 500, 700))
 
 
 class CpuBackend(Backend):
@@ -25,8 +25,10 @@ class CpuBackend(Backend):
     name, spoken = "cpu", "the CPU"
     instead, second = ("reference",), ("torch", "reference")
 
-    def __init__(self, weights: IntegerWeights) -> None:
+    def __init__(self, weights: IntegerWeights, samples: Sequence[OperatingPoint] | None = None) -> None:
+        """`samples`: where the C++ form learns which hidden channels are seldom active; None: at three qualities."""
         self.weights = weights
+        self.samples = _SAMPLES if samples is None else samples
         self._tile_coder: Any = None
         self._lock = threading.Lock()
 
@@ -42,7 +44,7 @@ class CpuBackend(Backend):
             if self._tile_coder is None:
                 weights, config = self.weights, self.weights.config
                 steps = [(step.w1, step.w2, step.w3, step.w4) for step in weights.steps]
-                samples = [weights.planes_of(OperatingPoint(quality, MAX_MU // 2, 8)) for quality in _SAMPLE_QUALITIES]
+                samples = [weights.planes_of(point) for point in self.samples]
                 self._tile_coder = ops.tile_coder(
                     config.channel_groups, config.num_scales, config.num_mixtures, steps, weights.prior, weights.tables,
                     samples,

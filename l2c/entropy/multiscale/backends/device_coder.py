@@ -37,6 +37,8 @@ class DeviceCoder(DeviceModel):
         cpu: the same model in C++, for `prove`; made where it is not given.
         kept_positions, kept_geometries: latent positions of all geometries that are kept, with their buffers and
             graphs, and how many of them.
+    Attributes:
+        proved: whether `prove` has found nothing wrong here.
     Raises:
         BackendError: the kernels cannot run there.
     """
@@ -54,11 +56,16 @@ class DeviceCoder(DeviceModel):
         super().__init__(model, device, coder)
         self.kept_positions, self.kept_geometries = kept_positions, kept_geometries
         self._cpu = cpu if cpu is not None else CpuBackend(model)
-        self._coder, self._proved = coder, False
+        self._coder, self.proved = coder, False
         self._geometries: OrderedDict[tuple[tuple[int, int], ...], Geometry] = OrderedDict()
         self._lock = threading.Lock()
         with self._alone():
             self.load()
+
+    @property
+    def kept(self) -> list[tuple[tuple[int, int], ...]]:
+        """Sizes of the tiles of each geometry that is kept, the least recently used first."""
+        return list(self._geometries)
 
     def geometry(self, jobs: Sequence[Tile]) -> Geometry:
         """The buffers for these jobs' sizes, made on first use; the least recently used ones are dropped."""
@@ -92,7 +99,7 @@ class DeviceCoder(DeviceModel):
             geometry = self.geometry(jobs)
             geometry.load(jobs)
             most_lanes = self._load_streams(geometry, [job.payload for job in jobs])
-            self._reserve_windows(geometry)
+            self.reserve_windows(geometry)
 
             def launch() -> None:
                 geometry.run(lambda number: geometry.decode_group(number, most_lanes))
@@ -132,7 +139,8 @@ class DeviceCoder(DeviceModel):
                 finally:
                     caller.wait_stream(self.stream)
 
-    def _reserve_windows(self, geometry: Geometry) -> None:
+    def reserve_windows(self, geometry: Geometry) -> None:
+        """Room for what decoding the largest group of a geometry needs."""
         size = geometry.count * max(group.capacity for group in geometry.groups)
         if geometry.first.numel() < size:
             geometry.first = torch.empty(size, dtype=torch.int16, device=self.device)
@@ -222,7 +230,7 @@ class DeviceCoder(DeviceModel):
         Raises:
             BackendError: the kernels compute something else, or fail.
         """
-        if self._proved:
+        if self.proved:
             return
         reason = self._difference(height, width)
         if reason and self.device.type == "cuda" and self._coder == "auto" and ops.has_cuda_extension():
@@ -234,7 +242,7 @@ class DeviceCoder(DeviceModel):
             reason = second
         if reason:
             raise BackendError(f"the triton backend on {self.device}: {reason}")
-        self._proved = True
+        self.proved = True
 
     def _difference(self, height: int, width: int) -> str:
         """What is wrong with the kernels; "" where nothing is."""

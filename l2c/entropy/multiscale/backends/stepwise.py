@@ -157,10 +157,10 @@ class TorchEngine(_PlanarEngine):
 
     def step(self, index: int) -> list[Int16Array]:
         w1, w2, w3, w4 = self.backend.layers(index, self.device)
-        h1 = self._conv(torch.cat((self.u, self.q), dim=1), w1).clamp(0, 255) * self.inside
-        h2 = self._conv(h1, w2).clamp(0, 255) * self.inside
-        self.q = (h1 + self._conv(h2, w3)).clamp(0, 255) * self.inside
-        raw = self._conv(self.q, w4).clamp(-32768, 32767)
+        h1 = self.conv(torch.cat((self.u, self.q), dim=1), w1).clamp(0, 255) * self.inside
+        h2 = self.conv(h1, w2).clamp(0, 255) * self.inside
+        self.q = (h1 + self.conv(h2, w3)).clamp(0, 255) * self.inside
+        raw = self.conv(self.q, w4).clamp(-32768, 32767)
         return self._split(raw.to(torch.int16).cpu().numpy(), index)
 
     def fill(self, position: int, group: int, latents: list[Int16Array]) -> None:
@@ -172,7 +172,7 @@ class TorchEngine(_PlanarEngine):
             self.u[i, available, :h, :w] = AVAILABLE
 
     @staticmethod
-    def _conv(x: Tensor, layer: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    def conv(x: Tensor, layer: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """round_half_even((conv(x, w) + bias) * multiplier): exact, since every partial sum is below 2^24."""
         weight, bias, multiplier = layer
         total = F.conv2d(x, weight, padding=weight.shape[2] // 2) + bias
