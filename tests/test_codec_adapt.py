@@ -402,6 +402,29 @@ def test_pictures_share_passes_and_no_file_is_decoded(
         assert written == [0, 1, 2]
 
 
+def test_groups_of_pictures_that_do_not_fit_together(
+    codec: l2c.Codec, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is adapted and corrected before the next one takes its memory; every try of all before the next try."""
+    asked: list[list[tuple[int, int]]] = []
+    adapt = codec.encoder.adapt
+
+    def noting(batch: Batch, questions: list[Adapt], *rest: object) -> object:
+        asked.append([(question.turn, question.i) for question in questions])
+        return adapt(batch, questions, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(codec.encoder, "adapt", noting)
+    monkeypatch.setattr(codec.encoder, "adapt_pixels", 64 * 160)
+    told: list[float] = []
+    pictures = [photo[:64, :80], photo[64:128, :80], photo[64:128, 80:200]]
+    files = codec.encode_batch_detailed(
+        pictures, bpp=0.8, effort=l2c.Effort(1, tries=2), progress=lambda share, stage: told.append(share)
+    )
+    assert asked == [[(0, 0), (0, 1)], [(0, 2)], [(1, 0), (1, 1)], [(1, 2)]]
+    assert all(file.target_reached and 0.98 * 0.8 <= file.bpp <= 0.8 for file in files)
+    assert told == sorted(told) and told[-1] == 1.0 and {0.0, 0.5} < set(told)
+
+
 def test_what_was_saved_too_much_is_spent_again(
     codec: l2c.Codec, photo: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,10 +193,11 @@ def test_steep_curves(name: str, bpp: float, effort: int) -> None:
 
 @pytest.mark.parametrize("effort", [0, 4])
 def test_a_rate_out_of_reach(effort: int) -> None:
-    drawn = Drawn(elasticity=0.0, trims=0.0)
-    with pytest.raises(RateError, match=r"800x500 picture can reach: its least rate is 0\.0400 bpp \(2000 bytes") as e:
-        to_size(drawn, 100.0, EFFORTS[effort])
-    assert e.value.least_bpp == pytest.approx(0.04)
+    drawn = Drawn(lambda quality: 3 * photograph(quality), elasticity=0.0, trims=0.0)
+    with pytest.raises(RateError, match=r"800x500 picture can reach: its least rate is 0\.1200 bpp \(6000 bytes") as e:
+        to_size(drawn, 5000.0, EFFORTS[effort])
+    assert e.value.least_bpp == pytest.approx(0.12)
+    assert len(drawn.of(Plain)) > 1
 
 
 def test_sizes_that_no_quality_has() -> None:
@@ -247,6 +248,15 @@ def test_a_correction_without_effect_ends_them() -> None:
     to_size(drawn, 25_000, EFFORTS[4])
     assert len(drawn.of(Restore)) == 1
     assert [type(question) for question in drawn.of(Adapt, Restore)] == [Adapt, Restore, Adapt]  # near at once there
+
+
+def test_the_best_trial_counts_and_the_last_report() -> None:
+    """Where a correction overshoots the trial before it is taken, with what the encoder said at the end."""
+    drawn = Drawn(saving=0.12, spends=3.0, trims=0.0)
+    best = to_size(drawn, 25_000, EFFORTS[4], late=lambda: bool(drawn.of(Restore)))
+    (adapt,), (trim,) = drawn.of(Adapt), drawn.of(Trim)
+    assert best.trial.size == round(0.88 * photograph(adapt.quality)) and best.trial.corrections == 2
+    assert best.trial.report == drawn.asked.index(trim) + 1
 
 
 def test_a_picture_that_comes_nowhere_near_is_adapted_elsewhere() -> None:
@@ -366,6 +376,15 @@ def test_photographs_cost_no_look() -> None:
     assert len(run(strategy, *parts)) == 1
     assert [question.quality for part in parts for question in part.asked] == [1000, 20]
     assert strategy.best(0) == Best(Trial(photograph(1000), 1000, ("plain", 1000)))
+
+
+def test_a_settled_quality_is_coded_once() -> None:
+    drawn = Drawn(cost=peaked)
+    pictures = known(drawn, flat=True)
+    for _ in range(2):
+        drawn.asked.clear()
+        run(AtQualities(pictures, [930], adapts=False), drawn)
+    assert drawn.asked == [Plain(0, 600)]
 
 
 def test_what_the_guard_settled_is_remembered() -> None:

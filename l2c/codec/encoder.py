@@ -63,7 +63,7 @@ from l2c.search import (
     Weigh,
 )
 
-_ADAPT_PIXELS = 1 << 23  # pictures are adapted together up to this many pixels, at about 80 bytes each
+ADAPT_PIXELS = 1 << 23
 _LEAST_FILE = file_size([0], [])  # bytes of a file whose only tile is empty
 
 
@@ -131,12 +131,21 @@ class Bench:
 
 
 class Encoder:
-    """Encodes batches as strategies ask, for a model on a device."""
+    """Encodes batches as strategies ask, for a model on a device.
+
+    Args:
+        adapt_pixels: of what is adapted together, at about 80 bytes each; a larger picture is taken alone.
+    """
 
     def __init__(
-        self, model: Model, transform_stage: TransformStage, latent_stage: LatentStage, limits: Limits
+        self,
+        model: Model,
+        transform_stage: TransformStage,
+        latent_stage: LatentStage,
+        limits: Limits,
+        adapt_pixels: int = ADAPT_PIXELS,
     ) -> None:
-        self.model, self.limits = model, limits
+        self.model, self.limits, self.adapt_pixels = model, limits, adapt_pixels
         self.transform_stage, self.latent_stage = transform_stage, latent_stage
 
     def batch(
@@ -234,7 +243,7 @@ class Encoder:
         """Answers to some of the questions.
 
         What is about one picture alone comes first, so that what it leads to can join the others; unadapted encodes
-        share passes of E; adaptations come last and take up to _ADAPT_PIXELS together.
+        share passes of E; adaptations come last, as many as go together.
         """
         alone = next((question for question in questions if not isinstance(question, Plain | Adapt)), None)
         if alone is not None:
@@ -363,10 +372,10 @@ class Encoder:
         return lmbda * cost + 8.0 * coded.size
 
     def _adapt(self, batch: Batch, asked: Sequence[Adapt], bench: Bench) -> dict[int, Trial]:
-        """Answer the first questions, as many as fit in _ADAPT_PIXELS; a larger picture is taken alone."""
+        """Answers to the first questions, as many as go together."""
         weights = [batch.pictures[question.i].height * batch.pictures[question.i].width for question in asked]
         count = 1
-        while count < len(asked) and sum(weights[: count + 1]) <= _ADAPT_PIXELS:
+        while count < len(asked) and sum(weights[: count + 1]) <= self.adapt_pixels:
             count += 1
         if bench.turn != asked[0].turn:
             bench.turn, bench.done = asked[0].turn, 0
@@ -383,7 +392,7 @@ class Encoder:
     def adapt(
         self, batch: Batch, asked: Sequence[Adapt], tell: Callable[[float, str], None] = _silent
     ) -> dict[int, Adapted]:
-        """Search latents and decoder changes of some pictures together, about 80 bytes a pixel."""
+        """Search latents and decoder changes of some pictures together."""
         start = time.perf_counter()
         with torch.inference_mode(False):  # gradients are needed, whatever the caller has set
             subjects = self.subjects(batch, [q.i for q in asked], [q.quality for q in asked])
