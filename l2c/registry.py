@@ -31,7 +31,10 @@ class Registry(Generic[_Entry]):
         self._entries: dict[str, _Entry] = {}
 
     def register(self, name: str, entry: _Entry) -> None:
-        """Add an entry. Raises ConfigError where the name is taken by another one."""
+        """Add an entry. Raises ConfigError: the name is taken by another one, or is not the entry's own."""
+        own = getattr(getattr(entry, "config", None), "family", name)
+        if own != name:
+            raise ConfigError(f"{self.kind} {name!r}: its configurations say that the family is {own!r}")
         if self._entries.setdefault(name, entry) is not entry:
             raise ConfigError(f"there is another {self.kind} called {name!r}")
 

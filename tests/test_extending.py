@@ -16,6 +16,7 @@ import torch
 from factorized import FactorizedConfig, FactorizedModel, FactorizedTables
 from PIL import Image
 from skimage import data as skimage_data
+from torch import nn
 
 import l2c
 from l2c.config import ModelConfig
@@ -27,7 +28,16 @@ from l2c.registry import Registry
 from l2c.train.config import DataConfig, PretrainConfig, QuantizeConfig, TrainConfig
 from l2c.train.export import export
 from l2c.train.stages import run_stage
-from l2c.transforms import FAMILIES, Adaptation, BlockConfig, condition, dequantise, num_biases
+from l2c.transforms import (
+    FAMILIES,
+    Adaptation,
+    BlockConfig,
+    Transform,
+    check_contract,
+    condition,
+    dequantise,
+    num_biases,
+)
 
 POINT = OperatingPoint(630, 4, 8)
 
@@ -200,3 +210,73 @@ def test_entry_points(package: Path) -> None:
         things["other"]
     with pytest.raises(ConfigError, match="another thing called 'own'"):
         things.register("own", 2)
+
+
+class TestContract:
+    """Mistakes in a family of networks, each named."""
+
+    @pytest.fixture
+    def networks(self) -> Transform:
+        torch.manual_seed(0)
+        return Transform(BlockConfig(8, 12, 8, 1, 1, 4, modulator_width=4))
+
+    def test_families_that_come_with_the_project(self, configs: Path) -> None:
+        for path in sorted(configs.rglob("*.json")):
+            if path.parent.name != "train":
+                check_contract(Transform(ModelConfig.from_file(path).transform))
+
+    @pytest.mark.parametrize(
+        "part, change, message",
+        [
+            ("encoder", lambda y, tau: y, "the encoder returns Tensor; expected"),
+            (
+                "encoder",
+                lambda y, tau: (y[:, 1:], tau),
+                r"latents of torch.float32 \[2, 11, 3, 5\]; expected .*\[2, 12, 3",
+            ),
+            ("encoder", lambda y, tau: (y.half(), tau), "latents of torch.float16"),
+            ("encoder", lambda y, tau: (y * float("nan"), tau), "latents that are not finite"),
+            ("encoder", lambda y, tau: (y, tau + 1.0), r"importance maps beyond 0\.\.1"),
+            ("encoder", lambda y, tau: (y, None), "importance map where `importance` is None, or the reverse"),
+            ("decoder", lambda x: x[:, :, 1:], r"pictures of torch.float32 \[2, 3, 23, 40\]; expected .*\[2, 3, 24"),
+            ("decoder", lambda x: x.double(), "pictures of torch.float64"),
+        ],
+    )
+    def test_what_comes_out(self, networks: Transform, part: str, change: Any, message: str, monkeypatch) -> None:
+        network = getattr(networks, part)
+        plain = network.forward
+
+        def changed(*arguments: Any) -> Any:
+            result = plain(*arguments)
+            return change(*result) if part == "encoder" else change(result)
+
+        monkeypatch.setattr(network, "forward", changed)
+        with pytest.raises(ConfigError, match=f"networks 'block': .*{message}"):
+            check_contract(networks)
+
+    @pytest.mark.parametrize("part", ["encoder", "decoder"])
+    def test_halos(self, networks: Transform, part: str) -> None:
+        getattr(networks, part).receptive_halo_px //= 2
+        with pytest.raises(ConfigError, match=f"the {part} sees further than its receptive_halo_px"):
+            check_contract(networks)
+
+    def test_attributes(self, networks: Transform) -> None:
+        mods, networks.decoder.mods = networks.decoder.mods, networks.decoder.mods[:1]
+        with pytest.raises(ConfigError, match="the decoder fails"):
+            check_contract(networks)
+        del networks.decoder.mods
+        with pytest.raises(ConfigError, match="the decoder has no attribute 'mods'"):
+            check_contract(networks)
+        networks.decoder.mods = mods
+        networks.encoder = nn.Identity()
+        with pytest.raises(ConfigError, match="the encoder is a Identity, no Encoder"):
+            check_contract(networks)
+
+    def test_a_convolution_beside_the_adapter(self, networks: Transform) -> None:
+        networks.decoder.add_module("extra", nn.Conv2d(12, 12, 1))  # its biases are counted, and nobody adds to them
+        with pytest.raises(ConfigError, match=r"convolutions with .* biases, but changes of .* of them have an effect"):
+            check_contract(networks)
+
+    def test_names_of_families(self) -> None:
+        with pytest.raises(ConfigError, match="'other': its configurations say that the family is 'block'"):
+            FAMILIES.register("other", FAMILIES["block"])

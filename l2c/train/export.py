@@ -57,7 +57,8 @@ def export(
     Returns:
         What is in it: id, bytes, rate curve, rate loss of the integer P, history.
     Raises:
-        ConfigError: no checkpoint, one that is older than the stage it was made from, no validation pictures.
+        ConfigError: no checkpoint, one that is older than the stage it was made from, no validation pictures, networks
+            that do not keep their contract or give what is not finite.
         TrainingError: the checkpoint does not fit, or the integer P loses too much rate.
     """
     source = init or newest(folder)
@@ -71,6 +72,7 @@ def export(
         raise ConfigError(f"{target.name}: a model file ends in .safetensors")
     checkpoint = Checkpoint.load(source)
     nets = checkpoint.networks(config)[1].eval()
+    transforms.check_contract(nets.transform)
     pictures = centre_crops(recipe.data.val, _SIZE, recipe.val_pictures)
     probability = config.entropy.integer_model.from_float(nets.probability)
     growth = check_rate_loss(*rates(nets, probability, pictures), recipe.quantize.max_loss)

@@ -44,6 +44,7 @@ from l2c.train.perceptual import VGG16Features, load_vgg16
 from l2c.train.records import Records, machine, write_json
 from l2c.train.speed import convolution_peak
 from l2c.train.validation import mean_log_loss, validate, validation_set
+from l2c.transforms import Transform, check_contract
 
 _MAX_BAD = 3
 _MAX_ROLLBACKS = 3
@@ -83,13 +84,16 @@ class Loop:
             start: where a new stage starts; None: random networks.
             parent: for a new stage, see `Checkpoint.parent`.
         Raises:
-            ConfigError: no usable pictures, a batch that the processes cannot share, or a stage that cannot be
-                compiled. TrainingError: a checkpoint that does not fit.
+            ConfigError: no usable pictures, a batch that the processes cannot share, a stage that cannot be compiled,
+                or networks that do not keep their contract (`check_contract`).
+            TrainingError: a checkpoint that does not fit.
         """
         if stage.batch % parallel.world:
             raise ConfigError(f"a batch of {stage.batch} cannot be shared by {parallel.world} processes")
         if recipe.data.crop % model.transform.s:
             raise ConfigError(f"data.crop is {recipe.data.crop}: it must be a multiple of s = {model.transform.s}")
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            check_contract(Transform(model.transform))
         self.name, self.recipe, self.stage, self.model, self.parallel = name, recipe, stage, model, parallel
         self.folder, self.path = folder, folder / "checkpoint.pt"
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ block         the default model: one linear block transform plus convolutions at
 paper         the networks of L2C, section IV
 adaptation    what an encoder may change in D for a picture or its patches; modulators: OML's, conditioned on lambda
 masking       which channels are kept (L2C Eq. 2)
+check         whether networks keep the contract
 costs         multiply-accumulates per pixel
 """
 
@@ -17,6 +18,7 @@ from l2c.ops import Grid, dequantise, quantise, to_levels
 from l2c.transforms.adaptation import Adaptation, num_biases
 from l2c.transforms.base import FAMILIES, Decoder, Encoder, Transform, TransformConfig, TransformFamily
 from l2c.transforms.block import BlockConfig, block_networks
+from l2c.transforms.check import check_contract
 from l2c.transforms.costs import kmac_per_pixel, transform_costs
 from l2c.transforms.masking import clipping, importance_mask, used_channels
 from l2c.transforms.modulators import condition
@@ -33,6 +35,7 @@ __all__ = [
     "Transform",
     "TransformConfig",
     "TransformFamily",
+    "check_contract",
     "clipping",
     "condition",
     "dequantise",
