@@ -25,6 +25,7 @@ from l2c.evaluate.records import Curve, RowFile, load_published, mean_curves
 from l2c.evaluate.run import own_name, own_title
 from l2c.format.levels import METRICS
 from l2c.objective import MSSSIM_LMBDA_RATIO
+from l2c.text_tables import heading, row
 
 PUBLISHED = Path(__file__).parent.parent / "records" / "published" / "kodak.json"
 SHOWN = (
@@ -60,7 +61,7 @@ def curves_of(rows: list[dict[str, Any]]) -> list[Curve]:
 def at_rates(curves: list[Curve], figure: str) -> list[str]:
     """Markdown: codecs as columns, target rates as rows."""
     targets = sorted({target for curve in curves for target in curve.targets})
-    lines = ["| bpp | " + " | ".join(curve.title for curve in curves) + " |", "|---" * (1 + len(curves)) + "|"]
+    lines = heading("bpp", *(curve.title for curve in curves))
     for target in targets:
         cells = []
         for curve in curves:
@@ -71,7 +72,7 @@ def at_rates(curves: list[Curve], figure: str) -> list[str]:
             value, bpp = curve.values[figure][k], curve.values["bpp"][k]
             cell = f"{value:.4f}" if figure.startswith("ms-ssim") else f"{value:.2f}"
             cells.append(cell if abs(bpp / target - 1.0) <= 0.05 else f"{cell} ({bpp:.3f})")
-        lines.append(f"| {target:g} | {' | '.join(cells)} |")
+        lines.append(row(f"{target:g}", *cells))
     return lines
 
 
@@ -90,40 +91,40 @@ def headline(curves: list[Curve]) -> list[str]:
 
 def agreement(record: dict[str, list[dict[str, float]]]) -> list[str]:
     """Largest differences between measured and published points."""
-    lines = ["| codec | points | rate | PSNR | MS-SSIM |", "|---|---|---|---|---|"]
+    lines = heading("codec", "points", "rate", "PSNR", "MS-SSIM")
     for codec, points in record.items():
         rate = max(abs(p["bpp"] / p["published-bpp"] - 1.0) for p in points)
         db, similarity = (
             max(abs(p[name] - p[f"published-{name}"]) for p in points) for name in ("psnr-rgb", "ms-ssim-rgb")
         )
-        lines.append(f"| {codec} | {len(points)} | {100 * rate:.2f} % | {db:.3f} dB | {similarity:.5f} |")
+        lines.append(row(codec, len(points), f"{100 * rate:.2f} %", f"{db:.3f} dB", f"{similarity:.5f}"))
     return lines
 
 
 def against(ours: list[Curve], others: list[Curve]) -> list[str]:
     """BD-rate of each of our curves in the figure that it was made for: lines are what it is against."""
     figure = {curve.codec: "psnr-rgb" if "psnr" in curve.codec else "ms-ssim-rgb" for curve in ours}
-    lines = ["| against | " + " | ".join(c.title for c in ours) + " |", "|---" * (1 + len(ours)) + "|"]
+    lines = heading("against", *(c.title for c in ours))
     for other in others:
         cells = []
         for curve in ours:
             name = figure[curve.codec]
             value = bd_rate(other, curve, name) if name in other.values and other is not curve else float("nan")
             cells.append("-" if math.isnan(value) else f"{value:+.1f} %")
-        lines.append(f"| {other.title}{' (published)' if other.published else ''} | {' | '.join(cells)} |")
+        lines.append(row(other.title + (" (published)" if other.published else ""), *cells))
     return lines
 
 
 def overfitting(rows: list[dict[str, Any]], codec: str) -> list[str]:
     """Means before and after the search, at one quality (L2C Table III): bits by the float P, before trimming."""
-    lines = ["| target bpp | bpp before | MS-SSIM before | bpp after | MS-SSIM after |", "|---|---|---|---|---|"]
+    lines = heading("target bpp", "bpp before", "MS-SSIM before", "bpp after", "MS-SSIM after")
     for target in (2.0, 1.0, 0.75, 0.25, 1.5):
         mine = [row["adaptation"] for row in rows if row["codec"] == codec and row["target"] == target]
         cells = []
         for side in ("before", "after"):
             bpp, distortion = (statistics.mean(a[f"{name}_{side}"] for a in mine) for name in ("bpp", "distortion"))
             cells += [f"{bpp:.3f}", f"{1.0 - distortion / MSSSIM_LMBDA_RATIO:.5f}"]
-        lines.append(f"| {target:g} | {' | '.join(cells)} |")
+        lines.append(row(f"{target:g}", *cells))
     return lines
 
 

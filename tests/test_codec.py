@@ -523,6 +523,20 @@ def test_batches_are_any_iterables_and_errors_name_the_file(codec) -> None:
         codec.decode(files[0][:-1])
 
 
+def test_a_batch_gives_what_its_pictures_alone_give(codec) -> None:
+    """Files and pixels, for pictures of one size whose qualities differ and one that is adapted."""
+    pictures, qualities = [drawn(40, 56 - i % 2) for i in range(7)], [10, 30, 50, 70, 90, 50, 30]
+    files = [codec.encode(picture, quality=quality) for picture, quality in zip(pictures, qualities)]
+    assert codec.encode_batch(pictures, quality=50)[2] == files[2]
+    files.append(codec.encode(pictures[0], quality=40, effort=l2c.Effort(1, 0, 1)))
+    for alone, together in zip(map(codec.decode, files), codec.decode_batch(files)):
+        assert np.array_equal(alone, together)
+    detailed = codec.decode_batch_detailed(files)
+    assert [part.latents_sha256 for part in detailed] == codec.verify_batch(files) == list(map(codec.verify, files))
+    assert all(np.array_equal(part.picture.rgb, codec.decode_detailed(file).picture.rgb)
+               for part, file in zip(detailed, files))  # fmt: skip
+
+
 @pytest.mark.parametrize("threads", [0, -1, 1.5, "2", float("nan"), True])
 def test_bad_threads(tiny_model_path, threads) -> None:
     with pytest.raises(UnsupportedError, match="threads"):

@@ -45,6 +45,7 @@ ARROWS = {
     "codec": {"errors", "arrays", "devices", "format", "images", "ops", "transforms", "entropy", "adapt", "models",
               "metrics", "objective", "guard", "rate_control", "search"},
     "cli": {"l2c", "errors", "files", "config", "devices", "format", "images", "transforms", "adapt.effort", "models",
+            "text_tables",
             "codec", "evaluate", "train"},
 }  # fmt: skip
 

@@ -10,6 +10,7 @@ from l2c.cli.plan import Plan
 from l2c.cli.terminal import printable
 from l2c.files import summary
 from l2c.format.bitstream import FileIndex
+from l2c.text_tables import aligned
 
 Result: TypeAlias = dict[str, Any]
 
@@ -38,12 +39,9 @@ def print_json(result: Any) -> None:
 
 
 def print_rows(rows: Sequence[Sequence[str]]) -> None:
-    """Aligned columns; numbers to the right, by what stands below the heading."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    right = [all(row[i][:1].isdigit() for row in rows[1:]) and i > 1 for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(row, widths, right)]
-        print(printable("  ".join(cells).rstrip()))
+    """A table of `text_tables.aligned`."""
+    for line in aligned(rows):
+        print(printable(line))
 
 
 def total_line(results: Sequence[Result], plan: Plan, seconds: float, stopped: bool) -> str:

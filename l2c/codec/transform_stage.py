@@ -33,7 +33,8 @@ from l2c.ops import arithmetic
 from l2c.transforms import Adaptation, Grid
 
 CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
-_BATCH_PIXELS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
+_GPU_PASS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
+_CPU_PASS = 1 << 18  # likewise; more would only take more memory
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ class TransformStage:
             raise UnsupportedError(f"precision is {precision!r}: it must be one of {', '.join(PRECISIONS)}")
         self.device, self.precision, self.chunk = device, precision, chunk
         self._config, self._bias_sets = model.config, model.bias_sets
+        self._pass_pixels = _CPU_PASS if device.type == "cpu" else _GPU_PASS
         # A model stays on the CPU, where other codecs may share it.
         self.transform = model.transform
         if device.type != "cpu":
@@ -107,7 +109,7 @@ class TransformStage:
         s, c = self.s, self._config.transform.c
         halo = -(-self.transform.encoder.receptive_halo_px // s) * s
         results: dict[int, Analysed] = {}
-        for members in same_shape([p.shape[:2] for p in pixels]):
+        for members in same_shape([p.shape[:2] for p in pixels], self._pass_pixels):
             height, width = pixels[members[0]].shape[:2]
             cond = torch.cat([self.condition(levels[i], mu) for i in members])
             canvas = np.empty((len(members), c, -(-height // s), -(-width // s)), dtype=np.uint8)
@@ -200,7 +202,7 @@ class TransformStage:
             sizes: height and width of each picture. points: what each was coded at.
         """
         results: dict[int, Any] = {}
-        for members in same_shape(sizes):
+        for members in same_shape(sizes, self._pass_pixels):
             height, width = sizes[members[0]]
             shape = (len(members), height, width, 3)
             out: Any = (
@@ -253,13 +255,13 @@ def _patches(
     return np.stack(stacked), Grid(side, top - rows.start * side, left - columns.start * side)
 
 
-def same_shape(shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """Indices grouped by equal shape, each group at most _BATCH_PIXELS in all."""
+def same_shape(shapes: Sequence[tuple[int, ...]], most_pixels: int) -> list[list[int]]:
+    """Indices grouped by equal shape, each group at most so many pixels in all, or one picture."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(i)
     parts = []
     for (height, width, *_), members in groups.items():
-        most = max(1, _BATCH_PIXELS // max(1, height * width))
+        most = max(1, most_pixels // max(1, height * width))
         parts += [members[k : k + most] for k in range(0, len(members), most)]
     return parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import colorsys
 import html
 import io
 import json
@@ -217,7 +218,5 @@ def _repeat(image: UInt8Array, patch: int, height: int, width: int) -> UInt8Arra
 
 
 def _hue(k: int, count: int) -> tuple[int, int, int]:
-    import colorsys
-
     red, green, blue = colorsys.hls_to_rgb(k / max(1, count), 0.55, 0.75)
     return round(255 * red), round(255 * green), round(255 * blue)

@@ -11,6 +11,7 @@ import numpy as np
 from l2c.errors import BackendError
 from l2c.evaluate.measures import FIGURES, in_db
 from l2c.evaluate.records import Curve
+from l2c.text_tables import heading, row
 
 _COLOURS = [
     *(f"C{k}" for k in range(10) if k != 7),
@@ -60,10 +61,7 @@ def rate_table(curves: Sequence[Curve], anchor: Curve, figures: Sequence[str]) -
     lines = [
         f"BD-rate against {anchor.title}" + (" (published)" if anchor.published else "") + ", percent:",
         "",
-        "| codec | "
-        + " | ".join(FIGURES[name].label.split(" (")[0] for name in figures)
-        + " | encode s | decode s | in 0.98..1.00 of the rate |",
-        "|---" * (4 + len(figures)) + "|",
+        *heading("codec", *_short(figures), "encode s", "decode s", "in 0.98..1.00 of the rate"),
     ]
     for curve in curves:
         cells = []
@@ -77,21 +75,23 @@ def rate_table(curves: Sequence[Curve], anchor: Curve, figures: Sequence[str]) -
         window = curve.values.get("in_window")
         cells.append(f"{100 * np.mean(window):.0f} %" if window else "-")
         title = curve.title + (" (published)" if curve.published else "")
-        lines.append(f"| {title} | {' | '.join(cells)} |")
+        lines.append(row(title, *cells))
     return "\n".join(lines) + "\n"
 
 
 def quality_table(curves: Sequence[Curve], figures: Sequence[str]) -> str:
     """Markdown: means at every target, measured codecs."""
-    lines = [
-        "| codec | target bpp | bpp | " + " | ".join(FIGURES[name].label.split(" (")[0] for name in figures) + " |",
-        "|---" * (3 + len(figures)) + "|",
-    ]
+    lines = heading("codec", "target bpp", "bpp", *_short(figures))
     for curve in curves:
         for k, target in enumerate(curve.targets):
             cells = [_cell(name, curve.values[name][k]) if name in curve.values else "-" for name in figures]
-            lines.append(f"| {curve.title} | {target:g} | {curve.values['bpp'][k]:.3f} | {' | '.join(cells)} |")
+            lines.append(row(curve.title, f"{target:g}", f"{curve.values['bpp'][k]:.3f}", *cells))
     return "\n".join(lines) + "\n"
+
+
+def _short(figures: Sequence[str]) -> list[str]:
+    """What heads the columns of figures."""
+    return [FIGURES[name].label.split(" (")[0] for name in figures]
 
 
 def _cell(figure: str, value: float) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from l2c.arrays import UInt8Array
@@ -124,8 +125,6 @@ def butteraugli(original: UInt8Array, decoded: UInt8Array) -> float:
 
 def _saved(folder: str, original: UInt8Array, decoded: UInt8Array) -> list[str]:
     """Paths of PNG files of both."""
-    from PIL import Image
-
     paths = []
     for name, pixels in (("original", original), ("decoded", decoded)):
         paths.append(str(Path(folder, f"{name}.png")))

@@ -23,11 +23,13 @@ from l2c.codec import Codec
 from l2c.errors import RateError, UnsupportedError
 from l2c.evaluate.curves import axes_of
 from l2c.evaluate.measures import in_db, measure
+from l2c.evaluate.meta import check_checkpoints, mean_drops
 from l2c.evaluate.records import Row, RowFile
 from l2c.evaluate.run import DEFAULT_RATES, Plan, evaluate, own_name, own_version
 from l2c.files import write_atomically
 from l2c.format.levels import DEFAULT_METRIC, METRICS, Metric
 from l2c.images import load_picture
+from l2c.text_tables import heading, row
 from l2c.transforms import num_modulators
 
 PARTS = ("I", "II", "III", "fig4", "fig5")
@@ -109,16 +111,17 @@ class Tables:
         outcome = evaluate(self.codec, self.plan, self.folder, self.tell, write=False)
         self.failures += outcome.failures
         name = own_name(self.metric, self.effort)
-        lines = ["| ID | BPP | MSY | VMAF |", "|---|---|---|---|"]
+        lines = heading("ID", "BPP", "MSY", "VMAF")
         rows = {(row["picture"], row["target"]): row for row in outcome.rows if row["codec"] == name}
         for path in self.plan.pictures:
             for rate in sorted(self.rates, reverse=True):
-                row = rows.get((path.stem, float(rate)))
-                if row is not None:
-                    lines.append(f"| {path.stem} | {row['bpp']:.3f} | {row['ms-ssim-y']:.4f} | {row['vmaf']:.2f} |")
-        paper = ["| ID | BPP | MSY | VMAF |", "|---|---|---|---|"]
+                found = rows.get((path.stem, float(rate)))
+                if found is not None:
+                    bpp, y, vmaf = (found[name] for name in ("bpp", "ms-ssim-y", "vmaf"))
+                    lines.append(row(path.stem, f"{bpp:.3f}", f"{y:.4f}", f"{vmaf:.2f}"))
+        paper = heading("ID", "BPP", "MSY", "VMAF")
         for picture, values in PAPER_I.items():
-            paper += [f"| {picture} | {bpp:.3f} | {y:.4f} | {vmaf:.2f} |" for bpp, y, vmaf in values]
+            paper += [row(picture, f"{bpp:.3f}", f"{y:.4f}", f"{vmaf:.2f}") for bpp, y, vmaf in values]
         missed = [f"- {what}: {why}" for what, why in outcome.failures]
         return "\n".join(
             [
@@ -141,8 +144,6 @@ class Tables:
 
     def check_two(self, meta: Path, control: Path, size: int = 256) -> None:
         """Raises UnsupportedError or TrainingError: what `table_two` is given does not suit it."""
-        from l2c.evaluate.meta import check_checkpoints
-
         check_checkpoints(meta, control)
         for path in self.pictures:
             _centre(self._picture(path), size)
@@ -154,8 +155,6 @@ class Tables:
             meta, control: checkpoints of the stage meta; the second of the same length with `meta.order=0`.
             qualities: 0..100, averaged over. size: of the centre of each picture that is taken, in pixels.
         """
-        from l2c.evaluate.meta import mean_drops
-
         mu = METRICS[self.metric]
         lines = [
             "## L2C, Table II",
@@ -164,28 +163,23 @@ class Tables:
             f"{', '.join(map(str, qualities))}, mu {mu}, the best learning rate for each (rescaled to our latents; a "
             "checkpoint that learnt its rates is tried with them, too, at the number of iterations that they are for).",
             "",
-            "| Num. iters | LRS | drop, meta (bpp) | drop, control | Δ mean loss drop, ours | paper |",
-            "|---|---|---|---|---|---|",
+            *heading("Num. iters", "LRS", "drop, meta (bpp)", "drop, control", "Δ mean loss drop, ours", "paper"),
         ]
         crops = [_centre(self._picture(path), size) for path in self.pictures]
         for iterations, (alphas, paper) in PAPER_II.items():
             self.tell(f"Table II, {iterations} iterations")
             drops = mean_drops((meta, control), crops, qualities, mu, iterations, alphas)
             change = f"{100 * (drops[0] / drops[1] - 1):+.2f} %" if drops[1] > 0 else "-"
-            lines.append(
-                f"| {iterations} | {{{', '.join(map(str, alphas))}}} | {drops[0]:.5f} | {drops[1]:.5f} | {change} "
-                f"| +{paper:.2f} % |"
-            )
+            rates = f"{{{', '.join(map(str, alphas))}}}"
+            lines.append(row(iterations, rates, f"{drops[0]:.5f}", f"{drops[1]:.5f}", change, f"+{paper:.2f} %"))
         return "\n".join(lines)
 
     # --- L2C Table III and bias sets --------------------------------------------------------------------------------
 
     def table_three(self) -> str:
         """Rate and MS-SSIM before and after overfitting latents at one quality, and what bias sets gain."""
-        lines = [
-            "| Target BPP | pictures | BPP₁ | BPP₂ | MS-SSIM₁ | MS-SSIM₂ | paper: BPP₁ | BPP₂ | MS-SSIM₁ | MS-SSIM₂ |",
-            "|---" * 10 + "|",
-        ]
+        columns = ("BPP₁", "BPP₂", "MS-SSIM₁", "MS-SSIM₂")
+        lines = heading("Target BPP", "pictures", *columns, f"paper: {columns[0]}", *columns[1:])
         for target, *paper in PAPER_III:
             pairs = self._pairs(self.pictures, target, "msssim", OVERFITTING)
             cells = ["-"] * 4
@@ -193,7 +187,7 @@ class Tables:
                 rates = [f"{_mean(pairs, k, 'bpp'):.3f}" for k in range(2)]
                 cells = rates + [f"{_mean(pairs, k, 'ms-ssim-rgb'):.4f}" for k in range(2)]
             cells += [f"{paper[0]:.3f}", f"{paper[1]:.3f}", f"{paper[2]:.4f}", f"{paper[3]:.4f}"]
-            lines.append(f"| {target:g} ± 15 % | {len(pairs)} | {' | '.join(cells)} |")
+            lines.append(row(f"{target:g} ± 15 %", len(pairs), *cells))
         sets = "this model has none"
         if self.codec.model.bias_sets is not None:
             pairs = [pair for rate in self.rates for pair in self._pairs(self.pictures, rate, "msssim", SETS)]
@@ -222,7 +216,7 @@ class Tables:
     def figure_four(self, steps: int = 20) -> str:
         """What adapted conditions gain at every rate, for PSNR and for MS-SSIM in dB; also `fig4.png`."""
         axes, write = axes_of(self.folder / "fig4.png", 6.0, 4.0)
-        lines = ["| metric | bpp | pictures | gain, dB | gain, % | more bytes, % |", "|---|---|---|---|---|---|"]
+        lines = heading("metric", "bpp", "pictures", "gain, dB", "gain, %", "more bytes, %")
         for metric in _LABEL:
             rates, gains = [], []
             for rate in sorted(self.rates):
@@ -231,10 +225,8 @@ class Tables:
                     gain, share = _gain(metric, pairs)
                     rates.append(_mean(pairs, 1, "bpp"))
                     gains.append(gain)
-                    lines.append(
-                        f"| {_LABEL[metric]} | {rates[-1]:.3f} | {len(pairs)} | {gain:+.4f} | {share:+.3f} "
-                        f"| {_more_bytes(pairs):+.2f} |"
-                    )
+                    cells = f"{gain:+.4f}", f"{share:+.3f}", f"{_more_bytes(pairs):+.2f}"
+                    lines.append(row(_LABEL[metric], f"{rates[-1]:.3f}", len(pairs), *cells))
             axes.plot(rates, gains, "o-", label=f"{_LABEL[metric]}, {steps} steps (ours)")
         _finish(axes, write, "bits per pixel", "gain, dB")
         return "\n".join(
@@ -254,10 +246,7 @@ class Tables:
     def figure_five(self, rate: float = 0.25) -> str:
         """What more steps gain and cost; also `fig5.png`."""
         axes, write = axes_of(self.folder / "fig5.png", 6.0, 4.0)
-        lines = [
-            "| metric | steps | pictures | time, % of encoding | gain, dB | gain, % | more bytes, % |",
-            "|---|---|---|---|---|---|---|",
-        ]
+        lines = heading("metric", "steps", "pictures", "time, % of encoding", "gain, dB", "gain, %", "more bytes, %")
         for metric in _LABEL:
             times, shares = [], []
             for steps in STEPS:
@@ -267,10 +256,8 @@ class Tables:
                 gain, share = _gain(metric, pairs)
                 times.append(statistics.median(100 * (b["encode_seconds"] / a["encode_seconds"] - 1) for a, b in pairs))
                 shares.append(share)
-                lines.append(
-                    f"| {_LABEL[metric]} | {steps} | {len(pairs)} | {times[-1]:+.0f} | {gain:+.4f} | {share:+.3f} "
-                    f"| {_more_bytes(pairs):+.2f} |"
-                )
+                cells = f"{times[-1]:+.0f}", f"{gain:+.4f}", f"{share:+.3f}", f"{_more_bytes(pairs):+.2f}"
+                lines.append(row(_LABEL[metric], steps, len(pairs), *cells))
             axes.plot(times, shares, "o-", label=f"{_LABEL[metric]} (ours)")
         axes.set_xscale("symlog")
         _finish(axes, write, "more encoding time, %", "gain, %")

@@ -17,6 +17,7 @@ from l2c.errors import ConfigError
 from l2c.files import write_atomically
 from l2c.format.levels import MAX_QUALITY, METRICS, metric_name
 from l2c.models import Model, load_model, save_model
+from l2c.text_tables import heading, row
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import TrainConfig
 from l2c.train.data import centre_crops
@@ -132,14 +133,11 @@ def card(
         "",
         f"## Validation ({recipe.val_pictures} centre crops of {_SIZE}x{_SIZE}, rate estimated by the float P)",
         "",
-        "| metric | quality | bpp | PSNR dB | MS-SSIM | loss |",
-        "|---|---|---|---|---|---|",
+        *heading("metric", "quality", "bpp", "PSNR dB", "MS-SSIM", "loss"),
     ]
-    for row in rows:
-        lines.append(
-            f"| {metric_name(int(row['mu']))} | {row['quality'] / 10:g} | {row['bpp']:.4f} | {row['psnr']:.2f} "
-            f"| {row['msssim']:.4f} | {row['loss']:.4f} |"
-        )
+    for part in rows:
+        figures = f"{part['bpp']:.4f}", f"{part['psnr']:.2f}", f"{part['msssim']:.4f}", f"{part['loss']:.4f}"
+        lines.append(row(metric_name(int(part["mu"])), f"{part['quality'] / 10:g}", *figures))
     return "\n".join(lines) + "\n"
 
 
