@@ -18,7 +18,6 @@ from PIL import Image
 
 import l2c
 from l2c import cli
-from l2c.evaluate import compare as compare_module
 from l2c.evaluate.compare import compare, latent_maps
 from l2c.format.adapt_section import NO_SET, PatchChanges
 from l2c.format.bitstream import ADAPT, read_bitstream, write_bitstream
@@ -99,11 +98,9 @@ def test_page_holds_everything(files: tuple[Path, list[Path]]) -> None:
         assert np.array_equal(decoded, l2c.decode(path.read_bytes()))
 
 
-def test_large_pictures_are_kept_small(files: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_pictures_are_kept_small(files: tuple[Path, list[Path]]) -> None:
     whole = compare(files[0], files[1][:1], l2c.Codec())
-    monkeypatch.setattr(compare_module, "_LOSSLESS_PIXELS", 1000)
-    monkeypatch.setattr(compare_module, "_ERROR_PIXELS", 20_000)
-    small = compare(files[0], files[1][:1], l2c.Codec())
+    small = compare(files[0], files[1][:1], l2c.Codec(), lossless_pixels=1000, error_pixels=20_000)
     assert len(small) < 0.6 * len(whole) and not page_data(small)["lossless"]
 
 

@@ -152,6 +152,11 @@ class TestMeasures:
         found = measures.measure(original, decoded, ("worst", "psnr-y"))
         assert list(found) == ["worst", "psnr-y"] and found["worst"] == np.abs(original.astype(int) - decoded).max()
         assert measures.in_db("worst", 3.0) == -3.0
+        monkeypatch.setitem(measures.FIGURES, "broken", measures.Figure("broken", lambda pair: pair.nothing))  # type: ignore
+        with pytest.raises(BackendError, match="the figure broken fails: AttributeError"):
+            measures.measure(original, decoded, ("broken",))
+        monkeypatch.setitem(measures.FIGURES, "tensor", measures.Figure("tensor", lambda pair: torch.tensor(2.0)))  # type: ignore
+        assert json.dumps(measures.measure(original, decoded, ("tensor",))) == '{"tensor": 2.0}'
         with pytest.raises(UnsupportedError, match="no figure 'best'"):
             measures.measure(original, decoded, ("best",))
 
@@ -226,6 +231,27 @@ class TestPeers:
             search = RateSearch(Peer("jump", 1, 1000, encode, lambda d, h, w: pixels, lambda: ""), pixels)
             assert search.at(0.5).quality == jump - 1
             assert len(count) <= 24
+
+    def test_mistakes_of_a_peer_are_named(self) -> None:
+        pixels = np.zeros((20, 30, 3), np.uint8)
+
+        def peer(**changes: object) -> Peer:
+            plain = {"encode": lambda p, q: b"12", "decode": lambda d, h, w: pixels, "describe": lambda: "mine"}
+            return Peer("Mine", 1, 9, **{**plain, **changes})  # type: ignore[arg-type]
+
+        assert RateSearch(peer(), pixels).at(1.0).data == b"12"
+        with pytest.raises(BackendError, match="peer Mine: ZeroDivisionError"):
+            RateSearch(peer(encode=lambda p, q: b"" * (1 // 0)), pixels).at(1.0)
+        with pytest.raises(BackendError, match=r"peer Mine: .*encode gives NoneType, not bytes"):
+            peer(encode=lambda p, q: None).file(pixels, 3)
+        with pytest.raises(BackendError, match=r"decode gives float64 \[20, 30, 3\], not uint8 \[20, 30, 3\]"):
+            peer(decode=lambda d, h, w: pixels / 255.0).picture(b"", 20, 30)
+        with pytest.raises(BackendError, match=r"decode gives uint8 \[19, 30, 3\]"):
+            peer(decode=lambda d, h, w: pixels[1:]).picture(b"", 20, 30)
+        with pytest.raises(BackendError, match="peer Mine: RuntimeError: not here"):
+            peer(describe=lambda: (_ for _ in ()).throw(RuntimeError("not here"))).described()
+        with pytest.raises(UnsupportedError, match="its settings go from 9 to 1"):
+            Peer("Mine", 9, 1, peer().encode, peer().decode, peer().describe)
 
     def test_choice(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert peers.choose(["none"]) == {}

@@ -22,6 +22,8 @@ import l2c
 from l2c.config import ModelConfig
 from l2c.entropy.coder import DecodingJob, EncodingJob
 from l2c.errors import ConfigError, ModelMismatchError
+from l2c.evaluate.measures import FIGURES as FIGURES_OF_QUALITY
+from l2c.evaluate.measures import measure
 from l2c.evaluate.peers import PEERS, RateSearch
 from l2c.format.levels import OperatingPoint
 from l2c.registry import Registry
@@ -184,6 +186,15 @@ def test_the_peer_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     found = RateSearch(space["PEERS"]["png8"], picture()).at(6.0)
     assert 0 < len(found.data) * 8 <= 6.0 * picture()[..., 0].size
     assert space["PEERS"]["png8"].decode(found.data, *picture().shape[:2]).shape == picture().shape
+
+
+def test_the_figure_of_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    (source,) = [block for block in blocks_of_page() if "FIGURES[" in block]
+    monkeypatch.setitem(FIGURES_OF_QUALITY, "largest", FIGURES_OF_QUALITY["vmaf"])  # so that it goes afterwards
+    exec(source.replace("main() ", "pass "), {"__name__": "with_figure"})
+    wrong = picture()
+    wrong[3, 4] = 255 - wrong[3, 4]
+    assert measure(picture(), wrong, ("largest",))["largest"] > 50.0
 
 
 @pytest.fixture

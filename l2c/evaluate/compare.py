@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import colorsys
+import functools
 import html
 import io
 import json
@@ -30,9 +31,7 @@ from l2c.images import load_picture
 from l2c.transforms import dequantise
 
 _BITS_PATCH = 64  # pixels a side over which bits are summed
-_LOSSLESS_PIXELS = 2_000_000  # larger pictures are stored in the page at WebP quality 95
 _ERROR_FULL = 32.0  # levels of error that are drawn brightest
-_ERROR_PIXELS = 1_000_000  # the error map is made smaller than this
 _FIGURES = tuple(FIGURES)[:4]
 
 
@@ -50,11 +49,20 @@ class Overlay:
     image: UInt8Array
 
 
-def compare(original: Path, files: Sequence[Path], codec: Codec) -> str:
+def compare(
+    original: Path,
+    files: Sequence[Path],
+    codec: Codec,
+    *,
+    lossless_pixels: int = 2_000_000,
+    error_pixels: int = 1_000_000,
+) -> str:
     """The page.
 
     Args:
         original: the picture that was encoded. files: L2C files of it, at least one. codec: decodes them.
+        lossless_pixels: larger pictures are stored in the page at WebP quality 95.
+        error_pixels: the error map is made smaller than this.
     Raises:
         UnsupportedError: no file, or one whose picture has another size.
         ImageError, BitstreamError, ModelMismatchError: as `load_picture` and `Codec.decode`.
@@ -62,8 +70,10 @@ def compare(original: Path, files: Sequence[Path], codec: Codec) -> str:
     if not files:
         raise UnsupportedError("name at least one L2C file to compare with the original")
     pixels = load_picture(original).rgb
+    lossless = pixels.shape[0] * pixels.shape[1] <= lossless_pixels
+    embedded = functools.partial(_embedded, lossless=lossless)
     items: list[dict[str, Any]] = []
-    items.append({"name": original.name, "title": "original", "image": _embedded(pixels), "overlays": [], "facts": []})
+    items.append({"name": original.name, "title": "original", "image": embedded(pixels), "overlays": [], "facts": []})
     for path in files:
         data = path.read_bytes()
         decoded = codec.decode(data)
@@ -72,12 +82,12 @@ def compare(original: Path, files: Sequence[Path], codec: Codec) -> str:
                 f"{path}: the file's picture is {decoded.shape[1]}x{decoded.shape[0]}, "
                 f"the original {pixels.shape[1]}x{pixels.shape[0]}"
             )
-        overlays = _overlays(codec, data, pixels, decoded)
+        overlays = _overlays(codec, data, pixels, decoded, error_pixels)
         items.append(
             {
                 "name": path.name,
                 "title": f"{path.name}, {8 * len(data) / (pixels.shape[0] * pixels.shape[1]):.3f} bpp",
-                "image": _embedded(decoded),
+                "image": embedded(decoded),
                 "overlays": [
                     {"name": o.name, "legend": o.legend, "image": _url(o.image, "PNG", optimize=True)} for o in overlays
                 ],
@@ -85,14 +95,14 @@ def compare(original: Path, files: Sequence[Path], codec: Codec) -> str:
             }
         )
     page: dict[str, Any] = {"width": pixels.shape[1], "height": pixels.shape[0], "items": items}
-    page["lossless"] = pixels.shape[0] * pixels.shape[1] <= _LOSSLESS_PIXELS
+    page["lossless"] = lossless
     text = json.dumps(page).replace("<", "\\u003c")
     template = resources.files("l2c.evaluate").joinpath("compare.html").read_text(encoding="utf-8")
     return template.replace("__TITLE__", html.escape(original.name)).replace("__DATA__", text)
 
 
-def _embedded(pixels: UInt8Array) -> str:
-    if pixels.shape[0] * pixels.shape[1] <= _LOSSLESS_PIXELS:
+def _embedded(pixels: UInt8Array, lossless: bool) -> str:
+    if lossless:
         return _url(pixels, "WEBP", lossless=True, quality=50)
     return _url(pixels, "WEBP", quality=95)
 
@@ -117,7 +127,7 @@ def _facts(data: bytes, original: UInt8Array, decoded: UInt8Array) -> list[tuple
     ]
 
 
-def _overlays(codec: Codec, data: bytes, original: UInt8Array, decoded: UInt8Array) -> list[Overlay]:
+def _overlays(codec: Codec, data: bytes, original: UInt8Array, decoded: UInt8Array, error_pixels: int) -> list[Overlay]:
     stream = read_bitstream(data, codec.limits)
     bits, used = latent_maps(codec, stream)
     s = codec.transform.s
@@ -126,7 +136,9 @@ def _overlays(codec: Codec, data: bytes, original: UInt8Array, decoded: UInt8Arr
     pixels_of = _sums(np.ones((height, width)), _BITS_PATCH)
     rate = _sums(bits, cell) / pixels_of
     overlays = [
-        Overlay("error", f"black: none; white: {_ERROR_FULL:g} levels or more", _error_map(original, decoded)),
+        Overlay(
+            "error", f"black: none; white: {_ERROR_FULL:g} levels or more", _error_map(original, decoded, error_pixels)
+        ),
         Overlay(
             "bits per patch",
             f"{_BITS_PATCH}x{_BITS_PATCH} pixels, by the model's estimate; dark {rate.min():.2f} bpp, "
@@ -170,10 +182,10 @@ def _sums(values: npt.NDArray[Any], side: int) -> npt.NDArray[np.float64]:
     return np.asarray(np.add.reduceat(rows, np.arange(0, values.shape[1], side), axis=1))
 
 
-def _error_map(original: UInt8Array, decoded: UInt8Array) -> UInt8Array:
+def _error_map(original: UInt8Array, decoded: UInt8Array, most: int) -> UInt8Array:
     error = np.abs(original.astype(np.int16) - decoded).max(axis=2)
     step = 1
-    while error.size > _ERROR_PIXELS * step * step:
+    while error.size > most * step * step:
         step += 1
     if step > 1:
         error = (_sums(error, step) / _sums(np.ones(error.shape), step)).astype(np.int16)

@@ -24,7 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from l2c.arrays import UInt8Array
-from l2c.errors import BackendError, UnsupportedError
+from l2c.errors import BackendError, L2CError, UnsupportedError
 from l2c.evaluate.ffmpeg import run_ffmpeg
 from l2c.metrics import CB_RANGE as _CB
 from l2c.metrics import CR_RANGE as _CR
@@ -225,8 +225,15 @@ def measure(original: UInt8Array, decoded: UInt8Array, figures: tuple[str, ...])
     for name in figures:
         if name not in FIGURES:
             raise UnsupportedError(f"there is no figure {name!r}: choose from {', '.join(FIGURES)}")
-    pair = Pair(original, decoded, figures)
-    return {name: FIGURES[name].of(pair) for name in figures}
+    pair, results = Pair(original, decoded, figures), {}
+    for name in figures:
+        try:
+            results[name] = float(FIGURES[name].of(pair))
+        except L2CError:
+            raise
+        except Exception as error:  # a figure may be anybody's
+            raise BackendError(f"the figure {name} fails: {type(error).__name__}: {error}") from error
+    return results
 
 
 def in_db(name: str, value: float) -> float:

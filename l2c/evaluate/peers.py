@@ -8,10 +8,11 @@ themselves. The video coders (HEVC, AV1, VVC intra) get full-range BT.709 planes
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image, features
 
 from l2c.arrays import UInt8Array
-from l2c.errors import BackendError, UnsupportedError
+from l2c.errors import BackendError, L2CError, UnsupportedError
 from l2c.evaluate import ffmpeg
 from l2c.evaluate.measures import from_planes, package_version, to_planes
 
@@ -35,7 +36,7 @@ class Peer:
 
     Attributes:
         title: for tables and plots.
-        low, high: its quality setting as integers, low to high rate.
+        low, high: its quality setting as integers: a higher one gives a larger file (nothing checks that).
         encode: (uint8 [H, W, 3], quality) -> file.
         decode: (file, height, width) -> uint8 [H, W, 3].
         describe: settings and versions. Raises BackendError where the codec is not at hand.
@@ -47,6 +48,43 @@ class Peer:
     encode: Callable[[UInt8Array, int], bytes]
     decode: Callable[[bytes, int, int], UInt8Array]
     describe: Callable[[], str]
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.low, int) and isinstance(self.high, int) and self.low <= self.high):
+            raise UnsupportedError(f"peer {self.title}: its settings go from {self.low!r} to {self.high!r}")
+
+    def file(self, pixels: UInt8Array, quality: int) -> bytes:
+        """`encode`. Raises BackendError, which names the peer, where it fails or gives something else than bytes."""
+        with self._naming():
+            data = self.encode(pixels, quality)
+            if not isinstance(data, (bytes, bytearray)):
+                raise TypeError(f"encode gives {type(data).__name__}, not bytes")
+        return bytes(data)
+
+    def picture(self, data: bytes, height: int, width: int) -> UInt8Array:
+        """`decode`. Raises BackendError, which names the peer: it fails, or gives no such picture."""
+        with self._naming():
+            pixels = self.decode(data, height, width)
+            if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (height, width, 3):
+                got = (
+                    f"{pixels.dtype} {list(pixels.shape)}" if isinstance(pixels, np.ndarray) else type(pixels).__name__
+                )
+                raise TypeError(f"decode gives {got}, not uint8 [{height}, {width}, 3]")
+        return pixels
+
+    def described(self) -> str:
+        """`describe`. Raises BackendError where the codec is not at hand, or where it fails."""
+        with self._naming():
+            return self.describe()
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        try:
+            yield
+        except L2CError:
+            raise
+        except Exception as error:  # whatever somebody else's codec raises
+            raise BackendError(f"peer {self.title}: {type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -108,7 +146,7 @@ class RateSearch:
     def _encode(self, quality: int) -> Coded:
         if quality not in self._files:
             start = time.perf_counter()
-            data = self.peer.encode(self.pixels, quality)
+            data = self.peer.file(self.pixels, quality)
             self._files[quality] = Coded(quality, data, time.perf_counter() - start)
         return self._files[quality]
 
@@ -121,10 +159,7 @@ def _save(pixels: UInt8Array, name: str, **options: Any) -> bytes:
 
 def _open(data: bytes, height: int, width: int) -> UInt8Array:
     with Image.open(io.BytesIO(data)) as opened:
-        pixels = np.asarray(opened.convert("RGB"))
-    if pixels.shape != (height, width, 3):
-        raise BackendError(f"a peer decoded {pixels.shape} where {(height, width, 3)} was encoded")
-    return pixels
+        return np.asarray(opened.convert("RGB"))
 
 
 def _pillow(feature: str, what: str) -> Callable[[], str]:
@@ -311,12 +346,12 @@ def choose(names: list[str]) -> dict[str, Peer]:
         if name == "all":
             for key, peer in PEERS.items():
                 try:
-                    peer.describe()
+                    peer.described()
                 except BackendError:
                     continue
                 chosen[key] = peer
         elif name in PEERS:
-            PEERS[name].describe()
+            PEERS[name].described()
             chosen[name] = PEERS[name]
         else:
             raise UnsupportedError(f"there is no peer {name!r}: choose from all, none, {', '.join(PEERS)}")

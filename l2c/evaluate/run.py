@@ -107,7 +107,7 @@ def evaluate(
     record = RowFile(folder / "rows.jsonl")
     own = {} if peers_only else {own_name(m, e): (m, e) for e in plan.efforts for m in plan.metrics}
     versions = {name: own_version(codec, effort, metric) for name, (metric, effort) in own.items()}
-    versions |= {name: peer.describe() for name, peer in peers.items()}
+    versions |= {name: peer.described() for name, peer in peers.items()}
     known = {(row["picture"], row["codec"], row["target"]): row for row in record.rows if _fresh(row, versions, plan)}
     outcome = Outcome([])
     for path in plan.pictures:
@@ -184,7 +184,7 @@ def _peers(search: RateSearch, rate: float) -> dict[str, Any]:
     coded = search.at(rate)
     height, width = search.pixels.shape[:2]
     start = time.perf_counter()
-    decoded = search.peer.decode(coded.data, height, width)
+    decoded = search.peer.picture(coded.data, height, width)
     seconds = time.perf_counter() - start
     bpp = 8.0 * len(coded.data) / (height * width)
     return {

@@ -91,7 +91,7 @@ def export(
         identity = save_model(written, config, nets.transform, probability, curve, facts, sets)
         model = load_model(written)  # reads back what was written, all checks included
         model.integer.check_all(model.known_answer)
-        text = card(model, history, recipe, growth, rows, notes)
+        text = card(model, history, len(pictures), growth, rows, notes)
         os.replace(written, target)
     write_atomically(target.with_suffix(".md"), text.encode())
     return {
@@ -103,7 +103,7 @@ def export(
 def card(
     model: Model,
     history: list[dict[str, str]],
-    recipe: TrainConfig,
+    count: int,
     growth: float,
     rows: list[dict[str, float]],
     notes: str,
@@ -131,7 +131,7 @@ def card(
         lines.append(f"{number}. " + "; ".join(f"{key}: {value}" for key, value in entry.items() if value))
     lines += [
         "",
-        f"## Validation ({recipe.val_pictures} centre crops of {_SIZE}x{_SIZE}, rate estimated by the float P)",
+        f"## Validation ({count} centre crops of {_SIZE}x{_SIZE}, rate estimated by the float P)",
         "",
         *heading("metric", "quality", "bpp", "PSNR dB", "MS-SSIM", "loss"),
     ]
