@@ -15,7 +15,7 @@ import l2c
 from l2c.adapt.bias_sets import BiasSets
 from l2c.adapt.effort import EFFORTS
 from l2c.adapt.savings import saving
-from l2c.codec.encoder import Batch
+from l2c.codec.batch import Batch
 from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.errors import BitstreamError, RateError

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,31 +16,22 @@ from l2c import guard, images, search
 from l2c.adapt.effort import EFFORTS, Effort
 from l2c.adapt.encoder import Adapted, Subject, adapt
 from l2c.arrays import UInt8Array
+from l2c.codec.batch import Batch, Settings, read_batch, silent
 from l2c.codec.latent_stage import Latents, LatentStage
 from l2c.codec.options import DEFAULT_TILE
 from l2c.codec.results import Encoded
 from l2c.codec.support import names_of, naming
 from l2c.codec.transform_stage import TransformStage
-from l2c.errors import L2CWarning, LimitError
-from l2c.format import lossy_alpha_section
 from l2c.format.adapt_section import PatchChanges
 from l2c.format.bitstream import (
     ADAPT,
-    ALPHA_TYPES,
-    DPI,
-    EXIF,
-    ICC,
-    SECTION_OVERHEAD,
-    XMP,
     Header,
     Limits,
     file_size,
     write_bitstream,
 )
 from l2c.format.levels import MAX_QUALITY, OperatingPoint
-from l2c.format.metadata_sections import pack_dpi, pack_xmp
 from l2c.format.tiles import grid, latent_tiles
-from l2c.images.transparent import fill_transparent
 from l2c.metrics import msssim as msssim_of
 from l2c.metrics import psnr as psnr_of
 from l2c.models import Model
@@ -67,29 +57,6 @@ ADAPT_PIXELS = 1 << 23
 _LEAST_FILE = file_size([0], [])  # bytes of a file whose only tile is empty
 
 
-@dataclass
-class Batch:
-    """What one call encodes, and how; `clock` collects seconds per stage, `deadline` is of `time.perf_counter`."""
-
-    pictures: list[images.Picture]
-    sections: list[dict[int, bytes]]
-    mu: int
-    bits: int
-    tile: int
-    effort: Effort
-    clock: dict[str, float]
-    deadline: float
-    progress: Callable[[float, str], None]
-
-    def late(self) -> bool:
-        """Whether the time for the adaptation is over."""
-        return time.perf_counter() > self.deadline
-
-    def overhead(self, i: int) -> float:
-        """Bytes of a picture's file that no quality changes, about: metadata and alpha, the header, a coder's flush."""
-        return _LEAST_FILE + sum(len(body) + SECTION_OVERHEAD for body in self.sections[i].values())
-
-
 @dataclass(frozen=True)
 class Coded:
     """A picture's coded latents: all of its file but the head.
@@ -110,10 +77,6 @@ class Coded:
     def size(self) -> int:
         """Bytes of the file."""
         return file_size([len(payload) for payload in self.payloads], [len(body) for body in self.sections.values()])
-
-
-def _silent(share: float, stage: str) -> None:
-    """Progress that nobody asked for."""
 
 
 @dataclass
@@ -168,50 +131,12 @@ class Encoder:
             sources: as `images.load_picture` takes them.
             mu: the metric mix 0..8. Others: as for `Codec.encode_detailed`.
         """
-        start, bits = time.perf_counter(), self.model.config.bits if bits is None else bits
-        sources = list(sources)
-        names, pictures, sections = names_of(len(sources)), [], []
-        for name, image in zip(names, sources):
-            with naming(name):
-                picture = images.load_picture(image, max_pixels=self.limits.max_pixels, truncated=truncated)
-                alpha: dict[int, bytes] = {}
-                if picture.alpha is not None:
-                    kind, body, seen = lossy_alpha_section.pack(picture.alpha, alpha_quality)
-                    alpha[kind] = body
-                    if picture.alpha.dtype != seen.dtype:
-                        what = f"{name}16-bit alpha is reduced to 8 bits (alpha_quality)"
-                        warnings.warn(what, L2CWarning, stacklevel=5)
-                    # From here on also what distortion and targets are measured against.
-                    picture = replace(picture, rgb=fill_transparent(picture.rgb, seen))
-                pictures.append(images.keep(picture, metadata))
-                sections.append(sections_of(pictures[-1]) | alpha)
-        for name, picture, kept in zip(names, pictures, sections):
-            with naming(name):
-                self.latent_stage.check_limits(picture.width, picture.height, tile)
-                largest = min(picture.width, tile) * min(picture.height, tile)
-                if self.limits.max_tile_pixels is not None and largest > self.limits.max_tile_pixels:
-                    raise LimitError(f"tile is {tile}: more pixels than {self.limits.max_tile_pixels} in a tile")
-                self._check_parts(picture, kept, tile)
-        return Batch(
-            pictures,
-            sections,
-            mu,
-            bits,
-            tile,
-            effort,
-            {"load": time.perf_counter() - start, "encoder": 0.0, "adapt": 0.0, "entropy": 0.0},
-            float("inf") if max_seconds is None else start + max_seconds,
-            _rising(progress) if progress is not None else _silent,
-        )
-
-    def _check_parts(self, picture: images.Picture, sections: dict[int, bytes], tile: int) -> None:
-        """Raises LimitError: more metadata or tiles than this codec would decode."""
-        size = sum(len(body) for kind, body in sections.items() if kind not in ALPHA_TYPES)
-        tiles = -(-picture.height // tile) * -(-picture.width // tile)
-        for name, value in (("max_metadata_bytes", size), ("max_tiles", tiles)):
-            limit = getattr(self.limits, name)
-            if limit is not None and value > limit:
-                raise LimitError(f"the file would have {value} of what Limits.{name} allows {limit} of")
+        return read_batch(
+            sources, self.limits, self.latent_stage.check_limits,
+            Settings(mu, self.model.config.bits if bits is None else bits, tile, effort),
+            metadata=metadata, alpha_quality=alpha_quality, truncated=truncated, max_seconds=max_seconds,
+            progress=progress,
+        )  # fmt: skip
 
     def known(self, batch: Batch) -> list[search.Picture]:
         """What a strategy has to know of the pictures."""
@@ -390,7 +315,7 @@ class Encoder:
         return {i: self.adapted_trial(batch, i, adapted) for i, adapted in bench.adapted.items()}
 
     def adapt(
-        self, batch: Batch, asked: Sequence[Adapt], tell: Callable[[float, str], None] = _silent
+        self, batch: Batch, asked: Sequence[Adapt], tell: Callable[[float, str], None] = silent
     ) -> dict[int, Adapted]:
         """Search latents and decoder changes of some pictures together."""
         start = time.perf_counter()
@@ -425,29 +350,3 @@ class Encoder:
             )
             for picture, part, level in zip(pictures, analysed, levels)
         ]
-
-
-def _rising(progress: Callable[[float, str], None]) -> Callable[[float, str], None]:
-    """The same progress, never falling: what is adapted once more was not in the plan."""
-    most = 0.0
-
-    def tell(share: float, stage: str) -> None:
-        nonlocal most
-        most = max(most, share)
-        progress(most, stage)
-
-    return tell
-
-
-def sections_of(picture: images.Picture) -> dict[int, bytes]:
-    """What is kept beside the pixels, alpha excepted."""
-    sections: dict[int, bytes] = {}
-    if picture.icc:
-        sections[ICC] = picture.icc
-    if picture.exif:
-        sections[EXIF] = picture.exif
-    if picture.xmp:
-        sections[XMP] = pack_xmp(picture.xmp)
-    if picture.dpi:
-        sections[DPI] = pack_dpi(picture.dpi)
-    return sections
