@@ -432,7 +432,7 @@ def test_what_was_saved_too_much_is_spent_again(
     adapted = []
     adapt = codec.encoder.adapt
     monkeypatch.setattr(codec.encoder, "adapt", lambda *a: adapted.append(1) or adapt(*a))
-    monkeypatch.setattr(l2c.Effort, "saving", lambda self, mu, bpp: 0.02)
+    monkeypatch.setattr("l2c.search.sizes.saving", lambda effort, mu, bpp: 0.02)
     result = codec.encode_detailed(photo, bpp=0.6, metric="psnr", effort=3)
     assert result.target_reached and 0.98 <= result.bpp / 0.6 <= 1.0
     assert len(adapted) == 1 and result.corrections >= 1

@@ -18,7 +18,8 @@ from l2c.codec.decoder import parts as parts_of
 from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.entropy.coder import DecodingJob, EncodingJob, Tile
-from l2c.entropy.multiscale import MultiscaleConfig, backends
+from l2c.entropy.multiscale import MultiscaleConfig
+from l2c.entropy.multiscale.backends.cpu import CpuBackend
 from l2c.entropy.multiscale.backends.device_coder import DeviceCoder, choose_lanes, estimate_bits
 from l2c.entropy.multiscale.backends.triton import TritonBackend
 from l2c.errors import BackendError, BitstreamError, L2CWarning
@@ -325,7 +326,8 @@ def test_kernels_that_fail_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None
         model.check(answer, "triton", DEVICE)
     with pytest.raises(BackendError, match="ZeroDivisionError"):
         l2c.Codec(str(GOLDEN / "golden.safetensors"), DEVICE, backend="triton")
-    monkeypatch.setattr(backends, "choose", lambda name, device: "triton" if name == "auto" else name)
+    monkeypatch.setattr(TritonBackend, "suits", lambda self, device: True)  # "auto" takes it here as on a GPU
+    monkeypatch.setattr(CpuBackend, "suits", lambda self, device: False)
     with pytest.warns(L2CWarning, match="using PyTorch"):
         codec = l2c.Codec(str(GOLDEN / "golden.safetensors"), DEVICE)
     assert codec.backend == "torch"

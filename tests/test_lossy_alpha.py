@@ -17,6 +17,7 @@ from PIL import Image, ImageFilter, features
 
 import l2c
 from l2c import cli
+from l2c.cli import messages
 from l2c.errors import BitstreamError, L2CError, L2CWarning, LimitError, RateError, UnsupportedError
 from l2c.format import bitstream
 from l2c.format import lossy_alpha_section as lossy_alpha
@@ -331,7 +332,7 @@ def test_the_command(tmp_path: Path, tiny_model_path: Path, capsys: pytest.Captu
     assert cli.main(["decode", str(out), str(tmp_path / "b.png"), "--model", model]) == 0
     back = np.asarray(Image.open(tmp_path / "b.png"))[..., 3]
     assert np.array_equal(back, lossy_alpha.pack(disc(blur=8), 50)[2])
-    assert cli.main(["encode", str(picture), str(tmp_path / "c.l2c"), "--alpha-quality", "101"]) == cli.USAGE
+    assert cli.main(["encode", str(picture), str(tmp_path / "c.l2c"), "--alpha-quality", "101"]) == messages.USAGE
 
 
 # --- the container --------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from PIL import Image
 
 import l2c
 from l2c import cli, images
+from l2c.cli import messages
 from l2c.errors import ImageError, LimitError
 from l2c.images import readers
 from l2c.images.listing import list_pictures
@@ -125,7 +126,7 @@ def test_every_command_names_a_missing_reader(
         "compare": [picture, file, "-o", out],
         "bench": [picture],
     }[command]
-    assert cli.main([command, *map(str, arguments), "--model", str(tiny_model_path)]) == cli.FAILED
+    assert cli.main([command, *map(str, arguments), "--model", str(tiny_model_path)]) == messages.FAILED
     assert "pillow-jxl-plugin" in capsys.readouterr().err
 
 
