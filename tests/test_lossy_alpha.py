@@ -283,7 +283,7 @@ def test_what_is_seen_is_what_is_decoded(codec: l2c.Codec, monkeypatch: pytest.M
         seen.append(alpha)
         return fill_transparent(rgb, alpha)
 
-    monkeypatch.setattr("l2c.codec.encoder.fill_transparent", spy)
+    monkeypatch.setattr("l2c.codec.batch.fill_transparent", spy)
     alpha = noisy(2)
     data = codec.encode(rgba(alpha), quality=30, alpha_quality=20)
     decoded = codec.decode_detailed(data).picture.alpha

@@ -39,10 +39,9 @@ def for_each_picture(function: Callable[[Tensor], Tensor], cond: Tensor, rows: i
     """`function` of conditions [N * rows, 2], each picture's rows in a product of their own.
 
     A matrix product rounds otherwise with another number of rows, and a picture's latents and pixels must not depend on
-    what else is in its batch. Where gradients are wanted, and on a GPU, whose convolutions differ as well, all pictures
-    share one product.
+    what else is in its batch. On a GPU, whose convolutions differ as well, all pictures share one product.
     """
-    if len(cond) == rows or torch.is_grad_enabled() or cond.device.type != "cpu":
+    if len(cond) == rows or cond.device.type != "cpu":
         return function(cond)
     return torch.cat([function(part) for part in cond.split(rows)])
 

@@ -78,7 +78,7 @@ def compare(codec: l2c.Codec, name: str, pictures: list[np.ndarray], cpus: list[
             n = f"{len(payloads):04d}"
             stored[f"symbols{n}"] = symbols
             stored[f"size{n}"] = np.array(pixels.shape[:2])
-            stored[f"level{n}"] = np.array(level)
+            stored[f"level{n}"] = np.array(stream.header.quality)  # lower where the guard settled
             stored[f"file{n}"] = np.frombuffer(file, np.uint8)
             payloads.append(b"".join(stream.payloads))
             decoded.append(symbols.tobytes())
