@@ -23,7 +23,6 @@ from l2c import cli
 from l2c.config import ModelConfig
 from l2c.errors import BackendError, UnsupportedError
 from l2c.evaluate import ffmpeg, measures, peers, records, run
-from l2c.evaluate import tables as tables_module
 from l2c.evaluate.curves import bd_rate, plot_time, points
 from l2c.evaluate.meta import mean_drops
 from l2c.evaluate.peers import PEERS, Peer, RateSearch
@@ -477,9 +476,10 @@ class TestTables:
         self, crops: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         # The papers' searches, and shorter ones in their place here.
-        assert l2c.Effort(iterations=10) == tables_module.OVERFITTING
+        assert l2c.Effort(iterations=10) == Tables.overfitting
         assert inspect.signature(Tables.figure_four).parameters["steps"].default == 20
-        monkeypatch.setattr(tables_module, "OVERFITTING", l2c.Effort(iterations=4))
+        short = functools.partialmethod(Tables.__init__, overfitting=l2c.Effort(iterations=4))
+        monkeypatch.setattr(Tables, "__init__", short)
         monkeypatch.setattr(Tables, "figure_four", functools.partialmethod(Tables.figure_four, 5))
         arguments = [
             "tables",
@@ -530,13 +530,13 @@ class TestTables:
         assert "| chelsea | 0.7" in tables.table_one()
         assert not begun and {name: (tmp_path / name).read_bytes() for name in kept} == kept
 
-    def test_rates_that_a_picture_does_not_come_to(
-        self, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_rates_that_a_picture_does_not_come_to(self, crops: Path, tmp_path: Path) -> None:
         """Left out of the means, and counted; a picture below the least rate and one whose best quality needs less."""
-        monkeypatch.setattr(tables_module, "OVERFITTING", l2c.Effort(iterations=1))
         Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "flat.png")
-        tables = Tables(l2c.Codec(), [crops / "coffee.png", tmp_path / "flat.png"], tmp_path / "r", (0.005, 0.6), 2)
+        tables = Tables(
+            l2c.Codec(), [crops / "coffee.png", tmp_path / "flat.png"], tmp_path / "r", (0.005, 0.6), 2,
+            overfitting=l2c.Effort(iterations=1),
+        )  # fmt: skip
         text = tables.table_three()
         assert [line.split("|")[2].strip() for line in text.splitlines() if "± 15 %" in line] == ["1"] * 6
         assert "(files: 1)" in text
@@ -544,9 +544,8 @@ class TestTables:
         text = tables.figure_four(1)
         assert [line.split("|")[3].strip() for line in text.splitlines() if line.startswith("| PSNR")] == ["1"]
 
-    def test_steps_and_time(self, crops: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(tables_module, "STEPS", (1, 2))
-        tables = Tables(l2c.Codec(), sorted(crops.iterdir()), tmp_path, examples=1)
+    def test_steps_and_time(self, crops: Path, tmp_path: Path) -> None:
+        tables = Tables(l2c.Codec(), sorted(crops.iterdir()), tmp_path, examples=1, steps=(1, 2))
         text = tables.figure_five(0.5)
         rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith(("| PSNR", "| MS-SSIM"))]
         assert [(row[0].strip(), int(row[1])) for row in rows] == [

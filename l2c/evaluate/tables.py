@@ -62,9 +62,8 @@ PAPER_III = (
 )  # fmt: skip
 PAPER_BIAS_GAIN = 0.0029  # MS-SSIM, mean over pictures and rates (L2C IV)
 
-OVERFITTING = Effort(iterations=10)  # as many as the paper's
 SETS = Effort(sets=8)
-STEPS = (1, 5, 20, 99)  # OML's Figure 5 goes from few steps to 99
+PAPERS_ITERATIONS = Effort(iterations=10)
 _FIGURE = {"psnr": "psnr-rgb", "msssim": "ms-ssim-rgb"}
 _LABEL: dict[Metric, str] = {"psnr": "PSNR", "msssim": "MS-SSIM"}
 
@@ -79,6 +78,7 @@ class Tables:
             Figure 5.
         effort: of Table I. metric: of Tables I and II.
         tell: called with the name of each piece of work before it begins.
+        overfitting: of Table III. steps: of Figure 5.
     """
 
     codec: Codec
@@ -89,6 +89,8 @@ class Tables:
     effort: int = 4
     metric: str = DEFAULT_METRIC
     tell: Callable[[str], None] = lambda what: None
+    overfitting: Effort = PAPERS_ITERATIONS
+    steps: Sequence[int] = (1, 5, 20, 99)
     _pixels: dict[Path, UInt8Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -181,7 +183,7 @@ class Tables:
         columns = ("BPP₁", "BPP₂", "MS-SSIM₁", "MS-SSIM₂")
         lines = heading("Target BPP", "pictures", *columns, f"paper: {columns[0]}", *columns[1:])
         for target, *paper in PAPER_III:
-            pairs = self._pairs(self.pictures, target, "msssim", OVERFITTING)
+            pairs = self._pairs(self.pictures, target, "msssim", self.overfitting)
             cells = ["-"] * 4
             if pairs:
                 rates = [f"{_mean(pairs, k, 'bpp'):.3f}" for k in range(2)]
@@ -201,8 +203,8 @@ class Tables:
                 "## L2C, Table III",
                 "",
                 "**Ours**: means of the pictures that reach the target, each at one quality whose file without "
-                f"adaptation meets it, before and after {OVERFITTING.iterations} iterations; the paper's rows are one "
-                "picture each. BPP of whole files.",
+                f"adaptation meets it, before and after {self.overfitting.iterations} iterations; the paper's rows are "
+                "one picture each. BPP of whole files.",
                 "",
                 *lines,
                 "",
@@ -249,7 +251,7 @@ class Tables:
         lines = heading("metric", "steps", "pictures", "time, % of encoding", "gain, dB", "gain, %", "more bytes, %")
         for metric in _LABEL:
             times, shares = [], []
-            for steps in STEPS:
+            for steps in self.steps:
                 pairs = self._pairs(self._some(self.examples), rate, metric, Effort(steps=steps))
                 if not pairs:
                     continue
