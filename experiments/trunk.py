@@ -83,9 +83,22 @@ def plot(arguments: argparse.Namespace) -> None:
         slopes = {kind: round(slope(curve(rows, kind)), 4) for kind in last}
         print(f"{path}: {rows[-1]['gpixel']:.3f} Gpixel, J { ({k: round(v, 4) for k, v in last.items()}) }")
         print(f"  dJ / d ln pixels {slopes}")
+        for row in references:
+            shared = [kind for kind in last if kind in row["kinds"]]
+            against = {kind: by_metric(rows[-1]["kinds"][kind], row["kinds"][kind]) for kind in shared}
+            print(f"  objective against {row.get('name')}, percent at each mu: {against}")
         photographs = [value for kind, value in last.items() if kind not in (_SEEN, "drawn")]
         if _SEEN in last and photographs:
             print(f"  validation above trained on: {100 * (sum(photographs) / len(photographs) - last[_SEEN]):+.2f} %")
+
+
+def by_metric(rows: list[dict[str, float]], others: list[dict[str, float]]) -> dict[int, float]:
+    """Mean difference of the objective from that of other rows, in percent, at each mu."""
+    found = {}
+    for mu in sorted({int(row["mu"]) for row in rows}):
+        first, second = (mean_log_loss([row for row in part if row["mu"] == mu]) for part in (rows, others))
+        found[mu] = round(100.0 * (math.exp(first - second) - 1.0), 1)
+    return found
 
 
 def main() -> None:

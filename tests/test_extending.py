@@ -34,7 +34,10 @@ from l2c.transforms import (
     FAMILIES,
     Adaptation,
     BlockConfig,
+    Decoder,
+    Encoder,
     Transform,
+    TransformFamily,
     check_contract,
     condition,
     dequantise,
@@ -50,16 +53,19 @@ def config() -> ModelConfig:
     return ModelConfig("toy", transform, FactorizedConfig(), lmbda_min=5e-5, lmbda_max=0.3)
 
 
-def train(config: ModelConfig, folder: Path) -> l2c.Codec:
-    """Two steps of training, exported, and loaded again."""
-    pictures = folder / "pictures"
-    pictures.mkdir()
-    Image.fromarray(skimage_data.astronaut()[:272, :320]).save(pictures / "a.png")
-    recipe = TrainConfig(
+def recipe_for(pictures: Path) -> TrainConfig:
+    return TrainConfig(
         "model.json", data=DataConfig(train=(str(pictures),), val=(str(pictures),), crop=64, workers=0),
         pretrain=PretrainConfig(lr=1e-3, batch=2, steps=2, warmup=1), val_pictures=1, val_drawn=0, autocast="off",
         quantize=QuantizeConfig(max_loss=0.05),
     )  # fmt: skip
+
+
+def train(config: ModelConfig, folder: Path) -> l2c.Codec:
+    """Two steps of training, exported, and loaded again."""
+    (folder / "pictures").mkdir()
+    Image.fromarray(skimage_data.astronaut()[:272, :320]).save(folder / "pictures" / "a.png")
+    recipe = recipe_for(folder / "pictures")
     assert run_stage("pretrain", recipe, config, folder / "run", None, "cpu")
     export(recipe, config, folder / "run", None, folder / "mine.safetensors", "two steps")
     return l2c.Codec(folder / "mine.safetensors", threads=1)
@@ -287,6 +293,32 @@ class TestContract:
         networks.decoder.add_module("extra", nn.Conv2d(12, 12, 1))  # its biases are counted, and nobody adds to them
         with pytest.raises(ConfigError, match=r"convolutions with .* biases, but changes of .* of them have an effect"):
             check_contract(networks)
+
+    def test_training_and_export_ask(
+        self, config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The same family, sound in training and broken afterwards."""
+        family = FAMILIES["block"]
+
+        def short_sighted(sizes: BlockConfig) -> tuple[Encoder, Decoder]:
+            encoder, decoder = family.build(sizes)
+            decoder.receptive_halo_px = 0
+            return encoder, decoder
+
+        broken = TransformFamily(family.config, short_sighted)
+        exported = train(config, tmp_path)
+        recipe = recipe_for(tmp_path / "pictures")
+        FAMILIES.unregister("block")
+        FAMILIES.register("block", broken)
+        try:
+            with pytest.raises(ConfigError, match="the decoder sees further than its receptive_halo_px of 0"):
+                run_stage("pretrain", recipe, config, tmp_path / "other", None, "cpu")
+            with pytest.raises(ConfigError, match="the decoder sees further"):
+                export(recipe, config, tmp_path / "run", None, tmp_path / "other.safetensors", "")
+        finally:
+            FAMILIES.unregister("block")
+            FAMILIES.register("block", family)
+        assert exported.model.path.exists() and not (tmp_path / "other.safetensors").exists()
 
     def test_names_of_families(self) -> None:
         with pytest.raises(ConfigError, match="'other': its configurations say that the family is 'block'"):

@@ -10,7 +10,16 @@ from l2c.adapt.encoder import AdaptationReport
 
 
 @dataclass(frozen=True)
-class EncodeSeconds:
+class Seconds:
+    """Time per stage."""
+
+    def as_dict(self) -> dict[str, float]:
+        """By name, in the order of the stages."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class EncodeSeconds(Seconds):
     """Time per stage, of a batch an equal share.
 
     Attributes:
@@ -24,13 +33,9 @@ class EncodeSeconds:
     entropy: float = 0.0
     total: float = 0.0
 
-    def as_dict(self) -> dict[str, float]:
-        """By name, in the order of the stages."""
-        return dataclasses.asdict(self)
-
 
 @dataclass(frozen=True)
-class DecodeSeconds:
+class DecodeSeconds(Seconds):
     """Time per stage.
 
     Attributes:
@@ -41,10 +46,6 @@ class DecodeSeconds:
     entropy: float = 0.0
     decoder: float = 0.0
     total: float = 0.0
-
-    def as_dict(self) -> dict[str, float]:
-        """By name, in the order of the stages."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
