@@ -141,6 +141,16 @@ def test_info_loads_no_torch_and_verify_of_damage_no_model(coded: Path) -> None:
     assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "False"), done.stderr
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["encode"]])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    script = (
+        "import sys; from l2c.cli import main; main(sys.argv[1:]); "
+        "print('loaded', [name for name in ('torch', 'numpy', 'PIL', 'triton') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "loaded []", done.stderr
+
+
 def test_info_of_a_damaged_file(run: Run, coded: Path) -> None:
     data = bytearray(coded.read_bytes())
     data[-1] ^= 1
