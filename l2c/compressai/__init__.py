@@ -1,0 +1,1 @@
+"""Checkpoints of CompressAI become models of ours."""

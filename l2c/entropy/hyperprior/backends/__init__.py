@@ -1,0 +1,1 @@
+"""What computes the integers: C++, Triton, PyTorch, the reference."""

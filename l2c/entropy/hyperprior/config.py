@@ -1,0 +1,29 @@
+"""Sizes of the entropy models of the hyperprior family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from l2c.architectures import check_qualities
+from l2c.entropy.base import ProbabilityConfig
+
+
+@dataclass(frozen=True)
+class HyperpriorConfig(ProbabilityConfig):
+    """What says how likely the latents of CompressAI's codecs are.
+
+    Attributes:
+        architecture: a name of `architectures.ARCHITECTURES`.
+        n: N, channels of the hyper-latents z.
+        qualities: which of the codec's qualities 1..8 the model has, rising; each has networks of its own.
+    """
+
+    architecture: str
+    n: int
+    qualities: tuple[int, ...]
+
+    family: ClassVar[str] = "hyperprior"
+
+    def __post_init__(self) -> None:
+        check_qualities("probability", self.architecture, self.n, self.qualities)

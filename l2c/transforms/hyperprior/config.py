@@ -1,0 +1,52 @@
+"""Sizes of the networks of the hyperprior family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from l2c.architectures import ARCHITECTURES, STRIDE, check_qualities
+from l2c.errors import ConfigError
+from l2c.transforms.base import TransformConfig
+
+UPSAMPLINGS = 4  # layers of g_s that double the resolution
+
+
+@dataclass(frozen=True)
+class HyperpriorTransformConfig(TransformConfig):
+    """g_a and g_s of CompressAI's codecs. s is 16, and c is M.
+
+    Attributes:
+        architecture: a name of `architectures.ARCHITECTURES`.
+        n: N, channels of the hidden layers.
+        qualities: which of the codec's qualities 1..8 the model has, rising; each has a g_a of its own.
+        shared_decoder: one g_s for all of them (OML 5.1) instead of one for each (CompressAI).
+        modulators: in front of which of the four up-sampling layers of g_s features are modulated, rising.
+        hidden: width of a modulator.
+        stored: how weights lie in a model file.
+    """
+
+    architecture: str
+    n: int
+    qualities: tuple[int, ...]
+    shared_decoder: bool = False
+    modulators: tuple[int, ...] = (0, 1, 2, 3)
+    hidden: int = 64
+    stored: str = "float32"
+
+    family: ClassVar[str] = "hyperprior"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.s != STRIDE:
+            raise ConfigError(f"transform.s is {self.s}: it is {STRIDE} in this family")
+        check_qualities("transform", self.architecture, self.n, self.qualities)
+        if ARCHITECTURES[self.architecture].residual and self.n != self.c:
+            raise ConfigError(f"transform.c is {self.c} and n {self.n}: {self.architecture} has N = M")
+        places = list(self.modulators)
+        if places != sorted(set(places)) or not set(places) <= set(range(UPSAMPLINGS)):
+            raise ConfigError(f"transform.modulators is {places}: it must rise within 0..{UPSAMPLINGS - 1}")
+        if not 1 <= self.hidden <= 1024:
+            raise ConfigError(f"transform.hidden is {self.hidden}: it must be 1..1024")
+        if self.stored not in ("float32", "float16"):
+            raise ConfigError(f"transform.stored is {self.stored!r}: it must be float32 or float16")
