@@ -14,6 +14,7 @@ from pathlib import Path
 
 from l2c.entropy import FAMILIES, EntropyFamily, FloatModel, ProbabilityConfig
 from l2c.errors import ConfigError
+from l2c.format.levels import MAX_QUALITY
 from l2c.settings import from_mapping
 from l2c.transforms import TransformConfig
 
@@ -48,6 +49,13 @@ class ModelConfig:
     def lmbda(self, share: float) -> float:
         """The raw trade-off at a share 0..1 of the quality scale."""
         return float(self.lmbda_min * (self.lmbda_max / self.lmbda_min) ** share)
+
+    def shown_quality(self, tenths: int) -> float:
+        """What users call a place 0..1000 on the header's scale: 0..100, or the quality whose networks are nearest."""
+        steps = self.transform.quality_steps
+        if not steps:
+            return 100.0 * tenths / MAX_QUALITY
+        return float(min(steps, key=lambda quality: abs(steps[quality] - tenths)))
 
     @property
     def log_range(self) -> tuple[float, float]:
