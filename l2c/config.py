@@ -50,6 +50,12 @@ class ModelConfig:
         """The raw trade-off at a share 0..1 of the quality scale."""
         return float(self.lmbda_min * (self.lmbda_max / self.lmbda_min) ** share)
 
+    def settled(self, tenths: int) -> int:
+        """The place 0..1000 on the header's scale at which a picture is coded that is asked for at this one: this one,
+        or the nearest at which there are networks."""
+        steps = self.transform.quality_steps.values()
+        return min(steps, key=lambda step: abs(step - tenths)) if steps else tenths
+
     def shown_quality(self, tenths: int) -> float:
         """What users call a place 0..1000 on the header's scale: 0..100, or the quality whose networks are nearest."""
         steps = self.transform.quality_steps

@@ -53,6 +53,10 @@ class ProbabilityConfig:
         """Raises ConfigError where latents of c channels do not suit."""
         return
 
+    def networks(self) -> dict[str, Any]:
+        """What a checkpoint has to agree in for its weights to fit: a table that can be compared."""
+        return self.to_mapping()
+
     def to_mapping(self) -> dict[str, Any]:
         """A table for JSON, which `from_mapping` reads back."""
         return {"family": self.family, **dataclasses.asdict(self)}

@@ -96,9 +96,10 @@ def lmbda_of_quality(quality: Tensor, config: ModelConfig) -> Tensor:
 
 
 def quality_of_lmbda(lmbda: float, config: ModelConfig) -> int:
-    """The quality 0..MAX_QUALITY whose lambda is nearest to this one on a logarithmic scale."""
+    """The quality 0..MAX_QUALITY, of those that the model has, whose lambda is nearest to this one on a logarithmic
+    scale."""
     share = math.log(lmbda / config.lmbda_min) / max(math.log(config.lmbda_max / config.lmbda_min), 1e-9)
-    return round(min(max(share, 0.0), 1.0) * MAX_QUALITY)
+    return config.settled(round(min(max(share, 0.0), 1.0) * MAX_QUALITY))
 
 
 def mask_target(quality: Tensor, weights: LossConfig) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from l2c.architectures import check_qualities
 from l2c.entropy.base import ProbabilityConfig
@@ -27,3 +27,7 @@ class HyperpriorConfig(ProbabilityConfig):
 
     def __post_init__(self) -> None:
         check_qualities("probability", self.architecture, self.n, self.qualities)
+
+    def networks(self) -> dict[str, Any]:
+        """As many qualities, whichever they are: one starts from another (see the base class)."""
+        return super().networks() | {"qualities": len(self.qualities)}

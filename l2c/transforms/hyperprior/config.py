@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -65,3 +65,7 @@ class HyperpriorTransformConfig(TransformConfig):
     def stored_dtype(self) -> torch.dtype:
         """See `TransformConfig`."""
         return torch.float32 if self.stored == "float32" else torch.float16
+
+    def networks(self) -> dict[str, Any]:
+        """As many qualities, whichever they are: one starts from another (see the base class)."""
+        return super().networks() | {"qualities": len(self.qualities)}
