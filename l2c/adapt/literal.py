@@ -5,7 +5,8 @@ raw lambdas of a patch down the gradient of lambda D: the first step tries the p
 which is halved whenever the distortion does not fall, and the search goes on from the best lambdas. These are kept as
 float16. What the paper leaves open: our modulators see log lambda, so a lambda stays at 1e-6 or above.
 
-Plain and slow on purpose: gain and speed of `modulators.search_conditions` are measured against it (experiments/oml.py).
+Plain and slow on purpose: gain and speed of `modulators.search_conditions` are measured against it
+(experiments/oml.py).
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from l2c.architectures import check_qualities
+from l2c.architectures import check_qualities, tenths_of
 from l2c.entropy.base import ProbabilityConfig
 
 
@@ -31,3 +32,8 @@ class HyperpriorConfig(ProbabilityConfig):
     def networks(self) -> dict[str, Any]:
         """As many qualities, whichever they are: one starts from another (see the base class)."""
         return super().networks() | {"qualities": len(self.qualities)}
+
+    @property
+    def quality_steps(self) -> Mapping[int, int]:
+        """See `TransformConfig`: CompressAI's qualities."""
+        return {quality: tenths_of(quality) for quality in self.qualities}
