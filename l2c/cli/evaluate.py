@@ -92,6 +92,9 @@ def papers_tables(
     every: Annotated[int, typer.Option(min=1, help="Take every so many-th picture.")] = 1,
     device: Annotated[str, typer.Option(help="Where our networks run: cpu, cuda, ...")] = "cpu",
     model: options.Model = None,
+    own: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="fig4: the same encoders, with decoders of their own.")
+    ] = None,
 ) -> int:
     """The tables of L2C and figures 4 and 5 of OML on your own pictures: the papers' numbers beside ours.
 
@@ -107,6 +110,7 @@ def papers_tables(
         effort,
         metric,
         tell,
+        own=None if own is None else open_codec(own, device),
     )
     text = lazy.tables.write_tables(tables, options.names(parts), meta, control)
     clear()
