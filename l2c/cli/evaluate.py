@@ -42,6 +42,10 @@ def evaluate_folder(
     every: Annotated[int, typer.Option(min=1, help="Take every so many-th picture.")] = 1,
     device: Annotated[str, typer.Option(help="Where our networks run: cpu, cuda, ...")] = "cpu",
     model: options.Model = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="Another model of ours, by name or file; may be repeated."),
+    ] = None,
 ) -> int:
     """Measure our codec and others on your own pictures at equal rates: real files, decoded again.
 
@@ -63,7 +67,8 @@ def evaluate_folder(
         figures=tuple(options.names(figures)),
     )
     codec = open_codec(model, device)
-    outcome = lazy.run.evaluate(codec, plan, out, tell, peers_only=peers_only)
+    others = [open_codec(other, device) for other in beside or ()]
+    outcome = lazy.run.evaluate(codec, plan, out, tell, peers_only=peers_only, beside=others)
     clear()
     for what, why in outcome.failures:
         print(f"warning: {what}: {why}", file=sys.stderr)
