@@ -67,6 +67,14 @@ def nearest(tenths: float, qualities: Sequence[int]) -> int:
     return min(range(len(qualities)), key=lambda i: abs(tenths_of(qualities[i]) - tenths))
 
 
+def split(tenths: Sequence[float], qualities: Sequence[int]) -> dict[int, list[int]]:
+    """Which of the pictures at these places on the header's scale each quality takes: its index -> their numbers."""
+    found: dict[int, list[int]] = {}
+    for number, place in enumerate(tenths):
+        found.setdefault(nearest(place, qualities), []).append(number)
+    return found
+
+
 def check_qualities(where: str, architecture: str, n: int, qualities: tuple[int, ...]) -> None:
     """Raises ConfigError: what no model of the family can have."""
     if architecture not in ARCHITECTURES:

@@ -18,7 +18,7 @@ import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from l2c.errors import ConfigError
 from l2c.registry import Registry, of_family
 from l2c.transforms.adaptation import Adaptation
 from l2c.transforms.quantiser import LEVELS, Quantiser
+
+Convolution: TypeAlias = nn.Conv2d | nn.ConvTranspose2d
 
 MAX_WIDTH, MAX_BLOCKS = 8192, 256  # far above any use; a damaged file cannot ask for more
 
@@ -139,6 +141,20 @@ class Decoder(nn.Module, abc.ABC):
         Returns:
             float32 [N, 3, s h, s w], about [0, 1], not clamped.
         """
+
+    def biased_layers(self) -> list[Convolution]:
+        """Convolutions whose biases can be changed, in the order in which they run."""
+        return convolutions(self)
+
+
+def convolutions(part: nn.Module) -> list[Convolution]:
+    """All convolutions in it that have a bias, plain and transposed, as they were registered."""
+    return [m for m in part.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d) and m.bias is not None]
+
+
+def num_biases(decoder: Decoder) -> int:
+    """B: how many biases of D can be changed."""
+    return sum(layer.out_channels for layer in decoder.biased_layers())
 
 
 @dataclass(frozen=True)
