@@ -1,1 +1,1 @@
-"""The entropy models of CompressAI's codecs: a hyperprior, for some with a context in raster order; exact integers."""
+"""The entropy models of CompressAI's codecs: a hyperprior, and for some a context in raster order, as integers."""
