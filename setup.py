@@ -25,7 +25,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
-FOLDERS = ("core", "simd", "multiscale", "bindings")  # of l2c._C; csrc/cuda is l2c._cuda
+FOLDERS = ("core", "simd", "multiscale", "hyperprior", "bindings")  # of l2c._C; csrc/cuda is l2c._cuda
 CFLAGS = [
     "-std=c++17",
     "-O3",

@@ -27,8 +27,8 @@ class Architecture:
     """One of them.
 
     Attributes:
-        kind: what says how likely y is: "factorized" (a table per channel), "scale" (h_s gives sigma), "mean" (h_s gives
-            sigma and mu), "context" (both, with the y before in raster order).
+        kind: what says how likely y is: "factorized" (a table per channel), "scale" (h_s gives sigma), "mean" (h_s
+            gives sigma and mu), "context" (both, with the y before in raster order).
         residual: g_a and g_s of residual blocks (Cheng2020) instead of convolutions with GDN.
         attention: with attention modules in g_a and g_s.
         sizes: (quality, N, M) of the published checkpoints, from that quality on.

@@ -19,7 +19,8 @@ ARROWS = {
     "core": set(),
     "simd": {"core"},
     "multiscale": {"core", "simd"},
-    "bindings": {"core", "simd", "multiscale"},
+    "hyperprior": {"core", "simd"},
+    "bindings": {"core", "simd", "multiscale", "hyperprior"},
     "cuda": {"core"},
 }
 
@@ -28,6 +29,7 @@ LIBRARIES = {
     "core": {"immintrin.h", "pthread.h"},
     "simd": {"immintrin.h"},
     "multiscale": set(),
+    "hyperprior": set(),
     "bindings": {"pybind11/numpy.h", "pybind11/pybind11.h", "pybind11/stl.h"},
     "cuda": {"pybind11/pybind11.h", "cuda_pipeline_primitives.h", "cuda_runtime.h"},
 }

@@ -16,6 +16,7 @@
 namespace py = pybind11;
 
 namespace l2c {
+void register_hyperprior(py::module_& m);    // hyperprior.cpp
 void register_int_conv(py::module_& m);      // int_conv.cpp
 void register_mixture_bits(py::module_& m);  // mixture_bits.cpp
 void register_tile_coder(py::module_& m);    // tile_coder.cpp
@@ -100,7 +101,7 @@ void set_python_error(const char* name, const char* message) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-    m.doc() = "L2C's C++ core: range coder, integer P. Formats: csrc/core/rans.h, csrc/core/mixture_cdf.h.";
+    m.doc() = "L2C's C++ core: range coder, integer models. Formats: csrc/core/rans.h, csrc/core/mixture_cdf.h.";
 
     py::register_exception_translator([](std::exception_ptr error) {
         try {
@@ -357,6 +358,7 @@ PYBIND11_MODULE(_C, m) {
         "means int16, inv_scales uint16, each [K, valid cells * cg]. exp_table, inv_table uint16 [256]; valid uint8 "
         "[n_cells] or None. Definition: csrc/core/mixture_cdf.h. Raises ValueError.");
 
+    register_hyperprior(m);
     register_int_conv(m);
     register_mixture_bits(m);
     register_tile_coder(m);

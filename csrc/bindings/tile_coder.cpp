@@ -5,46 +5,15 @@
 #include <pybind11/stl.h>
 
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
 #include "bindings/common.h"
+#include "bindings/layers.h"
+#include "bindings/symbol_coders.h"
 
 namespace l2c {
 namespace {
-
-// A layer as Python passes it, (weight int8 [O, I, k, k], bias int32 [O], multiplier float32 [O]), held by its arrays.
-class Layers {
- public:
-    LayerView add(const py::handle& layer) {
-        const auto parts = py::cast<py::tuple>(layer);
-        if (parts.size() != 3) throw py::value_error("a layer must be (weight, bias, multiplier)");
-        const auto weight = array_arg<std::int8_t>(parts[0], "weight", 4);
-        const auto bias = array_arg<std::int32_t>(parts[1], "bias", 1);
-        const auto multiplier = array_arg<float>(parts[2], "multiplier", 1);
-        for (py::ssize_t axis = 0; axis < 4; ++axis) {
-            if (weight.shape(axis) > kMaxSize) throw py::value_error("a weight is too large");
-        }
-        if (weight.shape(2) != weight.shape(3) || bias.size() != weight.shape(0) ||
-            multiplier.size() != weight.shape(0)) {
-            throw py::value_error("a layer must have weight [O, I, k, k], bias [O] and multiplier [O]");
-        }
-        for (const py::array& array : {py::array(weight), py::array(bias), py::array(multiplier)}) {
-            arrays_.push_back(array);
-        }
-        return {static_cast<int>(weight.shape(0)),
-                static_cast<int>(weight.shape(1)),
-                static_cast<int>(weight.shape(2)),
-                weight.data(),
-                bias.data(),
-                multiplier.data()};
-    }
-
- private:
-    static constexpr py::ssize_t kMaxSize = 1 << 24;
-    std::vector<py::array> arrays_;
-};
 
 template <class T>
 py::array_t<T> table_arg(const py::object& object, const char* name) {
@@ -102,55 +71,10 @@ std::unique_ptr<TileModel> make_model(std::vector<int> channel_groups, int num_s
     return std::make_unique<TileModel>(view, choose_orders(*model, pointers, cpu));
 }
 
-// A Python object with `mixture(weights, means, inv_scales, symbols)` and `uniform(n, symbols)`, which return symbols.
-// It may observe what is coded, so it gets whole groups.
-class PythonCoder final : public SymbolCoder {
- public:
-    PythonCoder(py::object coder, bool encodes) : coder_(std::move(coder)), encodes_(encodes) {}
-
-    void mixture(const MixtureView& view, std::uint8_t* symbols, std::size_t n) override {
-        const py::gil_scoped_acquire acquire;
-        const auto weights = copy(view.weights, view, n), inv_scales = copy(view.inv_scales, view, n);
-        const auto means = copy(view.means, view, n);
-        take(coder_.attr("mixture")(weights, means, inv_scales, known(symbols, n)), symbols, n);
-    }
-    void uniform(std::uint8_t* symbols, std::size_t n, int) override {
-        const py::gil_scoped_acquire acquire;
-        take(coder_.attr("uniform")(n, known(symbols, n)), symbols, n);
-    }
-    bool whole_groups() const override { return true; }
-
- private:
-    template <class T>
-    static py::array_t<T> copy(const T* values, const MixtureView& view, std::size_t n) {
-        py::array_t<T> array({static_cast<std::size_t>(view.num_mixtures), n});
-        for (int k = 0; k < view.num_mixtures; ++k) {
-            std::copy_n(values + k * view.stride, n, array.mutable_data() + k * n);
-        }
-        return array;
-    }
-    py::object known(const std::uint8_t* symbols, std::size_t n) const {
-        if (!encodes_) return py::none();
-        return py::array_t<std::uint8_t>(static_cast<py::ssize_t>(n), symbols);
-    }
-    void take(const py::object& result, std::uint8_t* symbols, std::size_t n) const {
-        if (encodes_) return;
-        const auto array = array_arg<std::uint8_t>(result, "the symbols that a coder returns", 1);
-        if (static_cast<std::size_t>(array.size()) != n) throw py::value_error("a coder returned too few symbols");
-        std::copy_n(array.data(), n, symbols);
-    }
-
-    py::object coder_;
-    bool encodes_;
-};
-
 py::list code(const TileModel& model, const py::sequence& jobs, int threads) {
     if (threads < 1) throw py::value_error("threads must be at least 1");
     std::vector<py::array_t<std::uint8_t>> planes;
-    std::vector<py::object> kept;  // the caller's list may change while the GIL is released
-    std::vector<std::unique_ptr<SymbolCoder>> coders;
-    std::vector<std::unique_ptr<Exclusive>> locks;
-    std::set<const void*> seen;
+    SymbolCoders coders;
     std::vector<Tile> tiles;
     py::list results;
     for (const py::handle& item : jobs) {
@@ -164,24 +88,9 @@ py::list code(const TileModel& model, const py::sequence& jobs, int threads) {
         if (tile.height < 1 || tile.width < 1) throw py::value_error("a tile must have at least one latent");
         planes.push_back(planes_arg(model, job[4]));
         tile.planes = planes.back().data();
-        const py::object coder = job[5], symbols = job[6];
-        kept.push_back(coder);
+        const py::object symbols = job[6];
         tile.encodes = !symbols.is_none();
-        if (!seen.insert(coder.ptr()).second) throw py::value_error("two tiles share a coder");
-        if (py::isinstance<PyEncoder>(coder)) {
-            auto& encoder = py::cast<PyEncoder&>(coder);
-            if (!tile.encodes) throw py::value_error("an encoder needs symbols");
-            locks.push_back(std::make_unique<Exclusive>(encoder.busy));
-            coders.push_back(std::make_unique<EncodingCoder>(encoder.core));
-        } else if (py::isinstance<PyDecoder>(coder)) {
-            auto& decoder = py::cast<PyDecoder&>(coder);
-            tile.encodes = false;
-            locks.push_back(std::make_unique<Exclusive>(decoder.busy));
-            coders.push_back(std::make_unique<DecodingCoder>(decoder.core));
-        } else {
-            coders.push_back(std::make_unique<PythonCoder>(coder, tile.encodes));
-        }
-        tile.coder = coders.back().get();
+        tile.coder = coders.add(job[5], tile.encodes);
         py::array_t<std::uint8_t> result({py::ssize_t{model.channels()}, static_cast<py::ssize_t>(tile.height),
                                           static_cast<py::ssize_t>(tile.width)});
         tile.symbols = result.mutable_data();

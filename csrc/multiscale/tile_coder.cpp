@@ -22,6 +22,7 @@
 
 #include "core/aligned_buffer.h"
 #include "core/thread_pool.h"
+#include "core/tile_queue.h"
 #include "simd/int_conv_kernels.h"
 
 namespace l2c {
@@ -598,29 +599,6 @@ void check(const TileModel& model, const Tile& tile) {
             "a tile lacks its coder, planes or symbols");
 }
 
-// How many of the tiles, largest first, are best coded one at a time on all threads before the others are coded side by
-// side on one thread each: whatever is estimated to end first.
-std::size_t choose_alone(const std::vector<std::int64_t>& sizes, int threads) {
-    constexpr double kShare = 0.8;  // of its threads that a single tile puts to use
-    if (threads < 2 || sizes.size() > static_cast<std::size_t>(8 * threads)) return 0;
-    std::size_t best = 0;
-    double least = 0, before = 0;
-    for (std::size_t alone = 0; alone <= sizes.size(); ++alone) {
-        std::vector<double> busy(static_cast<std::size_t>(threads));
-        for (std::size_t i = alone; i < sizes.size(); ++i) {
-            *std::min_element(busy.begin(), busy.end()) += static_cast<double>(sizes[i]);
-        }
-        const double total = before + *std::max_element(busy.begin(), busy.end());
-        if (alone == 0 || total < least) {
-            best = alone;
-            least = total;
-        }
-        if (alone == static_cast<std::size_t>(threads) || alone == sizes.size()) break;
-        before += static_cast<double>(sizes[alone]) / (kShare * threads);
-    }
-    return best;
-}
-
 std::vector<int> by_falling(const std::vector<std::int64_t>& values) {
     std::vector<int> order(values.size());
     std::iota(order.begin(), order.end(), 0);
@@ -677,44 +655,12 @@ ChannelOrders choose_orders(const TileModel& model, const std::vector<const std:
 }
 
 void code_tiles(const TileModel& model, const std::vector<Tile>& tiles, int threads, Cpu cpu) {
-    for (const Tile& tile : tiles) check(model, tile);
-    threads = std::clamp(threads, 1, kMaxThreads);
-    std::vector<std::size_t> order(tiles.size());
-    std::iota(order.begin(), order.end(), std::size_t{0});
-    const auto area = [&](std::size_t i) { return tiles[i].used > 0 ? tiles[i].height * tiles[i].width : 0; };
-    std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return area(a) > area(b); });
     std::vector<std::int64_t> sizes;
-    for (std::size_t i : order) sizes.push_back(area(i));
-
-    // The tile that fails first in the order given decides the error; those after it need not be coded.
-    std::atomic<std::size_t> first_failed{tiles.size()};
-    std::vector<std::exception_ptr> errors(tiles.size());
-    const auto code_one = [&](std::size_t i, int its_threads) {
-        if (i > first_failed) return;
-        try {
-            run_tile(model, tiles[i], its_threads, cpu);
-        } catch (...) {
-            errors[i] = std::current_exception();
-            std::size_t expected = first_failed;
-            while (i < expected && !first_failed.compare_exchange_weak(expected, i)) {
-            }
-        }
-    };
-    const std::size_t alone = choose_alone(sizes, threads);
-    for (std::size_t i = 0; i < alone; ++i) code_one(order[i], threads);
-    struct Rest {
-        const std::vector<std::size_t>& order;
-        const std::size_t alone;
-        const decltype(code_one)& code;
-    } rest = {order, alone, code_one};
-    parallel_for(
-        threads, static_cast<std::int64_t>(tiles.size() - alone),
-        [](void* context, std::int64_t i) {
-            const Rest& rest = *static_cast<Rest*>(context);
-            rest.code(rest.order[rest.alone + static_cast<std::size_t>(i)], 1);
-        },
-        &rest);
-    if (first_failed < tiles.size()) std::rethrow_exception(errors[first_failed]);
+    for (const Tile& tile : tiles) {
+        check(model, tile);
+        sizes.push_back(tile.used > 0 ? tile.height * tile.width : 0);
+    }
+    run_tiles(sizes, threads, [&](std::size_t i, int its_threads) { run_tile(model, tiles[i], its_threads, cpu); });
 }
 
 }  // namespace l2c

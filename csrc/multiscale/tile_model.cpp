@@ -40,36 +40,6 @@ std::unique_ptr<IntConv> pack(const LayerView& layer, const std::string& name) {
     }
 }
 
-std::vector<int> numbers(int first, int count) {
-    std::vector<int> result(static_cast<std::size_t>(count));
-    std::iota(result.begin(), result.end(), first);
-    return result;
-}
-
-// The layer with other rows and columns: row i of the result is row rows[i], zeros for -1, and so are the columns.
-Layer take(const LayerView& layer, const std::vector<int>& rows, const std::vector<int>& columns) {
-    const std::size_t taps = static_cast<std::size_t>(layer.kernel) * layer.kernel, size = rows.size() * columns.size();
-    Layer result = {static_cast<int>(rows.size()),
-                    static_cast<int>(columns.size()),
-                    layer.kernel,
-                    std::vector<std::int8_t>(size * taps),
-                    {},
-                    {}};
-    std::int8_t* to = result.weight.data();
-    for (int row : rows) {
-        result.bias.push_back(row < 0 ? 0 : layer.bias[row]);
-        result.multiplier.push_back(row < 0 ? 0 : layer.multiplier[row]);
-        for (int column : columns) {
-            if (row >= 0 && column >= 0) {
-                const std::size_t at = static_cast<std::size_t>(row) * layer.in_channels + column;
-                std::copy_n(layer.weight + at * taps, taps, to);
-            }
-            to += taps;
-        }
-    }
-    return result;
-}
-
 // Rows of a head [3][K][size] in the order [block][3][K][kHeadBlock]; -1 for channels that fill the last block.
 std::vector<int> head_rows(int size, int num_mixtures) {
     std::vector<int> rows;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "simd/int_conv.h"
+#include "simd/int_layer.h"
 
 namespace l2c {
 
@@ -19,14 +20,6 @@ constexpr int kPositions = 4;                            // of a cell; p is at r
 constexpr int kCodingOrder[kPositions - 1] = {3, 1, 2};  // position 0 is known from the coarser scale
 constexpr int kMaxScales = 6;
 constexpr int kHeadBlock = 8;  // channels that stand together in the output of a head
-
-// One convolution as a model file holds it.
-struct LayerView {
-    int out_channels, in_channels, kernel;
-    const std::int8_t* weight;  // [out_channels][in_channels][kernel][kernel]
-    const std::int32_t* bias;   // [out_channels]
-    const float* multiplier;    // [out_channels]
-};
 
 // Inputs of w1: [4 c values | 4 G availability | planes | q]; outputs of w4: [3][K][size of the group].
 struct StepLayers {
@@ -57,18 +50,6 @@ struct ChannelOrders {
 // q at `q`, padded to a multiple of 4.
 struct CellLayout {
     int value_pitch, available, q, pitch;
-};
-
-// A layer with memory of its own.
-struct Layer {
-    int out_channels, in_channels, kernel;
-    std::vector<std::int8_t> weight;  // as in LayerView
-    std::vector<std::int32_t> bias;
-    std::vector<float> multiplier;
-
-    LayerView view() const {
-        return {out_channels, in_channels, kernel, weight.data(), bias.data(), multiplier.data()};
-    }
 };
 
 // w1 of all steps without bias, for tiles that use at most so many channels. In the inputs before q, 128 stands for 0.

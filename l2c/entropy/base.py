@@ -26,6 +26,7 @@ from l2c.entropy.coder import (
     Int16Array,
     Job,
     ObservingJob,
+    Symbols,
     Tables,
     UInt8Array,
     UInt16Array,
@@ -52,6 +53,15 @@ class ProbabilityConfig:
     def check(self, c: int) -> None:
         """Raises ConfigError where latents of c channels do not suit."""
         return
+
+    @property
+    def quality_steps(self) -> Mapping[int, int]:
+        """Where networks exist at some qualities alone, see `TransformConfig.quality_steps`; the same ones as there."""
+        return {}
+
+    def networks(self) -> dict[str, Any]:
+        """What a checkpoint has to agree in for its weights to fit: a table that can be compared."""
+        return self.to_mapping()
 
     def to_mapping(self) -> dict[str, Any]:
         """A table for JSON, which `from_mapping` reads back."""
@@ -165,15 +175,15 @@ class Backend(abc.ABC):
         return True
 
     @abc.abstractmethod
-    def code(self, jobs: Sequence[Job], device: torch.device, threads: int) -> list[UInt8Array]:
-        """Take jobs that use at least one channel to their end: symbols uint8 [c, height, width] of each.
+    def code(self, jobs: Sequence[Job], device: torch.device, threads: int) -> list[Symbols]:
+        """Take jobs that use at least one channel to their end: symbols [c, height, width] of each.
 
         Raises:
             BackendError: it cannot run here. BitstreamError: a stream is not valid.
         """
 
     def queue(self, jobs: Sequence[DecodingJob], device: torch.device) -> tuple[list[Tensor], Check] | None:
-        """Symbols uint8 [c, height, width] on the device, before any check; None where it cannot or the jobs are large.
+        """Symbols [c, height, width] on the device, before any check; None where it cannot or the jobs are large.
 
         Work on them can be queued at once; nothing made of them may be handed out before the check has been called.
         """
@@ -193,8 +203,10 @@ class EntropyModel(abc.ABC):
 
     Attributes:
         c: latent channels.
+        symbol_dtype: of the symbols of jobs: uint8 stands for (symbol - 2^(b-1)) 2^(8-b), int16 for itself.
     """
 
+    symbol_dtype: ClassVar[type[np.uint8] | type[np.int16]] = np.uint8
     c: int
 
     @classmethod
@@ -270,7 +282,7 @@ class EntropyModel(abc.ABC):
 
     def code(
         self, jobs: Sequence[Job], backend: str = "auto", device: torch.device | None = None, threads: int = 1
-    ) -> list[UInt8Array]:
+    ) -> list[Symbols]:
         """Take jobs to their end.
 
         Args:
@@ -279,7 +291,7 @@ class EntropyModel(abc.ABC):
             device: where backends compute that can choose; None for the CPU.
             threads: jobs at a time (several jobs) or threads per convolution (one job), on the CPU.
         Returns:
-            symbols uint8 [c, height, width] per job.
+            symbols [c, height, width] of `symbol_dtype` per job; those of channels that are not coded stand for zero.
         Raises:
             BackendError: the backend cannot run here. BitstreamError: a stream is not valid.
         """
@@ -292,9 +304,13 @@ class EntropyModel(abc.ABC):
         return [
             next(results)
             if job.used
-            else np.full((self.c, job.height, job.width), 1 << (job.point.bits - 1), dtype=np.uint8)
+            else np.full((self.c, job.height, job.width), self._zero(job.point), dtype=self.symbol_dtype)
             for job in jobs
         ]
+
+    def _zero(self, point: OperatingPoint) -> int:
+        """The symbol of the latent 0."""
+        return 1 << (point.bits - 1) if self.symbol_dtype is np.uint8 else 0
 
     def known_answer(self, backend: str, device: torch.device | None = None) -> int:
         """CRC32 over all parameters of a fixed set of latents of two sizes: equal on every exact backend."""

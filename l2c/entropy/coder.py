@@ -1,7 +1,8 @@
 """One stream of symbols, and the jobs that write it, read it or only look on. No family of models is known here.
 
 A backend takes a job to the end in its own way: C++ and GPU kernels walk whole tiles by themselves, other backends ask
-the job for each group by `mixture` and `raw`.
+the job for each group by `mixture`, `table` and `raw`; by `mixture_of` and `table_of` where the symbols of the stream
+are not those of the picture at a place.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from l2c.ops.streams import check_head, range_decoder, range_encoder
 UInt8Array = npt.NDArray[np.uint8]
 UInt16Array = npt.NDArray[np.uint16]
 Int16Array = npt.NDArray[np.int16]
+Symbols = npt.NDArray[Any]  # of a picture: uint8, or what its family's `EntropyModel.symbol_dtype` says
 Place = tuple[slice, slice, slice]  # channels, rows, columns of a group in its picture's latents
 
 
@@ -134,19 +136,35 @@ class Tile:
 
 @dataclass
 class _Known(Tile, abc.ABC):
-    """A tile of known symbols uint8 [c, height, width], which an observer is shown."""
+    """A tile of known symbols [c, height, width], which an observer is shown.
 
-    symbols: UInt8Array
+    Attributes:
+        symbols: uint8, or of the family's `EntropyModel.symbol_dtype`.
+        side: what else the stream holds where a family has such a thing (uint8 hyper-latents z); None: it finds it.
+    """
+
+    symbols: Symbols
+    side: UInt8Array | None = field(default=None, kw_only=True)
 
     def mixture(self, place: Place, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array) -> UInt8Array:
         """Code the group at `place`: parameters [K, n]. Returns its symbols uint8 [n], channel innermost."""
-        symbols = self._at(place)
+        return self.mixture_of(self._at(place), weights, means, inv_scales)
+
+    def mixture_of(
+        self, symbols: UInt8Array | None, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array
+    ) -> UInt8Array:
+        """Code symbols uint8 [n] that a backend has made of the known ones, and return them; parameters [K, n]."""
+        symbols = _given(symbols)
         self._observer().mixture(symbols, weights, means, inv_scales)
         return symbols
 
     def table(self, place: Place, rows: npt.NDArray[np.int32], tables: Tables) -> UInt8Array:
         """As `mixture`, of symbols whose distributions are rows, int32 [n], of tables."""
-        symbols = self._at(place)
+        return self.table_of(self._at(place), rows, tables)
+
+    def table_of(self, symbols: UInt8Array | None, rows: npt.NDArray[np.int32], tables: Tables) -> UInt8Array:
+        """As `mixture_of`, of symbols whose distributions are rows, int32 [n], of tables."""
+        symbols = _given(symbols)
         self._observer().table(symbols, rows, tables)
         return symbols
 
@@ -205,8 +223,18 @@ class DecodingJob(Tile):
         """See `EncodingJob.mixture`."""
         return self.decoder.mixture(weights, means, inv_scales)
 
+    def mixture_of(
+        self, symbols: UInt8Array | None, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array
+    ) -> UInt8Array:
+        """See `EncodingJob.mixture_of`; there are no symbols to be given, they are found here."""
+        return self.decoder.mixture(weights, means, inv_scales)
+
     def table(self, place: Place, rows: npt.NDArray[np.int32], tables: Tables) -> UInt8Array:
         """See `EncodingJob.table`."""
+        return self.decoder.table(rows, tables)
+
+    def table_of(self, symbols: UInt8Array | None, rows: npt.NDArray[np.int32], tables: Tables) -> UInt8Array:
+        """See `mixture_of`."""
         return self.decoder.table(rows, tables)
 
     def raw(self, place: Place, count: int) -> UInt8Array:
@@ -215,6 +243,13 @@ class DecodingJob(Tile):
 
 
 Job = EncodingJob | DecodingJob | ObservingJob
+
+
+def _given(symbols: UInt8Array | None) -> UInt8Array:
+    if symbols is None:
+        raise ValueError("a job of known symbols has to be given them")
+    return symbols
+
 
 _Tile = TypeVar("_Tile", bound=Tile)
 

@@ -25,6 +25,7 @@ from l2c.ops.floating import (
 )
 from l2c.ops.integers import (
     PackedLayer,
+    hyperprior_coder,
     int_conv,
     integer_conv,
     integer_kernels,
@@ -47,6 +48,7 @@ __all__ = [
     "cuda_extension",
     "dequantise",
     "has_cuda_extension",
+    "hyperprior_coder",
     "int_conv",
     "integer_conv",
     "integer_kernels",

@@ -59,6 +59,25 @@ TAIL_C = (3868, 10140, 12504, 11636, 9192, 6564, 4392, 2856, 1808, 1100, 704, 35
 MARGIN = 0.25  # in `reference.mixture_likelihood`
 NEIGHBOUR_MARGIN = 0.5  # in `reference.neighbour_bits`, whose latents are levels: from 128 - S/2 on there is none
 
+# --- the hyperprior family --------------------------------------------------------------------------------------------
+
+WIDE_SUM_LIMIT = 1 << 31  # of its layers: 255 sum|w| + |bias| stays below it; sums are int32, rounded to float32
+SIGNED_ZERO = 128  # the byte that stands for 0 among inputs of both signs
+CONTEXT_TAPS = tuple((dy, dx) for dy in (-2, -1, 0) for dx in range(-2, 3) if (dy, dx) < (0, 0))  # masked 5x5, raster
+SCALE_UNIT = 1.0 / 128.0  # one integer step of a head's sigma, in latents
+HEAD_MEAN_UNIT = 1.0 / 64.0  # and of its mean
+SIGMA_LEAST, SIGMA_MOST = 14, 32000  # 0.11, the papers' bound, and 250 latents
+# A Gaussian as three logistics: weights; inverse scales times sigma; distance of the outer ones from the mean, in
+# 1/1024 sigma.
+GAUSSIAN_WEIGHTS = (37346, 14087, 14087)
+GAUSSIAN_INV_SCALES = (153552, 163391)  # of the one in the middle, of the outer ones
+GAUSSIAN_DISTANCE = 1033
+ESCAPES = (0, 255)  # symbols that stand for all latents from there on
+ESCAPE_DIGIT = 255  # the digit after which another one follows
+MOST_DIGITS = 32
+DIGIT_WEIGHT, DIGIT_MEAN, DIGIT_INV_SCALE = 65520, -16384, 16  # one logistic around the digit 0
+SIDE_PRECISION = 16  # bits of the tables
+
 # --- the range coder ------------------------------------------------------------------------------------------------
 
 MAX_LANES = 64

@@ -103,16 +103,33 @@ def tile_coder(
         tables: of the model.
         samples: constant planes uint8 [num_scales + 1, planes] of typical pictures.
     """
-
-    def arrays(layers: Sequence[IntegerLayer]) -> list[tuple[npt.NDArray[Any], ...]]:
-        parts = ((layer.weight, layer.bias, layer.multiplier) for layer in layers)
-        return [tuple(np.ascontiguousarray(array) for array in part) for part in parts]
-
     return extension.cpp_extension().TileCoder(
         list(channel_groups), num_scales, num_mixtures,
-        [arrays(step) for step in steps], None if prior is None else arrays(prior),
+        [[_arrays(layer) for layer in step] for step in steps],
+        None if prior is None else [_arrays(layer) for layer in prior],
         *(np.ascontiguousarray(table) for table in (tables.compand, tables.exp, tables.inv_scale)), samples,
     )  # fmt: skip
+
+
+def _arrays(layer: IntegerLayer) -> tuple[npt.NDArray[Any], ...]:
+    """A layer as the C++ takes it."""
+    return tuple(np.ascontiguousarray(array) for array in (layer.weight, layer.bias, layer.multiplier))
+
+
+def hyperprior_coder(levels: Sequence[tuple[Any, ...]]) -> Any:
+    """A hyperprior model with the range coder in C++, see csrc/hyperprior/coder.h and `_C.HyperpriorCoder`.
+
+    Args:
+        levels: (kind, z_cdf, [(layer, shuffle), ...], context or None, shift, parameters, offset, y_cdf) of each, the
+            attributes of `IntegerLevel`; layers are `IntegerLayer`s.
+    """
+    made = []
+    for kind, z_cdf, hyper, context, shift, parameters, offset, y_cdf in levels:
+        z, s, o, y = (np.ascontiguousarray(array) for array in (z_cdf, shift, offset, y_cdf))
+        layers = [(_arrays(layer), shuffle) for layer, shuffle in hyper]
+        context = None if context is None else _arrays(context)
+        made.append((kind, z, layers, context, s, [_arrays(layer) for layer in parameters], o, y))
+    return extension.cpp_extension().HyperpriorCoder(made)
 
 
 def int_conv(weight: npt.NDArray[np.int8], bias: npt.NDArray[np.int32], multiplier: npt.NDArray[np.float32]) -> Any:

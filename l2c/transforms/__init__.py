@@ -6,6 +6,7 @@ hyperprior    the networks of CompressAI's codecs: Minnen2018, Cheng2020 and the
 paper         the networks of L2C, section IV
 adaptation    what an encoder may change in D for a picture or its patches; modulators: OML's, conditioned on lambda
 masking       which channels are kept (L2C Eq. 2)
+quantiser     Q: what lies between latents and the symbols that are coded
 check         whether networks keep the contract
 costs         multiply-accumulates per pixel
 """
@@ -22,12 +23,15 @@ from l2c.transforms.block import BlockConfig, block_networks
 from l2c.transforms.check import check_contract
 from l2c.transforms.costs import kmac_per_pixel, transform_costs
 from l2c.transforms.hyperprior import HyperpriorTransformConfig, hyperprior_networks
-from l2c.transforms.masking import clipping, importance_mask, used_channels
+from l2c.transforms.masking import clipping, importance_mask
 from l2c.transforms.modulators import condition
 from l2c.transforms.paper import PaperConfig, paper_networks
+from l2c.transforms.quantiser import LEVELS, WHOLE_NUMBERS, Quantiser
 
 __all__ = [
     "FAMILIES",
+    "LEVELS",
+    "WHOLE_NUMBERS",
     "Adaptation",
     "BlockConfig",
     "Decoder",
@@ -35,6 +39,7 @@ __all__ = [
     "Grid",
     "HyperpriorTransformConfig",
     "PaperConfig",
+    "Quantiser",
     "Transform",
     "TransformConfig",
     "TransformFamily",
@@ -50,7 +55,6 @@ __all__ = [
     "quantise",
     "to_levels",
     "transform_costs",
-    "used_channels",
 ]
 
 FAMILIES.register(BlockConfig.family, TransformFamily(BlockConfig, block_networks))

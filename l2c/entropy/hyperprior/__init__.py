@@ -1,1 +1,1 @@
-"""The entropy models of CompressAI's codecs: a hyperprior, and for some a context in raster order; exact in integers."""
+"""The entropy models of CompressAI's codecs: a hyperprior, and for some a context in raster order, as integers."""
