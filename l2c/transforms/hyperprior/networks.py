@@ -115,13 +115,27 @@ def _qualities_of(cond: Tensor, qualities: Sequence[int]) -> dict[int, list[int]
 
 
 def _for_each_quality(cond: Tensor, qualities: Sequence[int], call: Callable[[int, list[int]], Tensor]) -> Tensor:
-    """What `call(index of a quality, numbers of its pictures)` gives for all pictures, in their order."""
-    parts = _qualities_of(cond, qualities)
-    results = [call(index, rows) for index, rows in parts.items()]
+    """What `call(index of a quality, numbers of its pictures)` gives for all pictures, in their order.
+
+    Without gradients on a CPU every picture has a call of its own: convolutions of other batches round otherwise, and a
+    picture's latents and pixels must not depend on what else is in its batch.
+    """
+    parts = list(_qualities_of(cond, qualities).items())
+    if cond.device.type == "cpu" and not torch.is_grad_enabled():
+        parts = [(index, [row]) for index, rows in parts for row in rows]
+    results = [call(index, rows) for index, rows in parts]
     if len(results) == 1:
         return results[0]
-    order = [row for rows in parts.values() for row in rows]
+    order = [row for _, rows in parts for row in rows]
     return torch.cat(results)[sorted(range(len(order)), key=order.__getitem__)]
+
+
+def _pick(x: Tensor, rows: list[int]) -> Tensor:
+    """Some pictures of x [N, C, h, w], in its memory format."""
+    if len(rows) == len(x):
+        return x
+    last = x.is_contiguous(memory_format=torch.channels_last)
+    return x[rows].contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 class HyperpriorEncoder(Encoder):
@@ -151,7 +165,7 @@ class HyperpriorEncoder(Encoder):
         def latents(index: int, rows: list[int]) -> Tensor:
             adapter = Adapter(None, cond, 1)
             layers = list(self.g_a[index].children())
-            features = run(layers[: self._last], x if len(rows) == len(x) else x[rows], adapter)
+            features = run(layers[: self._last], _pick(x, rows), adapter)
             with torch.autocast(x.device.type, enabled=False):
                 return run(layers[self._last :], features.float(), adapter)
 
@@ -190,7 +204,7 @@ class HyperpriorDecoder(Decoder):
         def pictures(index: int, rows: list[int]) -> Tensor:
             if len(rows) == len(y_hat):
                 return self._decode(index, y_hat, cond, adaptation)
-            return self._decode(index, y_hat[rows], cond[rows], _rows(adaptation, rows))
+            return self._decode(index, _pick(y_hat, rows), cond[rows], _rows(adaptation, rows))
 
         return _for_each_quality(cond, self.qualities, pictures)
 
