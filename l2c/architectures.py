@@ -27,8 +27,8 @@ class Architecture:
     """One of them.
 
     Attributes:
-        kind: what says how likely y is: "factorized" (a table per channel), "scale" (h_s gives sigma), "mean" (h_s gives
-            sigma and mu), "context" (both, with the y before in raster order).
+        kind: what says how likely y is: "factorized" (a table per channel), "scale" (h_s gives sigma), "mean" (h_s
+            gives sigma and mu), "context" (both, with the y before in raster order).
         residual: g_a and g_s of residual blocks (Cheng2020) instead of convolutions with GDN.
         attention: with attention modules in g_a and g_s.
         sizes: (quality, N, M) of the published checkpoints, from that quality on.
@@ -65,6 +65,14 @@ def tenths_of(quality: int) -> int:
 def nearest(tenths: float, qualities: Sequence[int]) -> int:
     """Index of the quality that is nearest to a place on the header's scale, the lower one of two."""
     return min(range(len(qualities)), key=lambda i: abs(tenths_of(qualities[i]) - tenths))
+
+
+def split(tenths: Sequence[float], qualities: Sequence[int]) -> dict[int, list[int]]:
+    """Which of the pictures at these places on the header's scale each quality takes: its index -> their numbers."""
+    found: dict[int, list[int]] = {}
+    for number, place in enumerate(tenths):
+        found.setdefault(nearest(place, qualities), []).append(number)
+    return found
 
 
 def check_qualities(where: str, architecture: str, n: int, qualities: tuple[int, ...]) -> None:

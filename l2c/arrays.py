@@ -10,6 +10,7 @@ import numpy.typing as npt
 from l2c.errors import ImageError
 
 UInt8Array: TypeAlias = npt.NDArray[np.uint8]
+Symbols: TypeAlias = UInt8Array | npt.NDArray[np.int16]  # [c, h, w], quantised latents as they are coded
 Alpha: TypeAlias = UInt8Array | npt.NDArray[np.uint16]  # [H, W]; 0 is transparent, the greatest value opaque
 
 

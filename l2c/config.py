@@ -14,6 +14,7 @@ from pathlib import Path
 
 from l2c.entropy import FAMILIES, EntropyFamily, FloatModel, ProbabilityConfig
 from l2c.errors import ConfigError
+from l2c.format.levels import MAX_QUALITY
 from l2c.settings import from_mapping
 from l2c.transforms import TransformConfig
 
@@ -42,12 +43,27 @@ class ModelConfig:
         if not 1 <= self.bits <= 8:
             raise ConfigError(f"bits is {self.bits}: it must be 1..8")
         self.probability.check(self.transform.c)
+        if self.probability.quality_steps != self.transform.quality_steps:
+            raise ConfigError("transform and probability must have networks at the same qualities")
         if not 0 < self.lmbda_min <= self.lmbda_max:
             raise ConfigError("lmbda_min and lmbda_max must be positive and in order")
 
     def lmbda(self, share: float) -> float:
         """The raw trade-off at a share 0..1 of the quality scale."""
         return float(self.lmbda_min * (self.lmbda_max / self.lmbda_min) ** share)
+
+    def settled(self, tenths: int) -> int:
+        """The place 0..1000 on the header's scale at which a picture is coded that is asked for at this one: this one,
+        or the nearest at which there are networks."""
+        steps = self.transform.quality_steps.values()
+        return min(steps, key=lambda step: abs(step - tenths)) if steps else tenths
+
+    def shown_quality(self, tenths: int) -> float:
+        """What users call a place 0..1000 on the header's scale: 0..100, or the quality whose networks are nearest."""
+        steps = self.transform.quality_steps
+        if not steps:
+            return 100.0 * tenths / MAX_QUALITY
+        return float(min(steps, key=lambda quality: abs(steps[quality] - tenths)))
 
     @property
     def log_range(self) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Exported models: one safetensors file holds the configuration, the float16 networks and the integer P.
+"""Exported models: one safetensors file holds the configuration, the networks and the integer P.
 
 Models that ship lie in `l2c/weights/`; others are found by path, or by name or id in the files and folders that the
 environment variable L2C_MODEL_PATH lists.
@@ -80,9 +80,10 @@ def save_model(
 ) -> bytes:
     """Write a model file atomically and return its id.
 
-    Networks and bias sets are stored as float16. `rate_curve` and `card` do not enter the id.
+    Networks are stored as their configuration says, bias sets as float16. `rate_curve` and `card` do not enter the id.
     """
-    tensors = {f"transform.{k}": v.detach().to(torch.float16).contiguous() for k, v in transform.state_dict().items()}
+    stored, weights = config.transform.stored_dtype, transform.state_dict()
+    tensors = {f"transform.{k}": v.detach().to(stored).contiguous() for k, v in weights.items()}
     tensors |= {k: v.contiguous() for k, v in probability.to_tensors().items()}
     answer = probability.known_answer(probability.definition)
     tensors["probability.known_answer"] = torch.tensor([answer], dtype=torch.int64)

@@ -38,7 +38,7 @@ ARROWS = {
     "transforms": {"errors", "registry", "architectures", "ops"},
     "entropy": {"errors", "registry", "arrays", "architectures", "format", "ops"},
     "compressai": {"errors", "files", "architectures", "format", "transforms", "entropy", "config", "models", "train"},
-    "config": {"errors", "settings", "transforms", "entropy"},
+    "config": {"errors", "settings", "format", "transforms", "entropy"},
     "adapt": {"errors", "arrays", "config", "format", "ops", "transforms", "entropy", "metrics", "objective", "models",
               "rate_control"},
     "rate_control": {"format"},

@@ -94,7 +94,7 @@ def test_the_file_shrinks_as_the_float_model_says(default: Networks, photo: np.n
 
 def coded(model: Model, symbols: Tensor, point: OperatingPoint) -> int:
     """Bits as the integer model and the coder write them."""
-    used = transforms.used_channels(symbols, point.bits)
+    used = transforms.LEVELS.used_channels(symbols, point.bits)
     job = EncodingJob(symbols.shape[1], symbols.shape[2], point, used, symbols.numpy())
     model.integer.code([job])
     return 8 * len(job.encoder.finish())

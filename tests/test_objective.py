@@ -332,7 +332,7 @@ class _Clamped:
 
     def __init__(self, nets: Networks) -> None:
         self.config, self.probability, self.transform = nets.config, nets.probability, self
-        self._decoder = nets.transform.decoder
+        self._decoder, self.quantiser = nets.transform.decoder, nets.transform.quantiser
 
     def decoder(self, *arguments: Any) -> Tensor:
         return self._decoder(*arguments).clamp(0, 1)

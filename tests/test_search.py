@@ -29,6 +29,9 @@ from l2c.search import (
     Question,
     Restore,
     Steer,
+    StepsAt,
+    StepsToFigures,
+    StepsToSizes,
     Strategy,
     ToFigures,
     ToSizes,
@@ -449,3 +452,68 @@ def test_figures_when_time_is_over() -> None:
     strategy = ToFigures(known(drawn), 31.3, "PSNR", True, lambda: bool(drawn.of(Adapt)))
     run(strategy, drawn)
     assert len(drawn.of(Adapt)) == 1 and not drawn.of(Steer)
+
+
+STEPS = (0, 143, 286, 429, 571, 714, 857, 1000)
+
+
+def by_steps(strategy: Strategy, drawn: Drawn) -> Best:
+    run(strategy, drawn)
+    assert {q.quality for q in drawn.of(Plain, Adapt)} <= set(STEPS) and not drawn.of(LookAt)
+    return strategy.best(0)
+
+
+class TestSteps:
+    """A model with networks at a few qualities alone."""
+
+    @pytest.mark.parametrize("quality", STEPS)
+    @pytest.mark.parametrize("adapts", [False, True])
+    def test_at_one(self, quality: int, adapts: bool) -> None:
+        drawn = Drawn()
+        best = by_steps(StepsAt(known(drawn, flat=True), quality, adapts), drawn)
+        assert best.trial.quality == quality and best.trial.coded[0] == ("adapted" if adapts else "plain")
+        assert len(drawn.asked) == 1
+
+    @pytest.mark.parametrize("size", [2_000, 2_001, 9_000, 30_000, 198_968, 10**6])
+    def test_the_largest_that_fits(self, size: int) -> None:
+        drawn = Drawn()
+        best = by_steps(StepsToSizes(known(drawn), STEPS, [size], False, never), drawn)
+        fitting = [quality for quality in STEPS if photograph(quality) <= size]
+        assert best.trial.quality == fitting[-1] and best.probes == len(drawn.asked) <= 4
+        assert bool(best.reason) == (size == 10**6)
+
+    def test_adapted_where_it_fits(self) -> None:
+        size = photograph(571) - 1
+        for saving, expected in ((0.1, ("adapted", 571)), (-0.1, ("adapted", 429)), (-2.0, ("plain", 429))):
+            drawn = Drawn(saving=saving)
+            best = by_steps(StepsToSizes(known(drawn), STEPS, [size], True, never), drawn)
+            assert best.trial.coded[:2] == expected and best.trial.size <= size
+        drawn = Drawn(saving=0.1)
+        best = by_steps(StepsToSizes(known(drawn), STEPS, [size], True, lambda: True), drawn)
+        assert best.trial.coded == ("plain", 429)  # no time to adapt
+
+    def test_nothing_fits(self) -> None:
+        drawn = Drawn(saving=0.1)
+        with pytest.raises(RateError, match=r"its least rate is 0\.0400 bpp \(2000 bytes"):
+            by_steps(StepsToSizes(known(drawn), STEPS, [1_700], True, never), drawn)
+        drawn = Drawn(saving=0.1)  # but its adaptation may
+        assert by_steps(StepsToSizes(known(drawn), STEPS, [1_900], True, never), drawn).trial.size == 1_800
+
+    @pytest.mark.parametrize("target", [20.0, 27.3, 34.0, 41.9, 50.0])
+    def test_the_smallest_that_is_good_enough(self, target: float) -> None:
+        drawn = Drawn()
+        best = by_steps(StepsToFigures(known(drawn), STEPS, target, "PSNR", False, never), drawn)
+        good = [quality for quality in STEPS if figure(quality) >= target]
+        assert best.trial.quality == (good[0] if good else STEPS[-1])
+        assert bool(best.reason) != bool(good) and best.probes <= 4
+
+    def test_adapted_to_a_figure(self) -> None:
+        target = figure(429) + 0.2
+        for gain, saving, expected in ((0.3, 0.1, ("adapted", 429)), (0.1, 0.1, ("adapted", 571)),
+                                       (0.1, -0.1, ("plain", 571))):  # fmt: skip
+            drawn = Drawn(gain=gain, saving=saving)
+            best = by_steps(StepsToFigures(known(drawn), STEPS, target, "PSNR", True, never), drawn)
+            assert best.trial.coded[:2] == expected and not best.reason
+        drawn = Drawn(gain=0.3)
+        best = by_steps(StepsToFigures(known(drawn), STEPS, figure(1000) + 0.2, "PSNR", True, never), drawn)
+        assert best.trial.coded[:2] == ("adapted", 1000) and not best.reason

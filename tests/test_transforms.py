@@ -265,6 +265,6 @@ def test_modulators_start_at_one_and_depend_on_the_condition() -> None:
 
 def test_used_channels() -> None:
     symbols = torch.full((5, 3, 3), 128, dtype=torch.uint8)
-    assert transforms.used_channels(symbols, 8) == 0
+    assert transforms.LEVELS.used_channels(symbols, 8) == 0
     symbols[3, 1, 1] = 127
-    assert transforms.used_channels(symbols, 8) == 4
+    assert transforms.LEVELS.used_channels(symbols, 8) == 4

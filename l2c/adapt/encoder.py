@@ -20,12 +20,13 @@ from l2c.adapt.bias_sets import BiasSets, search_sets, set_maps
 from l2c.adapt.effort import Effort
 from l2c.adapt.latents import LatentSearch, Regions, trim_rate
 from l2c.adapt.modulators import search_conditions
+from l2c.arrays import Symbols
 from l2c.entropy import FloatModel
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges, grid_shape
 from l2c.format.bitstream import SECTION_OVERHEAD
 from l2c.format.levels import MAX_QUALITY, OperatingPoint
 from l2c.format.tiles import Box
-from l2c.transforms import Adaptation, Grid, Transform, num_modulators, to_levels
+from l2c.transforms import Adaptation, Grid, Transform, num_modulators
 
 _BATCH_PIXELS = 1 << 20  # regions of one shape share a pass up to this many pixels
 
@@ -95,9 +96,9 @@ class Adapted:
     changes: PatchChanges = field(default_factory=PatchChanges)
     saved_cost: float = 0.0
 
-    def symbols(self) -> npt.NDArray[np.uint8]:
-        """uint8 [c, h, w] as the coder takes them."""
-        canvas = np.empty(tuple(self.subject.y.shape), dtype=np.uint8)
+    def symbols(self) -> Symbols:
+        """[c, h, w] as the coder takes them."""
+        canvas = np.empty(tuple(self.subject.y.shape), dtype=self.parts[0][0].quantiser.dtype)
         for search, i, (top, left, bottom, right) in self.parts:
             canvas[:, top:bottom, left:right] = search.symbols()[i].cpu().numpy()
         return canvas
@@ -291,7 +292,7 @@ def regions_of(
             kept.append(subject.kept[:, box[0] : box[2], box[1] : box[3]])
         if surround is not None:
             part = subject.y[:, surround[0] : surround[2], surround[1] : surround[3]]
-            around.append(to_levels(part, subject.point.bits))
+            around.append(transform.quantiser.to_levels(part, subject.point.bits))
     members = [subjects[number] for number, _ in batch]
     stacked = torch.stack(x).to(device).permute(0, 3, 1, 2).float() / 255.0
     return Regions(

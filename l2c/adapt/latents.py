@@ -32,7 +32,7 @@ from l2c import ops
 from l2c.entropy import FloatModel
 from l2c.objective import Blend, DistortionTo
 from l2c.rate_control import Steering
-from l2c.transforms import Adaptation, Transform, quantise, to_levels
+from l2c.transforms import Adaptation, Transform
 
 _SHARE = 0.3  # of the moves that promise a gain, how many an iteration makes
 _DAMPING = 1.5  # on the curvature, at the start
@@ -199,7 +199,8 @@ class LatentSearch:
         b = regions.header[:, 2].to(device)
         self._b = b
         self._level = torch.exp2(8.0 - b.float())[:, None, None, None]
-        self.z = to_levels(regions.y, b).contiguous()
+        self.quantiser = transform.quantiser
+        self.z = self.quantiser.to_levels(regions.y, b).contiguous()
         self.beta = regions.x.new_ones(len(regions))
         self._aims = {i: aim for i, aim in enumerate(aims) if aim is not None}
         self._steerings: dict[int, Steering] = {}
@@ -235,8 +236,8 @@ class LatentSearch:
         return self._terms.cost
 
     def symbols(self) -> Tensor:
-        """The best latents as the coder takes them: uint8 [N, c, h, w]."""
-        return quantise(self.z, self._b)
+        """The best latents as the coder takes them: [N, c, h, w] of the quantiser's dtype."""
+        return self.quantiser.quantise(self.z, self._b)
 
     def run(self, iterations: int, go_on: Callable[[], bool] = lambda: True) -> None:
         """Search on; the last iterations steer for the aims.

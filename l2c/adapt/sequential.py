@@ -84,7 +84,7 @@ def adapt_sequentially(
             sets[row, column] = _best_set(model, x, z, cond, level, bf16)
             seconds["latents"] += middle - start
             seconds["sets"] += time.perf_counter() - middle
-            part = transforms.quantise(z[0], bits).numpy()
+            part = model.config.transform.quantiser.quantise(z[0], bits).numpy()
             symbols[:, top // s : top // s + part.shape[1], left // s : left // s + part.shape[2]] = part
     return Sequential(symbols, sets, seconds)
 
@@ -129,8 +129,8 @@ def _overfit(
 def _coded_bits(model: Model, z: Tensor, point: OperatingPoint) -> float:
     """Bits of a patch's latents as the integer P and the coder write them."""
     bits = point.bits
-    symbols = np.ascontiguousarray(transforms.quantise(z[0], bits).numpy())
-    used = transforms.used_channels(torch.from_numpy(symbols), bits)
+    symbols = np.ascontiguousarray(model.config.transform.quantiser.quantise(z[0], bits).numpy())
+    used = model.config.transform.quantiser.used_channels(torch.from_numpy(symbols), bits)
     job = EncodingJob(symbols.shape[1], symbols.shape[2], point, used, symbols)
     model.integer.code([job], threads=torch.get_num_threads())
     return 8.0 * len(job.encoder.finish())

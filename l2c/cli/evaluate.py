@@ -42,6 +42,10 @@ def evaluate_folder(
     every: Annotated[int, typer.Option(min=1, help="Take every so many-th picture.")] = 1,
     device: Annotated[str, typer.Option(help="Where our networks run: cpu, cuda, ...")] = "cpu",
     model: options.Model = None,
+    beside: Annotated[
+        list[str] | None,
+        typer.Option(metavar="MODEL", help="Another model of ours, by name or file; may be repeated."),
+    ] = None,
 ) -> int:
     """Measure our codec and others on your own pictures at equal rates: real files, decoded again.
 
@@ -63,7 +67,8 @@ def evaluate_folder(
         figures=tuple(options.names(figures)),
     )
     codec = open_codec(model, device)
-    outcome = lazy.run.evaluate(codec, plan, out, tell, peers_only=peers_only)
+    others = [open_codec(other, device) for other in beside or ()]
+    outcome = lazy.run.evaluate(codec, plan, out, tell, peers_only=peers_only, beside=others)
     clear()
     for what, why in outcome.failures:
         print(f"warning: {what}: {why}", file=sys.stderr)
@@ -92,6 +97,9 @@ def papers_tables(
     every: Annotated[int, typer.Option(min=1, help="Take every so many-th picture.")] = 1,
     device: Annotated[str, typer.Option(help="Where our networks run: cpu, cuda, ...")] = "cpu",
     model: options.Model = None,
+    own: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="fig4: the same encoders, with decoders of their own.")
+    ] = None,
 ) -> int:
     """The tables of L2C and figures 4 and 5 of OML on your own pictures: the papers' numbers beside ours.
 
@@ -107,6 +115,7 @@ def papers_tables(
         effort,
         metric,
         tell,
+        own=None if own is None else open_codec(own, device),
     )
     text = lazy.tables.write_tables(tables, options.names(parts), meta, control)
     clear()

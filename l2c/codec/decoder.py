@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from l2c import images
-from l2c.arrays import UInt8Array
+from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.latent_stage import LatentStage
 from l2c.codec.options import Mode, Output
 from l2c.codec.results import Decoded, DecodeSeconds
@@ -31,10 +31,10 @@ _QUEUED_PIXELS = 1 << 26  # of the pictures that lie on a GPU at the same time
 
 
 class Restored(NamedTuple):
-    """A decoded picture: uint8 [H, W, 3] here or [3, H, W] on the device, and symbols uint8 [c, h, w], likewise."""
+    """A decoded picture: uint8 [H, W, 3] here or [3, H, W] on the device, and symbols [c, h, w], likewise."""
 
     pixels: Any
-    symbols: UInt8Array | Tensor
+    symbols: Symbols | Tensor
 
 
 class Decoder:

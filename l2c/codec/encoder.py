@@ -263,7 +263,7 @@ class Encoder:
         return Encoded(
             data,
             8.0 * len(data) / (picture.height * picture.width),
-            100.0 * point.quality_tenths / MAX_QUALITY,
+            self.model.config.shown_quality(point.quality_tenths),
             target_reached=not best.reason,
             reason=best.reason,
             probes=best.probes,

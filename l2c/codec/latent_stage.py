@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2c import ops, transforms
-from l2c.arrays import UInt8Array
+from l2c import ops
+from l2c.arrays import Symbols
 from l2c.codec.support import first_line, naming
 from l2c.entropy import FloatModel
 from l2c.entropy.coder import DecodingJob, EncodingJob, Job
@@ -36,9 +36,9 @@ _float_lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Latents:
-    """Symbols of one picture, uint8 [c, h, w], and what the header must say of them."""
+    """Symbols of one picture, [c, h, w] of the quantiser's dtype, and what the header must say of them."""
 
-    symbols: UInt8Array
+    symbols: Symbols
     point: OperatingPoint
 
 
@@ -67,6 +67,7 @@ class LatentStage:
         self.device, self.threads, self.most_again = device, threads, most_again
         self.backend, *others = model.integer.chain(backend, device)
         self._model, self._s, self._limits = model, model.transform.s, limits
+        self._quantiser = model.config.transform.quantiser
         self._trusted = {model.integer.definition: True}
         self._float: FloatModel | None = None
         # A wrong integer ruins a picture, so every device proves itself once (DESIGN 3.5).
@@ -95,7 +96,7 @@ class LatentStage:
             counts.append(len(boxes))
             for box in boxes:
                 symbols = np.ascontiguousarray(part.symbols[(slice(None), *box.slices)])
-                used = transforms.used_channels(torch.from_numpy(symbols), part.point.bits)
+                used = self._quantiser.used_channels(torch.from_numpy(symbols), part.point.bits)
                 jobs.append(EncodingJob(box.height, box.width, part.point, used, symbols))
         self.code(jobs, self.backend)
         results, start = [], 0
@@ -105,7 +106,7 @@ class LatentStage:
             results.append(([job.encoder.finish() for job in mine], [job.used for job in mine]))
         return results
 
-    def code(self, jobs: Sequence[Job], backend: str) -> list[UInt8Array]:
+    def code(self, jobs: Sequence[Job], backend: str) -> list[Symbols]:
         """P and the coder. What the kernels fail at, for want of memory say, the CPU does."""
         threads = self.threads if self.threads is not None else torch.get_num_threads()
         try:
@@ -117,8 +118,8 @@ class LatentStage:
             self.warn_of_device(error, f"using {self._model.integer.backends()[spare].spoken}")
             return self._model.integer.code(jobs, spare, self.device, threads)
 
-    def read(self, streams: Sequence[Bitstream], names: Sequence[str] | None = None) -> list[UInt8Array]:
-        """Entropy-decode files of this codec's model, all tiles together: symbols uint8 [c, h, w] each.
+    def read(self, streams: Sequence[Bitstream], names: Sequence[str] | None = None) -> list[Symbols]:
+        """Entropy-decode files of this codec's model, all tiles together: symbols [c, h, w] each.
 
         Section CRCs hold at this point, so a failing end-of-stream check or latent CRC means that this machine
         computed other integers than the encoder's, or that the file was made to be wrong. See `_read_tile` and
@@ -159,7 +160,8 @@ class LatentStage:
         if queued is None:
             return None
         tiles, check = queued
-        symbols = [torch.empty(self.shape(stream.header), dtype=torch.uint8, device=self.device) for stream in streams]
+        kind = torch.from_numpy(np.empty(0, self._quantiser.dtype)).dtype
+        symbols = [torch.empty(self.shape(stream.header), dtype=kind, device=self.device) for stream in streams]
         for (number, box), tile in zip(places, tiles):
             symbols[number][(slice(None), *box.slices)] = tile
 
@@ -169,15 +171,15 @@ class LatentStage:
 
         return symbols, holds
 
-    def _read_tiles(self, stream: Bitstream) -> UInt8Array:
+    def _read_tiles(self, stream: Bitstream) -> Symbols:
         """As `read_plainly`, tile by tile, each with help where it fails."""
-        canvas = np.empty(self.shape(stream.header), dtype=np.uint8)
+        canvas = np.empty(self.shape(stream.header), dtype=self._quantiser.dtype)
         jobs, places = self.reading_jobs([stream])
         for job, (_, box) in zip(jobs, places):
             canvas[(slice(None), *box.slices)] = self._read_tile(job)
         return canvas
 
-    def _read_tile(self, job: DecodingJob) -> UInt8Array:
+    def _read_tile(self, job: DecodingJob) -> Symbols:
         """Decode a tile; where that fails, once more with another implementation of P.
 
         Where that fails as well, the file is at fault.
@@ -194,13 +196,13 @@ class LatentStage:
                 return symbols
         raise BitstreamError(f"the latents cannot be decoded: {failure}") from None
 
-    def _read_one(self, job: DecodingJob, backend: str) -> UInt8Array:
+    def _read_one(self, job: DecodingJob, backend: str) -> Symbols:
         again = replace(job)  # reads from the beginning
         (symbols,) = self.code([again], backend)
         again.decoder.finish()
         return symbols
 
-    def _read_again(self, stream: Bitstream) -> UInt8Array:
+    def _read_again(self, stream: Bitstream) -> Symbols:
         """Decode a file whose tiles all end as they should, but whose latents have another CRC than the header says.
 
         The end of a stream holds a hash of its symbols, but what becomes of them afterwards is the CRC's to see.
@@ -262,9 +264,9 @@ class LatentStage:
                     f"the limit is {2 * limit} (twice Limits.{name})"
                 )
 
-    def read_plainly(self, streams: Sequence[Bitstream], backend: str) -> list[UInt8Array]:
+    def read_plainly(self, streams: Sequence[Bitstream], backend: str) -> list[Symbols]:
         """As `read` with one backend, which nothing helps and no CRC of the latents checks."""
-        canvases = [np.empty(self.shape(stream.header), dtype=np.uint8) for stream in streams]
+        canvases = [np.empty(self.shape(stream.header), dtype=self._quantiser.dtype) for stream in streams]
         jobs, places = self.reading_jobs(streams)
         for (number, box), job, symbols in zip(places, jobs, self.code(jobs, backend)):
             job.decoder.finish()
@@ -277,8 +279,9 @@ class LatentStage:
         jobs, places = [], []
         for number, stream in enumerate(streams):
             header = stream.header
-            if header.latent_bits > self._model.config.bits:
-                raise BitstreamError(f"b is {header.latent_bits}, the model has at most {self._model.config.bits} bits")
+            least, most = self._quantiser.least_bits, self._model.config.bits
+            if not least <= header.latent_bits <= most:
+                raise BitstreamError(f"b is {header.latent_bits}, the model has {least}..{most} bits")
             boxes = latent_tiles(header.height, header.width, header.tile_size, s)
             for box, tile, payload in zip(boxes, stream.tiles, stream.payloads):
                 if tile.channels > c:
@@ -299,6 +302,6 @@ class LatentStage:
             return self._float
 
 
-def crc_holds(stream: Bitstream, symbols: UInt8Array) -> bool:
-    """Whether latents, uint8 [c, h, w], are those that the header's CRC-32 is of."""
+def crc_holds(stream: Bitstream, symbols: Symbols) -> bool:
+    """Whether latents, [c, h, w], are those that the header's CRC-32 is of."""
     return zlib.crc32(symbols) == stream.header.latents_crc32

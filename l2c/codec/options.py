@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
@@ -97,11 +97,18 @@ def _check_effort(effort: int | Effort, tile: int, shown: Callable[[str], str]) 
         )
 
 
-def check_bits(bits: int, most: int) -> None:
-    """Raises UnsupportedError: no number of bits of a latent for a model that has at most so many."""
+def check_bits(bits: int, least: int, most: int) -> None:
+    """Raises UnsupportedError: no number of bits of a latent for a model that has so many."""
     check_number("b", bits, whole=True)
-    if not 1 <= bits <= most:
-        raise UnsupportedError(f"b is {bits}: it must be 1..{most} with this model")
+    if not least <= bits <= most:
+        allowed = f"{least}..{most}" if least < most else f"{most}"
+        raise UnsupportedError(f"b is {bits}: it must be {allowed} with this model")
+
+
+def check_step(quality: float | None, steps: Collection[int]) -> None:
+    """Raises UnsupportedError: a quality that a model with networks at some qualities alone (`steps`) lacks."""
+    if steps and quality is not None and quality not in steps:
+        raise UnsupportedError(f"quality is {quality:g}: this model has {', '.join(map(str, steps))}")
 
 
 def check_number(name: str, value: Any, *, whole: bool) -> None:

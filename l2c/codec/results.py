@@ -55,7 +55,8 @@ class Encoded:
     Attributes:
         data: the file.
         bpp: 8 * len(data) / pixels.
-        quality: 0..100, the one used: lower than the one asked for where that is no worse (`l2c.guard`).
+        quality: 0..100, the one used: lower than the one asked for where that is no worse (`l2c.guard`). Of a model
+            with networks at some qualities alone, the number of one.
         target_reached: False where even the best quality needs less than the target (or does not reach it).
         reason: why the target was not reached, or "".
         probes: how many qualities were encoded to find this one.

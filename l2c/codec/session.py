@@ -16,7 +16,7 @@ from torch import Tensor
 
 from l2c import images
 from l2c.adapt.effort import EFFORTS, Effort, EffortLevel
-from l2c.arrays import UInt8Array
+from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.decoder import Decoder, present
 from l2c.codec.encoder import Encoder
 from l2c.codec.latent_stage import LatentStage
@@ -31,6 +31,7 @@ from l2c.codec.options import (
     Precision,
     check_bits,
     check_options,
+    check_step,
 )
 from l2c.codec.results import Decoded, Encoded, EncodeSeconds
 from l2c.codec.support import checked_threads, names_of, naming, of_device
@@ -42,7 +43,7 @@ from l2c.format.bitstream import Bitstream, BytesLike, Limits, read_bitstream
 from l2c.format.levels import DEFAULT_METRIC, MAX_QUALITY, METRICS, Metric
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.rate_control import dissimilarity_db
-from l2c.search import AtQualities, Strategy, ToFigures, ToSizes
+from l2c.search import AtQualities, Figure, StepsAt, StepsToFigures, StepsToSizes, Strategy, ToFigures, ToSizes
 from l2c.transforms import Transform
 
 if TYPE_CHECKING:
@@ -137,7 +138,10 @@ class Codec:
             psnr: target in dB over RGB: the file of the least quality found that is no worse.
             msssim: target 0..1, likewise. Both measure whole pictures: some hundred bytes of memory a pixel.
             quality: 0..100 instead of a target; more is better and larger. Without any of these: 50. A picture that
-                the model cannot make better at this quality than at a lower one is coded at the lower one.
+                the model cannot make better at this quality than at a lower one is coded at the lower one. A model
+                with networks at a few qualities alone (those of CompressAI) takes their numbers, 1 to 8, and without
+                any of these the middle one; there `bpp` and `max_bytes` give the best of them that is not above,
+                `psnr` and `msssim` the least that is not below.
             metric: what the bits are spent on: "psnr" (squared error of RGB), "msssim" (MS-SSIM of RGB) or "mixed", the
                 default, for eyes: squared error of luma and a little of chroma, and MS-SSIM of luma (`l2c.objective`).
             effort: 0 (default, no adaptation) to 9: how much work goes into adapting the latents and the decoder to
@@ -196,7 +200,10 @@ class Codec:
         goals = {"bpp": bpp, "max_bytes": max_bytes, "psnr": psnr, "msssim": msssim, "quality": quality}
         others = {"max_seconds": max_seconds, "alpha_quality": alpha_quality}
         check_options(goals, metric=metric, effort=effort, tile=tile, others=others)
-        check_bits(bits, self.model.config.bits)
+        networks = self.model.config.transform
+        check_bits(bits, networks.quantiser.least_bits, self.model.config.bits)
+        steps = networks.quality_steps
+        check_step(quality, steps)
         if progress is not None and not callable(progress):
             raise UnsupportedError(f"progress is {progress!r}: it must be callable")
         batch = self.encoder.batch(
@@ -212,16 +219,25 @@ class Codec:
             progress=progress,
         )
         known, adapts = self.encoder.known(batch), batch.effort.adapts
+        places = list(steps.values())
         strategy: Strategy
         if bpp is not None or max_bytes is not None:
             rate = min(float(bpp), 1e12) if bpp is not None else 0.0  # more than any file has, its square is finite
             most = min(float(max_bytes), 1e15) if max_bytes is not None else 0.0
             sizes = [rate * p.height * p.width / 8.0 if bpp is not None else most for p in batch.pictures]
-            strategy = ToSizes(known, sizes, batch.effort, batch.mu, batch.late)
-        elif psnr is not None:
-            strategy = ToFigures(known, float(psnr), "PSNR", adapts, batch.late)
-        elif msssim is not None:
-            strategy = ToFigures(known, dissimilarity_db(float(msssim)), "MS-SSIM", adapts, batch.late)
+            if steps:
+                strategy = StepsToSizes(known, places, sizes, adapts, batch.late)
+            else:
+                strategy = ToSizes(known, sizes, batch.effort, batch.mu, batch.late)
+        elif psnr is not None or msssim is not None:
+            figure: Figure = "PSNR" if psnr is not None else "MS-SSIM"
+            target = float(psnr) if psnr is not None else dissimilarity_db(float(msssim or 0.0))
+            if steps:
+                strategy = StepsToFigures(known, places, target, figure, adapts, batch.late)
+            else:
+                strategy = ToFigures(known, target, figure, adapts, batch.late)
+        elif steps:
+            strategy = StepsAt(known, places[len(places) // 2] if quality is None else steps[int(quality)], adapts)
         else:
             level = round((DEFAULT_QUALITY if quality is None else quality) * MAX_QUALITY / 100)
             strategy = AtQualities(known, [level] * len(known), adapts)
@@ -349,8 +365,8 @@ class Codec:
         return [results[i] for i in range(len(streams))]
 
     @of_device
-    def read_latents(self, streams: Sequence[Bitstream], names: Sequence[str] | None = None) -> list[UInt8Array]:
-        """Entropy-decode files of this codec's model: symbols uint8 [c, h, w] each; see `LatentStage.read`."""
+    def read_latents(self, streams: Sequence[Bitstream], names: Sequence[str] | None = None) -> list[Symbols]:
+        """Entropy-decode files of this codec's model: symbols [c, h, w] each; see `LatentStage.read`."""
         return self.latent_stage.read(streams, names)
 
     def float_probability(self) -> FloatModel:

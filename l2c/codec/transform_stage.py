@@ -20,7 +20,7 @@ from torch import Tensor
 from l2c import guard, transforms
 from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.modulators import condition_maps
-from l2c.arrays import UInt8Array
+from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.options import PRECISIONS, Precision
 from l2c.errors import UnsupportedError
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
@@ -30,7 +30,7 @@ from l2c.format.tiles import Box, grid
 from l2c.models import Model
 from l2c.objective import Blend, distortion
 from l2c.ops import arithmetic
-from l2c.transforms import Adaptation, Grid
+from l2c.transforms import Adaptation, Grid, Quantiser
 
 CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
 _GPU_PASS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
@@ -42,12 +42,12 @@ class Analysed:
     """What E, I and Q made of a picture.
 
     Attributes:
-        symbols: uint8 [c, h, w].
+        symbols: [c, h, w] of the quantiser's dtype.
         clipped: what latents lose at their limits, see `guard.Look`.
         y: the latents before Q, float32 [c, h, w], and mask: bool [c, h, w] (None without I), where they were kept.
     """
 
-    symbols: UInt8Array
+    symbols: Symbols
     clipped: float
     y: npt.NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
     mask: npt.NDArray[np.bool_] | None = None
@@ -82,6 +82,11 @@ class TransformStage:
         """Pixels a side that a latent stands for."""
         return self.transform.s
 
+    @property
+    def quantiser(self) -> Quantiser:
+        """Q."""
+        return self.transform.quantiser
+
     def condition(self, level: int, mu: int) -> Tensor:
         """What E and D are told: float32 [1, 2] on the device, of a quality 0..1000 and a metric mix 0..8."""
         pair = torch.tensor(
@@ -102,17 +107,17 @@ class TransformStage:
     def analyse(
         self, pixels: list[UInt8Array], levels: list[int], mu: int, bits: int, *, keep: bool = False
     ) -> list[Analysed]:
-        """E, I and Q: uint8 [H, W, 3] -> symbols uint8 [c, ceil(H/s), ceil(W/s)]. Equal sizes share a pass.
+        """E, I and Q: uint8 [H, W, 3] -> symbols [c, ceil(H/s), ceil(W/s)]. Equal sizes share a pass.
 
         With `keep` the latents before Q and the mask of every picture come as well.
         """
-        s, c = self.s, self._config.transform.c
+        s, c, quantiser = self.s, self._config.transform.c, self.quantiser
         halo = -(-self.transform.encoder.receptive_halo_px // s) * s
         results: dict[int, Analysed] = {}
         for members in same_shape([p.shape[:2] for p in pixels], self._pass_pixels):
             height, width = pixels[members[0]].shape[:2]
             cond = torch.cat([self.condition(levels[i], mu) for i in members])
-            canvas = np.empty((len(members), c, -(-height // s), -(-width // s)), dtype=np.uint8)
+            canvas = np.empty((len(members), c, -(-height // s), -(-width // s)), dtype=quantiser.dtype)
             before = np.empty(canvas.shape if keep else 0, dtype=np.float32)
             masks = np.ones(canvas.shape if keep else 0, dtype=np.bool_)
             clipped = torch.zeros(len(members), device=self.device)
@@ -123,10 +128,10 @@ class TransformStage:
                 x = transforms.pad_to_multiple(x, s).contiguous(memory_format=torch.channels_last)
                 with self.float_mode():
                     y, tau = self.transform.encoder(x, cond)
-                    z = transforms.quantise(y, bits, tau)
+                    z = quantiser.quantise(y, bits, tau)
                 to, part = (..., *box.covering(s).slices), (..., *box.within(seen).covering(s).slices)
                 canvas[to] = z[part].cpu().numpy()
-                clipped += transforms.clipping(y, bits, tau)[part].sum(dim=(1, 2))
+                clipped += quantiser.clipping(y, bits, tau)[part].sum(dim=(1, 2))
                 if keep and tau is not None:
                     mask = transforms.importance_mask(tau, c)
                     y = y * mask
@@ -150,14 +155,14 @@ class TransformStage:
         padded = transforms.pad_to_multiple(x, self.s).contiguous(memory_format=torch.channels_last)
         with self.float_mode():
             y, tau = self.transform.encoder(padded, cond)
-            y_hat = transforms.to_levels(y, bits, tau)
+            y_hat = self.quantiser.to_levels(y, bits, tau)
             x_hat = self.transform.decoder(y_hat, cond, None)[:, :, : x.shape[2], : x.shape[3]]
         x_hat = x_hat.float().mul(255.0).round_().clamp_(0.0, 255.0).div_(255.0)
         blend = Blend.of(
             torch.full((len(x),), mu, device="cpu"), torch.full((len(x),), self._config.lmbda(1.0), device="cpu")
         )
         cost = distortion(x.cpu(), x_hat.cpu(), blend).mean()
-        return guard.Look(float(cost), float(transforms.clipping(y, bits, tau).mean()))
+        return guard.Look(float(cost), float(self.quantiser.clipping(y, bits, tau).mean()))
 
     def changes(self, stream: Bitstream) -> PatchChanges:
         """What a file's ADAPT section says. Raises BitstreamError: it does not fit the picture or the model."""
@@ -189,7 +194,7 @@ class TransformStage:
         self,
         sizes: Sequence[tuple[int, int]],
         points: Sequence[OperatingPoint],
-        symbols: Sequence[UInt8Array] | Sequence[Tensor],
+        symbols: Sequence[Symbols] | Sequence[Tensor],
         changes: Sequence[PatchChanges],
         *,
         keep_on_device: bool = False,
@@ -222,7 +227,7 @@ class TransformStage:
 
     def _decode_chunk(
         self,
-        symbols: list[UInt8Array | Tensor],
+        symbols: list[Symbols | Tensor],
         points: list[OperatingPoint],
         cond: Tensor,
         changes: list[PatchChanges],
@@ -236,7 +241,7 @@ class TransformStage:
         stacked = torch.stack([torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in crops])
         stacked = stacked.to(self.device)
         b = torch.tensor([point.bits for point in points], device=self.device)
-        y_hat = transforms.dequantise(stacked.contiguous(memory_format=torch.channels_last), b)
+        y_hat = self.quantiser.dequantise(stacked.contiguous(memory_format=torch.channels_last), b)
         qualities = [point.quality_tenths for point in points]
         with self.float_mode():
             x_hat = self.transform.decoder(y_hat, cond, self._adaptation(qualities, cond, changes, seen))

@@ -54,6 +54,15 @@ class ProbabilityConfig:
         """Raises ConfigError where latents of c channels do not suit."""
         return
 
+    @property
+    def quality_steps(self) -> Mapping[int, int]:
+        """Where networks exist at some qualities alone, see `TransformConfig.quality_steps`; the same ones as there."""
+        return {}
+
+    def networks(self) -> dict[str, Any]:
+        """What a checkpoint has to agree in for its weights to fit: a table that can be compared."""
+        return self.to_mapping()
+
     def to_mapping(self) -> dict[str, Any]:
         """A table for JSON, which `from_mapping` reads back."""
         return {"family": self.family, **dataclasses.asdict(self)}

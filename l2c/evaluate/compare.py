@@ -28,7 +28,6 @@ from l2c.format.bitstream import ADAPT, Bitstream, read_bitstream
 from l2c.format.levels import MAX_QUALITY, metric_name
 from l2c.format.tiles import latent_tiles
 from l2c.images import load_picture
-from l2c.transforms import dequantise
 
 _BITS_PATCH = 64  # pixels a side over which bits are summed
 _ERROR_FULL = 32.0  # levels of error that are drawn brightest
@@ -166,7 +165,7 @@ def latent_maps(codec: Codec, stream: Bitstream) -> tuple[npt.NDArray[np.float64
     """
     header = stream.header
     (symbols,) = codec.read_latents([stream])
-    z = dequantise(torch.from_numpy(symbols), header.latent_bits)
+    z = codec.transform.quantiser.dequantise(torch.from_numpy(symbols), header.latent_bits)
     model, s = codec.float_probability(), codec.transform.s
     integers = torch.tensor([[header.quality, header.metric_mix, header.latent_bits]])
     bits = np.zeros(symbols.shape[1:])

@@ -15,7 +15,7 @@ import torch
 from l2c import __version__
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, REVISION, Effort, EffortLevel
 from l2c.arrays import UInt8Array
-from l2c.codec import Codec
+from l2c.codec import Codec, EncodeOptions
 from l2c.errors import RateError, UnsupportedError
 from l2c.evaluate.curves import plot, plot_time, quality_table, rate_table
 from l2c.evaluate.measures import DEFAULT_FIGURES, FIGURES, measure
@@ -81,6 +81,47 @@ class Outcome:
     failures: list[tuple[str, str]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Own:
+    """One of our curves: a model, for a metric, with an effort.
+
+    Attributes:
+        name: in records. title: for people.
+        targets: rates in bpp, or the qualities of a model that has networks at some alone.
+    """
+
+    codec: Codec
+    metric: str
+    effort: int
+    name: str
+    title: str
+    targets: tuple[float, ...]
+
+    @classmethod
+    def all_of(cls, codec: Codec, plan: Plan, *, beside: bool) -> list[Own]:
+        """The curves of a model; `beside`: it is not the one that the evaluation is about, so it goes by its name."""
+        steps = tuple(float(quality) for quality in codec.model.config.transform.quality_steps)
+        targets, found = steps or tuple(float(rate) for rate in plan.rates), []
+        for effort in plan.efforts:
+            for metric in plan.metrics:
+                name, title = own_name(metric, effort), own_title(metric, effort)
+                if beside:
+                    model = codec.model.name
+                    name, title = name.replace("l2c", model, 1), title.replace("L2C", model, 1)
+                found.append(cls(codec, metric, effort, name, title, targets))
+        return found
+
+    @property
+    def version(self) -> str:
+        """See `own_version`."""
+        return own_version(self.codec, self.effort, self.metric)
+
+    @property
+    def at_qualities(self) -> bool:
+        """Whether the targets are qualities."""
+        return bool(self.codec.model.config.transform.quality_steps)
+
+
 def evaluate(
     codec: Codec,
     plan: Plan,
@@ -89,6 +130,7 @@ def evaluate(
     *,
     peers_only: bool = False,
     write: bool = True,
+    beside: Sequence[Codec] = (),
 ) -> Outcome:
     """Measure what the record in `folder` does not hold yet, then write its tables; see `records`.
 
@@ -99,20 +141,29 @@ def evaluate(
         tell: called with the name of each piece of work before it begins.
         peers_only: leave our codec out.
         write: the tables of the record, too, not only its rows.
+        beside: other models of ours; one that has networks at some qualities alone is measured at these.
     Raises:
         UnsupportedError, BackendError: an impossible plan, or a peer asked for by name is not at hand.
     """
     peers = choose(list(plan.peers))
     folder.mkdir(parents=True, exist_ok=True)
     record = RowFile(folder / "rows.jsonl")
-    own = {} if peers_only else {own_name(m, e): (m, e) for e in plan.efforts for m in plan.metrics}
-    versions = {name: own_version(codec, effort, metric) for name, (metric, effort) in own.items()}
+    ours = [] if peers_only else Own.all_of(codec, plan, beside=False)
+    for other in beside:
+        ours += Own.all_of(other, plan, beside=True)
+    own = {part.name: part for part in ours}
+    if len(own) < len(ours):
+        raise UnsupportedError("two models have the same name: rows are told apart by it")
+    rates = tuple(float(rate) for rate in plan.rates)
+    targets = {name: own[name].targets if name in own else rates for name in (*own, *peers)}
+    versions = {part.name: part.version for part in ours}
     versions |= {name: peer.described() for name, peer in peers.items()}
     known = {(row["picture"], row["codec"], row["target"]): row for row in record.rows if _fresh(row, versions, plan)}
     outcome = Outcome([])
     for path in plan.pictures:
-        due = [(name, rate) for name in versions for rate in plan.rates if (path.stem, name, float(rate)) not in known]
-        outcome.known += len(versions) * len(plan.rates) - len(due)
+        wanted = [(name, target) for name in versions for target in targets[name]]
+        due = [(name, target) for name, target in wanted if (path.stem, name, target) not in known]
+        outcome.known += len(wanted) - len(due)
         if not due:
             continue
         pixels = load_picture(path).rgb
@@ -120,9 +171,9 @@ def evaluate(
         for name, rate in due:
             tell(f"{path.stem} {name} {rate:g}")
             try:
-                row = _ours(codec, pixels, rate, *own[name]) if name in own else _peers(searches[name], rate)
+                row = _ours(own[name], pixels, rate) if name in own else _peers(searches[name], rate)
                 decoded = row.pop("decoded")
-                row = {"picture": path.stem, "codec": name, "target": float(rate), "version": versions[name], **row}
+                row = {"picture": path.stem, "codec": name, "target": rate, "version": versions[name], **row}
                 row |= measure(pixels, decoded, plan.figures)
             except RateError as error:
                 outcome.failures.append((f"{path.stem}, {name}, {rate:g} bpp", str(error)))
@@ -130,9 +181,9 @@ def evaluate(
             record.add(row)
             known[row["picture"], name, row["target"]] = row
             outcome.measured += 1
-    wanted = {path.stem for path in plan.pictures}
-    rows = [row for key, row in known.items() if key[0] in wanted and key[2] in {float(rate) for rate in plan.rates}]
-    titles = {name: (own_title(m, e), versions[name]) for name, (m, e) in own.items()}
+    stems = {path.stem for path in plan.pictures}
+    rows = [row for key, row in known.items() if key[0] in stems and key[2] in targets[key[1]]]
+    titles = {part.name: (part.title, part.version) for part in ours}
     titles |= {name: (peer.title, versions[name]) for name, peer in peers.items()}
     outcome.rows, outcome.curves = rows, mean_curves(rows, titles)
     if write:
@@ -165,15 +216,17 @@ def own_title(metric: str, effort: int) -> str:
     return f"L2C for {_TITLES[metric]}, effort {effort}"
 
 
-def _ours(codec: Codec, pixels: UInt8Array, rate: float, metric: str, effort: int) -> dict[str, Any]:
+def _ours(own: Own, pixels: UInt8Array, target: float) -> dict[str, Any]:
+    codec, options = own.codec, EncodeOptions(metric=cast(Metric, own.metric), effort=cast(EffortLevel, own.effort))
+    options["quality" if own.at_qualities else "bpp"] = target
     start = time.perf_counter()
-    encoded = codec.encode_detailed(pixels, bpp=rate, metric=cast(Metric, metric), effort=cast(EffortLevel, effort))
+    encoded = codec.encode_detailed(pixels, **options)
     middle = time.perf_counter()
     decoded = codec.decode(encoded.data)
     end = time.perf_counter()
     return {
         "bpp": encoded.bpp, "bytes": len(encoded.data), "quality": encoded.quality,
-        "within": len(encoded.data) * 8.0 <= rate * pixels.shape[0] * pixels.shape[1],
+        "within": own.at_qualities or encoded.bpp <= target,
         "target_reached": encoded.target_reached, "probes": encoded.probes, "corrections": encoded.corrections,
         "adaptation": encoded.adaptation_as_dict(), "device": str(codec.device),
         "encode_seconds": middle - start, "decode_seconds": end - middle, "decoded": decoded,

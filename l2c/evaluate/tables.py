@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,8 @@ class Tables:
         effort: of Table I. metric: of Tables I and II.
         tell: called with the name of each piece of work before it begins.
         overfitting: of Table III. steps: of Figure 5.
+        own: a model with the same encoders whose decoders are their own, where `codec` has one for all (OML 5.1):
+            Figure 4 then shows the gain over it, too.
     """
 
     codec: Codec
@@ -91,6 +93,7 @@ class Tables:
     tell: Callable[[str], None] = lambda what: None
     overfitting: Effort = PAPERS_ITERATIONS
     steps: Sequence[int] = (1, 5, 20, 99)
+    own: Codec | None = None
     _pixels: dict[Path, UInt8Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -218,16 +221,19 @@ class Tables:
     def figure_four(self, steps: int = 20) -> str:
         """What adapted conditions gain at every rate, for PSNR and for MS-SSIM in dB; also `fig4.png`."""
         axes, write = axes_of(self.folder / "fig4.png", 6.0, 4.0)
-        lines = heading("metric", "bpp", "pictures", "gain, dB", "gain, %", "more bytes, %")
+        over_own = ("over own D, dB",) if self.own is not None else ()
+        lines = heading("metric", "bpp", "pictures", "gain, dB", "gain, %", "more bytes, %", *over_own)
         for metric in _LABEL:
             rates, gains = [], []
-            for rate in sorted(self.rates):
-                pairs = self._pairs(self.pictures, rate, metric, Effort(steps=steps))
+            for target in self._targets():
+                pairs = self._pairs(self.pictures, target, metric, Effort(steps=steps))
                 if pairs:
                     gain, share = _gain(metric, pairs)
                     rates.append(_mean(pairs, 1, "bpp"))
                     gains.append(gain)
-                    cells = f"{gain:+.4f}", f"{share:+.3f}", f"{_more_bytes(pairs):+.2f}"
+                    cells = [f"{gain:+.4f}", f"{share:+.3f}", f"{_more_bytes(pairs):+.2f}"]
+                    if self.own is not None:
+                        cells.append(f"{_gain(metric, [self._from_own(pair[1]) for pair in pairs])[0]:+.4f}")
                     lines.append(row(_LABEL[metric], f"{rates[-1]:.3f}", len(pairs), *cells))
             axes.plot(rates, gains, "o-", label=f"{_LABEL[metric]}, {steps} steps (ours)")
         _finish(axes, write, "bits per pixel", "gain, dB")
@@ -246,13 +252,16 @@ class Tables:
         )
 
     def figure_five(self, rate: float = 0.25) -> str:
-        """What more steps gain and cost; also `fig5.png`."""
+        """What more steps gain and cost; also `fig5.png`. At a rate, or at the lowest of a model's own qualities."""
+        steps_of_model = self._steps_of_model()
+        target = float(min(steps_of_model)) if steps_of_model else rate
+        where = f"quality {target:g}" if steps_of_model else f"{rate:g} bpp"
         axes, write = axes_of(self.folder / "fig5.png", 6.0, 4.0)
         lines = heading("metric", "steps", "pictures", "time, % of encoding", "gain, dB", "gain, %", "more bytes, %")
         for metric in _LABEL:
             times, shares = [], []
             for steps in self.steps:
-                pairs = self._pairs(self._some(self.examples), rate, metric, Effort(steps=steps))
+                pairs = self._pairs(self._some(self.examples), target, metric, Effort(steps=steps))
                 if not pairs:
                     continue
                 gain, share = _gain(metric, pairs)
@@ -267,7 +276,7 @@ class Tables:
             [
                 "## OML, Figure 5",
                 "",
-                f"Conditions adapted at {rate:g} bpp; time over that of an encode at one quality without adaptation, "
+                f"Conditions adapted at {where}; time over that of an encode at one quality without adaptation, "
                 "which for our codec is one pass of E and of the integer P. Paper: 5 steps, about 1 % more time, PSNR "
                 "+1.5 to +5 %; 99 steps, about 20 %, +2 to +8.8 %." + self._no_modulators(),
                 "",
@@ -292,14 +301,44 @@ class Tables:
             self._pixels = {path: load_picture(path).rgb}
         return self._pixels[path]
 
-    def _pairs(self, paths: Sequence[Path], rate: float, metric: Metric, effort: Effort) -> list[tuple[Row, Row]]:
-        """Files of one quality without adaptation and with it, of the pictures that come to the rate."""
+    def _steps_of_model(self) -> Mapping[int, int]:
+        """The qualities of a model that has networks at some alone; {} for another."""
+        return self.codec.model.config.transform.quality_steps
+
+    def _targets(self) -> list[float]:
+        """The rates, or the qualities of a model that has networks at some alone."""
+        return [float(quality) for quality in self._steps_of_model()] or sorted(self.rates)
+
+    def _pairs(self, paths: Sequence[Path], target: float, metric: Metric, effort: Effort) -> list[tuple[Row, Row]]:
+        """Files of one quality without adaptation and with it, of the pictures that come to the target."""
         pairs = []
         for path in paths:
-            plain = self._row(path, rate, metric, Effort(), None)
+            plain = self._row(path, target, metric, Effort(), target if self._steps_of_model() else None)
             if plain["target_reached"]:
-                pairs.append((plain, self._row(path, rate, metric, effort, plain["quality"])))
+                pairs.append((plain, self._row(path, target, metric, effort, plain["quality"])))
         return pairs
+
+    def _from_own(self, adapted: Row) -> tuple[Row, Row]:
+        """The same picture decoded by the model whose decoders are the encoders' own, and the row given.
+
+        Raises:
+            UnsupportedError: its latents are others.
+        """
+        assert self.own is not None
+        path = next(path for path in self.pictures if path.stem == adapted["picture"])
+        quality = adapted["quality"]
+        key = path.stem, "tables-own", float(quality), own_version(self.own, Effort(), "psnr")
+        if key not in self._known:
+            self.tell(f"{path.stem} own decoder {quality:g}")
+            pixels = self._picture(path)
+            encoded, ours = (codec.encode_detailed(pixels, quality=quality) for codec in (self.own, self.codec))
+            if encoded.latents_sha256 != ours.latents_sha256:
+                raise UnsupportedError(f"{self.own.model.name} makes other latents than {self.codec.model.name}")
+            row: Row = dict(zip(("picture", "codec", "target", "version"), key)) | {"bpp": encoded.bpp}
+            row |= measure(pixels, self.own.decode(encoded.data), ("psnr-rgb", "ms-ssim-rgb"))
+            self._record.add(row)
+            self._known[key] = row
+        return self._known[key], adapted
 
     def _row(self, path: Path, rate: float, metric: Metric, effort: Effort, quality: float | None) -> Row:
         """One file; without a quality that of the rate, which is a row without figures where there is none."""

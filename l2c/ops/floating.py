@@ -12,7 +12,7 @@ from torch import Tensor
 from l2c.errors import BackendError
 from l2c.ops import extension, reference
 from l2c.ops.contract import Grid
-from l2c.ops.gradients import CppKernels, MixtureBits, NeighbourBits, PatchEpilogue
+from l2c.ops.gradients import CppKernels, LowerBound, MixtureBits, NeighbourBits, PatchEpilogue
 
 FLOAT_BACKENDS = ("auto", "cpu", "triton", "reference")
 _TRACING_MODES = (torch._C._TorchDispatchModeKey.PROXY, torch._C._TorchDispatchModeKey.FAKE)
@@ -200,6 +200,11 @@ def patch_epilogue(
         return x
     whole = [None if t is None else t.expand(len(x), -1, -1, -1) for t in (bias, scale)]
     return PatchEpilogue.apply(extension.kernels("patch_epilogue"), x, *whole, residual, slope, bias_grid, scale_grid)
+
+
+def lower_bound(x: Tensor, bound: float) -> Tensor:
+    """max(x, bound) for x float [...] of any shape; a descent can leave values below the bound, see `LowerBound`."""
+    return LowerBound.apply(x, bound)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def quantise(y: Tensor, b: int | Tensor, tau: Tensor | None = None, *, backend: str = "auto") -> Tensor:

@@ -56,6 +56,22 @@ class CppKernels:
         return here, rise, fall
 
 
+class LowerBound(torch.autograd.Function):
+    """max(x, bound), whose gradient also passes below the bound where it leads back to it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bound = bound
+        return x.clamp_min(bound)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        (x,) = ctx.saved_tensors
+        return gradient * ((x >= ctx.bound) | (gradient < 0)), None
+
+
 def _arguments(x: Tensor, params: Tensor, num_mixtures: int, b: Tensor, margin: float) -> dict[str, Any]:
     return {
         "x": _rows(x),

@@ -10,6 +10,7 @@ curve that a test draws.
     qualities    at given qualities
     sizes        in a number of bytes: `QualitySearch`, then corrections of the adapted picture
     figures      at a PSNR or an MS-SSIM: `MetricSearch`, then corrections likewise
+    steps        all of that for a model that has networks at a few qualities alone
 
 The arithmetic of the searches is in `l2c.rate_control`.
 """
@@ -33,6 +34,7 @@ from l2c.search.questions import (
     Weigh,
 )
 from l2c.search.sizes import ToSizes
+from l2c.search.steps import StepsAt, StepsToFigures, StepsToSizes
 
 __all__ = [
     "Adapt",
@@ -46,6 +48,9 @@ __all__ = [
     "Question",
     "Restore",
     "Steer",
+    "StepsAt",
+    "StepsToFigures",
+    "StepsToSizes",
     "Strategy",
     "ToFigures",
     "ToSizes",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,9 +31,14 @@ class Batch:
     noise: Tensor
 
 
-def sample_conditions(config: StageConfig, bits: int, rng: np.random.Generator) -> tuple[int, int, int]:
-    """(quality, mu, b) of one picture; see `StageConfig`."""
-    quality = int(rng.integers(config.quality_min, config.quality_max + 1))
+def sample_conditions(
+    config: StageConfig, bits: int, rng: np.random.Generator, steps: Sequence[int] = ()
+) -> tuple[int, int, int]:
+    """(quality, mu, b) of one picture; see `StageConfig`. steps: the qualities that the model has, () for all."""
+    if steps:
+        quality = steps[int(rng.integers(len(steps)))]
+    else:
+        quality = int(rng.integers(config.quality_min, config.quality_max + 1))
     draw, other = rng.random(), int(rng.integers(0, MAX_MU + 1))
     edges = np.cumsum([share for _, share in MU_SHARES])
     mu = next((mu for (mu, _), edge in zip(MU_SHARES, edges) if draw < edge), other)
@@ -52,10 +58,10 @@ def make_batch(
 ) -> Batch:
     """This process's share of step `step`: positions rank, rank + world, ... of the global batch."""
     crops, conditions, noises = [], [], []
-    side = recipe.data.crop // model.transform.s
+    side, steps = recipe.data.crop // model.transform.s, stage.steps_of(model)
     for j in range(parallel.rank, stage.batch, parallel.world):
         rng = np.random.default_rng([recipe.seed, salt, step, j])
-        quality, mu, b = sample_conditions(stage, model.bits, rng)
+        quality, mu, b = sample_conditions(stage, model.bits, rng, steps)
         clean = quality > recipe.data.clean_above or rng.random() < recipe.data.scaled_share
         crops.append(sampler.crop_for(rng, step, clean))
         conditions.append((quality, mu, b))

@@ -98,8 +98,7 @@ def overfit_biases(
     leaf = torch.zeros(len(x), num_biases(transform.decoder), device=x.device, requires_grad=True)
     movable = torch.ones_like(leaf[0])
     if not config.last_layer:
-        convolutions = [m for m in transform.decoder.modules() if isinstance(m, torch.nn.Conv2d) and m.bias is not None]
-        movable[-convolutions[-1].out_channels :] = 0.0
+        movable[-transform.decoder.biased_layers()[-1].out_channels :] = 0.0
     optimizer = torch.optim.Adam([leaf], lr=config.lr)
     blend = Blend.of_condition(cond)
     best, before, least = leaf.detach().clone(), torch.empty(0), torch.full((len(x),), float("inf"), device=x.device)

@@ -130,8 +130,8 @@ class Checkpoint:
             raise TrainingError(f"this checkpoint holds no networks (stage {self.stage!r})")
         new_parts = config.transform.new_parts(self.config.transform)
         pairs = {
-            "transform": ({}, {}) if new_parts else (self.config.transform.to_mapping(), config.transform.to_mapping()),
-            "probability": (self.config.probability.to_mapping(), config.probability.to_mapping()),
+            "transform": ({}, {}) if new_parts else (self.config.transform.networks(), config.transform.networks()),
+            "probability": (self.config.probability.networks(), config.probability.networks()),
             "bits": (self.config.bits, config.bits),
         }
         for part, (theirs, mine) in pairs.items():

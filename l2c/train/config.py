@@ -125,7 +125,8 @@ class StageConfig:
         refresh_every: steps between two refreshes of SOAP's bases.
         clip: largest norm of the gradient.
         ema: decay of the running average of the weights, which is what validation and export see.
-        quality_min, quality_max: range that quality is drawn from, uniformly (so lambda is log-uniform).
+        quality_min, quality_max: range that quality is drawn from, uniformly (so lambda is log-uniform); of a model
+            that has networks at some qualities alone, those of them within it.
         mu: the metric mix in eighths; none: `device_data.MU_SHARES`.
         random_bits: share of pictures that are quantised with a b drawn from bits_min..bits instead of all bits.
         bits_min: see random_bits.
@@ -170,6 +171,17 @@ class StageConfig:
         _check(0 <= self.quality_min <= self.quality_max <= MAX_QUALITY, "quality_min..max must lie in 0..1000")
         _check(self.mu is None or 0 <= self.mu <= MAX_MU, "mu must be 0..8")
         _check(0.0 <= self.random_bits <= 1.0 and 1 <= self.bits_min <= 8, "random_bits or bits_min is out of range")
+
+    def steps_of(self, model: ModelConfig) -> tuple[int, ...]:
+        """Qualities that are drawn of a model that has networks at some alone; () for all between the two ends.
+
+        Raises:
+            ConfigError: it has none between them.
+        """
+        steps = tuple(model.transform.quality_steps.values())
+        drawn = tuple(step for step in steps if self.quality_min <= step <= self.quality_max)
+        _check(bool(drawn) or not steps, "the model has no networks for quality_min..max")
+        return drawn
 
 
 @dataclass(frozen=True)
@@ -216,6 +228,8 @@ class ModulatorsConfig(StageConfig):
     """Meta-training of D's conditional modulators over lambda tasks (OML Eq. 4).
 
     Attributes:
+        scope: "modulators" trains them alone; "decoder" the rest of D as well, as OML retrains one decoder for several
+            frozen encoders (OML 5.1).
         inner: what the inner loop adapts for each picture: "lambdas", its K conditions as the encoder will (OML
             Eq. 5), or "parameters", the modulators' weights as Eq. 4 is printed.
         inner_steps: SGD steps in the inner loop.
@@ -224,6 +238,7 @@ class ModulatorsConfig(StageConfig):
         plain: weight of the loss without adaptation beside the loss after it, so that effort 0 keeps its quality.
     """
 
+    scope: str = "modulators"
     inner: str = "lambdas"
     inner_steps: int = 2
     alpha: float = 0.1
@@ -232,6 +247,7 @@ class ModulatorsConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check(self.scope in ("modulators", "decoder"), "modulators.scope must be modulators or decoder")
         _check(self.inner in ("lambdas", "parameters"), "modulators.inner must be lambdas or parameters")
         _check(1 <= self.inner_steps <= 100, "modulators.inner_steps must be 1..100")
         _check(self.alpha > 0, "modulators.alpha must be positive")

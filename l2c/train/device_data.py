@@ -165,6 +165,7 @@ class DeviceBatches:
         data, stage: see `DataConfig`, `StageConfig`.
         bits: of the model. latent: (channels, rows, columns) of a crop's latents, for the noise.
         seed, salt: of everything random. rank, world: this process.
+        steps: the qualities that the model has; () for all.
     """
 
     def __init__(
@@ -179,6 +180,7 @@ class DeviceBatches:
         salt: int,
         rank: int = 0,
         world: int = 1,
+        steps: Sequence[int] = (),
     ) -> None:
         device = photographs.pixels.device
         self.composition = Composition.of(stage, data.drawn_share if drawn is not None else 0.0)
@@ -189,6 +191,7 @@ class DeviceBatches:
         def column(values: Sequence[int]) -> Tensor:
             return torch.tensor([values[j] for j in mine], device=device)
 
+        self._steps = torch.tensor(list(steps), device=device, dtype=torch.int64)
         self._places = torch.tensor(list(mine), device=device)
         self._mu = column(self.composition.mu)
         self._first = column([first for first, _ in self.composition.strata])
@@ -216,7 +219,10 @@ class DeviceBatches:
         shift = hashed(self._first, self._seed, self._salt, step, 1)
         stratum = (self._places - self._first + shift) % self._count
         share = (stratum + self._random(step, 2)) / self._count
-        quality = stage.quality_min + (share * (stage.quality_max - stage.quality_min + 1)).long()
+        if len(self._steps):
+            quality = self._steps[(share * len(self._steps)).long().clamp_max(len(self._steps) - 1)]
+        else:
+            quality = stage.quality_min + (share * (stage.quality_max - stage.quality_min + 1)).long()
         low = min(stage.bits_min, self._bits)
         fewer = low + (self._random(step, 3) * (self._bits - low + 1)).long()
         b = torch.where(self._random(step, 4) < stage.random_bits, fewer, self._bits)

@@ -32,9 +32,12 @@ _SIZE = 256
 
 @torch.no_grad()
 def rate_curve(nets: Networks, pictures: list[Tensor]) -> list[tuple[float, float]]:
-    """Mean rate (float P) over pictures uint8 [1, 3, H, W] at nine qualities of the mixed metric, made to rise."""
+    """Mean rate (float P) over pictures uint8 [1, 3, H, W] at nine qualities of the mixed metric, made to rise.
+
+    Of a model that has networks at some qualities alone: at these.
+    """
     curve: list[tuple[float, float]] = []
-    for quality in _CURVE_QUALITIES:
+    for quality in nets.config.transform.quality_steps.values() or _CURVE_QUALITIES:
         total = 0.0
         for picture in pictures:
             cond = Conditions(*(torch.tensor([v]) for v in (quality, METRICS["mixed"], nets.config.bits)))

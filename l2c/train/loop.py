@@ -269,7 +269,7 @@ class Loop:
         side = self.recipe.data.crop // self.model.transform.s
         return DeviceBatches(
             *self.banks, self.recipe.data, self.stage, self.model.bits, (self.model.transform.c, side, side),
-            self.recipe.seed, self.salt, self.parallel.rank, self.parallel.world,
+            self.recipe.seed, self.salt, self.parallel.rank, self.parallel.world, self.stage.steps_of(self.model),
         )  # fmt: skip
 
     def run(self) -> bool:

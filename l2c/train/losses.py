@@ -15,7 +15,7 @@ from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.objective import MSSSIM_LMBDA_RATIO, Blend, Needs, terms, weighted
 from l2c.train.config import LossConfig
 from l2c.train.perceptual import VGG16Features, perceptual_distance
-from l2c.transforms import Adaptation
+from l2c.transforms import LEVELS, Adaptation, Quantiser
 
 
 class Networks(nn.Module):
@@ -96,9 +96,10 @@ def lmbda_of_quality(quality: Tensor, config: ModelConfig) -> Tensor:
 
 
 def quality_of_lmbda(lmbda: float, config: ModelConfig) -> int:
-    """The quality 0..MAX_QUALITY whose lambda is nearest to this one on a logarithmic scale."""
+    """The quality 0..MAX_QUALITY, of those that the model has, whose lambda is nearest to this one on a logarithmic
+    scale."""
     share = math.log(lmbda / config.lmbda_min) / max(math.log(config.lmbda_max / config.lmbda_min), 1e-9)
-    return round(min(max(share, 0.0), 1.0) * MAX_QUALITY)
+    return config.settled(round(min(max(share, 0.0), 1.0) * MAX_QUALITY))
 
 
 def mask_target(quality: Tensor, weights: LossConfig) -> Tensor:
@@ -119,12 +120,12 @@ def analyse(nets: Networks, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor
 @torch.no_grad()
 def quantised_latents(nets: Networks, x: Tensor, cond: Conditions) -> Tensor:
     """Pictures float32 [N, 3, H, W] in [0, 1], sides multiples of s -> latents as D gets them, float32 [N, c, h, w]."""
-    return through_quantiser(analyse(nets, x, cond)[0], quantiser_step(cond.b, x.device))
+    return through_quantiser(analyse(nets, x, cond)[0], quantiser_step(cond.b, x.device), nets.transform.quantiser)
 
 
-def through_quantiser(y: Tensor, step: Tensor) -> Tensor:
+def through_quantiser(y: Tensor, step: Tensor, quantiser: Quantiser = LEVELS) -> Tensor:
     """Q and Q^-1 with a straight-through gradient: y [N, c, h, w], step [N, 1, 1, 1] -> multiples of step."""
-    y = clamp_levels(y, step)
+    y = clamp_levels(y, step, quantiser)
     return y + ((y / step).round() * step - y).detach()
 
 
@@ -161,8 +162,9 @@ def latent_loss(
     """
     lmbda = cond.lmbda(nets.config).to(x.device)
     step = quantiser_step(cond.b, x.device)
-    y_hat = through_quantiser(y, step)
-    target = y_hat if noise is None else clamp_levels(y, step) + noise * step
+    quantiser = nets.transform.quantiser
+    y_hat = through_quantiser(y, step, quantiser)
+    target = y_hat if noise is None else clamp_levels(y, step, quantiser) + noise * step
     x_hat = nets.transform.decoder(y_hat, cond.vector(nets.config).to(x.device), adaptation).clamp(-0.2, 1.2)
     bits = nets.probability.num_bits(y_hat, target, cond.header())
     bpp = bits / (x.shape[2] * x.shape[3])
@@ -210,6 +212,6 @@ class _Clamp(torch.autograd.Function):
         return gradient * passes, None, None
 
 
-def clamp_levels(y: Tensor, step: Tensor) -> Tensor:
-    """Latents within their levels, -128 to 128 - step, with the gradient of `_Clamp`; step as of `quantiser_step`."""
-    return _Clamp.apply(y, -128.0, 128.0 - step)  # type: ignore[no-untyped-call,no-any-return]
+def clamp_levels(y: Tensor, step: Tensor, quantiser: Quantiser = LEVELS) -> Tensor:
+    """Latents within the quantiser's levels, with the gradient of `_Clamp`; step as of `quantiser_step`."""
+    return _Clamp.apply(y, quantiser.lowest, quantiser.end - step)  # type: ignore[no-untyped-call,no-any-return]

@@ -18,8 +18,8 @@ from l2c.transforms import Adaptation, num_modulators
 class ModulatorsObjective(Objective):
     """Distortion after a few SGD steps on a lambda task, plus that without any (Eq. 4).
 
-    A task is one picture with its own lambda and metric. Only the modulators (Psi) are trained; E, P and the rest of D
-    stay as they are, so the rate does not change. The inner loop adapts either
+    A task is one picture with its own lambda and metric. E and P stay as they are, so the rate does not change; of D
+    the modulators (Psi) are trained, alone or with the rest of it (`scope`). The inner loop adapts either
 
     - "lambdas": the K conditions log lambda^k of the picture, as the encoder does online (Eq. 5), so that Psi learns
       to make those steps pay; or
@@ -36,7 +36,7 @@ class ModulatorsObjective(Objective):
             raise ConfigError("the model has no modulators (transform.modulated): there is nothing to train")
         self.config = config
         nets.requires_grad_(False)
-        nets.transform.decoder.mods.requires_grad_(True)
+        (nets.transform.decoder if config.scope == "decoder" else nets.transform.decoder.mods).requires_grad_(True)
 
     def loss(self, x: Tensor, cond: Conditions, noise: Tensor) -> LossParts:
         """See `Objective.loss`; bpp is NaN, not computed: the latents do not change."""

@@ -14,7 +14,6 @@ from l2c.train.losses import Conditions, LossParts, Networks, analyse, latent_lo
 from l2c.train.objective import Objective
 from l2c.train.perceptual import VGG16Features
 from l2c.train.validation import latents_and_bits
-from l2c.transforms import quantise
 
 _QUALITIES = (100, 300, 500, 700, 900)
 
@@ -61,13 +60,13 @@ def rates(nets: Networks, exact: EntropyModel, pictures: list[Tensor]) -> tuple[
                 point = OperatingPoint(quality, mu, nets.config.bits)
                 z, bits = latents_and_bits(nets, x, Conditions(*(torch.tensor([v]) for v in point)))
                 in_float += float(bits)
-                in_integers += integer_bits(exact, quantise(z[0], nets.config.bits), point)
+                in_integers += integer_bits(exact, nets.transform.quantiser.quantise(z[0], nets.config.bits), point)
     nets.probability.set_fake_quantise(fake)
     return in_float, in_integers
 
 
 def integer_bits(exact: EntropyModel, symbols: Tensor, point: OperatingPoint) -> float:
-    """-sum log2 of the integer probabilities of symbols uint8 [c, h, w], all channels, without the stream's flush."""
+    """-sum log2 of the integer probabilities of symbols [c, h, w], all channels, without the stream's flush."""
     channels, height, width = symbols.shape
     job = EncodingJob(height, width, point, channels, symbols.numpy())
     exact.code([job])

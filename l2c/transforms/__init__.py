@@ -2,9 +2,11 @@
 
 base          what a family is: the contract, and the registry
 block         the default model: one linear block transform plus convolutions at H/s
+hyperprior    the networks of CompressAI's codecs: Minnen2018, Cheng2020 and their cousins
 paper         the networks of L2C, section IV
 adaptation    what an encoder may change in D for a picture or its patches; modulators: OML's, conditioned on lambda
 masking       which channels are kept (L2C Eq. 2)
+quantiser     Q: what lies between latents and the symbols that are coded
 check         whether networks keep the contract
 costs         multiply-accumulates per pixel
 """
@@ -15,23 +17,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2c.ops import Grid, dequantise, quantise, to_levels
-from l2c.transforms.adaptation import Adaptation, num_biases
-from l2c.transforms.base import FAMILIES, Decoder, Encoder, Transform, TransformConfig, TransformFamily
+from l2c.transforms.adaptation import Adaptation
+from l2c.transforms.base import FAMILIES, Decoder, Encoder, Transform, TransformConfig, TransformFamily, num_biases
 from l2c.transforms.block import BlockConfig, block_networks
 from l2c.transforms.check import check_contract
 from l2c.transforms.costs import kmac_per_pixel, transform_costs
-from l2c.transforms.masking import clipping, importance_mask, used_channels
+from l2c.transforms.hyperprior import HyperpriorTransformConfig, hyperprior_networks
+from l2c.transforms.masking import clipping, importance_mask
 from l2c.transforms.modulators import condition
 from l2c.transforms.paper import PaperConfig, paper_networks
+from l2c.transforms.quantiser import LEVELS, WHOLE_NUMBERS, Quantiser
 
 __all__ = [
     "FAMILIES",
+    "LEVELS",
+    "WHOLE_NUMBERS",
     "Adaptation",
     "BlockConfig",
     "Decoder",
     "Encoder",
     "Grid",
+    "HyperpriorTransformConfig",
     "PaperConfig",
+    "Quantiser",
     "Transform",
     "TransformConfig",
     "TransformFamily",
@@ -47,10 +55,10 @@ __all__ = [
     "quantise",
     "to_levels",
     "transform_costs",
-    "used_channels",
 ]
 
 FAMILIES.register(BlockConfig.family, TransformFamily(BlockConfig, block_networks))
+FAMILIES.register(HyperpriorTransformConfig.family, TransformFamily(HyperpriorTransformConfig, hyperprior_networks))
 FAMILIES.register(PaperConfig.family, TransformFamily(PaperConfig, paper_networks))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from l2c import ops
 from l2c.ops.contract import Grid
@@ -93,9 +93,3 @@ class Adapter:
     def _on_layer(self, grid: Grid | None, x: Tensor) -> Grid:
         assert grid is not None
         return grid.finer(x.shape[2] // self._rows)
-
-
-def num_biases(decoder: nn.Module) -> int:
-    """B: how many biases D's convolutions have."""
-    biases = (m.bias for m in decoder.modules() if isinstance(m, nn.Conv2d))
-    return sum(bias.numel() for bias in biases if bias is not None)

@@ -4,7 +4,7 @@ A family is three things: a configuration (a frozen dataclass below `TransformCo
 Everything else asks only what is written here; docs/EXTENDING.md walks through a new one.
 
     E       pictures [N, 3, H, W] in [0, 1], H and W multiples of s  ->  latents y [N, c, H/s, W/s] and tau (or None)
-    Q       y, masked by tau, rounded to whole quantiser steps: the codec's, the same for every family
+    Q       y, masked by tau, rounded to whole quantiser steps (`quantiser`, which a family names)
     D       latents [N, c, h, w]  ->  pictures [N, 3, s h, s w], about [0, 1], not clamped
 
 Both are told the trade-off as `condition(lambda, mu)`, float32 [N, 2]. They are convolutional: an output depends on
@@ -18,13 +18,17 @@ import abc
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from l2c.errors import ConfigError
 from l2c.registry import Registry, of_family
 from l2c.transforms.adaptation import Adaptation
+from l2c.transforms.quantiser import LEVELS, Quantiser
+
+Convolution: TypeAlias = nn.Conv2d | nn.ConvTranspose2d
 
 MAX_WIDTH, MAX_BLOCKS = 8192, 256  # far above any use; a damaged file cannot ask for more
 
@@ -38,6 +42,7 @@ class TransformConfig:
         c: latent channels, 1..4096.
         family: the name under which the family is registered.
         former: keys that files of before say, with the values that mean what the family does: they are left out.
+        quantiser: Q.
     """
 
     s: int
@@ -45,6 +50,7 @@ class TransformConfig:
 
     family: ClassVar[str]
     former: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    quantiser: ClassVar[Quantiser] = LEVELS
 
     def __post_init__(self) -> None:
         if self.s not in (2, 4, 8, 16, 32):
@@ -52,12 +58,27 @@ class TransformConfig:
         if not 1 <= self.c <= 4096:
             raise ConfigError(f"transform.c is {self.c}: it must be 1..4096")
 
+    @property
+    def quality_steps(self) -> Mapping[int, int]:
+        """Where networks exist at some qualities alone: their names, whole numbers that rise, and their places on the
+        scale 0..1000 of the header. {}: one network for the whole scale, whose name for users is 0..100."""
+        return {}
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """Of the weights of E, I and D in a model file."""
+        return torch.float16
+
     def new_parts(self, older: TransformConfig) -> tuple[str, ...]:
         """Parts of parameters' names that networks of `older` lack and that start neutral, as training leaves them.
 
         () where there are none, and where the two differ in more: then a checkpoint of `older` does not fit.
         """
         return ()
+
+    def networks(self) -> dict[str, Any]:
+        """What a checkpoint has to agree in for its weights to fit: a table that can be compared."""
+        return self.to_mapping()
 
     def to_mapping(self) -> dict[str, Any]:
         """A table for JSON, which `from_mapping` reads back."""
@@ -121,6 +142,20 @@ class Decoder(nn.Module, abc.ABC):
             float32 [N, 3, s h, s w], about [0, 1], not clamped.
         """
 
+    def biased_layers(self) -> list[Convolution]:
+        """Convolutions whose biases can be changed, in the order in which they run."""
+        return convolutions(self)
+
+
+def convolutions(part: nn.Module) -> list[Convolution]:
+    """All convolutions in it that have a bias, plain and transposed, as they were registered."""
+    return [m for m in part.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d) and m.bias is not None]
+
+
+def num_biases(decoder: Decoder) -> int:
+    """B: how many biases of D can be changed."""
+    return sum(layer.out_channels for layer in decoder.biased_layers())
+
 
 @dataclass(frozen=True)
 class TransformFamily:
@@ -144,11 +179,11 @@ class Transform(nn.Module):
     Attributes:
         encoder: pictures -> (latents, importance map).
         decoder: latents -> pictures.
-        s: down-sampling factor.
+        s: down-sampling factor. quantiser: Q.
     """
 
     def __init__(self, config: TransformConfig) -> None:
         super().__init__()
         self.config = config
-        self.s = config.s
+        self.s, self.quantiser = config.s, config.quantiser
         self.encoder, self.decoder = FAMILIES[config.family].build(config)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from l2c.errors import ConfigError
-from l2c.transforms.adaptation import Adaptation, num_biases
-from l2c.transforms.base import Decoder, Encoder, Transform
+from l2c.transforms.adaptation import Adaptation
+from l2c.transforms.base import Decoder, Encoder, Transform, num_biases
 from l2c.transforms.modulators import condition
 
 _TOLERANCE = 1e-3  # of the largest output: convolutions of other sizes add up in another order

@@ -48,9 +48,3 @@ def clipping(y: Tensor, b: int, tau: Tensor | None = None) -> Tensor:
         y = y * importance_mask(tau, y.shape[1])
     excess = ((y.float() + 0.5 * step).abs() - 128.0).clamp_min(0.0)  # symbols end at -128 and 128 - step
     return 12.0 * (excess / step).square().mean(dim=1)
-
-
-def used_channels(symbols: Tensor, b: int) -> int:
-    """Highest used channel count of one picture or tile: symbols uint8 [c, h, w]; 0 if all of it is level 0."""
-    used = (symbols != (1 << (b - 1))).flatten(1).any(dim=1).nonzero()
-    return int(used[-1]) + 1 if len(used) else 0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from l2c.architectures import check_qualities
+from l2c.architectures import check_qualities, tenths_of
 from l2c.entropy.base import ProbabilityConfig
 
 
@@ -27,3 +28,12 @@ class HyperpriorConfig(ProbabilityConfig):
 
     def __post_init__(self) -> None:
         check_qualities("probability", self.architecture, self.n, self.qualities)
+
+    def networks(self) -> dict[str, Any]:
+        """As many qualities, whichever they are: one starts from another (see the base class)."""
+        return super().networks() | {"qualities": len(self.qualities)}
+
+    @property
+    def quality_steps(self) -> Mapping[int, int]:
+        """See `TransformConfig`: CompressAI's qualities."""
+        return {quality: tenths_of(quality) for quality in self.qualities}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from l2c.architectures import ARCHITECTURES, STRIDE, check_qualities
+import torch
+
+from l2c.architectures import ARCHITECTURES, STRIDE, check_qualities, tenths_of
 from l2c.errors import ConfigError
 from l2c.transforms.base import TransformConfig
+from l2c.transforms.quantiser import WHOLE_NUMBERS, Quantiser
 
 UPSAMPLINGS = 4  # layers of g_s that double the resolution
 
@@ -35,6 +39,7 @@ class HyperpriorTransformConfig(TransformConfig):
     stored: str = "float32"
 
     family: ClassVar[str] = "hyperprior"
+    quantiser: ClassVar[Quantiser] = WHOLE_NUMBERS
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,3 +55,17 @@ class HyperpriorTransformConfig(TransformConfig):
             raise ConfigError(f"transform.hidden is {self.hidden}: it must be 1..1024")
         if self.stored not in ("float32", "float16"):
             raise ConfigError(f"transform.stored is {self.stored!r}: it must be float32 or float16")
+
+    @property
+    def quality_steps(self) -> Mapping[int, int]:
+        """See `TransformConfig`: CompressAI's qualities."""
+        return {quality: tenths_of(quality) for quality in self.qualities}
+
+    @property
+    def stored_dtype(self) -> torch.dtype:
+        """See `TransformConfig`."""
+        return torch.float32 if self.stored == "float32" else torch.float16
+
+    def networks(self) -> dict[str, Any]:
+        """As many qualities, whichever they are: one starts from another (see the base class)."""
+        return super().networks() | {"qualities": len(self.qualities)}
