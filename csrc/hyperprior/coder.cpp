@@ -246,6 +246,7 @@ void TileRun::run_hyper() {
         arguments.threads = threads_;
         arguments.x_readable = in.pitch();
         arguments.x_bordered = true;
+        arguments.dense = true;
         const std::ptrdiff_t pitch = layer.out_pitch;
         if (i + 1 == level_.hyper().size()) {
             hyper_columns_ = columns;
@@ -353,6 +354,7 @@ void TileRun::run_layers(const std::vector<Position>& positions) {
     arguments.height = 1;
     arguments.width = static_cast<std::int64_t>(n);
     arguments.threads = threads_;
+    arguments.dense = true;
     // Pixels stand side by side: [n][pitch].
     const auto input = [&](const std::uint8_t* x, std::size_t pitch) {
         arguments.x = {x, static_cast<std::ptrdiff_t>(n * pitch), static_cast<std::ptrdiff_t>(pitch)};

@@ -218,6 +218,7 @@ void IntConv::run(const IntConvArguments& arguments, Cpu cpu) const {
         call.out = arguments.out_u8.data;
         call.out_strides = {arguments.out_u8.row_stride, arguments.out_u8.pixel_stride};
     }
+    call.dense = arguments.dense;
     call.weights = packed_weights(cpu);
     call.list_length = round_up(std::int64_t{kernel_} * kernel_ * call.in_padded / backend.step + 16, 16);
     call.bias = arguments.bias != nullptr ? arguments.bias : static_cast<const std::int32_t*>(packed_->bias.data());

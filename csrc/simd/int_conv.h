@@ -47,6 +47,7 @@ struct IntConvArguments {
     int x_readable;            // channels of x that may be read, whatever they hold: in_channels and some padding
     bool x_bordered;           // x has a border of one pixel of zeros on all sides, which a 3x3 kernel then reads
     int out_channels;          // only the first so many; 0: all
+    bool dense;                // few inputs are zero, and the layer is wide: choose tiles for that
     const std::int32_t* bias;  // instead of the layer's, under its bound; 64-byte aligned whole blocks of 16
 };
 

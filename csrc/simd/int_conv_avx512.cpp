@@ -10,7 +10,9 @@
 // loads N vectors of weights and P broadcast inputs for P * N vpdpbusd, so that loads stay below the 2 a cycle of the
 // multiply units. Quads that are zero in all pixels of a tile add nothing and are left out: activations are mostly
 // zeros, and more than half of P's products go that way. So each tile starts with a list of its other quads. The fewer
-// pixels, the more are left out; 3x3 kernels, which have the longest lists, take few pixels and many blocks.
+// pixels, the more are left out; 3x3 kernels, which have the longest lists, take few pixels and many blocks. Where few
+// inputs are zero (ConvCall::dense) and weights come from far, many pixels and few blocks are better: each weight is
+// loaded once a tile.
 //
 // An input channel whose zero is the byte 128 stays unsigned here: N more sums collect 128 times the weights of the
 // quads that were added, and are taken away at the end.
@@ -31,7 +33,8 @@
 namespace l2c {
 namespace {
 
-constexpr int kMaxBlocks = 7, kMaxPixels = 6;
+constexpr int kMaxBlocks = 7, kMaxPixels = 14;
+constexpr int kSparsePixels = 6;  // at most, where many inputs are zero
 
 // Whether a tile's P * N sums, N more with offset inputs, N weights and an input fit in 32 registers.
 constexpr bool fits(int pixels, int blocks, bool offset) {
@@ -73,15 +76,18 @@ inline __m512i requantise16(__m512i acc, __m512 multiplier) {
 // Adds quad i to the sums.
 template <int P, int N>
 inline void add_quad(const Tile& tile, int i, __m512i (&acc)[P][N], __m512i (&weight)[N]) {
-    const std::uint8_t* x = tile.x + tile.x_at[i];
-    const std::uint8_t* x3 = x + 3 * tile.x_pixel;  // two pointers reach 6 pixels without further arithmetic
+    constexpr int kReach = 3;  // pixels that a pointer reaches without further arithmetic
+    const std::uint8_t* x[(P + kReach - 1) / kReach];
+    x[0] = tile.x + tile.x_at[i];
+#pragma GCC unroll 5
+    for (int p = kReach; p < P; p += kReach) x[p / kReach] = x[p / kReach - 1] + kReach * tile.x_pixel;
     const std::int8_t* w = tile.weights + tile.w_at[i];
 #pragma GCC unroll 7
     for (int n = 0; n < N; ++n) weight[n] = _mm512_load_si512(w + n * tile.block_size);
-#pragma GCC unroll 6
+#pragma GCC unroll 14
     for (int p = 0; p < P; ++p) {
         std::int32_t quad;
-        std::memcpy(&quad, (p < 3 ? x : x3) + p % 3 * tile.x_pixel, sizeof(quad));
+        std::memcpy(&quad, x[p / kReach] + p % kReach * tile.x_pixel, sizeof(quad));
         const __m512i value = _mm512_set1_epi32(quad);
 #pragma GCC unroll 7
         for (int n = 0; n < N; ++n) add_dot4(acc[p][n], value, weight[n]);
@@ -94,7 +100,7 @@ void run_tile(const Tile& tile) {
 #pragma GCC unroll 7
     for (int n = 0; n < N; ++n) {
         const __m512i bias = _mm512_load_si512(tile.bias + n * kConvBlock);
-#pragma GCC unroll 6
+#pragma GCC unroll 14
         for (int p = 0; p < P; ++p) acc[p][n] = bias;
     }
     int i = 0;
@@ -110,7 +116,7 @@ void run_tile(const Tile& tile) {
         }
 #pragma GCC unroll 7
         for (int n = 0; n < N; ++n) {
-#pragma GCC unroll 6
+#pragma GCC unroll 14
             for (int p = 0; p < P; ++p) acc[p][n] = _mm512_sub_epi32(acc[p][n], extra[n]);
         }
     }
@@ -120,7 +126,7 @@ void run_tile(const Tile& tile) {
         const __m512 multiplier = _mm512_load_ps(tile.multiplier + n * kConvBlock);
         const __mmask16 mask = n + 1 < N ? 0xFFFF : tile.last_mask;
         const std::ptrdiff_t channel = n * kConvBlock;
-#pragma GCC unroll 6
+#pragma GCC unroll 14
         for (int p = 0; p < P; ++p) {
             __m512i r = requantise16(acc[p][n], multiplier);
             if (tile.out_i16) {
@@ -148,9 +154,12 @@ constexpr TileFunction tile_function() {
 }
 
 template <int N, bool kOffset>
-constexpr TileFunction kTilesOf[kMaxPixels] = {tile_function<1, N, kOffset>(), tile_function<2, N, kOffset>(),
-                                               tile_function<3, N, kOffset>(), tile_function<4, N, kOffset>(),
-                                               tile_function<5, N, kOffset>(), tile_function<6, N, kOffset>()};
+constexpr TileFunction kTilesOf[kMaxPixels] = {
+    tile_function<1, N, kOffset>(),  tile_function<2, N, kOffset>(),  tile_function<3, N, kOffset>(),
+    tile_function<4, N, kOffset>(),  tile_function<5, N, kOffset>(),  tile_function<6, N, kOffset>(),
+    tile_function<7, N, kOffset>(),  tile_function<8, N, kOffset>(),  tile_function<9, N, kOffset>(),
+    tile_function<10, N, kOffset>(), tile_function<11, N, kOffset>(), tile_function<12, N, kOffset>(),
+    tile_function<13, N, kOffset>(), tile_function<14, N, kOffset>()};
 
 constexpr const TileFunction* kTiles[2][kMaxBlocks] = {
     {kTilesOf<1, false>, kTilesOf<2, false>, kTilesOf<3, false>, kTilesOf<4, false>, kTilesOf<5, false>,
@@ -177,7 +186,7 @@ void find_quads(const ConvCall& call, std::ptrdiff_t x_row, std::int32_t* x_at, 
             const std::ptrdiff_t at = row * x_row + 4 * first;
             const __mmask16 inside = first_of_16(quads - first), offset = first_of_16(call.offset_channels / 4 - first);
             __m512i value[P + kTaps - 1];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (int p = 0; p < P + kTaps - 1; ++p) {
                 value[p] = _mm512_maskz_loadu_epi32(inside, tile.x + at + p * tile.x_pixel);
                 if constexpr (kOffset) value[p] = _mm512_mask_xor_epi32(value[p], offset, value[p], zero);
@@ -185,7 +194,7 @@ void find_quads(const ConvCall& call, std::ptrdiff_t x_row, std::int32_t* x_at, 
 #pragma GCC unroll 3
             for (int tap = 0; tap < kTaps; ++tap) {
                 __m512i any = value[tap];
-#pragma GCC unroll 6
+#pragma GCC unroll 14
                 for (int p = 1; p < P; ++p) any = _mm512_or_si512(any, value[tap + p]);
                 const __mmask16 active = _mm512_mask_test_epi32_mask(inside, any, any);
                 const __m512i number = _mm512_maskz_compress_epi32(active, count);
@@ -200,12 +209,31 @@ void find_quads(const ConvCall& call, std::ptrdiff_t x_row, std::int32_t* x_at, 
     }
 }
 
+// The most pixels of a tile of so many blocks.
+constexpr int pixels_of(int blocks, bool offset, int most) {
+    while (!fits(most, blocks, offset)) --most;
+    return most;
+}
+
+// Blocks of a tile where few inputs are zero: as many as leave a row in as few tiles as it can be.
+int blocks_of_dense(std::int64_t width, bool offset) {
+    int best = 2;
+    for (int blocks = 3; blocks <= 4; ++blocks) {
+        const int most = pixels_of(best, offset, kMaxPixels), fewer = pixels_of(blocks, offset, kMaxPixels);
+        if ((width + fewer - 1) / fewer <= (width + most - 1) / most) best = blocks;
+    }
+    return best;
+}
+
 using FindFunction = void (*)(const ConvCall&, std::ptrdiff_t, std::int32_t*, std::int32_t*, Tile&);
 
 template <int kTaps, bool kOffset>
-constexpr FindFunction kFindOf[kMaxPixels] = {find_quads<1, kTaps, kOffset>, find_quads<2, kTaps, kOffset>,
-                                              find_quads<3, kTaps, kOffset>, find_quads<4, kTaps, kOffset>,
-                                              find_quads<5, kTaps, kOffset>, find_quads<6, kTaps, kOffset>};
+constexpr FindFunction kFindOf[kMaxPixels] = {
+    find_quads<1, kTaps, kOffset>,  find_quads<2, kTaps, kOffset>,  find_quads<3, kTaps, kOffset>,
+    find_quads<4, kTaps, kOffset>,  find_quads<5, kTaps, kOffset>,  find_quads<6, kTaps, kOffset>,
+    find_quads<7, kTaps, kOffset>,  find_quads<8, kTaps, kOffset>,  find_quads<9, kTaps, kOffset>,
+    find_quads<10, kTaps, kOffset>, find_quads<11, kTaps, kOffset>, find_quads<12, kTaps, kOffset>,
+    find_quads<13, kTaps, kOffset>, find_quads<14, kTaps, kOffset>};
 
 void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
     const ConvPatch<std::uint8_t> patch =
@@ -216,11 +244,10 @@ void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
     const FindFunction* const find = call.kernel == 3 ? kFindOf<3, false>
                                      : offset         ? kFindOf<1, true>
                                                       : kFindOf<1, false>;
-    const int most_blocks = call.kernel == 3 ? kMaxBlocks : 4;
+    const int most_blocks = call.dense ? blocks_of_dense(width, offset) : call.kernel == 3 ? kMaxBlocks : 4;
     const int num_groups = (task.block1 - task.block0 + most_blocks - 1) / most_blocks;
     const int largest = (task.block1 - task.block0 + num_groups - 1) / num_groups;
-    int most = kMaxPixels;
-    while (!fits(most, largest, offset)) --most;
+    const int most = pixels_of(largest, offset, call.dense ? kMaxPixels : kSparsePixels);
     const std::int64_t num_tiles = (width + most - 1) / most;
     Tile tiles[kConvListTiles];
     for (std::int64_t y = task.y0; y < task.y1; ++y) {

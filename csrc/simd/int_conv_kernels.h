@@ -59,6 +59,7 @@ struct ConvCall {
     void* out;  // uint8 or int16
     ConvStrides out_strides;
     bool out_i16;
+    bool dense;                // few inputs are zero; decides nothing but the time
     const void* weights;       // packed, 64-byte aligned
     std::int64_t list_length;  // room for one number of each group of `step` inputs and 16 more; a multiple of 16
     const std::int32_t* bias;  // padded with zeros to whole blocks, 64-byte aligned
