@@ -2,8 +2,8 @@
 
 Read me first
 - Latents y are whole numbers with step 1, -LATENT_MAX..LATENT_MAX, whatever b says; so are z, and both are rounded as
-  they are: CompressAI rounds z relative to its median, and y relative to its mean when it writes files (not in its
-  `forward`, by which its published figures were made).
+  they are. CompressAI rounds z relative to its median; y relative to its mean where it writes files and where its
+  `forward` asks for likelihoods, but as it is for g_s and the context there.
 - Modules have the names of CompressAI's newest models, so a checkpoint of one quality loads into its `Level` by name.
   Buffers that calibration fills are not part of the state.
 - All is computed in float32, also under autocast: means of some hundreds would lose their fractions in bfloat16.
