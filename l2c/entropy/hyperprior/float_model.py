@@ -352,16 +352,19 @@ class HyperpriorModel(FloatModel):
             if inside is not None:
                 inside = inside.float()
                 context = context * inside
-            bits = torch.zeros(len(context), device=context.device)
+            parts, order = [], []
             for level, rows in self._parts(header):
                 known = None if inside is None else inside[rows]
                 distributions, z_bits = level.distributions(context[rows].float(), known)
                 own = level.bits_of(target[rows].float(), distributions)
-                part = (own if known is None else own * known).flatten(1).sum(dim=1)
+                bits = (own if known is None else own * known).flatten(1).sum(dim=1)
                 if z_bits is not None:
-                    part = part + z_bits.flatten(1).sum(dim=1)
-                bits = bits.index_add(0, torch.tensor(rows, device=bits.device), part)
-            return bits
+                    bits = bits + z_bits.flatten(1).sum(dim=1)
+                if isinstance(rows, slice):
+                    return bits
+                parts.append(bits)
+                order += rows
+            return torch.cat(parts)[sorted(range(len(order)), key=order.__getitem__)]
 
     def terms(self, z: Tensor, header: Tensor) -> RateTerms:
         """See `FloatModel.terms`: a level is 1; the slope passes the rounding of the hyper-latents unchanged."""
@@ -396,13 +399,14 @@ class HyperpriorModel(FloatModel):
             found[rows] = bits
         return found
 
-    def _parts(self, header: Tensor) -> Iterator[tuple[Level, list[int]]]:
-        """Levels, and the numbers of the pictures of header int64 [N, 3] that are theirs."""
+    def _parts(self, header: Tensor) -> Iterator[tuple[Level, slice | list[int]]]:
+        """Levels, and which pictures of header int64 [N, 3] are theirs: a slice of all of them, or their numbers."""
         if len(self.levels) == 1:
-            yield self.level(0), list(range(len(header)))
+            yield self.level(0), slice(None)
             return
-        for index, rows in split(header[:, 0].tolist(), self.config.qualities).items():
-            yield self.level(index), rows
+        found = split(header[:, 0].tolist(), self.config.qualities)
+        for index, rows in found.items():
+            yield self.level(index), rows if len(found) > 1 else slice(None)
 
 
 def _hyper_minnen(kind: Kind, n: int, m: int) -> tuple[nn.Sequential | None, nn.Sequential | None]:
