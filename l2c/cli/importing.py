@@ -20,8 +20,7 @@ def import_checkpoints(
         int | None, typer.Option(min=1, max=8, help="Of a single checkpoint whose name does not say it.")
     ] = None,
     metric: Annotated[
-        str | None,
-        typer.Option(metavar="<mse|ms-ssim>", help="What they were trained for, where their names do not say it."),
+        str | None, typer.Option(help="What they were trained for, mse or ms-ssim, where their names do not say it.")
     ] = None,
     calibrate: Annotated[
         list[Path] | None,
@@ -39,8 +38,6 @@ def import_checkpoints(
     Qualities of one codec and of equal sizes go into one model, of which `--quality` then takes their numbers. Files of
     all versions of CompressAI are read; nothing in them is run.
     """
-    if metric is not None and metric not in ("mse", "ms-ssim"):
-        raise typer.BadParameter(f"{metric!r} is neither mse nor ms-ssim.", param_hint="--metric")
     if out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists; --overwrite replaces it.", param_hint="--out")
     pictures = lazy.listing.list_pictures(*calibrate) if calibrate else None
@@ -48,18 +45,18 @@ def import_checkpoints(
         sources, out, quality=quality, metric=metric, calibrate=pictures, shared_decoder=shared_decoder,
         stored="float16" if half else "float32",
     )  # fmt: skip
-    transform = model.config.transform
+    transform = model.config.transform.to_mapping()
     result = {
         "model": model.name,
         "model_id": model.model_id.hex(),
         "path": str(out),
-        "architecture": transform.architecture,
-        "qualities": list(transform.quality_steps),
+        "architecture": transform["architecture"],
+        "qualities": list(transform["qualities"]),
         "size_bytes": out.stat().st_size,
     }
     if as_json:
         print_json(result)
     else:
         qualities = ", ".join(map(str, result["qualities"]))
-        print(f"{out}: {transform.architecture}, qualities {qualities}, model {model.model_id.hex()}")
+        print(f"{out}: {result['architecture']}, qualities {qualities}, model {model.model_id.hex()}")
     return 0

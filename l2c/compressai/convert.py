@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from l2c.compressai.calibrate import calibrate as calibrate_levels
 from l2c.compressai.calibrate import pictures
-from l2c.compressai.load import Checkpoint, Metric, Source, assemble, read
+from l2c.compressai.load import Checkpoint, Source, assemble, read
 from l2c.entropy.hyperprior import HyperpriorIntegers
 from l2c.errors import ConfigError
 from l2c.images import load_picture
@@ -23,9 +23,10 @@ Sources: TypeAlias = Mapping[int, Source] | Iterable[Source]
 def load(
     source: Source,
     quality: int | None = None,
-    metric: Metric | None = None,
+    metric: str | None = None,
     *,
     calibrate: Iterable[Any] | None = None,
+    rounding: str | None = None,
 ) -> Model:
     """A model of one quality from a checkpoint; arguments and errors as of `read` and `convert`.
 
@@ -35,7 +36,7 @@ def load(
     checkpoint = read(source, quality, metric)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{checkpoint.architecture}-{checkpoint.quality}.safetensors"
-        model = _convert([checkpoint], path, calibrate, shared_decoder=False, stored="float32")
+        model = _convert([checkpoint], path, calibrate, rounding)
     where = Path(source) if isinstance(source, (str, os.PathLike)) else Path(checkpoint.source)
     return dataclasses.replace(model, path=where)
 
@@ -45,10 +46,11 @@ def convert(
     target: str | os.PathLike[str],
     *,
     quality: int | None = None,
-    metric: Metric | None = None,
+    metric: str | None = None,
     calibrate: Iterable[Any] | None = None,
     shared_decoder: bool = False,
     stored: str = "float32",
+    rounding: str | None = None,
 ) -> Model:
     """Checkpoints of one codec become one model file.
 
@@ -60,6 +62,7 @@ def convert(
             that are drawn by code.
         shared_decoder: one g_s for all qualities, which has to be trained (OML 5.1), see `assemble`.
         stored: weights as "float32", equal to the checkpoint's, or "float16", in half the size.
+        rounding: of y, "mean" or "whole", see `HyperpriorTransformConfig`; None: from the mean where there is one.
     Returns:
         The model as it was written.
     Raises:
@@ -76,18 +79,17 @@ def convert(
         if quality is not None and len(found) != 1:
             raise ConfigError(f"one quality for {len(found)} checkpoints")
         checkpoints = [read(source, quality, metric) for source in found]
-    return _convert(checkpoints, path, calibrate, shared_decoder=shared_decoder, stored=stored)
+    return _convert(checkpoints, path, calibrate, rounding, shared_decoder=shared_decoder, stored=stored)
 
 
 def _convert(
     checkpoints: list[Checkpoint],
     path: Path,
     calibrate: Iterable[Any] | None,
-    *,
-    shared_decoder: bool,
-    stored: str,
+    rounding: str | None,
+    **options: Any,
 ) -> Model:
-    config, transform, probability = assemble(checkpoints, path.stem, shared_decoder=shared_decoder, stored=stored)
+    config, transform, probability = assemble(checkpoints, path.stem, rounding=rounding, **options)
     shown = pictures() if calibrate is None else [load_picture(picture).rgb for picture in calibrate]
     if not shown:
         raise ConfigError("there are no pictures to calibrate with")

@@ -17,14 +17,14 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from torch import Tensor, nn
 
-from l2c.architectures import ARCHITECTURES, LMBDA_MAX, LMBDA_MIN, QUALITIES, STRIDE
+from l2c.architectures import ARCHITECTURES, LMBDA_MAX, LMBDA_MIN, QUALITIES, STRIDE, WITH_MEAN
 from l2c.compressai import names
 from l2c.config import ModelConfig
 from l2c.entropy.hyperprior.config import HyperpriorConfig
@@ -74,7 +74,7 @@ class Checkpoint:
         return {key.removeprefix(prefix): self.state[key] for key in keys}
 
 
-def read(source: Source, quality: int | None = None, metric: Metric | None = None) -> Checkpoint:
+def read(source: Source, quality: int | None = None, metric: str | None = None) -> Checkpoint:
     """Read a checkpoint of CompressAI, of any generation.
 
     Args:
@@ -123,6 +123,7 @@ def assemble(
     modulators: tuple[int, ...] = (0, 1, 2, 3),
     hidden: int = 64,
     stored: str = "float32",
+    rounding: str | None = None,
 ) -> tuple[ModelConfig, Transform, HyperpriorModel]:
     """One model of ours that holds several qualities of one codec.
 
@@ -132,7 +133,8 @@ def assemble(
         checkpoints: of one architecture, equal sizes and one metric, each quality once; in any order.
         name: of the model.
         shared_decoder: one g_s for all, which starts as the highest quality's and has to be trained (OML 5.1).
-        modulators, hidden, stored: see `HyperpriorTransformConfig`.
+        modulators, hidden, stored, rounding: see `HyperpriorTransformConfig`; y is rounded from its mean where there is
+            one and nothing else is said.
     Returns:
         configuration; E and D; P in float, in evaluation mode.
     Raises:
@@ -143,10 +145,12 @@ def assemble(
     ordered = sorted(checkpoints, key=lambda checkpoint: checkpoint.quality)
     _check_together(ordered)
     first, qualities = ordered[0], tuple(checkpoint.quality for checkpoint in ordered)
+    if rounding is None:
+        rounding = "mean" if ARCHITECTURES[first.architecture].kind in WITH_MEAN else "whole"
     transform_config = HyperpriorTransformConfig(
-        STRIDE, first.m, first.architecture, first.n, qualities, shared_decoder, modulators, hidden, stored
+        STRIDE, first.m, first.architecture, first.n, qualities, shared_decoder, modulators, hidden, stored, rounding
     )
-    probability_config = HyperpriorConfig(first.architecture, first.n, qualities)
+    probability_config = HyperpriorConfig(first.architecture, first.n, qualities, rounding)
     config = ModelConfig(name, transform_config, probability_config, lmbda_min=LMBDA_MIN, lmbda_max=LMBDA_MAX)
     with torch.device("cpu"), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # the modulators' first layers: equal checkpoints give equal models
@@ -177,7 +181,7 @@ def _check_together(ordered: Sequence[Checkpoint]) -> None:
             raise ConfigError(f"quality {one.quality} is there twice: {one.source} and {other.source}")
 
 
-def _known(quality: int | None, metric: Metric | None, where: str) -> tuple[int, Metric]:
+def _known(quality: int | None, metric: str | None, where: str) -> tuple[int, Metric]:
     """Both, which are needed. Raises ConfigError."""
     if quality is None or metric is None:
         lacking = " and ".join(
@@ -191,7 +195,7 @@ def _known(quality: int | None, metric: Metric | None, where: str) -> tuple[int,
         raise ConfigError(f"{where}: the quality is {quality!r}; it must be 1..{QUALITIES}")
     if metric not in METRICS:
         raise ConfigError(f"{where}: the metric is {metric!r}; it must be {' or '.join(METRICS)}")
-    return quality, metric
+    return quality, cast(Metric, metric)
 
 
 def _bytes_of(path: Path) -> bytes:

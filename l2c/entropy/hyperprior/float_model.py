@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2c import ops
-from l2c.architectures import ARCHITECTURES, HYPER_STRIDE, LATENT_MAX, Kind, split
+from l2c.architectures import ARCHITECTURES, HYPER_STRIDE, LATENT_MAX, MEAN_UNITS, Kind, split
 from l2c.entropy.base import FloatModel, RateTerms
 from l2c.entropy.hyperprior.config import HyperpriorConfig
 
@@ -365,6 +365,20 @@ class HyperpriorModel(FloatModel):
                 parts.append(bits)
                 order += rows
             return torch.cat(parts)[sorted(range(len(order)), key=order.__getitem__)]
+
+    @torch.no_grad()
+    def rounded(self, y: Tensor, header: Tensor) -> Tensor:
+        """See `FloatModel.rounded`; means as they are where the latents before each are whole numbers."""
+        if self.config.rounding == "whole":
+            return y.round()
+        found = torch.empty_like(y)
+        for level, rows in self._parts(header):
+            with torch.autocast(y.device.type, enabled=False):
+                distributions, _ = level.distributions(y[rows].float().round())
+                assert distributions is not None
+                means = (distributions[1] * MEAN_UNITS).round() / MEAN_UNITS
+                found[rows] = (y[rows] - means).round() + means
+        return found
 
     def terms(self, z: Tensor, header: Tensor) -> RateTerms:
         """See `FloatModel.terms`: a level is 1; the slope passes the rounding of the hyper-latents unchanged."""
