@@ -15,6 +15,7 @@
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
+#include <string>
 
 #include "core/aligned_buffer.h"
 #include "core/tile_queue.h"
@@ -114,8 +115,9 @@ inline std::uint16_t inverse_scale(int a, std::int32_t sigma) {
 // Codes one tile.
 class TileRun {
  public:
-    TileRun(const Level& level, const Tile& tile, int threads, Cpu cpu)
+    TileRun(const Level& level, bool from_mean, const Tile& tile, int threads, Cpu cpu)
         : level_(level),
+          bits_(from_mean ? kMeanBits : 0),
           tile_(tile),
           threads_(threads),
           cpu_(cpu),
@@ -147,6 +149,10 @@ class TileRun {
     std::uint8_t* tap(std::int64_t y, std::int64_t x) const {
         return static_cast<std::uint8_t*>(taps_.data()) + (y * (tile_.width + 4) + x) * level_.channels();
     }
+    // The nearest whole number, halves up, of what is in units of 1 / 2^bits_.
+    int rounded(int y) const { return (y + ((1 << bits_) >> 1)) >> bits_; }
+    // Whether everything that a context sees is known before it is coded.
+    bool knows_context() const { return tile_.encodes && bits_ == 0; }
     // How many positions of a group without a context are coded in one piece.
     std::int64_t piece(std::int64_t positions, std::size_t channels) const {
         if (tile_.coder->whole_groups()) return positions;
@@ -154,6 +160,7 @@ class TileRun {
     }
 
     const Level& level_;
+    const int bits_;  // of a latent behind its point
     const Tile& tile_;
     const int threads_;
     const Cpu cpu_;
@@ -188,15 +195,16 @@ void TileRun::run() {
             code_heads();
         }
     }
-    if (!tile_.encodes) transpose(latents(), tile_.used, plane_, tile_.used, tile_.latents, plane_);
+    if (!knows_context()) transpose(latents(), tile_.used, plane_, tile_.used, tile_.latents, plane_);
 }
 
 void TileRun::load_latents() {
     latents_.reserve(static_cast<std::size_t>(plane_) * used_ * sizeof(std::int16_t));
     if (!tile_.encodes) return;
     const std::int16_t* end = tile_.latents + static_cast<std::size_t>(plane_) * used_;
-    if (std::any_of<const std::int16_t*>(tile_.latents, end, [](int y) { return y < -kMaxLatent || y > kMaxLatent; })) {
-        throw std::invalid_argument("a latent is beyond +-4095");
+    const int most = bits_ == 0 ? kMaxLatent : kMaxMeanLatent;
+    if (std::any_of<const std::int16_t*>(tile_.latents, end, [most](int y) { return y < -most || y > most; })) {
+        throw std::invalid_argument("a latent is beyond +-" + std::to_string(most));
     }
     transpose(tile_.latents, plane_, tile_.used, plane_, latents(), tile_.used);
 }
@@ -296,7 +304,7 @@ void TileRun::code_wavefronts() {
             }
             if (first <= last) ends.push_back(positions.size());  // a narrow tile has steps without a position
             ++t;
-        } while (t < steps && (positions.empty() || (tile_.encodes && positions.size() < kBatchPositions)));
+        } while (t < steps && (positions.empty() || (knows_context() && positions.size() < kBatchPositions)));
         run_layers(positions);
         std::size_t begin = 0;
         for (std::size_t end : ends) {
@@ -304,7 +312,7 @@ void TileRun::code_wavefronts() {
             code_escapes();
             begin = end;
         }
-        if (tile_.encodes) continue;
+        if (knows_context()) continue;
         for (const Position& position : positions) update_taps(position);
     }
 }
@@ -312,7 +320,7 @@ void TileRun::code_wavefronts() {
 void TileRun::start_taps() {
     const std::size_t size = static_cast<std::size_t>((tile_.height + 2) * (tile_.width + 4) * level_.channels());
     std::memset(taps_.reserve(size), kZero, size);
-    if (!tile_.encodes) return;
+    if (!knows_context()) return;
     for (std::int64_t y = 0; y < tile_.height; ++y) {
         for (std::int64_t x = 0; x < tile_.width; ++x) update_taps({y, x});
     }
@@ -323,14 +331,15 @@ void TileRun::update_taps(const Position& position) {
     std::uint8_t* to = tap(position.y + 2, position.x + 2);
     if (!level_.shifts()) {
         for (std::size_t c = 0; c < used_; ++c) {
-            const std::int16_t y = std::min<std::int16_t>(std::max<std::int16_t>(from[c], -128), 127);
+            const int whole = rounded(from[c]);
+            const int y = std::min(std::max(whole, -128), 127);
             to[c] = static_cast<std::uint8_t>(y + kZero);
         }
         return;
     }
     const std::uint8_t* shift = level_.shift().data();
     for (std::size_t c = 0; c < used_; ++c) {
-        const int y = (from[c] + ((1 << shift[c]) >> 1)) >> shift[c];
+        const int y = (rounded(from[c]) + ((1 << shift[c]) >> 1)) >> shift[c];
         to[c] = static_cast<std::uint8_t>(std::clamp(y, -128, 127) + kZero);
     }
 }
@@ -396,7 +405,8 @@ void TileRun::make_mixtures(const std::int16_t* head, std::size_t first) {
         for (std::size_t i = 0; i < count; ++i) {
             const std::int32_t sigma = std::clamp<std::int32_t>(head[i], kSigmaLeast, kSigmaMost);
             const std::int32_t mean = has_mean ? head[kHeadBlock + i] : 0;
-            const std::int32_t k = (mean + 32) >> 6, centre = 2 * (mean - 64 * k);
+            const std::int32_t k = bits_ == 0 ? (mean + 32) >> 6 : (mean + 2) >> 2;
+            const std::int32_t centre = bits_ == 0 ? 2 * (mean - 64 * k) : 0;
             const std::int32_t distance = sigma + ((9 * sigma + 512) >> 10);  // (1033 sigma + 512) >> 10
             from[c + i] = static_cast<std::int16_t>(k);
             means[c + i] = static_cast<std::int16_t>(centre);
@@ -460,9 +470,7 @@ void TileRun::code_symbols(std::size_t first, std::size_t count, const std::int1
             const std::int16_t *row = row_of(i), *base = from + i * used_;
             std::uint8_t* to = symbols + i * used_;
             for (std::size_t c = 0; c < used_; ++c) {
-                const auto difference = static_cast<std::int16_t>(row[c] - base[c]);
-                const std::int16_t inside =
-                    std::min<std::int16_t>(std::max<std::int16_t>(difference, -kZero), kZero - 1);
+                const int inside = std::min(std::max(rounded(row[c] - base[c]), -kZero), kZero - 1);
                 to[c] = static_cast<std::uint8_t>(inside + kZero);
             }
         }
@@ -473,7 +481,9 @@ void TileRun::code_symbols(std::size_t first, std::size_t count, const std::int1
         const std::int16_t* base = from + i * used_;
         std::int16_t* row = row_of(i);
         if (!tile_.encodes) {
-            for (std::size_t c = 0; c < used_; ++c) row[c] = static_cast<std::int16_t>(base[c] + found[c] - kZero);
+            for (std::size_t c = 0; c < used_; ++c) {
+                row[c] = static_cast<std::int16_t>(base[c] + (found[c] - kZero) * (1 << bits_));
+            }
         }
         bool any = false;
         for (std::size_t c = 0; c < used_; ++c) any |= found[c] == 0 || found[c] == 255;
@@ -481,7 +491,12 @@ void TileRun::code_symbols(std::size_t first, std::size_t count, const std::int1
             if (found[c] != 0 && found[c] != 255) continue;
             escapes_.push_back(2 * static_cast<std::uint64_t>(row + c - latents()) + (found[c] == 0));
             if (tile_.encodes) {
-                rests_.push_back(static_cast<std::int16_t>(std::abs(row[c] - (base[c] + found[c] - kZero))));
+                rests_.push_back(static_cast<std::int16_t>(std::abs(rounded(row[c] - base[c]) - (found[c] - kZero))));
+            }
+        }
+        if (tile_.encodes && bits_ != 0) {
+            for (std::size_t c = 0; c < used_; ++c) {
+                row[c] = static_cast<std::int16_t>(base[c] + rounded(row[c] - base[c]) * (1 << bits_));
             }
         }
     }
@@ -510,7 +525,11 @@ void TileRun::code_escapes() {
                     rests_[left] = static_cast<std::int16_t>(rests_[begin + i] - digits[i]);
                 } else {
                     std::int16_t& y = latents()[escape / 2];
-                    y = static_cast<std::int16_t>(escape % 2 != 0 ? y - digits[i] : y + digits[i]);
+                    const int step = digits[i] * (1 << bits_), moved = escape % 2 != 0 ? y - step : y + step;
+                    if (moved < INT16_MIN || moved > INT16_MAX) {
+                        throw BitstreamError("range coder: an escaped latent is larger than any encoder writes");
+                    }
+                    y = static_cast<std::int16_t>(moved);
                 }
                 escapes_[left] = escape;
                 left += digits[i] == kEscapeDigit;
@@ -546,7 +565,7 @@ void code_tiles(const Model& model, const std::vector<Tile>& tiles, int threads,
     }
     run_tiles(sizes, threads, [&](std::size_t i, int its_threads) {
         const Tile& tile = tiles[i];
-        TileRun(model.level(tile.level), tile, its_threads, cpu).run();
+        TileRun(model.level(tile.level), model.from_mean(), tile, its_threads, cpu).run();
     });
 }
 

@@ -147,10 +147,12 @@ void Level::add_context(const LevelView& view) {
         pack(take(view.parameters[2], head_rows(), numbers(0, view.parameters[2].in_channels)).view(), of));
 }
 
-Model::Model(std::vector<LevelView> views) : views_(std::move(views)), slots_(new Slot[views_.size()]) {
+Model::Model(std::vector<LevelView> views, bool from_mean)
+    : views_(std::move(views)), from_mean_(from_mean), slots_(new Slot[views_.size()]) {
     require(!views_.empty(), "a model needs a level");
     for (const LevelView& view : views_) {
         require(view.channels == views_[0].channels, "the levels have different numbers of channels");
+        require(!from_mean || view.kind == Kind::kMean || view.kind == Kind::kContext, "a level has no means");
     }
 }
 

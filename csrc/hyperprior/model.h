@@ -103,10 +103,12 @@ class Level {
 // All levels, each packed when it is first asked for. Safe from several threads.
 class Model {
  public:
-    // Keeps the views: what they point at must outlive the model. Throws std::invalid_argument: no level, or levels of
-    // different channels.
-    explicit Model(std::vector<LevelView> views);
+    // Keeps the views: what they point at must outlive the model. `from_mean`: latents are in 1 / 2^kMeanBits and rounded
+    // in whole steps from their means (coder.h). Throws std::invalid_argument: no level, or levels of different channels;
+    // from_mean with a kind that has no means.
+    explicit Model(std::vector<LevelView> views, bool from_mean = false);
 
+    bool from_mean() const { return from_mean_; }
     int num_levels() const { return static_cast<int>(views_.size()); }
     int channels() const { return views_[0].channels; }
     const LevelView& view(int index) const { return views_[static_cast<std::size_t>(index)]; }
@@ -120,6 +122,7 @@ class Model {
     };
 
     std::vector<LevelView> views_;
+    bool from_mean_;
     std::unique_ptr<Slot[]> slots_;
 };
 

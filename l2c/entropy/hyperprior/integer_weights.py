@@ -14,6 +14,10 @@ One `IntegerLevel` for each of the model's qualities. What it computes, in the o
     y           clamp(y - k, -128, 127) + 128 under that mixture; kind factorized has no z: its k is `offset`, and each
                 channel has a table
 
+Rounded from their means (`HyperpriorConfig.rounding`), latents are in 1/16: with mu = (mean + 2) >> 2 it is
+r = (y - mu + 8) >> 4 that is coded, under the mixture around 0, and y becomes mu + 16 r, for the encoder too. A context
+sees (y + 8) >> 4.
+
     layers      sums int32, 255 sum|w| + |bias| < 2^31;  r = round_half_even(float32(sum) * multiplier), clamped to the
                 type of the output (csrc/simd/int_conv.h)
 
@@ -98,12 +102,14 @@ class HyperpriorWeights:
     Attributes:
         config: of the model. c: M, channels of y.
         levels: one for each of the config's qualities.
+        from_mean: whether latents are rounded from their means.
     """
 
     def __init__(self, config: HyperpriorConfig, c: int, levels: Sequence[IntegerLevel]) -> None:
         self.config = config
         self.c = c
         self.levels = tuple(levels)
+        self.from_mean = config.rounding == "mean"
 
     def index_of(self, point: OperatingPoint) -> int:
         """Which level codes latents of an operating point."""

@@ -47,7 +47,9 @@ class CpuBackend(Backend):
         """The C++ form of the model, made once; its levels are packed when they are first used."""
         with self._lock:
             if self._coder is None:
-                self._coder = ops.hyperprior_coder([_level(level) for level in self.weights.levels])
+                self._coder = ops.hyperprior_coder(
+                    [_level(level) for level in self.weights.levels], self.weights.from_mean
+                )
             return self._coder
 
     def code(self, jobs: Sequence[Job], device: torch.device, threads: int) -> list[Int16Array]:

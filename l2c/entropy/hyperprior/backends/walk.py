@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from l2c.architectures import LATENT_MAX
+from l2c.architectures import LATENT_MAX, MEAN_LATENT_MAX, MEAN_UNITS
 from l2c.entropy.coder import DecodingJob, Int16Array, Job, UInt8Array
 from l2c.entropy.hyperprior.integer_weights import IntegerLevel, groups, side_shape, tables_of
 from l2c.errors import BitstreamError
@@ -40,13 +40,13 @@ class Engine(Protocol):
         """Context and parameters of n positions: uint8 [n, 2M] of h_s and uint8 [n, 12M] -> int16 [n, 2M]."""
 
 
-def walk(level: IntegerLevel, job: Job, engine: Engine) -> Int16Array:
-    """Take a job that uses at least one channel to its end: latents int16 [M, height, width].
+def walk(level: IntegerLevel, job: Job, engine: Engine, from_mean: bool) -> Int16Array:
+    """Take a job that uses at least one channel to its end: latents int16 [M, height, width], `from_mean` or whole.
 
     Raises:
         BitstreamError: a stream is not valid. ValueError: a known latent is too large, or `side` is not of its shape.
     """
-    tile = _Tile(level, job)
+    tile = _Tile(level, job, from_mean)
     hyper = None if level.kind == "factorized" else engine.hyper(tile.code_side())[: job.height, : job.width]
     done = 0
     heads = np.zeros((0, 0), dtype=np.int16)
@@ -54,7 +54,7 @@ def walk(level: IntegerLevel, job: Job, engine: Engine) -> Int16Array:
         head: npt.NDArray[Any] | None = None
         if level.kind == "context":
             assert hyper is not None
-            if tile.known is None:
+            if tile.known is None or from_mean:
                 head = engine.heads(hyper[rows, columns], tile.taps(rows, columns))
             else:  # nothing has to be waited for
                 if not len(heads):
@@ -81,19 +81,26 @@ class _Tile:
     """A job's latents, and how they are coded.
 
     Attributes:
+        bits: of a latent behind its point: log2 of its units in one.
         known: int64 [h, w, M], or None where they are decoded.
-        latents: int64 [h, w, M], zero where nothing is coded (yet).
+        latents: int64 [h, w, M], zero where nothing is coded (yet); the known ones where they are whole numbers.
     """
 
-    def __init__(self, level: IntegerLevel, job: Job) -> None:
+    def __init__(self, level: IntegerLevel, job: Job, from_mean: bool) -> None:
         self.level, self.job = level, job
+        self.bits = MEAN_UNITS.bit_length() - 1 if from_mean else 0
         self.latents = np.zeros((job.height, job.width, level.c), dtype=np.int64)
         self.known = None
         if not isinstance(job, DecodingJob):
-            self.known = self.latents
-            self.latents[:, :, : job.used] = job.symbols.transpose(1, 2, 0)[:, :, : job.used]
-            if np.abs(self.latents).max() > LATENT_MAX:
-                raise ValueError(f"a latent is beyond +-{LATENT_MAX}")
+            self.known = self.latents.copy() if from_mean else self.latents
+            self.known[:, :, : job.used] = job.symbols.transpose(1, 2, 0)[:, :, : job.used]
+            most = MEAN_LATENT_MAX * MEAN_UNITS if from_mean else LATENT_MAX
+            if np.abs(self.known).max() > most:
+                raise ValueError(f"a latent is beyond +-{most}")
+
+    def _rounded(self, y: Int64Array) -> Int64Array:
+        """The nearest whole number, halves up."""
+        return (y + ((1 << self.bits) >> 1)) >> self.bits
 
     def code_side(self) -> Int16Array:
         """The hyper-latents, int16 [N, h', w']."""
@@ -113,7 +120,7 @@ class _Tile:
         shift = self.level.shift.astype(np.int64)
         padded = np.pad(self.latents, ((2, 0), (2, 2), (0, 0)))
         y = np.stack([padded[rows + 2 + dy, columns + 2 + dx] for dy, dx in CONTEXT_TAPS], axis=1)
-        values = ((y + ((1 << shift) >> 1)) >> shift).clip(-128, 127) + SIGNED_ZERO
+        values = ((self._rounded(y) + ((1 << shift) >> 1)) >> shift).clip(-128, 127) + SIGNED_ZERO
         return values.astype(np.uint8).reshape(len(rows), -1)
 
     def code_group(self, rows: Int64Array, columns: Int64Array, head: npt.NDArray[Any] | None) -> None:
@@ -126,21 +133,31 @@ class _Tile:
         else:
             scale = head[:, :used].astype(np.int64).reshape(-1)
             mean = head[:, level.c : level.c + used].astype(np.int64).reshape(-1)
-            weights, means, inv_scales, k = reference.gaussian_mixture(scale, mean if len(mean) else 0 * scale)
+            mean = mean if len(mean) else 0 * scale
+            weights, means, inv_scales, k = reference.gaussian_mixture(scale, 0 * mean if self.bits else mean)
+            if self.bits:
+                k = (mean + 2) >> 2
             symbols = job.mixture_of(self._symbols(rows, columns, k), weights, means, inv_scales)
-        y = k + symbols - SIGNED_ZERO
+        steps = symbols.astype(np.int64) - SIGNED_ZERO
         at = np.flatnonzero(np.isin(symbols, ESCAPES))
         if len(at):
             sign = np.where(symbols[at] == ESCAPES[0], -1, 1)
-            rest = None if self.known is None else sign * (self.known[rows, columns, :used].reshape(-1)[at] - y[at])
-            y[at] += sign * self._code_rest(len(at), rest)
+            known = self._steps(rows, columns, k)
+            steps[at] += sign * self._code_rest(len(at), None if known is None else sign * (known[at] - steps[at]))
+        y = k + (steps << self.bits)
+        if self.bits and len(at) and np.abs(y).max() > np.iinfo(np.int16).max:
+            raise BitstreamError("an escaped latent is larger than any encoder writes")
         self.latents[rows, columns, :used] = y.reshape(len(rows), used)
 
-    def _symbols(self, rows: Int64Array, columns: Int64Array, k: Int64Array) -> UInt8Array | None:
+    def _steps(self, rows: Int64Array, columns: Int64Array, k: Int64Array) -> Int64Array | None:
+        """How many whole steps known latents lie from k, int64 [n]."""
         if self.known is None:
             return None
-        y = self.known[rows, columns, : self.job.used].reshape(-1)
-        return ((y - k).clip(-128, 127) + SIGNED_ZERO).astype(np.uint8)
+        return self._rounded(self.known[rows, columns, : self.job.used].reshape(-1) - k)
+
+    def _symbols(self, rows: Int64Array, columns: Int64Array, k: Int64Array) -> UInt8Array | None:
+        steps = self._steps(rows, columns, k)
+        return None if steps is None else (steps.clip(-128, 127) + SIGNED_ZERO).astype(np.uint8)
 
     def _code_rest(self, n: int, rest: Int64Array | None) -> Int64Array:
         """Digits of n escapes: what lies beyond, int64 [n], known or not."""
