@@ -24,24 +24,44 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 import l2c
 from l2c.adapt.literal import adapt_literally
 from l2c.evaluate.measures import in_db, measure
 from l2c.evaluate.records import RowFile
-from l2c.format.levels import METRICS
+from l2c.format.levels import MAX_QUALITY, METRICS
 from l2c.images import load_picture
 from l2c.images.listing import list_pictures
 from l2c.text_tables import heading, row
 from l2c.train.checkpoint import Checkpoint
+from l2c.transforms import condition
+from l2c.transforms.hyperprior.layers import ResidualBlockUp
+from l2c.transforms.hyperprior.networks import upsampling_places
 
 FIGURES = {"psnr": "psnr-rgb", "msssim": "ms-ssim-rgb"}
 PARTS = {"transform.encoder.g_a.0.": "g_a.", "transform.decoder.g_s.0.": "g_s.", "probability.levels.0.": ""}
 
 
 def checkpoint(run: Path, target: Path) -> None:
-    """The running average of a run's networks under CompressAI's names."""
-    state = Checkpoint.load(run / "pretrain" / "checkpoint.pt").average
+    """The running average of a run's networks under CompressAI's names.
+
+    A model of one quality has one lambda, so its modulators' scales are constants: they go into the weights behind.
+    """
+    found = Checkpoint.load(run / "pretrain" / "checkpoint.pt")
+    nets = found.networks(found.config)[1]
+    decoder, config = nets.transform.decoder, found.config
+    (level,) = config.transform.quality_steps.values()
+    cond = condition(torch.tensor([config.lmbda(level / MAX_QUALITY)]), torch.zeros(1))
+    layers = list(decoder.g_s[0])
+    places = [layers[place] for place in upsampling_places(layers)]
+    with torch.no_grad():
+        for number, place in enumerate(config.transform.modulators):
+            scales = decoder.mods[number].scales(cond).flatten()
+            for part in behind(places[place]):
+                part.weight.mul_(scales.view((-1, 1, 1, 1) if isinstance(part, nn.ConvTranspose2d) else (1, -1, 1, 1)))
+    state = {f"transform.{k}": v for k, v in nets.transform.state_dict().items()}
+    state |= {f"probability.{k}": v for k, v in nets.probability.state_dict().items()}
     renamed = {
         new + name.removeprefix(old): tensor
         for name, tensor in state.items()
@@ -50,6 +70,13 @@ def checkpoint(run: Path, target: Path) -> None:
     }
     torch.save(renamed, target)
     print(f"{len(renamed)} tensors, {sum(t.numel() for t in renamed.values()) / 1e6:.2f} M parameters in {target}")
+
+
+def behind(layer: nn.Module) -> list[Any]:
+    """The convolutions that what goes into an up-sampling layer of g_s meets first."""
+    if isinstance(layer, ResidualBlockUp):
+        return [layer.subpel_conv[0], layer.upsample[0]]
+    return [layer] if isinstance(layer, nn.ConvTranspose2d) else [layer[0]]  # type: ignore[index]
 
 
 def adapt(args: argparse.Namespace) -> None:

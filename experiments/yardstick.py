@@ -51,7 +51,7 @@ def objective(codec: l2c.Codec, regions: Regions, symbols: Tensor, index: Tensor
     sizes = [(codec.transform.s * part.shape[1], codec.transform.s * part.shape[2]) for part in symbols]
     latents = [Latents(part.contiguous().numpy(), OperatingPoint(level, mu, bits)) for part in symbols]
     total = sum(
-        8.0 * len(payload) for payloads, _ in codec.latent_stage.write(sizes, latents, 1024) for payload in payloads
+        8.0 * len(payload) for written in codec.latent_stage.write(sizes, latents, 1024) for payload in written.payloads
     )
     sets, change = codec.model.bias_sets, None
     if sets is not None:

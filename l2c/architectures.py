@@ -17,6 +17,11 @@ Kind: TypeAlias = Literal["factorized", "scale", "mean", "context"]
 STRIDE = 16  # pixels a side that a latent y stands for
 HYPER_STRIDE = 4  # latents y a side that a hyper-latent z stands for
 LATENT_MAX = 4095  # |y| at most; 421 was the largest seen
+MEAN_UNITS = 16  # to which the mean is rounded from which y is rounded, in one
+MEAN_LATENT_MAX = 1535  # |y| at most then: with the mean, and a step, 16 bits hold it
+ROUNDINGS = ("mean", "whole")  # of y: in whole steps from its mean, or to whole numbers
+WITH_MEAN: tuple[Kind, ...] = ("mean", "context")
+PAIRED = ("architecture", "qualities", "rounding")  # settings that both parts of a model have
 QUALITIES = 8
 LMBDA_MIN, LMBDA_MAX = 0.0018, 0.18  # of qualities 1 and 8, for lambda 255^2 MSE + bpp; log-linear between, to 0.4 %
 _TOP = 1000  # of the header's quality
@@ -84,3 +89,11 @@ def check_qualities(where: str, architecture: str, n: int, qualities: tuple[int,
     known = set(range(1, QUALITIES + 1))
     if not qualities or list(qualities) != sorted(set(qualities)) or not set(qualities) <= known:
         raise ConfigError(f"{where}.qualities is {list(qualities)}: it must be some of 1..{QUALITIES}, rising")
+
+
+def check_rounding(where: str, architecture: str, rounding: str) -> None:
+    """Raises ConfigError: a way of rounding y that there is not, or not in this architecture."""
+    if rounding not in ROUNDINGS:
+        raise ConfigError(f"{where}.rounding is {rounding!r}: it must be one of {', '.join(ROUNDINGS)}")
+    if rounding == "mean" and ARCHITECTURES[architecture].kind not in WITH_MEAN:
+        raise ConfigError(f"{where}.rounding is {rounding!r}: {architecture} has no means")

@@ -43,8 +43,11 @@ class ModelConfig:
         if not 1 <= self.bits <= 8:
             raise ConfigError(f"bits is {self.bits}: it must be 1..8")
         self.probability.check(self.transform.c)
-        if self.probability.quality_steps != self.transform.quality_steps:
-            raise ConfigError("transform and probability must have networks at the same qualities")
+        if self.probability.pairing != self.transform.pairing:
+            raise ConfigError(
+                f"transform and probability do not go together: {dict(self.transform.pairing)} and "
+                f"{dict(self.probability.pairing)}"
+            )
         if not 0 < self.lmbda_min <= self.lmbda_max:
             raise ConfigError("lmbda_min and lmbda_max must be positive and in order")
 

@@ -132,9 +132,9 @@ def test_backends_and_batches_give_identical_files(tiny_model_path) -> None:
     analysed = codecs[0].transform_stage.analyse(pictures, [500] * 3, 4, 8)
     parts = [Latents(part.symbols, OperatingPoint(500, 4, 8)) for part in analysed]
     sizes = [p.shape[:2] for p in pictures]
-    expected = codecs[0].latent_stage.write(sizes, parts, 1024)
+    expected = [written[1:] for written in codecs[0].latent_stage.write(sizes, parts, 1024)]
     for codec in codecs[1:]:
-        assert codec.latent_stage.write(sizes, parts, 1024) == expected
+        assert [written[1:] for written in codec.latent_stage.write(sizes, parts, 1024)] == expected
     files = codecs[0].encode_batch(pictures, quality=50)
     for codec in codecs:
         assert [codec.verify(f) for f in files] == [codecs[0].verify(f) for f in files]

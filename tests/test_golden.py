@@ -32,7 +32,7 @@ def test_golden_file(codec, name: str) -> None:
     stream = read_bitstream(data)
     header = stream.header
     part = Latents(codec.read_latents([stream])[0], header.point)
-    ((payloads, used),) = codec.latent_stage.write([(header.height, header.width)], [part], header.tile_size)
+    ((_, payloads, used),) = codec.latent_stage.write([(header.height, header.width)], [part], header.tile_size)
     assert payloads == [bytes(p) for p in stream.payloads]
     assert used == [tile.channels for tile in stream.tiles]
 

@@ -426,7 +426,8 @@ class TestModel:
     @pytest.mark.parametrize("architecture", ARCHITECTURES)
     def test_bits_by_the_parts(self, architecture: str) -> None:
         """`num_bits` of one picture, written out with the parts that a coder uses."""
-        model, level = make_model(architecture), make_model(architecture).level(1)
+        model = make_model(architecture).requires_grad_(False)
+        level = model.level(1)
         y = latents(model, 1, 6, 5)
         total = 0.0
         if level.kind == "factorized":

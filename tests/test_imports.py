@@ -37,7 +37,7 @@ ARROWS = {
     "architectures": {"errors"},
     "transforms": {"errors", "registry", "architectures", "ops"},
     "entropy": {"errors", "registry", "arrays", "architectures", "format", "ops"},
-    "compressai": {"errors", "files", "architectures", "format", "transforms", "entropy", "config", "models", "train"},
+    "compressai": {"errors", "architectures", "format", "images", "transforms", "entropy", "config", "models"},
     "config": {"errors", "settings", "format", "transforms", "entropy"},
     "adapt": {"errors", "arrays", "config", "format", "ops", "transforms", "entropy", "metrics", "objective", "models",
               "rate_control"},
@@ -55,7 +55,7 @@ ARROWS = {
     "evaluate": {"", "errors", "files", "arrays", "format", "images", "transforms", "metrics", "objective", "adapt",
                  "codec", "train", "text_tables"},
     "cli": {"", "errors", "files", "config", "devices", "format", "images", "transforms", "adapt.effort", "models",
-            "codec", "evaluate", "train", "text_tables"},
+            "codec", "compressai", "evaluate", "train", "text_tables"},
     "": {"errors", "format", "models", "adapt.effort"},
     "__main__": {"cli"},
 }  # fmt: skip

@@ -13,7 +13,7 @@ from l2c.cli.messages import errors_of
 from l2c.cli.report import print_json, print_rows, rounded
 from l2c.cli.session import open_codec
 from l2c.cli.terminal import STANDARD
-from l2c.codec.options import BEST_QUALITY, DEFAULT_QUALITY
+from l2c.codec.options import BEST_QUALITY
 from l2c.errors import BitstreamError
 from l2c.format.levels import DEFAULT_METRIC
 
@@ -23,9 +23,9 @@ def bench(
         str | None, typer.Argument(metavar="[IN]", help="Picture.  [default: a drawn one, 768x512]")
     ] = None,
     quality: Annotated[
-        float,
-        typer.Option(min=0, max=BEST_QUALITY, help="Quality to encode at."),
-    ] = int(DEFAULT_QUALITY),
+        float | None,
+        typer.Option(min=0, max=BEST_QUALITY, help="Quality to encode at.  [default: that of `l2c encode`]"),
+    ] = None,
     metric: options.Metric = DEFAULT_METRIC,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median is shown.")] = 5,
     device: options.Device = "cpu",
@@ -55,7 +55,7 @@ def bench(
         "width": pixels.shape[1],
         "height": pixels.shape[0],
         "bpp": encoded.bpp,
-        "quality": quality,
+        "quality": encoded.quality,
         "metric": metric,
         "repeats": repeats,
         "model": codec.model.name,

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich import console, progress
 
-    from l2c import devices, images, models, transforms
+    from l2c import compressai, devices, images, models, transforms
     from l2c.evaluate import compare, run, tables
     from l2c.format import adapt_section
     from l2c.images import listing
@@ -37,6 +37,7 @@ else:
     Image = LazyModule("PIL.Image")
     console = LazyModule("rich.console")
     progress = LazyModule("rich.progress")
+    compressai = LazyModule("l2c.compressai")
     devices = LazyModule("l2c.devices")
     images = LazyModule("l2c.images")
     models = LazyModule("l2c.models")

@@ -64,6 +64,7 @@ def _model_facts(model: Model) -> Result:
         "s": config.transform.s,
         "c": config.transform.c,
         "bits": config.bits,
-        "mean_bpp": {f"{quality / 10:g}": bpp for quality, bpp in model.rate_curve},
+        "qualities": list(config.transform.quality_steps),
+        "mean_bpp": {f"{config.shown_quality(round(quality)):g}": bpp for quality, bpp in model.rate_curve},
         "card": model.card,
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,16 +62,17 @@ class Coded:
     """A picture's coded latents: all of its file but the head.
 
     Attributes:
-        latents: what was coded. changes: what D changes for them.
+        latents: what was coded.
         payloads, used: of each tile, with the channels in use.
         sections: what lies beside them in the file, ADAPT included.
+        changes: what D changes for them.
     """
 
     latents: Latents
-    changes: PatchChanges
     payloads: list[bytes]
     used: list[int]
     sections: dict[int, bytes]
+    changes: PatchChanges
 
     @property
     def size(self) -> int:
@@ -85,10 +86,12 @@ class Bench:
 
     Attributes:
         adapted: the adaptations of the last group, by picture: what corrections act on.
+        fixed: what was coded of those pictures, where adaptation leaves the latents alone.
         turn, done: which adaptation of every picture goes on, and how many pixels it has done.
     """
 
     adapted: dict[int, Adapted] = field(default_factory=dict)
+    fixed: dict[int, Coded] = field(default_factory=dict)
     turn: int = 0
     done: int = 0
 
@@ -212,13 +215,18 @@ class Encoder:
         coded = self._code(batch, members, latents, [PatchChanges()] * len(latents))
         return [Trial(mine.size, level, mine, part.clipped) for mine, level, part in zip(coded, levels, analysed)]
 
-    def adapted_trial(self, batch: Batch, i: int, adapted: Adapted, change: float = 0.0) -> Trial:
-        """An adapted picture as it is now; `change` as in `Trial`."""
-        latents = Latents(adapted.symbols(), adapted.subject.point)
-        (coded,) = self._code(batch, [i], [latents], [adapted.changes])
+    def adapted_trial(
+        self, batch: Batch, i: int, adapted: Adapted, change: float = 0.0, fixed: Coded | None = None
+    ) -> Trial:
+        """An adapted picture as it is now; `change` as in `Trial`. fixed: what was coded of it, if that stays."""
+        if fixed is not None:
+            coded = replace(fixed, changes=adapted.changes, sections=self._sections(batch, i, adapted.changes))
+        else:
+            latents = Latents(adapted.symbols(), adapted.subject.point)
+            (coded,) = self._code(batch, [i], [latents], [adapted.changes])
         return Trial(
             coded.size,
-            latents.point.quality_tenths,
+            coded.latents.point.quality_tenths,
             coded,
             beta=adapted.beta,
             searched=adapted.searched,
@@ -231,14 +239,16 @@ class Encoder:
     ) -> list[Coded]:
         start = time.perf_counter()
         pictures = [batch.pictures[i] for i in members]
-        coded = self.latent_stage.write([(p.height, p.width) for p in pictures], latents, batch.tile)
-        results = []
-        for i, part, (payloads, used), change in zip(members, latents, coded, changes):
-            adaptation = change.pack()
-            sections = batch.sections[i] | ({ADAPT: adaptation} if adaptation else {})
-            results.append(Coded(part, change, payloads, used, sections))
+        written = self.latent_stage.write([(p.height, p.width) for p in pictures], latents, batch.tile)
+        results = [
+            Coded(*part, self._sections(batch, i, change), change) for i, part, change in zip(members, written, changes)
+        ]
         batch.clock["entropy"] += time.perf_counter() - start
         return results
+
+    def _sections(self, batch: Batch, i: int, change: PatchChanges) -> dict[int, bytes]:
+        adaptation = change.pack()
+        return batch.sections[i] | ({ADAPT: adaptation} if adaptation else {})
 
     def write(self, batch: Batch, i: int, best: Best) -> Encoded:
         """The file of a picture, and what `Encoded` says of it."""
@@ -310,23 +320,44 @@ class Encoder:
             batch.progress((asked[0].turn + (before + share * mine) / total) / asked[0].turns, stage)
 
         bench.adapted.clear()  # before the next ones need the memory
-        bench.adapted |= self.adapt(batch, asked[:count], tell)
+        bench.fixed.clear()
+        if not self.transform_stage.quantiser.is_final:
+            trials = self.encode_at(batch, [Plain(question.i, question.quality) for question in asked[:count]])
+            bench.fixed |= {question.i: trial.coded for question, trial in zip(asked, trials)}
+        bench.adapted |= self.adapt(batch, asked[:count], tell, bench.fixed)
         bench.done += mine
-        return {i: self.adapted_trial(batch, i, adapted) for i, adapted in bench.adapted.items()}
+        return {
+            i: self.adapted_trial(batch, i, adapted, fixed=bench.fixed.get(i)) for i, adapted in bench.adapted.items()
+        }
 
     def adapt(
-        self, batch: Batch, asked: Sequence[Adapt], tell: Callable[[float, str], None] = silent
+        self,
+        batch: Batch,
+        asked: Sequence[Adapt],
+        tell: Callable[[float, str], None] = silent,
+        fixed: Mapping[int, Coded] | None = None,
     ) -> dict[int, Adapted]:
-        """Search latents and decoder changes of some pictures together."""
-        start = time.perf_counter()
+        """Search latents and decoder changes of some pictures together.
+
+        Args:
+            fixed: what was coded of them, where the latents stay as they are: the coder rounds them from means that
+                depend on all that it coded before, so no latent can be moved alone.
+        """
+        start, effort = time.perf_counter(), batch.effort
         with torch.inference_mode(False):  # gradients are needed, whatever the caller has set
             subjects = self.subjects(batch, [q.i for q in asked], [q.quality for q in asked])
+            if fixed:
+                effort = replace(effort, iterations=0)
             for question, subject in zip(asked, subjects):
                 subject.aim = question.aim
+                if fixed:
+                    latents = fixed[question.i].latents
+                    symbols = torch.from_numpy(latents.symbols)
+                    subject.y = self.transform_stage.quantiser.dequantise(symbols, latents.point.bits)
             middle = time.perf_counter()
             results = adapt(
                 self.transform_stage.transform, self.latent_stage.float_probability(), self.model.bias_sets,
-                subjects, batch.effort, self.transform_stage.device, tell, batch.late,
+                subjects, effort, self.transform_stage.device, tell, batch.late,
             )  # fmt: skip
         batch.clock["encoder"] += middle - start
         batch.clock["adapt"] += time.perf_counter() - middle

@@ -14,6 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +41,14 @@ class Latents:
 
     symbols: Symbols
     point: OperatingPoint
+
+
+class Written(NamedTuple):
+    """A picture's streams, one for each tile, with the channels in use; `latents` are what they decode to."""
+
+    latents: Latents
+    payloads: list[bytes]
+    used: list[int]
 
 
 class LatentStage:
@@ -86,24 +95,24 @@ class LatentStage:
         """c, and rows and columns of a picture's latents."""
         return self._model.config.transform.c, -(-header.height // self._s), -(-header.width // self._s)
 
-    def write(
-        self, sizes: list[tuple[int, int]], latents: list[Latents], tile: int
-    ) -> list[tuple[list[bytes], list[int]]]:
-        """(payloads, used channels) of every picture, all tiles coded in one call."""
-        jobs, counts = [], []
-        for (height, width), part in zip(sizes, latents):
-            boxes = latent_tiles(height, width, tile, self._s)
-            counts.append(len(boxes))
-            for box in boxes:
+    def write(self, sizes: list[tuple[int, int]], latents: list[Latents], tile: int) -> list[Written]:
+        """The streams of every picture, all tiles coded in one call."""
+        jobs, boxes = [], [latent_tiles(height, width, tile, self._s) for height, width in sizes]
+        for part, mine in zip(latents, boxes):
+            for box in mine:
                 symbols = np.ascontiguousarray(part.symbols[(slice(None), *box.slices)])
                 used = self._quantiser.used_channels(torch.from_numpy(symbols), part.point.bits)
                 jobs.append(EncodingJob(box.height, box.width, part.point, used, symbols))
-        self.code(jobs, self.backend)
-        results, start = [], 0
-        for count in counts:
-            mine = jobs[start : start + count]
-            start += count
-            results.append(([job.encoder.finish() for job in mine], [job.used for job in mine]))
+        coded = zip(jobs, self.code(jobs, self.backend))
+        results = []
+        for part, places in zip(latents, boxes):
+            mine = list(itertools.islice(coded, len(places)))
+            if not self._quantiser.is_final:
+                canvas = np.empty_like(part.symbols)
+                for (_, symbols), box in zip(mine, places):
+                    canvas[(slice(None), *box.slices)] = symbols
+                part = replace(part, symbols=canvas)
+            results.append(Written(part, [job.encoder.finish() for job, _ in mine], [job.used for job, _ in mine]))
         return results
 
     def code(self, jobs: Sequence[Job], backend: str) -> list[Symbols]:

@@ -55,8 +55,8 @@ class ProbabilityConfig:
         return
 
     @property
-    def quality_steps(self) -> Mapping[int, int]:
-        """Where networks exist at some qualities alone, see `TransformConfig.quality_steps`; the same ones as there."""
+    def pairing(self) -> Mapping[str, Any]:
+        """What E and D must be told likewise: `TransformConfig.pairing` of a model has to be equal."""
         return {}
 
     def networks(self) -> dict[str, Any]:
@@ -124,6 +124,14 @@ class FloatModel(nn.Module, abc.ABC):
     @abc.abstractmethod
     def bit_map(self, z: Tensor, header: Tensor) -> Tensor:
         """Bits of all channels at each place, float64 [N, h, w], on z's device; arguments as in `terms`."""
+
+    def rounded(self, y: Tensor, header: Tensor) -> Tensor:
+        """Latents as the coder rounds them where Q leaves it to it (`Quantiser.is_final`), as nearly as floats tell.
+
+        Args:
+            y: float32 [N, c, h, w], before Q; header as in `num_bits`.
+        """
+        return y.round()
 
     def set_fake_quantise(self, on: bool) -> None:
         """Switch the integers' rounding of weights and activations on or off (quantisation-aware finishing).

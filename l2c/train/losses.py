@@ -120,7 +120,10 @@ def analyse(nets: Networks, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor
 @torch.no_grad()
 def quantised_latents(nets: Networks, x: Tensor, cond: Conditions) -> Tensor:
     """Pictures float32 [N, 3, H, W] in [0, 1], sides multiples of s -> latents as D gets them, float32 [N, c, h, w]."""
-    return through_quantiser(analyse(nets, x, cond)[0], quantiser_step(cond.b, x.device), nets.transform.quantiser)
+    y, quantiser = analyse(nets, x, cond)[0], nets.transform.quantiser
+    if not quantiser.is_final:
+        return nets.probability.rounded(y, cond.header())
+    return through_quantiser(y, quantiser_step(cond.b, x.device), quantiser)
 
 
 def through_quantiser(y: Tensor, step: Tensor, quantiser: Quantiser = LEVELS) -> Tensor:

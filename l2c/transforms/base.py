@@ -42,7 +42,6 @@ class TransformConfig:
         c: latent channels, 1..4096.
         family: the name under which the family is registered.
         former: keys that files of before say, with the values that mean what the family does: they are left out.
-        quantiser: Q.
     """
 
     s: int
@@ -50,7 +49,6 @@ class TransformConfig:
 
     family: ClassVar[str]
     former: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    quantiser: ClassVar[Quantiser] = LEVELS
 
     def __post_init__(self) -> None:
         if self.s not in (2, 4, 8, 16, 32):
@@ -59,9 +57,19 @@ class TransformConfig:
             raise ConfigError(f"transform.c is {self.c}: it must be 1..4096")
 
     @property
+    def quantiser(self) -> Quantiser:
+        """Q."""
+        return LEVELS
+
+    @property
     def quality_steps(self) -> Mapping[int, int]:
         """Where networks exist at some qualities alone: their names, whole numbers that rise, and their places on the
         scale 0..1000 of the header. {}: one network for the whole scale, whose name for users is 0..100."""
+        return {}
+
+    @property
+    def pairing(self) -> Mapping[str, Any]:
+        """What P must be told likewise: `ProbabilityConfig.pairing` of a model has to be equal."""
         return {}
 
     @property

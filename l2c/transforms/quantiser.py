@@ -1,7 +1,9 @@
 """Q: what lies between E's latents, the symbols that are coded, and the latents that D gets. A family names its own.
 
 Levels          256 levels in a byte and coarser steps of b < 8 bits (L2C III): the default
-WholeNumbers    y rounded, in 16 bits: what the codecs of CompressAI code
+WholeNumbers    y rounded, in 16 bits
+Sixteenths      y in 16 bits, 1/16 each: rounded to whole steps from a mean that only the coder knows, as the codecs of
+                CompressAI round it
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2c.architectures import LATENT_MAX
+from l2c.architectures import LATENT_MAX, MEAN_LATENT_MAX, MEAN_UNITS
 from l2c.ops import dequantise, quantise, to_levels
 from l2c.transforms.masking import clipping, importance_mask
 
@@ -25,12 +27,14 @@ class Quantiser(abc.ABC):
         dtype: of the symbols.
         least_bits: the fewest bits b that it knows.
         lowest, end: latents lie from `lowest` to one step below `end`.
+        is_final: whether symbols are what is coded; else the coder rounds them (`EntropyModel.code`).
     """
 
     dtype: np.dtype[Any]
     least_bits: int
     lowest: float
     end: float
+    is_final = True
 
     @abc.abstractmethod
     def zero(self, b: int) -> int:
@@ -109,4 +113,33 @@ class WholeNumbers(Quantiser):
         return 12.0 * excess.square().mean(dim=1)
 
 
-LEVELS, WHOLE_NUMBERS = Levels(), WholeNumbers()
+class Sixteenths(Quantiser):
+    """y in 1/16, int16 within +-`MEAN_LATENT_MAX`; b is always 8.
+
+    The coder gives what D gets: mu + round(y - mu), with mu in 1/16 as P computes it from what is coded before.
+    """
+
+    dtype, least_bits, is_final = np.dtype(np.int16), 8, False
+    lowest, end = -float(MEAN_LATENT_MAX), MEAN_LATENT_MAX + 1.0
+
+    def zero(self, b: int) -> int:
+        return 0
+
+    def quantise(self, y: Tensor, b: int | Tensor, tau: Tensor | None = None) -> Tensor:
+        return (self.to_levels(y, b, tau) * MEAN_UNITS).to(torch.int16)
+
+    def dequantise(self, symbols: Tensor, b: int | Tensor) -> Tensor:
+        return symbols.float() / MEAN_UNITS
+
+    def to_levels(self, y: Tensor, b: int | Tensor, tau: Tensor | None = None) -> Tensor:
+        with torch.no_grad():
+            if tau is not None:
+                y = y * importance_mask(tau, y.shape[1])
+            return (y.float().clamp(-MEAN_LATENT_MAX, MEAN_LATENT_MAX) * MEAN_UNITS).round() / MEAN_UNITS
+
+    def clipping(self, y: Tensor, b: int, tau: Tensor | None = None) -> Tensor:
+        excess = (y.float().abs() - MEAN_LATENT_MAX).clamp_min(0.0)
+        return 12.0 * excess.square().mean(dim=1)
+
+
+LEVELS, WHOLE_NUMBERS, SIXTEENTHS = Levels(), WholeNumbers(), Sixteenths()

@@ -55,7 +55,9 @@ def worker(args: argparse.Namespace) -> None:
                 for start in range(0, len(files), batch):
                     part = slice(start, start + batch)
                     parts = [Latents(s, OperatingPoint(q, 4, 8)) for s, q in zip(symbols[part], levels[part])]
-                    payloads += [p for ps, _ in codec.latent_stage.write(sizes[part], parts, DEFAULT_TILE) for p in ps]
+                    payloads += [
+                        p for w in codec.latent_stage.write(sizes[part], parts, DEFAULT_TILE) for p in w.payloads
+                    ]
                     # `read_latents` would decode again, another way, what this way gets wrong.
                     decoded += [
                         s.tobytes()

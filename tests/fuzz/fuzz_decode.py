@@ -444,7 +444,7 @@ class Fuzzer:
         symbols[rng.randrange(c + 1) :] = 1 << (header.latent_bits - 1)
         part = Latents(symbols, header.point)
         assert len(latent_tiles(height, width, header.tile_size, s)) == header.tile_count
-        ((payloads, used),) = self.codec.latent_stage.write([(height, width)], [part], header.tile_size)
+        ((_, payloads, used),) = self.codec.latent_stage.write([(height, width)], [part], header.tile_size)
         header = replace(header, latents_crc32=zlib.crc32(symbols))
         return write_bitstream(header, payloads, used, self._sections(rng, height, width))
 

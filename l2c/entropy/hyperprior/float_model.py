@@ -2,8 +2,8 @@
 
 Read me first
 - Latents y are whole numbers with step 1, -LATENT_MAX..LATENT_MAX, whatever b says; so are z, and both are rounded as
-  they are: CompressAI rounds z relative to its median, and y relative to its mean when it writes files (not in its
-  `forward`, by which its published figures were made).
+  they are. CompressAI rounds z relative to its median; y relative to its mean where it writes files and where its
+  `forward` asks for likelihoods, but as it is for g_s and the context there.
 - Modules have the names of CompressAI's newest models, so a checkpoint of one quality loads into its `Level` by name.
   Buffers that calibration fills are not part of the state.
 - All is computed in float32, also under autocast: means of some hundreds would lose their fractions in bfloat16.
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2c import ops
-from l2c.architectures import ARCHITECTURES, HYPER_STRIDE, LATENT_MAX, Kind, split
+from l2c.architectures import ARCHITECTURES, HYPER_STRIDE, LATENT_MAX, MEAN_UNITS, Kind, split
 from l2c.entropy.base import FloatModel, RateTerms
 from l2c.entropy.hyperprior.config import HyperpriorConfig
 
@@ -352,16 +352,33 @@ class HyperpriorModel(FloatModel):
             if inside is not None:
                 inside = inside.float()
                 context = context * inside
-            bits = torch.zeros(len(context), device=context.device)
+            parts, order = [], []
             for level, rows in self._parts(header):
                 known = None if inside is None else inside[rows]
                 distributions, z_bits = level.distributions(context[rows].float(), known)
                 own = level.bits_of(target[rows].float(), distributions)
-                part = (own if known is None else own * known).flatten(1).sum(dim=1)
+                bits = (own if known is None else own * known).flatten(1).sum(dim=1)
                 if z_bits is not None:
-                    part = part + z_bits.flatten(1).sum(dim=1)
-                bits = bits.index_add(0, torch.tensor(rows, device=bits.device), part)
-            return bits
+                    bits = bits + z_bits.flatten(1).sum(dim=1)
+                if isinstance(rows, slice):
+                    return bits
+                parts.append(bits)
+                order += rows
+            return torch.cat(parts)[sorted(range(len(order)), key=order.__getitem__)]
+
+    @torch.no_grad()
+    def rounded(self, y: Tensor, header: Tensor) -> Tensor:
+        """See `FloatModel.rounded`; means as they are where the latents before each are whole numbers."""
+        if self.config.rounding == "whole":
+            return y.round()
+        found = torch.empty_like(y)
+        for level, rows in self._parts(header):
+            with torch.autocast(y.device.type, enabled=False):
+                distributions, _ = level.distributions(y[rows].float().round())
+                assert distributions is not None
+                means = (distributions[1] * MEAN_UNITS).round() / MEAN_UNITS
+                found[rows] = (y[rows] - means).round() + means
+        return found
 
     def terms(self, z: Tensor, header: Tensor) -> RateTerms:
         """See `FloatModel.terms`: a level is 1; the slope passes the rounding of the hyper-latents unchanged."""
@@ -396,13 +413,14 @@ class HyperpriorModel(FloatModel):
             found[rows] = bits
         return found
 
-    def _parts(self, header: Tensor) -> Iterator[tuple[Level, list[int]]]:
-        """Levels, and the numbers of the pictures of header int64 [N, 3] that are theirs."""
+    def _parts(self, header: Tensor) -> Iterator[tuple[Level, slice | list[int]]]:
+        """Levels, and which pictures of header int64 [N, 3] are theirs: a slice of all of them, or their numbers."""
         if len(self.levels) == 1:
-            yield self.level(0), list(range(len(header)))
+            yield self.level(0), slice(None)
             return
-        for index, rows in split(header[:, 0].tolist(), self.config.qualities).items():
-            yield self.level(index), rows
+        found = split(header[:, 0].tolist(), self.config.qualities)
+        for index, rows in found.items():
+            yield self.level(index), rows if len(found) > 1 else slice(None)
 
 
 def _hyper_minnen(kind: Kind, n: int, m: int) -> tuple[nn.Sequential | None, nn.Sequential | None]:

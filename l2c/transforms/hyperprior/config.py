@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from l2c.architectures import ARCHITECTURES, STRIDE, check_qualities, tenths_of
+from l2c.architectures import ARCHITECTURES, PAIRED, STRIDE, check_qualities, check_rounding, tenths_of
 from l2c.errors import ConfigError
 from l2c.transforms.base import TransformConfig
-from l2c.transforms.quantiser import WHOLE_NUMBERS, Quantiser
+from l2c.transforms.quantiser import SIXTEENTHS, WHOLE_NUMBERS, Quantiser
 
 UPSAMPLINGS = 4  # layers of g_s that double the resolution
 
@@ -28,6 +28,8 @@ class HyperpriorTransformConfig(TransformConfig):
         modulators: in front of which of the four up-sampling layers of g_s features are modulated, rising.
         hidden: width of a modulator.
         stored: how weights lie in a model file.
+        rounding: of y: "whole" numbers, or whole steps from its "mean", which needs an architecture that has one. The
+            latter is how CompressAI writes files; the search among latents needs the former.
     """
 
     architecture: str
@@ -37,15 +39,16 @@ class HyperpriorTransformConfig(TransformConfig):
     modulators: tuple[int, ...] = (0, 1, 2, 3)
     hidden: int = 64
     stored: str = "float32"
+    rounding: str = "whole"
 
     family: ClassVar[str] = "hyperprior"
-    quantiser: ClassVar[Quantiser] = WHOLE_NUMBERS
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.s != STRIDE:
             raise ConfigError(f"transform.s is {self.s}: it is {STRIDE} in this family")
         check_qualities("transform", self.architecture, self.n, self.qualities)
+        check_rounding("transform", self.architecture, self.rounding)
         if ARCHITECTURES[self.architecture].residual and self.n != self.c:
             raise ConfigError(f"transform.c is {self.c} and n {self.n}: {self.architecture} has N = M")
         places = list(self.modulators)
@@ -55,6 +58,16 @@ class HyperpriorTransformConfig(TransformConfig):
             raise ConfigError(f"transform.hidden is {self.hidden}: it must be 1..1024")
         if self.stored not in ("float32", "float16"):
             raise ConfigError(f"transform.stored is {self.stored!r}: it must be float32 or float16")
+
+    @property
+    def quantiser(self) -> Quantiser:
+        """See `TransformConfig`."""
+        return SIXTEENTHS if self.rounding == "mean" else WHOLE_NUMBERS
+
+    @property
+    def pairing(self) -> Mapping[str, Any]:
+        """See `TransformConfig`."""
+        return {name: getattr(self, name) for name in PAIRED}
 
     @property
     def quality_steps(self) -> Mapping[int, int]:
@@ -68,4 +81,4 @@ class HyperpriorTransformConfig(TransformConfig):
 
     def networks(self) -> dict[str, Any]:
         """As many qualities, whichever they are: one starts from another (see the base class)."""
-        return super().networks() | {"qualities": len(self.qualities)}
+        return super().networks() | {"qualities": len(self.qualities), "rounding": None}
