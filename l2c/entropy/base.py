@@ -329,7 +329,7 @@ class EntropyModel(abc.ABC):
             noise = (n * np.uint32(2654435761)) >> np.uint32(24)  # Knuth's multiplicative hash: any fixed pattern does
             spread = np.maximum(1, 64 >> np.minimum(6, np.arange(self.c) // 4))[:, None, None]
             symbols = (128 + (noise.astype(np.int64) % (2 * spread + 1)) - spread).astype(np.uint8)
-            recorders.append(_Recorder())
+            recorders.append(Recorder())
             jobs.append(ObservingJob(height, width, OperatingPoint(quality, mu, 8), self.c, symbols, recorders[-1]))
         self.code(jobs, backend, device)
         return zlib.crc32(b"".join(r.crc.to_bytes(4, "little") for r in recorders))
@@ -365,7 +365,7 @@ def _place(device: torch.device | None) -> torch.device:
     return device if device is not None else torch.device("cpu")
 
 
-class _Recorder:
+class Recorder:
     """Keeps a running CRC32 of the parameters that it is shown."""
 
     def __init__(self) -> None:

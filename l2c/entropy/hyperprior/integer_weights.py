@@ -37,7 +37,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from l2c.architectures import HYPER_STRIDE, Kind, nearest
+from l2c.architectures import HYPER_STRIDE, Architecture, Kind, nearest
 from l2c.entropy.coder import Int16Array, Tables, UInt8Array
 from l2c.entropy.hyperprior.config import HyperpriorConfig
 from l2c.format.levels import OperatingPoint
@@ -118,6 +118,17 @@ class HyperpriorWeights:
     def level_of(self, point: OperatingPoint) -> IntegerLevel:
         """The level that codes latents of an operating point."""
         return self.levels[self.index_of(point)]
+
+
+def hyper_plan(facts: Architecture, n: int, c: int) -> list[tuple[int, bool]]:
+    """(channels after the shuffle, whether there is one) of each layer of h_s; none if factorized."""
+    last = {"factorized": 0, "scale": c, "mean": 2 * c, "context": 2 * c}[facts.kind]
+    if not last:
+        return []
+    if facts.residual:
+        return [(n, False), (n, True), (3 * n // 2, False), (3 * n // 2, True), (last, False)]
+    first, second = (n, n) if facts.kind == "scale" else (c, 3 * c // 2)
+    return [(first, True), (second, True), (last, False)]
 
 
 def side_shape(n: int, height: int, width: int) -> tuple[int, int, int]:
