@@ -106,13 +106,13 @@ class LatentStage:
         coded = zip(jobs, self.code(jobs, self.backend))
         results = []
         for part, places in zip(latents, boxes):
-            mine = list(itertools.islice(coded, len(places)))
+            tiles = list(itertools.islice(coded, len(places)))
             if not self._quantiser.is_final:
                 canvas = np.empty_like(part.symbols)
-                for (_, symbols), box in zip(mine, places):
+                for (_, symbols), box in zip(tiles, places):
                     canvas[(slice(None), *box.slices)] = symbols
                 part = replace(part, symbols=canvas)
-            results.append(Written(part, [job.encoder.finish() for job, _ in mine], [job.used for job, _ in mine]))
+            results.append(Written(part, [job.encoder.finish() for job, _ in tiles], [job.used for job, _ in tiles]))
         return results
 
     def code(self, jobs: Sequence[Job], backend: str) -> list[Symbols]:

@@ -17,7 +17,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -195,7 +195,7 @@ def _known(quality: int | None, metric: str | None, where: str) -> tuple[int, Me
         raise ConfigError(f"{where}: the quality is {quality!r}; it must be 1..{QUALITIES}")
     if metric not in METRICS:
         raise ConfigError(f"{where}: the metric is {metric!r}; it must be {' or '.join(METRICS)}")
-    return quality, cast(Metric, metric)
+    return quality, metric
 
 
 def _bytes_of(path: Path) -> bytes:

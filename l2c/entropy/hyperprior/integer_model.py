@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from l2c.architectures import MEAN_LATENT_MAX, MEAN_UNITS, tenths_of
 from l2c.arrays import UInt8Array
 from l2c.entropy.base import Backend, EntropyModel, Recorder
 from l2c.entropy.coder import DecodingJob, Int16Array, Job, ObservingJob, Symbols
@@ -92,7 +93,8 @@ class HyperpriorIntegers(HyperpriorWeights, EntropyModel):
 
     @torch.no_grad()
     def side_of(self, latents: Symbols, point: OperatingPoint) -> UInt8Array | None:
-        """The hyper-latents z + 128, uint8 [N, ceil(h/4), ceil(w/4)], of latents int16 [M, h, w]; None if factorized.
+        """The hyper-latents z + 128, uint8 [N, ceil(h/4), ceil(w/4)], of latents int16 [M, h, w], before they are
+        rounded if `from_mean`; None if factorized.
 
         By h_a in float on the CPU. Which z they are decides how well latents are coded, and nothing else.
         """
@@ -100,7 +102,7 @@ class HyperpriorIntegers(HyperpriorWeights, EntropyModel):
         if level.kind == "factorized":
             return None
         with torch.autocast("cpu", enabled=False):
-            y = torch.from_numpy(np.ascontiguousarray(latents)).float()
+            y = torch.from_numpy(np.ascontiguousarray(latents)).float() / (MEAN_UNITS if self.from_mean else 1)
             z = level.hyper_latents(y[None])[0].nan_to_num().round().clamp(HYPER_LEAST, HYPER_MOST)
         return (z + SIGNED_ZERO).to(torch.uint8).numpy()
 
@@ -108,10 +110,12 @@ class HyperpriorIntegers(HyperpriorWeights, EntropyModel):
         """CRC32 over all parameters of fixed latents and hyper-latents of two sizes at every quality."""
         recorders = []
         jobs: list[Job] = []
-        for tenths in self.config.quality_steps.values():
+        for tenths in map(tenths_of, self.config.qualities):
             for height, width in _ANSWER_SIZES:
                 recorders.append(Recorder())
                 latents, side = _pattern(self.c, height, width), _side_pattern(self.config.n, height, width)
+                if self.from_mean:
+                    latents = latents.clip(1 - MEAN_LATENT_MAX, MEAN_LATENT_MAX - 1) * np.int16(MEAN_UNITS) + latents % 8
                 point = OperatingPoint(tenths, 0, 8)
                 jobs.append(ObservingJob(height, width, point, self.c, latents, recorders[-1], side=side))
         self.code(jobs, backend, device)
