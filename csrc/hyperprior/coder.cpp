@@ -331,15 +331,14 @@ void TileRun::update_taps(const Position& position) {
     std::uint8_t* to = tap(position.y + 2, position.x + 2);
     if (!level_.shifts()) {
         for (std::size_t c = 0; c < used_; ++c) {
-            const int whole = rounded(from[c]);
-            const int y = std::min(std::max(whole, -128), 127);
+            const std::int16_t y = std::min<std::int16_t>(std::max<std::int16_t>(from[c], -128), 127);
             to[c] = static_cast<std::uint8_t>(y + kZero);
         }
         return;
     }
     const std::uint8_t* shift = level_.shift().data();
     for (std::size_t c = 0; c < used_; ++c) {
-        const int y = (rounded(from[c]) + ((1 << shift[c]) >> 1)) >> shift[c];
+        const int y = (from[c] + ((1 << shift[c]) >> 1)) >> shift[c];
         to[c] = static_cast<std::uint8_t>(std::clamp(y, -128, 127) + kZero);
     }
 }

@@ -87,6 +87,8 @@ class LossConfig:
         mask: lambda_m, for |mean tau - zeta| of Eq. 3.
         zeta_min, zeta_max: zeta, the share of channels to keep, at quality 0 and at quality 100.
         vgg16: file with VGG16 weights in torchvision's layout; none ship with L2C.
+        rounded: D and P's context see rounded latents, straight through; False: latents with the noise that the rate
+            is taken at, as CompressAI trains (Balle et al. 2018).
     """
 
     msssim: float = MSSSIM_LMBDA_RATIO
@@ -97,6 +99,7 @@ class LossConfig:
     zeta_min: float = 0.25
     zeta_max: float = 1.0
     vgg16: str | None = None
+    rounded: bool = True
 
     def __post_init__(self) -> None:
         weights = (self.msssim, self.mse, self.perceptual, self.rate, self.mask)

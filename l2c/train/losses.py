@@ -148,7 +148,8 @@ def latent_loss(
         L = lambda [D(mu) + l_d3 L_d3] + l_r bpp + l_m |mean tau - zeta|
 
     D(mu) takes the place of the first two terms of Eq. 7 (`l2c.objective`); l_d2 multiplies its squared errors and
-    l_d1 / MSSSIM_LMBDA_RATIO its dissimilarities. The decoder sees rounded latents, straight through (L2C III).
+    l_d1 / MSSSIM_LMBDA_RATIO its dissimilarities. The decoder sees rounded latents, straight through (L2C III), unless
+    `weights.rounded` says otherwise.
 
     Args:
         x: float32 [N, 3, H, W] in [0, 1], sides multiples of s.
@@ -168,6 +169,8 @@ def latent_loss(
     quantiser = nets.transform.quantiser
     y_hat = through_quantiser(y, step, quantiser)
     target = y_hat if noise is None else clamp_levels(y, step, quantiser) + noise * step
+    if not weights.rounded:
+        y_hat = target
     x_hat = nets.transform.decoder(y_hat, cond.vector(nets.config).to(x.device), adaptation).clamp(-0.2, 1.2)
     bits = nets.probability.num_bits(y_hat, target, cond.header())
     bpp = bits / (x.shape[2] * x.shape[3])

@@ -115,7 +115,9 @@ class HyperpriorIntegers(HyperpriorWeights, EntropyModel):
                 recorders.append(Recorder())
                 latents, side = _pattern(self.c, height, width), _side_pattern(self.config.n, height, width)
                 if self.from_mean:
-                    latents = latents.clip(1 - MEAN_LATENT_MAX, MEAN_LATENT_MAX - 1) * np.int16(MEAN_UNITS) + latents % 8
+                    latents = (
+                        latents.clip(1 - MEAN_LATENT_MAX, MEAN_LATENT_MAX - 1) * np.int16(MEAN_UNITS) + latents % 8
+                    )
                 point = OperatingPoint(tenths, 0, 8)
                 jobs.append(ObservingJob(height, width, point, self.c, latents, recorders[-1], side=side))
         self.code(jobs, backend, device)

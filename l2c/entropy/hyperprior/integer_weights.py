@@ -15,8 +15,7 @@ One `IntegerLevel` for each of the model's qualities. What it computes, in the o
                 channel has a table
 
 Rounded from their means (`HyperpriorConfig.rounding`), latents are in 1/16: with mu = (mean + 2) >> 2 it is
-r = (y - mu + 8) >> 4 that is coded, under the mixture around 0, and y becomes mu + 16 r, for the encoder too. A context
-sees (y + 8) >> 4.
+r = (y - mu + 8) >> 4 that is coded, under the mixture around 0, and y becomes mu + 16 r, for the encoder too.
 
     layers      sums int32, 255 sum|w| + |bias| < 2^31;  r = round_half_even(float32(sum) * multiplier), clamped to the
                 type of the output (csrc/simd/int_conv.h)

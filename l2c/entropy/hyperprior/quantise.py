@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2c.architectures import ARCHITECTURES, LATENT_MAX
+from l2c.architectures import LATENT_MAX
 from l2c.entropy.hyperprior.config import HyperpriorConfig
-from l2c.entropy.hyperprior.float_model import SLOPE, HyperpriorModel, Level, MaskedConv, Range
+from l2c.entropy.hyperprior.float_model import SLOPE, HyperpriorModel, Level, MaskedConv, Range, level_of
 from l2c.entropy.hyperprior.integer_weights import HyperLayer, HyperpriorWeights, IntegerLevel
 from l2c.ops.contract import (
     CONTEXT_TAPS,
@@ -87,9 +87,8 @@ def strip(level: Level) -> Level:
 
 def empty_floats(config: HyperpriorConfig, c: int) -> Level:
     """A level of a model as `strip` leaves one, with tensors on the meta device: names and shapes."""
-    facts = ARCHITECTURES[config.architecture]
     with torch.device("meta"):
-        level = Level(facts.kind, facts.residual, config.n, c)
+        level = level_of(config, c)
     return _without_networks(level)
 
 
@@ -129,7 +128,7 @@ def _head_unit(level: Level) -> Tensor:
 def _shifts(level: Level) -> Tensor:
     """How far the taps' inputs of each channel are shifted, int64 [M], so that most of them lie in +-127."""
     reach = _range(level, "y").channel_reach[:, 0].double()
-    return (reach / 127.0).clamp_min(1.0).log2().ceil().long().clamp_max(MOST_SHIFT)
+    return (reach * level.units / 127.0).clamp_min(1.0).log2().ceil().long().clamp_max(MOST_SHIFT)
 
 
 class _Layer:
@@ -226,7 +225,7 @@ def _layers(level: Level) -> Iterator[tuple[str, _Layer]]:
         x_unit, x_lost = unit, SLOPE * found.negative_mean.double()
     if level.context_prediction is None or level.entropy_parameters is None:
         return
-    taps = torch.exp2(_shifts(level).double()).repeat(len(CONTEXT_TAPS))
+    taps = (torch.exp2(_shifts(level).double()) / level.units).repeat(len(CONTEXT_TAPS))
     context_unit = _unit(_range(level, "context_prediction"), 127.0)
     yield "context", _Layer(level.context_prediction, False, taps, 0.0 * taps, context_unit, SIGNED_ZERO)
     x_unit = torch.cat((x_unit, context_unit))

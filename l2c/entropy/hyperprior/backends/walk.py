@@ -120,7 +120,7 @@ class _Tile:
         shift = self.level.shift.astype(np.int64)
         padded = np.pad(self.latents, ((2, 0), (2, 2), (0, 0)))
         y = np.stack([padded[rows + 2 + dy, columns + 2 + dx] for dy, dx in CONTEXT_TAPS], axis=1)
-        values = ((self._rounded(y) + ((1 << shift) >> 1)) >> shift).clip(-128, 127) + SIGNED_ZERO
+        values = ((y + ((1 << shift) >> 1)) >> shift).clip(-128, 127) + SIGNED_ZERO
         return values.astype(np.uint8).reshape(len(rows), -1)
 
     def code_group(self, rows: Int64Array, columns: Int64Array, head: npt.NDArray[Any] | None) -> None:
