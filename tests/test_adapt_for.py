@@ -213,13 +213,14 @@ def test_bias_sets_stay_and_tiles_are_searched_in_their_surround(
     assert np.array_equal(seen, tiny.decode(changed(file.data, {ADAPT: both.pack(), ALTERNATIVES: b""})))
 
 
-def generous(monkeypatch: pytest.MonkeyPatch, saved: float = 1e9) -> None:
-    """Every search finds conditions in every patch, worth a fortune."""
+def generous(monkeypatch: pytest.MonkeyPatch, *saved: float) -> None:
+    """Every search finds conditions in every patch, worth a fortune, or what is given (for psnr, mixed, msssim)."""
 
     def found(transform: Any, sets: Any, pictures: Any, mix: int, *rest: Any) -> Any:
         k = num_modulators(transform)
         shapes = [(k, -(-p.subject.pixels.shape[0] // 512), -(-p.subject.pixels.shape[1] // 512)) for p in pictures]
-        return [(np.full(shape, mix + 1, np.int8), saved) for shape in shapes]
+        worth = saved[mix // 4 % len(saved)] if saved else 1e9
+        return [(np.full(shape, mix + 1, np.int8), worth) for shape in shapes]
 
     monkeypatch.setattr("l2c.codec.receivers.conditions_for", found)
 
@@ -286,6 +287,9 @@ def test_savings_that_do_not_pay_for_the_section(
     generous(monkeypatch, 8.0 * (size + TABLE / 2) + 1)
     assert tiny.encode(wide, quality=50, metric="mixed", adapt_for=("psnr",)) == plain
     assert len(tiny.encode(wide, quality=50, metric="mixed", adapt_for=BOTH)) == len(plain) + TABLE + 2 * size
+    generous(monkeypatch, 1e9, 0.0, 8.0 * size)  # the other one does not live on it
+    file = tiny.encode_detailed(wide, quality=50, metric="mixed", adapt_for=BOTH)
+    assert [part.patches for part in file.receivers] == [2, 0] and len(file.data) == len(plain) + TABLE + size
     generous(monkeypatch, 8.0 * (SECTION_OVERHEAD + 1 + 1 + 4))
     assert tiny.encode(wide, quality=50, metric="mixed", adapt_for=("mixed",)) == plain
 
@@ -319,11 +323,8 @@ def test_pictures_of_a_batch_share_passes(tiny: l2c.Codec, wide: np.ndarray, mon
         alone = tiny.encode_detailed(picture, quality=60, metric="msssim", adapt_for=BOTH)
         assert [part.patches for part in file.receivers] == [part.patches for part in alone.receivers]
         assert file.latents_sha256 == alone.latents_sha256
-    tiny.encoder.receivers._adapt_pixels, most = 1, tiny.encoder.receivers._adapt_pixels
-    try:
-        apart = tiny.encode_batch_detailed(pictures, quality=60, metric="msssim", adapt_for=BOTH)
-    finally:
-        tiny.encoder.receivers._adapt_pixels = most
+    monkeypatch.setattr(tiny.encoder.receivers, "adapt_pixels", 1)
+    apart = tiny.encode_batch_detailed(pictures, quality=60, metric="msssim", adapt_for=BOTH)
     assert [len(file.data) for file in apart] == [len(file.data) for file in together]
     files = [file.data for file in together] + [tiny.encode(wide, quality=60, metric="mixed")]
     for metric in (None, "msssim", "psnr"):

@@ -43,15 +43,14 @@ class Settings:
         return self.effort.steps or RECEIVER_STEPS
 
     @property
-    def searches_own(self) -> bool:
-        """Whether the file's own metric is among the receivers' and the adaptation has no steps for it."""
-        return self.mu in self.receivers and not self.effort.steps
+    def sought(self) -> tuple[int, ...]:
+        """The metric mixes that are searched for them: an effort's own steps have found the set for the file's own."""
+        return tuple(mix for mix in self.receivers if mix != self.mu or not self.effort.steps)
 
     @property
     def share_for_receivers(self) -> float:
         """Of all the work of adapting, about."""
-        searches = len(self.receivers) - (self.mu in self.receivers and not self.searches_own)
-        units = searches * (self.steps + 8)
+        units = len(self.sought) * (self.steps + 8)
         return units / max(1, units + self.effort.units * self.effort.tries)
 
 

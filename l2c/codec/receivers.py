@@ -28,7 +28,7 @@ from l2c.format.adapt_section import PatchChanges
 from l2c.format.alternatives_section import Alternative, most_alternatives_bytes, pack_alternatives
 from l2c.format.bitstream import ADAPT, ALTERNATIVES, SECTION_OVERHEAD
 from l2c.format.levels import MAX_QUALITY, METRICS, Metric
-from l2c.format.tiles import latent_tiles
+from l2c.format.tiles import grid, latent_tiles
 from l2c.models import Model
 
 _TABLE = SECTION_OVERHEAD + 1  # bytes that ALTERNATIVES costs beside what is in it
@@ -102,7 +102,7 @@ class Receivers:
     """
 
     def __init__(self, model: Model, transform_stage: TransformStage, adapt_pixels: int) -> None:
-        self._model, self._transform_stage, self._adapt_pixels = model, transform_stage, adapt_pixels
+        self._model, self._transform_stage, self.adapt_pixels = model, transform_stage, adapt_pixels
 
     @property
     def _num_modulators(self) -> int:
@@ -117,25 +117,21 @@ class Receivers:
         """Bytes that are added to the file of a picture at most."""
         picture, settings = batch.pictures[i], batch.settings
         size = (picture.width, picture.height)
-        others = sum(mix != settings.mu for mix in settings.receivers)
-        counts = [count for count in (int(settings.searches_own), others) if count]
-        mods = self._num_modulators
-        return sum(SECTION_OVERHEAD + most_alternatives_bytes(*size, count, mods) for count in counts)
+        own, mods = int(settings.mu in settings.sought), self._num_modulators
+        counts = (own, len(settings.sought) - own)  # in ADAPT and in ALTERNATIVES
+        return sum(SECTION_OVERHEAD + most_alternatives_bytes(*size, count, mods) for count in counts if count)
 
     def serve(self, batch: Batch, pictures: Sequence[Serving], tell: Callable[[float, str], None]) -> None:
         """Search conditions for all receivers of these pictures, and keep what pays; equal tiles share every pass."""
-        mixes = [mix for mix in batch.settings.receivers if mix != batch.mu]
-        sizes = [batch.pictures[part.i].rgb.size // 3 for part in pictures]
-        tiles = sum(-(-size // batch.tile**2) for size in sizes)
-        searches = len(mixes) + batch.settings.searches_own
-        progress = Progress(float(tiles * searches * (batch.settings.steps + 8)), tell, batch.late)
+        shapes = [(batch.pictures[part.i].height, batch.pictures[part.i].width) for part in pictures]
+        tiles = sum(len(grid(height, width, batch.tile)) for height, width in shapes)
+        units = tiles * len(batch.settings.sought) * (batch.settings.steps + 8)
+        progress = Progress(float(units), tell, batch.late)
         with torch.inference_mode(False):  # gradients are needed, whatever the caller has set
-            for members in parts(sizes, self._adapt_pixels):
-                self._serve_together(batch, pictures[members], mixes, lambda: progress.unit("receivers"))
+            for members in parts([height * width for height, width in shapes], self.adapt_pixels):
+                self._serve_together(batch, pictures[members], lambda: progress.unit("receivers"))
 
-    def _serve_together(
-        self, batch: Batch, pictures: Sequence[Serving], mixes: Sequence[int], go_on: Callable[[], bool]
-    ) -> None:
+    def _serve_together(self, batch: Batch, pictures: Sequence[Serving], go_on: Callable[[], bool]) -> None:
         subjects = [self._subject(batch, part) for part in pictures]
 
         def searched(mix: int, members: Sequence[int]) -> list[tuple[npt.NDArray[np.int8], float]]:
@@ -143,12 +139,12 @@ class Receivers:
             sets, steps = self._model.bias_sets, batch.settings.steps
             return conditions_for(stage.transform, sets, coded, mix, steps, stage.device, go_on)
 
-        if batch.settings.searches_own:
+        if batch.mu in batch.settings.sought:
             free = [k for k, part in enumerate(pictures) if not part.fixed]
             for k, found in zip(free, searched(batch.mu, free)):
                 pictures[k].offer_own(*found)
         everyone = range(len(pictures))
-        found_for = {mix: searched(mix, everyone) for mix in mixes}
+        found_for = {mix: searched(mix, everyone) for mix in batch.settings.sought if mix != batch.mu}
         for k, part in enumerate(pictures):
             offers = [
                 (alternative, found[k][1])
