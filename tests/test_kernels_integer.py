@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 import l2c
 from l2c import ops
-from l2c.codec.decoder import parts as parts_of
+from l2c.codec.support import parts as parts_of
 from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.entropy.coder import DecodingJob, EncodingJob, Tile

@@ -517,3 +517,40 @@ class TestSteps:
         drawn = Drawn(gain=0.3)
         best = by_steps(StepsToFigures(known(drawn), STEPS, figure(1000) + 0.2, "PSNR", True, never), drawn)
         assert best.trial.coded[:2] == ("adapted", 1000) and not best.reason
+
+
+@pytest.mark.parametrize("effort", [0, 4])
+@pytest.mark.parametrize("reserve", [30.0, 150.0, 5_000.0])
+def test_what_is_added_later_has_its_room(reserve: float, effort: int) -> None:
+    """The reserve stays free, up to 1 % of the size, and the size is met with and without it."""
+    for size in (12_345, 54_321):
+        best = to_size(Drawn(), size, EFFORTS[effort], reserve=reserve)
+        kept = min(reserve, 0.01 * size)
+        assert near(best, size) and not best.reason
+        assert kept <= best.room == size - best.trial.size
+
+
+@pytest.mark.parametrize("effort", [0, 4])
+def test_a_reserve_is_given_up_where_nothing_else_fits(effort: int) -> None:
+    """The least file is found at its very size; steps of the curve that only fit without a reserve, too."""
+    least = photograph(0)
+    stubborn = Drawn(elasticity=0.0, trims=0.0, saving=0.0, spends=0.0)
+    best = to_size(stubborn, least, EFFORTS[effort], reserve=100.0)
+    assert best.trial.size == least and best.room == 0.0 and not best.reason
+    with pytest.raises(RateError, match=f"{least - 1} bytes"):
+        to_size(Drawn(elasticity=0.0, trims=0.0, saving=0.0), least - 1, EFFORTS[effort], reserve=100.0)
+    steps = Drawn(
+        lambda quality: 10_000 if quality < 400 else 15_000, elasticity=0.0, trims=0.0, saving=0.0, spends=0.0
+    )
+    assert to_size(steps, 15_050, EFFORTS[effort], reserve=100.0).trial.size == 15_000
+
+
+def test_a_figure_binds_the_default_and_leaves_room() -> None:
+    drawn = Drawn()
+    strategy = ToFigures(known(drawn), 30.0, "PSNR", False, never)
+    run(strategy, drawn)
+    best = strategy.best(0)
+    assert best.measured and best.room == math.inf
+    at = AtQualities(known(drawn), [500], False)
+    run(at, drawn)
+    assert not at.best(0).measured and at.best(0).room == math.inf

@@ -15,7 +15,17 @@ from torch import Tensor
 from typing_extensions import Unpack, assert_type
 
 import l2c
-from l2c.codec import AdaptationReport, DecodeSeconds, EffortLevel, EncodeSeconds, Metric, Mode, Output, Precision
+from l2c.codec import (
+    AdaptationReport,
+    DecodeSeconds,
+    EffortLevel,
+    EncodeSeconds,
+    Metric,
+    Mode,
+    Output,
+    Precision,
+    Receiver,
+)
 from l2c.images import Picture
 
 Pixels: TypeAlias = npt.NDArray[np.uint8]
@@ -30,6 +40,9 @@ def outputs(codec: l2c.Codec, data: bytes) -> None:
     assert_type(codec.decode_batch([data]), list[Pixels])
     assert_type(codec.decode_batch(iter([memoryview(data)]), as_="pil", mode="rgb"), list[PIL.Image.Image])
     assert_type(codec.decode_batch([data], as_="torch"), list[Tensor])
+    assert_type(codec.decode(data, metric="psnr"), Pixels)
+    assert_type(codec.decode(data, as_="pil", metric=None), PIL.Image.Image)
+    assert_type(codec.decode_batch([data], as_="torch", metric="msssim"), list[Tensor])
     as_: Output = "torch"
     mode: Mode = "rgb"
     assert_type(any_output(codec, data, as_, mode), Pixels | PIL.Image.Image | Tensor)
@@ -44,7 +57,7 @@ def shared(data: bytes) -> None:
     assert_type(l2c.encode("picture.png", bpp=0.5, model="l2c-default"), bytes)
     assert_type(l2c.decode(data), Pixels)
     assert_type(l2c.decode(data, as_="pil", device="cpu"), PIL.Image.Image)
-    assert_type(l2c.decode(data, as_="torch", mode="original"), Tensor)
+    assert_type(l2c.decode(data, as_="torch", mode="original", metric="mixed"), Tensor)
 
 
 def options(codec: l2c.Codec, picture: Pixels) -> bytes:
@@ -54,7 +67,8 @@ def options(codec: l2c.Codec, picture: Pixels) -> bytes:
     assert_type(codec.encode(picture, quality=50.0, metric=metric, effort=effort), bytes)
     assert_type(codec.encode_batch([picture], max_bytes=4000, effort=l2c.Effort(iterations=1)), list[bytes])
     assert_type(codec.encode_batch_detailed([picture], metadata="color", tile=512), list[l2c.Encoded])
-    kept: l2c.EncodeOptions = {"quality": 40.0, "metric": "mixed"}
+    assert_type(codec.encode(picture, adapt_for=("psnr", "msssim")), bytes)
+    kept: l2c.EncodeOptions = {"quality": 40.0, "metric": "mixed", "adapt_for": {"mixed"}}
     return passed_on(codec, picture, **kept)
 
 
@@ -72,8 +86,14 @@ def results(codec: l2c.Codec, picture: Pixels) -> None:
     assert_type(encoded.adaptation.iterations, int)
     assert_type(encoded.adaptation.objective_gain_percent, float | None)
     assert_type(encoded.adaptation_as_dict(), dict[str, float | int])
-    decoded = codec.decode_detailed(encoded.data)
+    served = codec.encode_detailed(picture, quality=60.0, adapt_for=["psnr"])
+    assert_type(served.receivers, tuple[Receiver, ...])
+    assert_type(served.receivers[0].metric, Metric)
+    assert_type(served.receivers[0].patches, int)
+    assert_type(codec.decode_batch_detailed([encoded.data], metric="psnr"), list[l2c.Decoded])
+    decoded = codec.decode_detailed(encoded.data, metric="psnr")
     assert_type(decoded, l2c.Decoded)
+    assert_type(decoded.metric, str)
     assert_type(decoded.picture, Picture)
     assert_type(decoded.seconds, DecodeSeconds)
     assert_type(decoded.seconds.as_dict(), dict[str, float])
@@ -99,7 +119,13 @@ def refused(codec: l2c.Codec, picture: Pixels, data: bytes) -> int:
     with counted():
         l2c.Codec(codec.model, precision="float16")  # type: ignore[arg-type]
         count -= 1
-    return 5 + count
+    with counted():
+        codec.encode(picture, adapt_for=("vmaf",))  # type: ignore[arg-type]
+        count -= 1
+    with counted():
+        codec.decode(data, metric="vmaf")  # type: ignore[call-overload]
+        count -= 1
+    return 7 + count
 
 
 def counted() -> contextlib.AbstractContextManager[None]:

@@ -9,6 +9,7 @@ from l2c.errors import UnsupportedError
 
 EffortLevel: TypeAlias = Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # a place in EFFORTS
 MAX_TRIES = 5
+RECEIVER_STEPS = 5  # on the conditions for receivers (`adapt_for`) where an effort has none; OML 5.3 finds most in 5
 REVISION = 1  # of what an adaptation finds with given numbers; records of measurements name it
 
 
@@ -45,6 +46,11 @@ class Effort:
     def adapts(self) -> bool:
         """Whether there is anything to do."""
         return bool(self.iterations or self.sets or self.steps)
+
+    @property
+    def units(self) -> int:
+        """Of work on a batch of tiles, one try, as the progress counts them."""
+        return self.iterations + (self.sets + 3 if self.sets else 0) + (self.steps + 8 if self.steps else 0)
 
 
 EFFORTS = (

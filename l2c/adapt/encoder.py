@@ -192,19 +192,8 @@ def adapt(
     runs out: then what was found so far is kept.
     """
     results = [Adapted(subject) for subject in subjects]
-    groups: dict[tuple[int, ...], list[tuple[int, Box]]] = {}
-    for number, subject in enumerate(subjects):
-        for box in subject.boxes:
-            pixels, surround, corner = _frame(transform, subject, box)
-            seen = (0, 0) if surround is None else (surround[2] - surround[0], surround[3] - surround[1])
-            shape = (pixels[2] - pixels[0], pixels[3] - pixels[1])
-            groups.setdefault((*shape, *seen, *corner), []).append((number, box))
-    batches: list[list[tuple[int, Box]]] = []
-    for key, members in groups.items():
-        most = max(1, _BATCH_PIXELS // max(1, key[0] * key[1]))
-        batches += [members[k : k + most] for k in range(0, len(members), most)]
-    each = effort.iterations + (effort.sets + 3 if effort.sets else 0) + (effort.steps + 8 if effort.steps else 0)
-    progress = Progress(float(len(batches) * each), tell, out_of_time)
+    batches = batches_of(transform, subjects)
+    progress = Progress(float(len(batches) * effort.units), tell, out_of_time)
     for batch in batches:
         with torch.autocast(device.type, enabled=False):
             regions = regions_of(transform, subjects, batch, device)
@@ -219,6 +208,22 @@ def adapt(
             result.changes, result.saved_cost = PatchChanges(), 0.0
     tell(1.0, "adapted")
     return results
+
+
+def batches_of(transform: Transform, subjects: Sequence[Subject]) -> list[list[tuple[int, Box]]]:
+    """The tiles of all pictures, (number of the subject, box) each, in batches that `regions_of` takes."""
+    groups: dict[tuple[int, ...], list[tuple[int, Box]]] = {}
+    for number, subject in enumerate(subjects):
+        for box in subject.boxes:
+            pixels, surround, corner = _frame(transform, subject, box)
+            seen = (0, 0) if surround is None else (surround[2] - surround[0], surround[3] - surround[1])
+            shape = (pixels[2] - pixels[0], pixels[3] - pixels[1])
+            groups.setdefault((*shape, *seen, *corner), []).append((number, box))
+    batches: list[list[tuple[int, Box]]] = []
+    for key, members in groups.items():
+        most = max(1, _BATCH_PIXELS // max(1, key[0] * key[1]))
+        batches += [members[k : k + most] for k in range(0, len(members), most)]
+    return batches
 
 
 def _change_decoder(
@@ -279,9 +284,18 @@ def _frame(transform: Transform, subject: Subject, box: Box) -> tuple[Box, Box |
 
 
 def regions_of(
-    transform: Transform, subjects: Sequence[Subject], batch: list[tuple[int, Box]], device: torch.device
+    transform: Transform,
+    subjects: Sequence[Subject],
+    batch: list[tuple[int, Box]],
+    device: torch.device,
+    *,
+    quantised: bool = False,
 ) -> Regions:
-    """Tiles of one shape, (number of the subject, box) each, as the search takes them."""
+    """Tiles of one shape, (number of the subject, box) each, as the search takes them.
+
+    Args:
+        quantised: whether the subjects' latents are what D gets, and not what comes before Q.
+    """
     x, y, kept, around, corner = [], [], [], [], (0, 0)
     for number, box in batch:
         subject = subjects[number]
@@ -292,7 +306,8 @@ def regions_of(
             kept.append(subject.kept[:, box[0] : box[2], box[1] : box[3]])
         if surround is not None:
             part = subject.y[:, surround[0] : surround[2], surround[1] : surround[3]]
-            around.append(transform.quantiser.to_levels(part, subject.point.bits))
+            levels = part if quantised else transform.quantiser.to_levels(part, subject.point.bits)
+            around.append(levels)
     members = [subjects[number] for number, _ in batch]
     stacked = torch.stack(x).to(device).permute(0, 3, 1, 2).float() / 255.0
     return Regions(

@@ -91,17 +91,23 @@ def search_conditions(
     num_steps: int,
     biases: Adaptation | None = None,
     go_on: Callable[[], bool] = lambda: True,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """SGD on the K conditions of each 512x512 patch with OML's step sizes and halving (its 5.2), in whole units.
+
+    The metric that is improved is the regions' own, that of their `header`; what D is told of it, in their `cond`, may
+    be another one and stays.
 
     Args:
         regions: pictures or tiles. z: float32 [N, c, h, w], their latents.
         num_steps: SGD steps, at least 1.
         biases: changes to D's biases that are in force.
         go_on: asked before each pass but the last.
+        start: int8 [N, K, rows, columns], the changes that are in force, from which others have to be an improvement;
+            None: 0 everywhere.
     Returns:
-        changes int8 [N, K, rows, columns] in CONDITION_UNIT, 0 where none pays; bits of lambda * pixels * D saved,
-        float32 [N]. None where there was no time for a step.
+        changes int8 [N, K, rows, columns] in CONDITION_UNIT, those of the start where no others pay; bits of
+        lambda * pixels * D saved, float32 [N]. None where there was no time for a step.
     """
     k = num_modulators(transform)
     grid = Grid(CONDITION_PATCH // transform.s, -regions.corner[0], -regions.corner[1])
@@ -125,15 +131,15 @@ def search_conditions(
 
     if not go_on():
         return None
-    start = z.new_zeros(shape)
-    base, slope = slope_at(start)
-    best, least = start, base
+    first = z.new_zeros(shape) if start is None else start.to(z)
+    base, slope = slope_at(first)
+    best, least = first, base
     gamma, trial = torch.full_like(base, STEP_SIZES[0]), torch.full_like(base, float("inf"))
     for size in STEP_SIZES:
         if not go_on():
             return None
         with torch.no_grad():
-            value = measure(decoded(_units(start - size * slope))) * weight
+            value = measure(decoded(_units(first - size * slope))) * weight
         better = value < trial
         trial, gamma = torch.where(better, value, trial), torch.where(better, size, gamma)
     for _ in range(num_steps):
@@ -145,13 +151,13 @@ def search_conditions(
         best, slope = (torch.where(improved[:, None], new, old) for new, old in ((at, best), (fresh, slope)))
         least, gamma = torch.where(improved, value, least), torch.where(improved, gamma, gamma / 2)
     price = 8.0 * k + 1.0
-    best = torch.where((base - least > price)[:, None], best, 0.0)
-    if not bool(best.any()):
+    best = torch.where((base - least > price)[:, None], best, first)
+    if torch.equal(best, first):
         return best.to(torch.int8), z.new_zeros(len(regions))
     with torch.no_grad():  # neighbours have changed since each patch's best was found
         saved = base - measure(decoded(best)) * weight
     pays = saved > price
-    return torch.where(pays[:, None], best, 0.0).to(torch.int8), (saved * pays).sum(dim=(1, 2))
+    return torch.where(pays[:, None], best, first).to(torch.int8), (saved * pays).sum(dim=(1, 2))
 
 
 def _units(changes: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -18,6 +18,7 @@ from l2c.cli.run import run
 from l2c.cli.session import Reader
 from l2c.cli.terminal import STANDARD, write_output
 from l2c.codec.options import BEST_QUALITY, PICTURE_MODES
+from l2c.format.levels import METRICS, Metric
 
 if TYPE_CHECKING:
     from l2c.codec import Decoded
@@ -32,6 +33,13 @@ def decode(
     device: options.Device = "cpu",
     precision: options.Precision = "float32",
     model: options.Model = None,
+    metric: Annotated[
+        str | None,
+        options.one_of(
+            list(METRICS),
+            help="What it is to be best for, of what the file was adapted for.  [default: the file's own]",
+        ),
+    ] = None,
     mode: Annotated[
         str,
         options.one_of(PICTURE_MODES, help="original: grey as grey, and with alpha; rgb: three channels."),
@@ -65,7 +73,8 @@ def decode(
         return Opened.read(job, reader, replace)
 
     def together(files: Sequence[Opened]) -> list[Decoded]:
-        return reader.session(files[0].stream).decode_batch_detailed([file.stream for file in files])
+        streams, wanted = [file.stream for file in files], cast("Metric | None", metric)
+        return reader.session(files[0].stream).decode_batch_detailed(streams, metric=wanted)
 
     def save(file: Opened, decoded: Decoded) -> Result:
         started, target, picture = time.perf_counter(), file.job.target, decoded.picture
@@ -90,8 +99,8 @@ def decode(
             write_output(buffer.getbuffer())
         seconds = {**decoded.seconds.as_dict(), "container": file.seconds, "save": time.perf_counter() - started}
         seconds["total"] = seconds.pop("total") + seconds["container"] + seconds["save"]
-        digest = {"latents_sha256": decoded.latents_sha256, "seconds": rounded(seconds)}
-        return reader.facts(file.stream, file.size) | digest
+        result = {"metric": decoded.metric, "latents_sha256": decoded.latents_sha256, "seconds": rounded(seconds)}
+        return reader.facts(file.stream, file.size) | result
 
     return run(plan, Batched(open_, together, save), _line, as_json)
 

@@ -19,7 +19,7 @@ from l2c.cli.session import open_codec
 from l2c.cli.terminal import STANDARD, shown
 from l2c.codec.options import BEST_QUALITY, DEFAULT_QUALITY, DEFAULT_TILE, METADATA, check_options
 from l2c.format.bitstream import TILE_SIZES, Limits, read_header
-from l2c.format.levels import DEFAULT_METRIC
+from l2c.format.levels import DEFAULT_METRIC, METRICS
 
 if TYPE_CHECKING:
     from l2c.codec import Codec, Encoded
@@ -39,6 +39,13 @@ def encode(
         typer.Option(min=0, max=BEST_QUALITY, help=f"Quality instead of a target.  [default: {DEFAULT_QUALITY:g}]"),
     ] = None,
     metric: options.Metric = DEFAULT_METRIC,
+    adapt_for: Annotated[
+        str | None,
+        typer.Option(
+            help="Also fit the decoder to these metrics, of which a receiver may choose (decode --metric).",
+            metavar=f"<{','.join(METRICS)}>",
+        ),
+    ] = None,
     effort: Annotated[
         int,
         typer.Option(
@@ -82,8 +89,11 @@ def encode(
     """
     goals = {"bpp": bpp, "max_bytes": max_bytes, "psnr": psnr, "msssim": msssim, "quality": quality}
     numbers = {"max_seconds": max_seconds, "alpha_quality": alpha_quality}
+    receivers = None if adapt_for is None else options.names(adapt_for)
     options.check_usage(
-        lambda: check_options(goals, metric=metric, effort=effort, tile=tile, others=numbers, shown=options.flag)
+        lambda: check_options(
+            goals, metric=metric, effort=effort, tile=tile, others=numbers, adapt_for=receivers, shown=options.flag
+        )
     )
     options.check_choice(overwrite, skip_existing)
     plan = make_plan(source, target, lazy.listing.readable_pictures(), SUFFIX, as_json)
@@ -94,12 +104,13 @@ def encode(
         **goals,
         **numbers,
         "metric": metric,
+        "adapt_for": receivers,
         "effort": effort,
         "tile": tile,
         "metadata": "none" if no_metadata else metadata,
         "truncated": truncated,
     }
-    with_bar = effort > 0 and not plan.is_folder
+    with_bar = (effort > 0 or receivers is not None) and not plan.is_folder
 
     def work(job: Job) -> Result:
         facts = existing.coded(job) if skip_existing else None
@@ -139,6 +150,7 @@ def _facts(codec: Codec, encoded: Encoded, asked: dict[str, Any]) -> Result:
         "probes": encoded.probes,
         "corrections": encoded.corrections,
         "adaptation": {name: round(value, 6) for name, value in encoded.adaptation_as_dict().items()},
+        "receivers": [part.as_dict() for part in encoded.receivers],
         "latents_sha256": encoded.latents_sha256,
         "seconds": rounded(encoded.seconds.as_dict()),
     }
@@ -146,8 +158,10 @@ def _facts(codec: Codec, encoded: Encoded, asked: dict[str, Any]) -> Result:
 
 def _line(result: Result) -> str:
     gain = result["adaptation"].get("objective_gain_percent")
+    sets = [part["metric"] for part in result["receivers"] if part["patches"]]
     return (
         f"{result['width']}x{result['height']}, {result['size_bytes']} bytes, {result['bpp']:.4f} bpp, "
         f"quality {result['quality']:.1f}, {result['seconds']['total']:.2f} s"
         + ("" if gain is None else f", adaptation worth {gain:.1f} % of the rate")
+        + (f", sets for {', '.join(sets)}" if sets else "")
     )

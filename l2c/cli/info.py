@@ -11,7 +11,7 @@ from l2c.cli.messages import DAMAGED, errors_of, say
 from l2c.cli.report import Result, file_facts, print_json, print_rows
 from l2c.cli.terminal import read_input, shown
 from l2c.errors import BitstreamError
-from l2c.format.bitstream import ADAPT, VERSION, Bitstream, Limits, read_bitstream, section_name
+from l2c.format.bitstream import ADAPT, ALTERNATIVES, VERSION, Bitstream, Limits, read_bitstream, section_name
 from l2c.format.levels import metric_name
 
 
@@ -74,6 +74,7 @@ def _facts(stream: Bitstream, size: int) -> Result:
             for tile, box in zip(index.tiles, map(header.tile_box, range(header.tile_count)))
         ],
         "adaptation": _adaptation_facts(stream),
+        "alternatives": _alternatives_facts(stream),
         "damaged_sections": [section_name(type_) for type_ in stream.damaged_sections],
         "damaged_tiles": list(stream.damaged_tiles),
     }
@@ -97,6 +98,23 @@ def _adaptation_facts(stream: Bitstream) -> Result:
     if changes.conditions is not None:
         facts["patches_with_conditions"] = int(changes.conditions.any(axis=0).sum())
     return facts
+
+
+def _alternatives_facts(stream: Bitstream) -> list[Result]:
+    """What a file has for receivers who want another metric than its own; empty without a section that can be read."""
+    body, header = stream.metadata.get(ALTERNATIVES), stream.header
+    if body is None:
+        return []
+    try:
+        found = lazy.alternatives_section.unpack_alternatives(
+            bytes(body), header.width, header.height, header.metric_mix, None
+        )
+    except BitstreamError:
+        return []
+    return [
+        {"metric": metric_name(part.mix), "patches_with_conditions": len(part.values), "size": part.size}
+        for part in found
+    ]
 
 
 def _print_info(result: Result) -> None:
@@ -126,5 +144,9 @@ def _print_info(result: Result) -> None:
                 f"{facts.get('patches_with_conditions', 0)} with modulator conditions",
             )
         )
+    rows += [
+        (f"for {part['metric']}", f"{part['patches_with_conditions']} patches with others, {part['size']} bytes")
+        for part in result["alternatives"]
+    ]
     rows += [(f"  {name}", f"{size} bytes") for name, size in result["parts"].items()]
     print_rows(rows)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from l2c import compressai, devices, images, models, transforms
     from l2c.evaluate import compare, run, tables
-    from l2c.format import adapt_section
+    from l2c.format import adapt_section, alternatives_section
     from l2c.images import listing
     from l2c.train import config, export, pack, stages
 else:
@@ -46,6 +46,7 @@ else:
     run = LazyModule("l2c.evaluate.run")
     tables = LazyModule("l2c.evaluate.tables")
     adapt_section = LazyModule("l2c.format.adapt_section")
+    alternatives_section = LazyModule("l2c.format.alternatives_section")
     listing = LazyModule("l2c.images.listing")
     config = LazyModule("l2c.train.config")
     export = LazyModule("l2c.train.export")

@@ -20,14 +20,14 @@ def flag(name: str) -> str:
 
 
 def one_of(names: Sequence[str], **details: Any) -> Any:
-    """A typer option that takes one of some names.
+    """A typer option that takes one of some names, or is not given.
 
     Args:
         details: of `typer.Option`.
     """
 
-    def check(value: str) -> str:
-        if value not in names:
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in names:
             raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, names))}.")
         return value
 

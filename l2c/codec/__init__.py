@@ -5,6 +5,7 @@ parallel and on their own; E and D do not. Values go down this list, and come up
 
     session             a model on a device, `encode` and `decode`: what the public API and the command line use
     options, results    what a call may ask for, and what it gives back
+    receivers           what a file gets for those who want another metric than its own, once its latents are chosen
     encoder, decoder    pictures -> coded latents -> files, and back; what to try next a strategy says (`l2c.search`)
     transform_stage     pictures <-> latents: E, Q, D
     latent_stage        latents <-> payloads: P and the coder, and help where they fail
@@ -21,7 +22,7 @@ from l2c.format.levels import Metric
 
 if TYPE_CHECKING:
     from l2c.adapt.encoder import AdaptationReport
-    from l2c.codec.results import Decoded, DecodeSeconds, Encoded, EncodeSeconds
+    from l2c.codec.results import Decoded, DecodeSeconds, Encoded, EncodeSeconds, Receiver
     from l2c.codec.session import Codec, decode, encode, shared_codec
 
 __all__ = [
@@ -40,13 +41,14 @@ __all__ = [
     "Mode",
     "Output",
     "Precision",
+    "Receiver",
     "decode",
     "encode",
     "shared_codec",
 ]
 
 _LAZY = dict.fromkeys(("Codec", "decode", "encode", "shared_codec"), "l2c.codec.session")
-_LAZY |= dict.fromkeys(("Decoded", "DecodeSeconds", "Encoded", "EncodeSeconds"), "l2c.codec.results")
+_LAZY |= dict.fromkeys(("Decoded", "DecodeSeconds", "Encoded", "EncodeSeconds", "Receiver"), "l2c.codec.results")
 _LAZY["AdaptationReport"] = "l2c.adapt.encoder"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from l2c import images
-from l2c.adapt.effort import Effort
+from l2c.adapt.effort import RECEIVER_STEPS, Effort
 from l2c.codec.support import names_of, naming
 from l2c.errors import L2CWarning, LimitError
 from l2c.format import lossy_alpha_section
@@ -24,12 +24,34 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Settings:
-    """How the pictures of a call are encoded: metric mix 0..8, bits of a latent, side of a tile, adaptation."""
+    """How the pictures of a call are encoded.
+
+    Attributes:
+        mu: metric mix 0..8. bits: of a latent. tile: side in pixels. effort: the adaptation.
+        receivers: metric mixes for which conditions are searched when the latents are chosen (`adapt_for`), rising.
+    """
 
     mu: int
     bits: int
     tile: int
     effort: Effort
+    receivers: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Of the search for receivers."""
+        return self.effort.steps or RECEIVER_STEPS
+
+    @property
+    def sought(self) -> tuple[int, ...]:
+        """The metric mixes that are searched for them: an effort's own steps have found the set for the file's own."""
+        return tuple(mix for mix in self.receivers if mix != self.mu or not self.effort.steps)
+
+    @property
+    def share_for_receivers(self) -> float:
+        """Of all the work of adapting, about."""
+        units = len(self.sought) * (self.steps + 8)
+        return units / max(1, units + self.effort.units * self.effort.tries)
 
 
 @dataclass

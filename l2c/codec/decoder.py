@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,13 +18,14 @@ from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.latent_stage import LatentStage
 from l2c.codec.options import Mode, Output
 from l2c.codec.results import Decoded, DecodeSeconds
-from l2c.codec.support import naming
+from l2c.codec.support import naming, parts
 from l2c.codec.transform_stage import TransformStage
 from l2c.errors import BitstreamError
 from l2c.format import lossy_alpha_section
 from l2c.format.adapt_section import PatchChanges
 from l2c.format.alpha_section import unpack_alpha
 from l2c.format.bitstream import ALPHA, DPI, EXIF, ICC, LOSSY_ALPHA, XMP, Bitstream
+from l2c.format.levels import METRICS, Metric, metric_name
 from l2c.format.metadata_sections import unpack_dpi, unpack_xmp
 
 _QUEUED_PIXELS = 1 << 26  # of the pictures that lie on a GPU at the same time
@@ -44,11 +45,18 @@ class Decoder:
         self._transform_stage, self._latent_stage = transform_stage, latent_stage
 
     def restore(
-        self, streams: Sequence[Bitstream], names: Sequence[str], *, keep_on_device: bool = False, queue: bool = True
+        self,
+        streams: Sequence[Bitstream],
+        names: Sequence[str],
+        *,
+        metric: Metric | None = None,
+        keep_on_device: bool = False,
+        queue: bool = True,
     ) -> tuple[list[Restored], dict[str, float]]:
         """Pixels and symbols of files, decoded together.
 
         Args:
+            metric: whose receivers they are for, None: as each file says by default.
             keep_on_device: pixels stay there, see `Restored`.
             queue: True: where the device can, P and D are queued on it together. False: one after the other.
         Returns:
@@ -59,7 +67,7 @@ class Decoder:
             header = stream.header
             with naming(name):
                 self._latent_stage.check_limits(header.width, header.height, header.tile_size)
-                changes.append(self._transform_stage.changes(stream))
+                changes.append(self._transform_stage.changes(stream, metric))
         restored = self.queued(streams, changes, keep_on_device) if queue else None
         if restored is not None:
             return restored, {"entropy": 0.0, "decoder": time.perf_counter() - start}
@@ -70,16 +78,22 @@ class Decoder:
         return [Restored(*pair) for pair in zip(pixels, symbols)], seconds
 
     def detailed(
-        self, streams: Sequence[Bitstream], names: Sequence[str], opened: Sequence[float], *, queue: bool
+        self,
+        streams: Sequence[Bitstream],
+        names: Sequence[str],
+        opened: Sequence[float],
+        *,
+        metric: Metric | None = None,
+        queue: bool,
     ) -> list[Decoded]:
         """Files with everything that was kept beside the pixels, and how it went; times are shared by pixels.
 
         Args:
             opened: seconds that reading each container took.
-            queue: as in `restore`.
+            metric, queue: as in `restore`.
         """
         start = time.perf_counter()
-        restored, seconds = self.restore(streams, names, queue=queue)
+        restored, seconds = self.restore(streams, names, metric=metric, queue=queue)
         found = []
         for name, stream, part in zip(names, streams, restored):
             symbols = part.symbols.cpu().numpy() if isinstance(part.symbols, Tensor) else part.symbols
@@ -92,7 +106,10 @@ class Decoder:
             mine = DecodeSeconds(
                 container, share * seconds["entropy"], share * seconds["decoder"], container + share * total
             )
-            results.append(Decoded(picture, digest, mine))
+            applied = stream.header.metric_mix
+            if metric is not None and self._transform_stage.alternative(stream, metric) is not None:
+                applied = METRICS[metric]
+            results.append(Decoded(picture, digest, mine, metric_name(applied)))
         return results
 
     def verify(self, streams: Sequence[Bitstream], names: Sequence[str]) -> list[str]:
@@ -100,6 +117,7 @@ class Decoder:
         for name, stream in zip(names, streams):
             with naming(name):
                 self._transform_stage.changes(stream)
+                self._transform_stage.alternatives(stream)
         symbols = self._latent_stage.read(streams, names)
         for name, stream in zip(names, streams):
             with naming(name):
@@ -195,15 +213,3 @@ def present(pixels: Any, stream: Bitstream, as_: Output, mode: Mode) -> UInt8Arr
         xmp=unpack_xmp(kept[XMP]) if XMP in kept else None,
         dpi=unpack_dpi(kept[DPI]) if DPI in kept else None,
     )
-
-
-def parts(sizes: Sequence[int], most: int) -> Iterator[slice]:
-    """Runs of at most `most` in all, or of one."""
-    start, total = 0, 0
-    for i, size in enumerate(sizes):
-        if i > start and total + size > most:
-            yield slice(start, i)
-            start, total = i, 0
-        total += size
-    if sizes:
-        yield slice(start, len(sizes))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,12 +14,13 @@ import torch
 
 from l2c import guard, images, search
 from l2c.adapt.effort import EFFORTS, Effort
-from l2c.adapt.encoder import Adapted, Subject, adapt
+from l2c.adapt.encoder import AdaptationReport, Adapted, Subject, adapt
 from l2c.arrays import UInt8Array
 from l2c.codec.batch import Batch, Settings, read_batch, silent
 from l2c.codec.latent_stage import Latents, LatentStage
 from l2c.codec.options import DEFAULT_TILE
-from l2c.codec.results import Encoded
+from l2c.codec.receivers import Receivers, Serving
+from l2c.codec.results import Encoded, Receiver
 from l2c.codec.support import names_of, naming
 from l2c.codec.transform_stage import TransformStage
 from l2c.format.adapt_section import PatchChanges
@@ -66,6 +67,7 @@ class Coded:
         payloads, used: of each tile, with the channels in use.
         sections: what lies beside them in the file, ADAPT included.
         changes: what D changes for them.
+        receivers: whom it was adapted for.
     """
 
     latents: Latents
@@ -73,6 +75,7 @@ class Coded:
     used: list[int]
     sections: dict[int, bytes]
     changes: PatchChanges
+    receivers: tuple[Receiver, ...] = ()
 
     @property
     def size(self) -> int:
@@ -113,6 +116,7 @@ class Encoder:
     ) -> None:
         self.model, self.limits, self.adapt_pixels = model, limits, adapt_pixels
         self.transform_stage, self.latent_stage = transform_stage, latent_stage
+        self.receivers = Receivers(model, transform_stage, adapt_pixels)
 
     def batch(
         self,
@@ -122,6 +126,7 @@ class Encoder:
         bits: int | None = None,
         tile: int = DEFAULT_TILE,
         effort: Effort = EFFORTS[0],
+        receivers: Collection[int] = (),
         metadata: images.Metadata = True,
         alpha_quality: float | None = None,
         truncated: bool = False,
@@ -132,11 +137,16 @@ class Encoder:
 
         Args:
             sources: as `images.load_picture` takes them.
-            mu: the metric mix 0..8. Others: as for `Codec.encode_detailed`.
+            mu: the metric mix 0..8. receivers: those of `adapt_for`. Others: as for `Codec.encode_detailed`.
+        Raises:
+            UnsupportedError: there are receivers, and the model has no modulators.
         """
+        if receivers:
+            self.receivers.check()
+        bits = self.model.config.bits if bits is None else bits
         return read_batch(
             sources, self.limits, self.latent_stage.check_limits,
-            Settings(mu, self.model.config.bits if bits is None else bits, tile, effort),
+            Settings(mu, bits, tile, effort, tuple(sorted(set(receivers)))),
             metadata=metadata, alpha_quality=alpha_quality, truncated=truncated, max_seconds=max_seconds,
             progress=progress,
         )  # fmt: skip
@@ -145,7 +155,13 @@ class Encoder:
         """What a strategy has to know of the pictures."""
         return [
             search.Picture(
-                i, picture.width, picture.height, batch.overhead(i), guard.is_flat(picture.rgb), self.model.rate_curve
+                i,
+                picture.width,
+                picture.height,
+                batch.overhead(i),
+                guard.is_flat(picture.rgb),
+                self.model.rate_curve,
+                reserve=self.receivers.reserve(batch, i),
             )
             for i, picture in enumerate(batch.pictures)
         ]
@@ -159,13 +175,42 @@ class Encoder:
         bench = Bench()
         while questions := strategy.ask():
             strategy.tell(self._answers(batch, questions, bench))
-        if bench.adapted:
+        best = []
+        for i, name in enumerate(names_of(len(batch.pictures))):
+            with naming(name):
+                best.append(strategy.best(i))
+        adapted = bool(bench.adapted or batch.settings.receivers)
+        bench.adapted.clear()
+        if batch.settings.receivers:
+            best = self._served(batch, best)
+        if adapted:
             batch.progress(1.0, "adapted")
         files = []
         for i, name in enumerate(names_of(len(batch.pictures))):
             with naming(name):
-                files.append(self.write(batch, i, strategy.best(i)))
+                files.append(self.write(batch, i, best[i]))
         return files
+
+    def _served(self, batch: Batch, best: list[Best]) -> list[Best]:
+        """The same trials with conditions for the receivers that were asked for."""
+        start, share = time.perf_counter(), batch.settings.share_for_receivers
+        served = [
+            Serving(i, part.trial.coded.latents, part.trial.coded.changes, part.room, part.measured)
+            for i, part in enumerate(best)
+        ]
+        self.receivers.serve(batch, served, lambda done, stage: batch.progress(1.0 - share + share * done, stage))
+        results = []
+        for part, mine in zip(best, served):
+            old: Coded = part.trial.coded
+            sections = old.sections | mine.sections()
+            coded = replace(old, changes=mine.changes, sections=sections, receivers=mine.report(batch))
+            report = part.trial.report
+            if mine.changes is not old.changes and mine.changes.conditions is not None:
+                count = int(mine.changes.conditions.any(axis=0).sum())
+                report = replace(report or AdaptationReport(), patches_with_conditions=count)
+            results.append(replace(part, trial=replace(part.trial, size=coded.size, coded=coded, report=report)))
+        batch.clock["adapt"] += time.perf_counter() - start
+        return results
 
     def _answers(self, batch: Batch, questions: list[Question[Any]], bench: Bench) -> dict[int, Any]:
         """Answers to some of the questions.
@@ -280,6 +325,7 @@ class Encoder:
             corrections=best.trial.corrections,
             latents_sha256=digest,
             adaptation=best.trial.report,
+            receivers=coded.receivers,
         )
 
     def decoded(self, batch: Batch, i: int, coded: Coded) -> UInt8Array:
@@ -317,7 +363,8 @@ class Encoder:
         before, mine, total = bench.done, sum(weights[:count]), bench.done + sum(weights)
 
         def tell(share: float, stage: str) -> None:
-            batch.progress((asked[0].turn + (before + share * mine) / total) / asked[0].turns, stage)
+            done = (asked[0].turn + (before + share * mine) / total) / asked[0].turns
+            batch.progress(done * (1.0 - batch.settings.share_for_receivers), stage)
 
         bench.adapted.clear()  # before the next ones need the memory
         bench.fixed.clear()

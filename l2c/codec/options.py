@@ -37,6 +37,7 @@ class EncodeOptions(TypedDict, total=False):
     msssim: float | None
     quality: float | None
     metric: Metric
+    adapt_for: Collection[Metric] | None
     effort: EffortLevel | Effort
     b: int | None
     tile: int
@@ -54,6 +55,7 @@ def check_options(
     effort: int | Effort,
     tile: int,
     others: dict[str, float | None],
+    adapt_for: Collection[str] | None = None,
     shown: Callable[[str], str] = str,
 ) -> None:
     """Raises UnsupportedError: an option that cannot be, or two that exclude each other.
@@ -77,24 +79,37 @@ def check_options(
     for name in ("quality", "alpha_quality"):
         if name in given and not 0 <= given[name] <= BEST_QUALITY:
             raise UnsupportedError(f"{shown(name)} is {given[name]:g}: it must be 0..{BEST_QUALITY}")
-    if not isinstance(metric, str) or metric not in METRICS:
-        raise UnsupportedError(f"{shown('metric')} is {metric!r}: it must be one of {', '.join(METRICS)}")
+    check_metric(metric, shown("metric"))
+    if adapt_for is not None:
+        _check_metrics(adapt_for, shown("adapt_for"))
     if tile not in TILE_SIZES:
         sizes = f"{', '.join(map(str, TILE_SIZES[:3]))}, ... up to {TILE_SIZES[-1]}"
         raise UnsupportedError(f"{shown('tile')} is {tile}: it must be {sizes}")
-    _check_effort(effort, tile, shown)
+    _check_effort(effort, tile, adapt_for is not None, shown)
 
 
-def _check_effort(effort: int | Effort, tile: int, shown: Callable[[str], str]) -> None:
+def check_metric(metric: Any, name: str = "metric") -> None:
+    """Raises UnsupportedError: none of METRICS. `name`: what the caller calls it."""
+    if not isinstance(metric, str) or metric not in METRICS:
+        raise UnsupportedError(f"{name} is {metric!r}: it must be one of {', '.join(METRICS)}")
+
+
+def _check_metrics(metrics: Any, name: str) -> None:
+    if isinstance(metrics, str) or not isinstance(metrics, Collection) or not metrics:
+        raise UnsupportedError(f"{name} is {metrics!r}: it must be a selection of {', '.join(METRICS)}")
+    for metric in metrics:
+        check_metric(metric, f"one of {name}")
+
+
+def _check_effort(effort: int | Effort, tile: int, receivers: bool, shown: Callable[[str], str]) -> None:
     if not isinstance(effort, Effort):
         check_number(shown("effort"), effort, whole=True)
         if not 0 <= effort <= MAX_EFFORT:
             raise UnsupportedError(f"{shown('effort')} is {effort}: it must be 0..{MAX_EFFORT}")
     adapts = effort.adapts if isinstance(effort, Effort) else effort > 0
-    if adapts and tile > _MOST_ADAPTED_TILE:
-        raise UnsupportedError(
-            f"{shown('tile')} is {tile}: with {shown('effort')} it must be at most {_MOST_ADAPTED_TILE}"
-        )
+    if (adapts or receivers) and tile > _MOST_ADAPTED_TILE:
+        reason = shown("effort" if adapts else "adapt_for")
+        raise UnsupportedError(f"{shown('tile')} is {tile}: with {reason} it must be at most {_MOST_ADAPTED_TILE}")
 
 
 def check_bits(bits: int, least: int, most: int) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from l2c import images
 from l2c.adapt.encoder import AdaptationReport
+from l2c.format.levels import Metric
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,25 @@ class DecodeSeconds(Seconds):
 
 
 @dataclass(frozen=True)
+class Receiver:
+    """Whom a file was adapted for (`adapt_for`).
+
+    Attributes:
+        metric: that the receiver asks for.
+        patches: 512x512 patches with conditions for it; 0: none pay for their bytes, the receiver gets the default.
+        size_bytes: of these conditions in the file.
+    """
+
+    metric: Metric
+    patches: int
+    size_bytes: int
+
+    def as_dict(self) -> dict[str, str | int]:
+        """By name."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Result of an encode.
 
@@ -64,6 +84,7 @@ class Encoded:
         seconds: time per stage.
         latents_sha256: SHA-256 of all latent symbols, as `verify` prints it.
         adaptation: what the adaptation did; None where the file has none.
+        receivers: one for each metric of `adapt_for`, in the order of `levels.METRICS`.
     """
 
     data: bytes = field(repr=False)
@@ -76,6 +97,7 @@ class Encoded:
     seconds: EncodeSeconds = EncodeSeconds()
     latents_sha256: str = ""
     adaptation: AdaptationReport | None = None
+    receivers: tuple[Receiver, ...] = ()
 
     def adaptation_as_dict(self) -> dict[str, float | int]:
         """`adaptation` by name, empty where there is none."""
@@ -90,8 +112,11 @@ class Decoded:
         picture: pixels uint8 [H, W, 3] with original mode, alpha, ICC profile and EXIF.
         latents_sha256: SHA-256 of all latent symbols, as `Codec.verify` returns it.
         seconds: time per stage.
+        metric: that the picture was made for: the one asked for where the file has a set for it, else the file's own,
+            as `levels.metric_name` calls it.
     """
 
     picture: images.Picture
     latents_sha256: str
     seconds: DecodeSeconds
+    metric: str = ""

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -30,6 +30,7 @@ from l2c.codec.options import (
     Output,
     Precision,
     check_bits,
+    check_metric,
     check_options,
     check_step,
 )
@@ -144,6 +145,11 @@ class Codec:
                 `psnr` and `msssim` the least that is not below.
             metric: what the bits are spent on: "psnr" (squared error of RGB), "msssim" (MS-SSIM of RGB) or "mixed", the
                 default, for eyes: squared error of luma and a little of chroma, and MS-SSIM of luma (`l2c.objective`).
+            adapt_for: metrics of receivers who may choose (`decode(metric=)`), such as ("psnr", "msssim"): once the
+                latents are chosen, D's conditions are searched for each, in the effort's steps or else in OML's five.
+                The set for `metric` is what the file shows by default (with psnr= or msssim= it takes an effort with
+                steps, since the default is what was measured); those for others lie beside it. Sets that save less than
+                their bytes are left out; a target holds for the file with those that it has. Tiles are at most 2048.
             effort: 0 (default, no adaptation) to 9: how much work goes into adapting the latents and the decoder to
                 the picture; or a mixture of your own, an `l2c.Effort`. Level 9 does its work at three
                 qualities where a rate is asked for. Decoding stays one pass at every level.
@@ -160,11 +166,11 @@ class Codec:
             max_seconds: the adaptation ends at this time after the call began and the best file so far is returned;
                 what comes before and after it (the search for a quality, writing) takes its own time.
             progress: called with the share done (0..1) and the name of the stage while pictures are adapted, in the
-                calling thread; never at effort 0.
+                calling thread; never at effort 0 without adapt_for.
         Raises:
             ImageError: the picture cannot be read. LimitError: it has more pixels than the limits allow.
             RateError: the target lies below what this picture can reach; names the least rate.
-            UnsupportedError: an option that does not exist.
+            UnsupportedError: an option that does not exist, or adapt_for with a model that has no modulators.
         """
         return self.encode_batch_detailed([image], **options)[0]
 
@@ -185,6 +191,7 @@ class Codec:
         msssim: float | None = None,
         quality: float | None = None,
         metric: Metric = DEFAULT_METRIC,
+        adapt_for: Collection[Metric] | None = None,
         effort: EffortLevel | Effort = 0,
         b: int | None = None,
         tile: int = DEFAULT_TILE,
@@ -199,7 +206,7 @@ class Codec:
         bits = self.model.config.bits if b is None else b
         goals = {"bpp": bpp, "max_bytes": max_bytes, "psnr": psnr, "msssim": msssim, "quality": quality}
         others = {"max_seconds": max_seconds, "alpha_quality": alpha_quality}
-        check_options(goals, metric=metric, effort=effort, tile=tile, others=others)
+        check_options(goals, metric=metric, effort=effort, tile=tile, others=others, adapt_for=adapt_for)
         networks = self.model.config.transform
         check_bits(bits, networks.quantiser.least_bits, self.model.config.bits)
         steps = networks.quality_steps
@@ -212,6 +219,7 @@ class Codec:
             bits=bits,
             tile=tile,
             effort=effort if isinstance(effort, Effort) else EFFORTS[effort],
+            receivers=[METRICS[name] for name in adapt_for or ()],
             metadata=metadata,
             alpha_quality=alpha_quality,
             truncated=truncated,
@@ -247,19 +255,27 @@ class Codec:
         return [replace(result, seconds=seconds) for result in results]
 
     @overload
-    def decode(self, data: File, *, as_: Literal["numpy"] = "numpy", mode: Mode | None = None) -> UInt8Array: ...
+    def decode(
+        self, data: File, *, as_: Literal["numpy"] = "numpy", mode: Mode | None = None, metric: Metric | None = None
+    ) -> UInt8Array: ...
 
     @overload
-    def decode(self, data: File, *, as_: Literal["pil"], mode: Mode | None = None) -> PIL.Image.Image: ...
+    def decode(
+        self, data: File, *, as_: Literal["pil"], mode: Mode | None = None, metric: Metric | None = None
+    ) -> PIL.Image.Image: ...
 
     @overload
-    def decode(self, data: File, *, as_: Literal["torch"], mode: Mode | None = None) -> Tensor: ...
+    def decode(
+        self, data: File, *, as_: Literal["torch"], mode: Mode | None = None, metric: Metric | None = None
+    ) -> Tensor: ...
 
     @overload
-    def decode(self, data: File, *, as_: Output, mode: Mode | None = None) -> UInt8Array | PIL.Image.Image | Tensor: ...
+    def decode(
+        self, data: File, *, as_: Output, mode: Mode | None = None, metric: Metric | None = None
+    ) -> UInt8Array | PIL.Image.Image | Tensor: ...
 
     def decode(
-        self, data: File, *, as_: Output = "numpy", mode: Mode | None = None
+        self, data: File, *, as_: Output = "numpy", mode: Mode | None = None, metric: Metric | None = None
     ) -> UInt8Array | PIL.Image.Image | Tensor:
         """Decode one file.
 
@@ -270,11 +286,14 @@ class Codec:
             mode: "rgb": three channels; "original": as the picture was, that is grey as [H, W] (Pillow's L; a tensor
                 [1, H, W]), and with alpha two channels (LA) or four (RGBA). None: "original" for "pil", "rgb" for
                 "numpy" and "torch".
+            metric: what the picture is to be best for: "psnr", "mixed" or "msssim", of those that the file was adapted
+                for (`adapt_for`); for another one, and for None, it is shown as by default.
         Raises:
             BitstreamError: not one of our files, or damaged. LimitError: larger than the limits allow.
-            ModelMismatchError: made with a model that is not at hand. UnsupportedError: unknown `as_` or `mode`.
+            ModelMismatchError: made with a model that is not at hand. UnsupportedError: unknown `as_`, `mode` or
+                `metric`.
         """
-        return self.decode_batch([data], as_=as_, mode=mode)[0]
+        return self.decode_batch([data], as_=as_, mode=mode, metric=metric)[0]
 
     @overload
     def decode_batch(
@@ -283,25 +302,28 @@ class Codec:
         *,
         as_: Literal["numpy"] = "numpy",
         mode: Mode | None = None,
+        metric: Metric | None = None,
     ) -> list[UInt8Array]: ...
 
     @overload
     def decode_batch(
-        self, files: Iterable[File], *, as_: Literal["pil"], mode: Mode | None = None
+        self, files: Iterable[File], *, as_: Literal["pil"], mode: Mode | None = None, metric: Metric | None = None
     ) -> list[PIL.Image.Image]: ...
 
     @overload
     def decode_batch(
-        self, files: Iterable[File], *, as_: Literal["torch"], mode: Mode | None = None
+        self, files: Iterable[File], *, as_: Literal["torch"], mode: Mode | None = None, metric: Metric | None = None
     ) -> list[Tensor]: ...
 
     @overload
     def decode_batch(
-        self, files: Iterable[File], *, as_: Output, mode: Mode | None = None
+        self, files: Iterable[File], *, as_: Output, mode: Mode | None = None, metric: Metric | None = None
     ) -> list[UInt8Array | PIL.Image.Image | Tensor]: ...
 
     @of_device
-    def decode_batch(self, files: Iterable[File], *, as_: Output = "numpy", mode: Mode | None = None) -> list[Any]:
+    def decode_batch(
+        self, files: Iterable[File], *, as_: Output = "numpy", mode: Mode | None = None, metric: Metric | None = None
+    ) -> list[Any]:
         """Decode files of any sizes together; arguments and errors as `decode`, which name the file, counted from 1.
 
         Equal sizes share passes of D; on a CPU the pixels are those of files decoded alone.
@@ -312,38 +334,46 @@ class Codec:
             mode = "original" if as_ == "pil" else "rgb"
         if mode not in PICTURE_MODES:
             raise UnsupportedError(f"mode is {mode!r}: it must be 'rgb' or 'original'")
+        if metric is not None:
+            check_metric(metric)
         streams, names, _ = self._opened(files)
         results: list[Any] = [None] * len(streams)
         for codec, members in self._by_model(streams, names):
             chosen = [streams[i] for i in members]
-            restored, _ = codec.decoder.restore(chosen, [names[i] for i in members], keep_on_device=as_ == "torch")
+            restored, _ = codec.decoder.restore(
+                chosen, [names[i] for i in members], metric=metric, keep_on_device=as_ == "torch"
+            )
             for i, stream, picture in zip(members, chosen, restored):
                 with naming(names[i]):
                     results[i] = present(picture.pixels, stream, as_, mode)
         return results
 
     @of_device
-    def decode_detailed(self, data: File) -> Decoded:
-        """Decode one file with everything that was kept beside the pixels, and say how it went; errors as `decode`.
+    def decode_detailed(self, data: File, *, metric: Metric | None = None) -> Decoded:
+        """Decode one file with everything that was kept beside the pixels, and say how it went.
+
+        `metric` and errors as of `decode`; whether the file had something for that metric, the result says.
 
         P and D run one after the other, also where `decode` queues them together, so that each has its own time.
         """
-        return self._detailed([data], queue=False)[0]
+        return self._detailed([data], metric, queue=False)[0]
 
     @of_device
-    def decode_batch_detailed(self, files: Iterable[File]) -> list[Decoded]:
+    def decode_batch_detailed(self, files: Iterable[File], *, metric: Metric | None = None) -> list[Decoded]:
         """As `decode_detailed`, for files of any sizes, decoded and named in errors as by `decode_batch`.
 
         Times are the batch's, shared by pixels; where P and D are queued together, "decoder" is the time of both.
         """
-        return self._detailed(files, queue=True)
+        return self._detailed(files, metric, queue=True)
 
-    def _detailed(self, files: Iterable[File], *, queue: bool) -> list[Decoded]:
+    def _detailed(self, files: Iterable[File], metric: Metric | None, *, queue: bool) -> list[Decoded]:
+        if metric is not None:
+            check_metric(metric)
         streams, names, seconds = self._opened(files)
         results: dict[int, Decoded] = {}
         for codec, members in self._by_model(streams, names):
             chosen, opened = [streams[i] for i in members], [seconds[i] for i in members]
-            decoded = codec.decoder.detailed(chosen, [names[i] for i in members], opened, queue=queue)
+            decoded = codec.decoder.detailed(chosen, [names[i] for i in members], opened, metric=metric, queue=queue)
             results |= zip(members, decoded)
         return [results[i] for i in range(len(streams))]
 
@@ -453,6 +483,7 @@ def decode(
     device: str | torch.device = "cpu",
     as_: Literal["numpy"] = "numpy",
     mode: Mode | None = None,
+    metric: Metric | None = None,
 ) -> UInt8Array: ...
 
 
@@ -463,6 +494,7 @@ def decode(
     device: str | torch.device = "cpu",
     as_: Literal["pil"],
     mode: Mode | None = None,
+    metric: Metric | None = None,
 ) -> PIL.Image.Image: ...
 
 
@@ -473,12 +505,18 @@ def decode(
     device: str | torch.device = "cpu",
     as_: Literal["torch"],
     mode: Mode | None = None,
+    metric: Metric | None = None,
 ) -> Tensor: ...
 
 
 @overload
 def decode(
-    data: File, *, device: str | torch.device = "cpu", as_: Output, mode: Mode | None = None
+    data: File,
+    *,
+    device: str | torch.device = "cpu",
+    as_: Output,
+    mode: Mode | None = None,
+    metric: Metric | None = None,
 ) -> UInt8Array | PIL.Image.Image | Tensor: ...
 
 
@@ -488,12 +526,13 @@ def decode(
     device: str | torch.device = "cpu",
     as_: Output = "numpy",
     mode: Mode | None = None,
+    metric: Metric | None = None,
 ) -> UInt8Array | PIL.Image.Image | Tensor:
     """Decode bytes to uint8 [H, W, 3]: `l2c.decode(data)`; a PIL image, with alpha and grey: `as_="pil"`.
 
     See `Codec.decode` for all options.
     """
-    return shared_codec(device).decode(data, as_=as_, mode=mode)
+    return shared_codec(device).decode(data, as_=as_, mode=mode, metric=metric)
 
 
 def _warn_unreached(batch: Sequence[Encoded]) -> None:

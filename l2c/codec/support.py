@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Integral
 from typing import Any, ParamSpec, TypeVar
 
@@ -74,3 +74,15 @@ def naming(name: str) -> Iterator[None]:
 def names_of(count: int) -> list[str]:
     """What errors call the files of a batch: nothing where there is one."""
     return [f"file {i + 1} of {count}: " if count > 1 else "" for i in range(count)]
+
+
+def parts(sizes: Sequence[int], most: int) -> Iterator[slice]:
+    """Runs of at most `most` in all, or of one."""
+    start, total = 0, 0
+    for i, size in enumerate(sizes):
+        if i > start and total + size > most:
+            yield slice(start, i)
+            start, total = i, 0
+        total += size
+    if sizes:
+        yield slice(start, len(sizes))

@@ -24,8 +24,9 @@ from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.options import PRECISIONS, Precision
 from l2c.errors import UnsupportedError
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
-from l2c.format.bitstream import ADAPT, Bitstream
-from l2c.format.levels import MAX_MU, MAX_QUALITY, OperatingPoint
+from l2c.format.alternatives_section import Alternative, unpack_alternatives
+from l2c.format.bitstream import ADAPT, ALTERNATIVES, Bitstream
+from l2c.format.levels import MAX_MU, MAX_QUALITY, METRICS, Metric, OperatingPoint
 from l2c.format.tiles import Box, grid
 from l2c.models import Model
 from l2c.objective import Blend, distortion
@@ -164,14 +165,38 @@ class TransformStage:
         cost = distortion(x.cpu(), x_hat.cpu(), blend).mean()
         return guard.Look(float(cost), float(self.quantiser.clipping(y, bits, tau).mean()))
 
-    def changes(self, stream: Bitstream) -> PatchChanges:
-        """What a file's ADAPT section says. Raises BitstreamError: it does not fit the picture or the model."""
-        if ADAPT not in stream.metadata:
-            return PatchChanges()
-        header, sets = stream.header, self._bias_sets
-        count = 0 if sets is None else sets.values.shape[1]
-        mods = transforms.num_modulators(self.transform)
-        return PatchChanges.unpack(bytes(stream.metadata[ADAPT]), header.width, header.height, count, mods)
+    def changes(self, stream: Bitstream, metric: Metric | None = None) -> PatchChanges:
+        """What a file changes in D, by default (None) or for receivers of a metric.
+
+        Raises:
+            BitstreamError: ADAPT, or ALTERNATIVES where a metric needs it, does not fit the picture or the model.
+        """
+        default, header, sets = PatchChanges(), stream.header, self._bias_sets
+        if ADAPT in stream.metadata:
+            count = 0 if sets is None else sets.values.shape[1]
+            mods = transforms.num_modulators(self.transform)
+            default = PatchChanges.unpack(bytes(stream.metadata[ADAPT]), header.width, header.height, count, mods)
+        alternative = self.alternative(stream, metric)
+        return default if alternative is None else alternative.applied(default)
+
+    def alternative(self, stream: Bitstream, metric: Metric | None) -> Alternative | None:
+        """A file's conditions for a metric; None: the default holds for it.
+
+        Raises:
+            BitstreamError: the section does not fit the picture or the model.
+        """
+        header = stream.header
+        if metric is None or METRICS[metric] == header.metric_mix:
+            return None
+        return next((part for part in self.alternatives(stream) if part.mix == METRICS[metric]), None)
+
+    def alternatives(self, stream: Bitstream) -> tuple[Alternative, ...]:
+        """All of a file's; raises as `alternative`."""
+        if ALTERNATIVES not in stream.metadata:
+            return ()
+        header, mods = stream.header, transforms.num_modulators(self.transform)
+        body = bytes(stream.metadata[ALTERNATIVES])
+        return unpack_alternatives(body, header.width, header.height, header.metric_mix, mods)
 
     def _adaptation(
         self, qualities: list[int], cond: Tensor, changes: list[PatchChanges], box: Box

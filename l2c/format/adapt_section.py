@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from l2c.errors import BitstreamError
+from l2c.format.packed import PackedReader, pack_bits
 
 BIAS_PATCH = 256
 CONDITION_PATCH = 512
@@ -32,7 +32,7 @@ NO_SET = 255
 CONDITION_UNIT = 1.0 / 64.0
 
 _SETS, _CONDITIONS = 1, 2
-_MOST_MODULATORS = 257  # that `TransformConfig` allows
+MOST_MODULATORS = 257  # that `TransformConfig` allows
 _MOST_CONDITIONS = 1 << 26  # of all patches, where no model says how many modulators there are
 
 
@@ -57,16 +57,16 @@ class PatchChanges:
             flat = sets.reshape(-1)
             has = flat != NO_SET
             used, places = np.unique(flat[has], return_inverse=True)
-            body += _pack_bits(np.asarray(has, dtype=np.uint8))
+            body += pack_bits(np.asarray(has, dtype=np.uint8))
             body.append(len(used) - 1)
             body += used.astype(np.uint8).tobytes()
             width = _bits_of(len(used))
             bits = np.asarray(places[:, None] >> np.arange(width) & 1, dtype=np.uint8)
-            body += _pack_bits(bits.reshape(-1))
+            body += pack_bits(bits.reshape(-1))
         if conditions is not None:
             columns = conditions.reshape(len(conditions), -1)
             has = columns.any(axis=0)
-            body += _pack_bits(np.asarray(has, dtype=np.uint8))
+            body += pack_bits(np.asarray(has, dtype=np.uint8))
             body += np.ascontiguousarray(columns[:, has].T).tobytes()
         parts = (_SETS if sets is not None else 0) | (_CONDITIONS if conditions is not None else 0)
         return bytes([parts]) + bytes(body) if parts else b""
@@ -81,10 +81,10 @@ class PatchChanges:
         Raises:
             BitstreamError: the section cannot be of such a picture and model.
         """
-        reader = _Reader(body)
+        reader = PackedReader(body, "ADAPT")
         (parts,) = reader.take(1)
         if not 1 <= parts <= 3:
-            raise BitstreamError(f"section ADAPT: parts is {parts}, it must be 1..3")
+            raise reader.error(f"parts is {parts}, it must be 1..3")
         sets = conditions = None
         if parts & _SETS:
             shape = grid_shape(width, height, BIAS_PATCH)
@@ -92,12 +92,12 @@ class PatchChanges:
             count = int(reader.take(1)[0]) + 1
             used = reader.take(count)
             if not has.any() or count > has.sum() or bool((np.diff(used.astype(int)) <= 0).any()):
-                raise BitstreamError("section ADAPT: the list of bias sets in use is not valid")
+                raise reader.error("the list of bias sets in use is not valid")
             if used[-1] >= num_sets:
-                raise BitstreamError(f"section ADAPT: bias set {used[-1]}, the model has {num_sets}")
+                raise reader.error(f"bias set {used[-1]}, the model has {num_sets}")
             places = reader.bits(int(has.sum()), _bits_of(count))
             if bool((places >= count).any()):
-                raise BitstreamError("section ADAPT: a patch names a bias set that is not in the list")
+                raise reader.error("a patch names a bias set that is not in the list")
             flat = np.full(len(has), NO_SET, dtype=np.uint8)
             flat[has] = used[places]
             sets = flat.reshape(shape)
@@ -106,16 +106,15 @@ class PatchChanges:
             has = reader.bits(shape[0] * shape[1], 1).astype(bool)
             if num_modulators is None:
                 num_modulators = reader.rest() // max(1, int(has.sum()))
-                if num_modulators > _MOST_MODULATORS or num_modulators * len(has) > _MOST_CONDITIONS:
-                    raise BitstreamError(f"section ADAPT: {num_modulators} modulators, no model has so many")
+                if num_modulators > MOST_MODULATORS or num_modulators * len(has) > _MOST_CONDITIONS:
+                    raise reader.error(f"{num_modulators} modulators, no model has so many")
             if not has.any() or not num_modulators:
-                raise BitstreamError("section ADAPT: conditions for no patch or no modulator")
+                raise reader.error("conditions for no patch or no modulator")
             values = reader.take(int(has.sum()) * num_modulators).view(np.int8).reshape(-1, num_modulators)
             flat_values = np.zeros((num_modulators, len(has)), dtype=np.int8)
             flat_values[:, has] = values.T
             conditions = flat_values.reshape(num_modulators, *shape)
-        if reader.rest():
-            raise BitstreamError(f"section ADAPT: {reader.rest()} bytes too many")
+        reader.finish()
         return cls(sets, conditions)
 
 
@@ -126,33 +125,3 @@ def grid_shape(width: int, height: int, side: int) -> tuple[int, int]:
 
 def _bits_of(count: int) -> int:
     return (count - 1).bit_length()
-
-
-def _pack_bits(bits: npt.NDArray[np.uint8]) -> bytes:
-    return np.packbits(bits, bitorder="little").tobytes()
-
-
-class _Reader:
-    """Takes bytes and packed bits from the front; what is missing or padded with ones is an error."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = np.frombuffer(body, dtype=np.uint8)
-        self._at = 0
-
-    def take(self, count: int) -> npt.NDArray[np.uint8]:
-        if self._at + count > len(self._body):
-            raise BitstreamError("section ADAPT: it ends too early")
-        self._at += count
-        return self._body[self._at - count : self._at]
-
-    def bits(self, count: int, width: int) -> npt.NDArray[np.uint8] | npt.NDArray[np.int64]:
-        total = count * width
-        raw = np.unpackbits(self.take(-(-total // 8)), bitorder="little")
-        if raw[total:].any():
-            raise BitstreamError("section ADAPT: an unused bit is set")
-        if width == 1:
-            return raw[:total]
-        return raw[:total].reshape(count, width).astype(np.int64) @ (1 << np.arange(width, dtype=np.int64))
-
-    def rest(self) -> int:
-        return len(self._body) - self._at

@@ -57,6 +57,8 @@ know the type refuses the file. A type from 0x8000 on is ancillary: a reader tha
     0x8002  EXIF   the picture's EXIF: a TIFF structure ("II" or "MM" first), Orientation set to 1
     0x8003  XMP    the picture's XMP packet, Orientation set to 1, in the form that format/metadata_sections.py defines
     0x8004  DPI    the picture's dots per inch, in the form that format/metadata_sections.py defines
+    0x8010  ALTERNATIVES  modulator conditions for receivers who want another metric than the file's, in the form that
+                   the docstring of format/alternatives_section.py defines
 
 What a payload holds is the codec's affair (l2c/codec, csrc/core/rans.h). A payload starts at head_size + the sizes
 of all sections + the sizes of the payloads before it, so a reader can decode a region from the tiles that it
@@ -92,6 +94,7 @@ ICC = 0x8001
 EXIF = 0x8002
 XMP = 0x8003
 DPI = 0x8004
+ALTERNATIVES = 0x8010
 FIRST_ANCILLARY = 0x8000
 SECTION_NAMES = {
     ALPHA: "ALPHA",
@@ -101,6 +104,7 @@ SECTION_NAMES = {
     EXIF: "EXIF",
     XMP: "XMP",
     DPI: "DPI",
+    ALTERNATIVES: "ALTERNATIVES",
 }
 ALPHA_TYPES = frozenset({ALPHA, LOSSY_ALPHA})
 UNDERSTOOD = frozenset(SECTION_NAMES)

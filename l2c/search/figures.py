@@ -88,4 +88,4 @@ class _Goal:
         if reached < search.target:
             shown = f"{reached:.2f} dB" if self.figure == "PSNR" else f"{1.0 - 10.0 ** (-reached / 10.0):.5f}"
             reason = f"the best that this model was seen to do here is {self.figure} {shown}"
-        return Best(trial, len(search.values), reason)
+        return Best(trial, len(search.values), reason, measured=True)

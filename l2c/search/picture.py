@@ -20,6 +20,7 @@ class Picture:
         flat: whether it is hardly more than some flat areas.
         curve: (quality, mean bpp) points of the model, rising in both.
         guard: which qualities serve it.
+        reserve: bytes to leave free in a file of a given size, for what is added when the search is over.
     """
 
     i: int
@@ -29,6 +30,7 @@ class Picture:
     flat: bool = False
     curve: Sequence[tuple[float, float]] = ()
     guard: guard.QualityGuard = field(default_factory=guard.QualityGuard)
+    reserve: float = 0.0
 
     @property
     def pixels(self) -> int:

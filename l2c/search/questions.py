@@ -46,11 +46,15 @@ class Best:
 
     Attributes:
         probes: how many qualities were encoded. reason: why the target was not reached, or "".
+        room: bytes by which the file may still grow.
+        measured: whether a figure of what D makes of it was asked for, so that this must stay as it is.
     """
 
     trial: Trial
     probes: int = 1
     reason: str = ""
+    room: float = float("inf")
+    measured: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ With adaptation the quality is searched for a file that is larger by what the ad
 of the difference is made up in the latents, without E. Several tries start at different qualities, and the least J
 counts. A picture that this does not bring to its size is adapted once more at a quality chosen by what its adaptation
 saved, and in the end coded without.
+
+Where something is added to the file when the search is over (`Picture.reserve`), its bytes are left free, unless the
+size is met in no other way.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from l2c.search.questions import Adapt, Best, Restore, Steer, Trial, Trim, Weigh
 _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where adaptation follows
 _WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _TRIES = (1.0, 1.5, 0.5, 1.25, 0.75)[:MAX_TRIES]  # times the mean saving, where several qualities are tried
+_MOST_RESERVED = 0.5 * ACCEPTED  # of a size, so that one that stays free is met all the same
 _TRIMMED = 1.01  # files up to this many times the target are trimmed, larger ones steered
 
 
@@ -46,6 +50,7 @@ class ToSizes(Staged):
         """The qualities of all pictures; each try of all; at last, one by one, what is not there yet."""
         yield from together(goal.begin() for goal in self._goals)
         if not self._effort.adapts:
+            yield from together(goal.do_without() for goal in self._goals if goal.reserve)
             return
         tries = self._effort.tries if self._effort.iterations else 1
         for turn in range(tries):
@@ -67,6 +72,8 @@ class _Goal:
     """One picture on its way to a size.
 
     Attributes:
+        size: bytes; without the reserve from the start on.
+        reserve: bytes that stay free beside it.
         search: for the quality where the adaptation begins, or for the one that counts where there is none.
         best: the best trial so far.
         done: qualities at which it was adapted, the first one first; first: the size there before corrections.
@@ -77,6 +84,7 @@ class _Goal:
     effort: Effort
     mu: int
     late: Callable[[], bool]
+    reserve: float = field(init=False)
     search: QualitySearch = field(init=False)
     best: Trial | None = None
     done: list[int] = field(default_factory=list)
@@ -85,6 +93,8 @@ class _Goal:
     def __post_init__(self) -> None:
         tolerance = _ADAPTED_TOLERANCE if self.effort.adapts else TOLERANCE
         picture = self.picture
+        self.reserve = min(picture.reserve, _MOST_RESERVED * self.size)
+        self.size -= self.reserve
         self.search = QualitySearch(
             self._unadapted(1.0), picture.pixels, picture.curve, tolerance, overhead=picture.overhead
         )
@@ -93,6 +103,10 @@ class _Goal:
     def aim(self) -> float:
         """What the adaptation aims at: a little more than the size, since trimming is exact."""
         return 1.003 * self.size
+
+    def near(self, trial: Trial | None) -> bool:
+        """Whether a file has the size that was asked for: at most that, and at most 2 % less, reserve or not."""
+        return trial is not None and (1.0 - ACCEPTED) * (self.size + self.reserve) <= trial.size <= self.size
 
     def _unadapted(self, factor: float) -> float:
         """Bytes of the unadapted file at whose quality the adaptation should begin.
@@ -142,7 +156,7 @@ class _Goal:
 
     def adapt_again(self) -> Course[None]:
         """Adapt once more where no turn came near: at a quality chosen by what the first one saved."""
-        if not self.done or is_near(self.best, self.size) or self.late():
+        if not self.done or self.near(self.best) or self.late():
             return
         search = self.search
         grown = search.payload(search.sizes[self.done[0]]) / search.payload(self.first)
@@ -155,14 +169,16 @@ class _Goal:
             self.best = max((part for part in (self.best, fitted) if part), key=lambda part: part.size, default=None)
 
     def do_without(self) -> Course[None]:
-        """Where the adaptation does not come near: the largest unadapted file that fits, if it is worth more."""
-        if is_near(self.best, self.size):
+        """Where nothing comes near: the largest unadapted file that fits, without a reserve, if it is worth more."""
+        if self.near(self.best):
             return
+        self.size, self.reserve = self.size + self.reserve, 0.0
         search = self.search.towards(self.size, TOLERANCE)
         plain = yield from self._find(search)
         if plain is None and search.best is not None:
             plain = yield from self.picture.plain(search.best)
-        if self.best is None or (plain and self.best.size < _WORTH_ADAPTING * plain.size):
+        worth = _WORTH_ADAPTING if self.done else 1.0
+        if self.best is None or (plain and self.best.size < worth * plain.size):
             self.best = plain
 
     def _fit(self, trial: Trial) -> Course[Trial | None]:
@@ -204,8 +220,8 @@ class _Goal:
 
     def _better(self, old: Trial | None, new: Trial | None) -> Course[Trial | None]:
         """Of two ways to the size the one that is near it, or if both are, the one of less J."""
-        if old is None or new is None or not is_near(new, self.size) or not is_near(old, self.size):
-            return old if is_near(old, self.size) else new if is_near(new, self.size) else old or new
+        if old is None or new is None or not self.near(new) or not self.near(old):
+            return old if self.near(old) else new if self.near(new) else old or new
         costs = []
         for trial in (old, new):
             costs.append((yield from ask(Weigh(self.picture.i, trial, self.done[0]))))
@@ -222,17 +238,13 @@ class _Goal:
                 f"{8.0 * least / picture.pixels:.4f} bpp ({least} bytes)",
                 8.0 * least / picture.pixels,
             )
-        if is_near(trial, self.size):
-            return Best(trial, probes)
+        room = self.size + self.reserve - trial.size
+        if self.near(trial):
+            return Best(trial, probes, room=room)
         needed = f"needs only {8.0 * trial.size / picture.pixels:.4f} bpp"
         reason = f"no quality found gives a file between {trial.size} and {self.size:.0f} bytes"
         if trial.quality == MAX_QUALITY:
             reason = f"the best quality of this model {needed}"
         elif picture.guard.settled.get(MAX_QUALITY) == trial.quality:
             reason = f"this picture is best at quality {100.0 * trial.quality / MAX_QUALITY:g}, which {needed}"
-        return Best(trial, probes, reason)
-
-
-def is_near(trial: Trial | None, size: float) -> bool:
-    """Whether a file has the size that was asked for: at most that, and at most 2 % less."""
-    return trial is not None and (1.0 - ACCEPTED) * size <= trial.size <= size
+        return Best(trial, probes, reason, room)

@@ -160,7 +160,7 @@ class _Size(_Goal):
         reason = ""
         if trial.quality == self.steps[-1] and trial.size < (1.0 - ACCEPTED) * self.size:
             reason = f"the best quality of this model needs only {8.0 * trial.size / picture.pixels:.4f} bpp"
-        return Best(trial, len(self.trials), reason)
+        return Best(trial, len(self.trials), reason, room=self.size - trial.size)
 
 
 @dataclass
@@ -213,4 +213,4 @@ class _Figure(_Goal):
         if reached < self.target:
             shown = f"{reached:.2f} dB" if self.figure == "PSNR" else f"{1.0 - 10.0 ** (-reached / 10.0):.5f}"
             reason = f"the best that this model was seen to do here is {self.figure} {shown}"
-        return Best(trial, len(self.trials), reason)
+        return Best(trial, len(self.trials), reason, measured=True)

@@ -55,9 +55,13 @@ from l2c.entropy.multiscale import MultiscaleConfig
 from l2c.errors import L2CError
 from l2c.format import bitstream
 from l2c.format import lossy_alpha_section as lossy_alpha
+from l2c.format.adapt_section import CONDITION_PATCH, PatchChanges, grid_shape
 from l2c.format.alpha_section import pack_alpha, unpack_alpha
+from l2c.format.alternatives_section import Alternative, pack_alternatives
 from l2c.format.bitstream import (
+    ADAPT,
     ALPHA,
+    ALTERNATIVES,
     EXIF,
     ICC,
     LOSSY_ALPHA,
@@ -67,9 +71,10 @@ from l2c.format.bitstream import (
     read_header,
     write_bitstream,
 )
+from l2c.format.levels import METRICS
 from l2c.format.tiles import latent_tiles
 from l2c.models import load_model, save_model
-from l2c.transforms import BlockConfig, Transform
+from l2c.transforms import BlockConfig, Transform, num_modulators
 
 TARGETS = {"header": 50, "codec": 8, "rans": 22, "alpha": 10, "model": 4, "picture": 6}  # shares of the inputs
 
@@ -244,14 +249,14 @@ class Fuzzer:
         if rng.random() < 0.5:
             self.codec.verify(self.input)
             return
-        header = read_bitstream(self.input, self.codec.limits).header
+        header, metric = read_bitstream(self.input, self.codec.limits).header, rng.choice((None, *METRICS))
         if header.pixels > 1 << 14:
             self.codec.verify(self.input)
         elif rng.random() < 0.5:
             as_, mode = rng.choice(("numpy", "pil", "torch")), rng.choice(("rgb", "original"))
-            self.codec.decode(self.input, as_=as_, mode=mode)
+            self.codec.decode(self.input, as_=as_, mode=mode, metric=metric)
         else:
-            picture = self.codec.decode_detailed(self.input).picture
+            picture = self.codec.decode_detailed(self.input, metric=metric).picture
             images.save_picture(
                 io.BytesIO(),
                 picture.rgb,
@@ -417,6 +422,15 @@ class Fuzzer:
             sections[EXIF] = tiff + rng.randbytes(rng.randrange(1, 80))
         if rng.random() < 0.1:
             sections[rng.randrange(0x8003, 0x10000)] = rng.randbytes(3)
+        k = num_modulators(self.codec.transform)
+        moved = generator.integers(-128, 128, (k, *grid_shape(width, height, CONDITION_PATCH))).astype(np.int8)
+        if rng.random() < 0.3:
+            packed = PatchChanges(conditions=moved).pack()
+            sections[ADAPT] = packed if rng.random() < 0.7 else mutate(packed, rng, [packed]) or b"\0"
+        if rng.random() < 0.5:
+            patches, mixes = np.ones(moved.shape[1:], np.bool_), sorted(rng.sample(range(9), rng.randrange(1, 5)))
+            packed = pack_alternatives([Alternative(mix, patches, moved.reshape(k, -1).T) for mix in mixes])
+            sections[ALTERNATIVES] = packed if rng.random() < 0.7 else mutate(packed, rng, [packed]) or b"\0"
         return sections
 
     def _built(self, rng: random.Random) -> bytes:
