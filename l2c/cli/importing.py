@@ -29,6 +29,13 @@ def import_checkpoints(
     shared_decoder: Annotated[
         bool, typer.Option("--shared-decoder", help="One decoder for all qualities, to be trained (OML).")
     ] = False,
+    rounding: Annotated[
+        str | None,
+        typer.Option(
+            help="Of latents: from their mean, as CompressAI writes files, or whole, which --effort can search "
+            "(mean, whole).  [default: mean for mbt2018-mean, else whole]"
+        ),
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Store the networks in 16 bits.")] = False,
     overwrite: options.Overwrite = False,
     as_json: options.Json = False,
@@ -43,7 +50,7 @@ def import_checkpoints(
     pictures = lazy.listing.list_pictures(*calibrate) if calibrate else None
     model = lazy.compressai.convert(
         sources, out, quality=quality, metric=metric, calibrate=pictures, shared_decoder=shared_decoder,
-        stored="float16" if half else "float32",
+        stored="float16" if half else "float32", rounding=rounding,
     )  # fmt: skip
     transform = model.config.transform.to_mapping()
     result = {

@@ -62,7 +62,7 @@ def convert(
             that are drawn by code.
         shared_decoder: one g_s for all qualities, which has to be trained (OML 5.1), see `assemble`.
         stored: weights as "float32", equal to the checkpoint's, or "float16", in half the size.
-        rounding: of y, "mean" or "whole", see `HyperpriorTransformConfig`; None: from the mean where there is one.
+        rounding: of y, "mean" or "whole", see `HyperpriorTransformConfig`; None: as `assemble` says.
     Returns:
         The model as it was written.
     Raises:

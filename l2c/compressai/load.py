@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as safetensors_load
 from torch import Tensor, nn
 
-from l2c.architectures import ARCHITECTURES, LMBDA_MAX, LMBDA_MIN, QUALITIES, STRIDE, WITH_MEAN
+from l2c.architectures import ARCHITECTURES, LMBDA_MAX, LMBDA_MIN, QUALITIES, STRIDE
 from l2c.compressai import names
 from l2c.config import ModelConfig
 from l2c.entropy.hyperprior.config import HyperpriorConfig
@@ -133,8 +133,8 @@ def assemble(
         checkpoints: of one architecture, equal sizes and one metric, each quality once; in any order.
         name: of the model.
         shared_decoder: one g_s for all, which starts as the highest quality's and has to be trained (OML 5.1).
-        modulators, hidden, stored, rounding: see `HyperpriorTransformConfig`; y is rounded from its mean where there is
-            one and nothing else is said.
+        modulators, hidden, stored, rounding: see `HyperpriorTransformConfig`. None: as CompressAI's `forward` rounds y,
+            from the mean for "mbt2018-mean", to whole numbers for the others.
     Returns:
         configuration; E and D; P in float, in evaluation mode.
     Raises:
@@ -146,7 +146,7 @@ def assemble(
     _check_together(ordered)
     first, qualities = ordered[0], tuple(checkpoint.quality for checkpoint in ordered)
     if rounding is None:
-        rounding = "mean" if ARCHITECTURES[first.architecture].kind in WITH_MEAN else "whole"
+        rounding = "mean" if ARCHITECTURES[first.architecture].kind == "mean" else "whole"
     transform_config = HyperpriorTransformConfig(
         STRIDE, first.m, first.architecture, first.n, qualities, shared_decoder, modulators, hidden, stored, rounding
     )
