@@ -19,6 +19,8 @@ from l2c import compressai
 from l2c.architectures import ARCHITECTURES, tenths_of
 from l2c.compressai.calibrate import pictures
 from l2c.errors import BitstreamError, ConfigError, ImageError, RateError, UnsupportedError
+from l2c.evaluate.run import Plan, evaluate
+from l2c.evaluate.tables import Tables
 from l2c.format.bitstream import read_bitstream, write_bitstream
 from l2c.models import Model, load_model
 
@@ -242,6 +244,47 @@ class TestConvert:
         with pytest.raises(ConfigError, match="one quality for 2 checkpoints"):
             compressai.convert([state, state], tmp_path / "a.safetensors", quality=1, metric="mse")
         assert not list(tmp_path.iterdir())
+
+
+class TestEvaluation:
+    """Such models beside ours, and the figures of OML at their own qualities."""
+
+    @pytest.fixture
+    def crops(self, tmp_path: Path) -> list[Path]:
+        folder = tmp_path / "crops"
+        folder.mkdir()
+        for number, picture in enumerate(pictures(2)):
+            Image.fromarray(picture[:176, :192]).save(folder / f"{number}.png")
+        return sorted(folder.iterdir())
+
+    def test_beside_ours(self, whole_model: Path, crops: list[Path], tmp_path: Path) -> None:
+        plan = Plan(crops[:1], (0.5,), ("psnr",), (0,), ("none",), ("psnr-rgb",))
+        other = l2c.Codec(str(whole_model))
+        outcome = evaluate(l2c.Codec(), plan, tmp_path / "record", beside=[other])
+        assert {(row["codec"], row["target"]) for row in outcome.rows} == {
+            ("l2c-psnr", 0.5), ("whole-psnr", 2.0), ("whole-psnr", 4.0), ("whole-psnr", 5.0),
+        }  # fmt: skip
+        curve = next(curve for curve in outcome.curves if curve.codec == "whole-psnr")
+        assert curve.targets == [2.0, 4.0, 5.0] and "whole" in curve.title
+        again = evaluate(l2c.Codec(), plan, tmp_path / "record", beside=[other])
+        assert (again.measured, again.known) == (0, 4)
+        with pytest.raises(UnsupportedError, match="same name"):
+            evaluate(l2c.Codec(), plan, tmp_path / "record", beside=[other, other])
+
+    def test_figures_of_oml(self, tmp_path: Path, crops: list[Path]) -> None:
+        sources = {q: louder(weights("mbt2018", q), 20.0 * q) for q in (2, 4)}
+        own = compressai.convert(sources, tmp_path / "own.safetensors", metric="mse")
+        shared = compressai.convert(sources, tmp_path / "shared.safetensors", metric="mse", shared_decoder=True)
+        tables = Tables(l2c.Codec(shared), crops, tmp_path / "r", examples=1, steps=(1,), own=l2c.Codec(own))
+        lines = [line.split("|")[1:-1] for line in tables.figure_four(1).splitlines() if line.startswith("| PSNR")]
+        assert len(lines) == 2 and float(lines[0][1]) < float(lines[1][1])  # two qualities, the higher one larger
+        assert float(lines[1][6]) == pytest.approx(0.0, abs=1e-6)  # the shared decoder started as this quality's own
+        assert abs(float(lines[0][6])) > 1e-6
+        assert "quality 2" in tables.figure_five()
+        third = compressai.convert({2: weights("mbt2018", 9)}, tmp_path / "third.safetensors", metric="mse")
+        other = Tables(l2c.Codec(shared), crops, tmp_path / "s", examples=1, own=l2c.Codec(third))
+        with pytest.raises(UnsupportedError, match="other latents"):
+            other.figure_four(1)
 
 
 class TestCommand:

@@ -77,3 +77,60 @@ def test_files_from_before_families_had_their_own(transform) -> None:
     if transform["family"] == "paper":
         with pytest.raises(ConfigError, match="unknown key 'fine_width'"):
             ModelConfig.from_json(json.dumps({"name": "old", "transform": wrong, "probability": probability}))
+
+
+def of_compressai(**changes) -> dict:
+    sizes = {"family": "hyperprior", "architecture": "mbt2018", "n": 4, "qualities": [2, 4]}
+    transform = {**sizes, "s": 16, "c": 6} | {k[2:]: v for k, v in changes.items() if k[:2] == "t_"}
+    return good() | {
+        "transform": transform,
+        "probability": sizes | {k[2:]: v for k, v in changes.items() if k[:2] == "p_"},
+        "lmbda_min": 0.0018,
+        "lmbda_max": 0.18,
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"t_architecture": "mbt2019"}, "must be one of bmshj2018-factorized"),
+        ({"t_s": 8}, "it is 16"),
+        ({"t_c": 0}, r"1\.\.4096"),
+        ({"t_n": 0}, r"1\.\.1024"),
+        ({"t_qualities": [4, 2]}, "rising"),
+        ({"t_qualities": [0, 2]}, "rising"),
+        ({"t_qualities": []}, "rising"),
+        ({"t_qualities": [2]}, "do not go together"),
+        ({"p_qualities": [2, 5]}, "do not go together"),
+        ({"p_rounding": "mean"}, "do not go together"),
+        ({"t_rounding": "up"}, "must be one of mean, whole"),
+        ({"t_modulators": [0, 4]}, "rise within"),
+        ({"t_modulators": [1, 1]}, "rise within"),
+        ({"t_hidden": 0}, "hidden"),
+        ({"t_stored": "int8"}, "float32 or float16"),
+        ({"t_architecture": "cheng2020-anchor", "p_architecture": "cheng2020-anchor"}, "N = M"),
+        (
+            {
+                "t_architecture": "bmshj2018-hyperprior",
+                "p_architecture": "bmshj2018-hyperprior",
+                "t_rounding": "mean",
+                "p_rounding": "mean",
+            },
+            "has no means",
+        ),
+    ],
+)
+def test_what_no_codec_of_compressai_is(change, message) -> None:
+    assert ModelConfig.from_json(json.dumps(of_compressai())).transform.quality_steps == {2: 143, 4: 429}
+    with pytest.raises(ConfigError, match=message):
+        ModelConfig.from_json(json.dumps(of_compressai(**change)))
+
+
+def test_qualities_of_ones_own() -> None:
+    """Places on the header's scale, what users call them, and CompressAI's lambdas."""
+    some = ModelConfig.from_json(json.dumps(of_compressai()))
+    assert [some.settled(tenths) for tenths in (0, 143, 286, 287, 1000)] == [143, 143, 143, 429, 429]
+    assert [some.shown_quality(tenths) for tenths in (0, 143, 429, 900)] == [2.0, 2.0, 4.0, 4.0]
+    assert some.lmbda(0.143) == pytest.approx(0.0035, rel=0.01) and some.lmbda(0.429) == pytest.approx(0.013, rel=0.01)
+    all_of_them = ModelConfig.from_json(json.dumps(good()))
+    assert all_of_them.settled(287) == 287 and all_of_them.shown_quality(287) == 28.7

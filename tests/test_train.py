@@ -195,6 +195,8 @@ class TestBatches:
         fixed = replace(stage, mu=5, random_bits=1.0)
         drawn = np.array([sample_conditions(fixed, 2, rng) for _ in range(50)])
         assert (drawn[:, 1:] == (5, 2)).all()  # a model of two bits has no others
+        some = np.array([sample_conditions(stage, 8, rng, (143, 286)) for _ in range(400)])
+        assert set(some[:, 0]) == {143, 286} and abs((some[:, 0] == 143).mean() - 0.5) < 0.1
 
 
 class TestLoop:

@@ -127,11 +127,19 @@ class TestCrops:
             Bank([], CPU)
 
 
-def batches(batch: int = 8, *, drawn: bool = False, salt: int = 0, rank: int = 0, world: int = 1) -> DeviceBatches:
+def batches(
+    batch: int = 8,
+    *,
+    drawn: bool = False,
+    salt: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    steps: tuple[int, ...] = (),
+) -> DeviceBatches:
     marked = Bank([torch.full((3, 40, 40), 255, dtype=torch.uint8)], CPU) if drawn else None
     photographs = Bank([torch.full((3, 48, 48), 7, dtype=torch.uint8)], CPU) if drawn else bank()[0]
     data = DataConfig(crop=32, drawn_share=0.25, scale_min=0.7, scale_max=0.9)
-    return DeviceBatches(photographs, marked, data, StageConfig(batch=batch), 8, (4, 4, 4), 1, salt, rank, world)
+    return DeviceBatches(photographs, marked, data, StageConfig(batch=batch), 8, (4, 4, 4), 1, salt, rank, world, steps)
 
 
 class TestDeviceBatches:
@@ -148,6 +156,15 @@ class TestDeviceBatches:
             assert bool((ordered > edges[:-1] - 1).all()) and bool((ordered <= edges[1:]).all())
         means = quality.float().mean(dim=0)  # every place sees the whole range in the long run
         assert float(means.min()) > 350 and float(means.max()) < 650
+
+    def test_a_models_own_qualities(self) -> None:
+        """Each of them as often, in every metric's places."""
+        made = batches(32, steps=(143, 286, 571))
+        quality = torch.stack([made.conditions(torch.tensor(step))[:, 0] for step in range(100)])
+        assert set(quality.unique().tolist()) == {143, 286, 571}
+        for first, count in set(made.composition.strata):
+            shares = [float((quality[:, first : first + count] == q).float().mean()) for q in (143, 286, 571)]
+            assert max(shares) - min(shares) < 0.15
 
     def test_processes_share_the_batch_that_one_would_see(self) -> None:
         step = torch.tensor(5)

@@ -314,6 +314,16 @@ class TestModulators:
         torch.testing.assert_close(found[1][0], found[2][0], rtol=1e-5, atol=0.0)
         assert (found[1][1] - found[2][1]).norm() > 1e-3 * found[2][1].norm()
 
+    def test_all_of_the_decoder_learns(self, nets: Networks, x: Tensor, cond: Conditions, noise: Tensor) -> None:
+        """OML retrains one decoder behind encoders that stay."""
+        objective = self.objective(nets, scope="decoder", order=2)
+        objective.loss(x, cond, noise).total.mean().backward()
+        grads = gradients(objective)
+        assert grads.keys() == {
+            f"nets.transform.decoder.{name}" for name, _ in nets.transform.decoder.named_parameters()
+        }
+        assert all(bool(grad.isfinite().all()) for grad in grads.values())
+
     def test_lambdas_by_hand(self, nets: Networks, x: Tensor, cond: Conditions, noise: Tensor) -> None:
         """Two SGD steps on the K conditions of log D, then lambda (D_after + w D_plain) / (1 + w)."""
         parts = self.objective(nets, inner_steps=2, alpha=2.0, plain=0.5).loss(x, cond, noise)
