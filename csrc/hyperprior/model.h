@@ -36,13 +36,16 @@ struct LevelView {
     const std::uint32_t* side_cdf;      // [N][257]
     std::vector<HyperLayerView> hyper;  // none if factorized
     LayerView context;                  // of kContext
-    const std::uint8_t* shift;          // [M], 0..7; of kContext
+    const std::uint8_t* shift;          // [M], 0..kMaxShift; of kContext
     std::vector<LayerView> parameters;  // three of kContext, else none
     const std::int16_t* offset;         // [M], within +-kMaxOffset; of kFactorized
     const std::uint32_t* cdf;           // [M][257], of kFactorized
+    int fraction;                       // bits of a latent behind the point, 0 or kFraction; 0 without a mean
 };
 
 constexpr int kMaxOffset = 4095;
+constexpr int kMaxShift = 8;
+constexpr int kFraction = 4;  // of latents that are rounded from their means
 
 // A layer of h_s: with a shuffle one convolution for each row of the shuffled pairs, whose outputs are the two pixels.
 struct HyperLayer {
@@ -66,6 +69,9 @@ class Level {
     TableView side_tables() const { return tables(side_cdf_, side_sizes_); }
     TableView latent_tables() const { return tables(cdf_, sizes_); }
     const std::vector<std::int16_t>& offset() const { return offset_; }
+    int fraction() const { return fraction_; }
+    // The largest size of a latent that an encoder may be given.
+    int max_latent() const { return fraction_ == 0 ? 4095 : 1535 << fraction_; }
 
     // The last one gives heads (kScale, kMean) or 2 M bytes that hold 128 more (kContext).
     const std::vector<HyperLayer>& hyper() const { return hyper_; }
@@ -89,7 +95,7 @@ class Level {
     std::vector<int> head_rows() const;
 
     Kind kind_;
-    int channels_, side_channels_;
+    int channels_, side_channels_, fraction_;
     std::vector<std::uint32_t> side_cdf_, cdf_;
     std::vector<std::int32_t> side_sizes_, sizes_;
     std::vector<HyperLayer> hyper_;

@@ -67,7 +67,7 @@ def _level(level: IntegerLevel) -> tuple[Any, ...]:
     """A level as `HyperpriorCoder` takes it."""
     return (
         level.kind, level.z_cdf, [(part.layer, part.shuffle) for part in level.hyper], level.context, level.shift,
-        level.parameters, level.offset, level.y_cdf,
+        level.parameters, level.offset, level.y_cdf, level.fraction,
     )  # fmt: skip
 
 
