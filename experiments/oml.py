@@ -2,12 +2,14 @@
 against ours.
 
     python experiments/oml.py checkpoint RUN FILE.pth.tar
+    python experiments/oml.py shared RUN MODEL.safetensors TARGET.safetensors
     python experiments/oml.py adapt PICTURES --model SHARED --own OWN --out records/oml.jsonl [--steps 1 5 20 99]
         [--every 1] [--literal-every 1]
     python experiments/oml.py table records/oml.jsonl
 
 `checkpoint` writes the quality that a run of `l2c train pretrain` has trained in the layout of CompressAI's
-checkpoints, which `l2c import` reads (name the file ARCHITECTURE-QUALITY.pth.tar). `adapt` measures, for every picture,
+checkpoints, which `l2c import` reads; `shared` the model whose one decoder `l2c train modulators` has meta-trained,
+starting from `l2c import --shared-decoder`. `adapt` measures, for every picture,
 quality and metric, the picture decoded by the checkpoint's own g_s (OWN), by the decoder that all qualities share
 (SHARED), and with its conditions adapted in n steps: literally as OML does it (512x512 patches alone, raw lambdas in 16
 bits), and as `l2c.encode(..., effort=Effort(steps=n))` does it. Figures are of whole pictures, 8-bit pixels: PSNR over
@@ -33,6 +35,7 @@ from l2c.evaluate.records import RowFile
 from l2c.format.levels import MAX_QUALITY, METRICS
 from l2c.images import load_picture
 from l2c.images.listing import list_pictures
+from l2c.models import load_model, save_model
 from l2c.text_tables import heading, row
 from l2c.train.checkpoint import Checkpoint
 from l2c.transforms import condition
@@ -70,6 +73,14 @@ def checkpoint(run: Path, target: Path) -> None:
     }
     torch.save(renamed, target)
     print(f"{len(renamed)} tensors, {sum(t.numel() for t in renamed.values()) / 1e6:.2f} M parameters in {target}")
+
+
+def shared(run: Path, model: Path, target: Path) -> None:
+    """A model with the decoder that a run of `l2c train modulators` has trained; encoders and P stay as they are."""
+    before = load_model(model)
+    nets = Checkpoint.load(run / "modulators" / "checkpoint.pt").networks(before.config)[1]
+    card = before.card | {"decoder": "meta-trained for all qualities (OML Eq. 4)"}
+    save_model(target, before.config, nets.transform, before.integer, before.rate_curve, card)
 
 
 def behind(layer: nn.Module) -> list[Any]:
@@ -171,6 +182,10 @@ def main() -> None:
     part = commands.add_parser("checkpoint")
     part.add_argument("run", type=Path)
     part.add_argument("target", type=Path)
+    part = commands.add_parser("shared")
+    part.add_argument("run", type=Path)
+    part.add_argument("model", type=Path)
+    part.add_argument("target", type=Path)
     part = commands.add_parser("adapt")
     part.add_argument("pictures", type=Path, nargs="+")
     part.add_argument("--model", type=Path, required=True)
@@ -184,6 +199,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.command == "checkpoint":
         checkpoint(args.run, args.target)
+    elif args.command == "shared":
+        shared(args.run, args.model, args.target)
     elif args.command == "adapt":
         adapt(args)
     else:

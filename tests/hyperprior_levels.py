@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from l2c.architectures import ARCHITECTURES, Kind
-from l2c.entropy.hyperprior.integer_weights import HyperLayer, IntegerLevel
+from l2c.entropy.hyperprior.integer_weights import HyperLayer, IntegerLevel, side_shape
 from l2c.ops.contract import IntegerLayer
 
 TOTAL = 1 << 16
@@ -87,7 +88,26 @@ class LevelMaker:
         return IntegerLevel(kind, random_table(rng, n), tuple(hyper), context, shift, parameters, offset, none)
 
 
-def random_level(architecture: str, n: int, m: int, seed: int = 0, spread: float = 1.0) -> IntegerLevel:
+def random_level(
+    architecture: str, n: int, m: int, seed: int = 0, spread: float = 1.0, rounding: str = "whole"
+) -> IntegerLevel:
     """A level of one of the architectures, at any size."""
     facts = ARCHITECTURES[architecture]
-    return LevelMaker(seed).level(facts.kind, n, m, residual=facts.residual, spread=spread)
+    level = LevelMaker(seed).level(facts.kind, n, m, residual=facts.residual, spread=spread)
+    return dataclasses.replace(level, fraction=4 if rounding == "mean" else 0)
+
+
+def some_latents(level: IntegerLevel, height: int, width: int, seed: int = 0) -> npt.NDArray[np.int16]:
+    """Latents int16 [M, height, width], most of them small, every eleventh anywhere within the limits."""
+    rng = np.random.default_rng(seed)
+    y = rng.laplace(0, 3 << level.fraction, (level.c, height, width)).round().clip(-level.most, level.most)
+    y.reshape(-1)[::11] = rng.integers(-level.most, level.most + 1, len(y.reshape(-1)[::11]))
+    return y.astype(np.int16)
+
+
+def some_side(level: IntegerLevel, height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
+    """Hyper-latents uint8 [N, ceil(height / 4), ceil(width / 4)]."""
+    rng = np.random.default_rng(seed)
+    z = rng.laplace(128, 4, side_shape(level.n, height, width))
+    z.reshape(-1)[::7] = rng.integers(0, 256, len(z.reshape(-1)[::7]))
+    return z.round().clip(0, 255).astype(np.uint8)

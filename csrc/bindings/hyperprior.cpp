@@ -29,10 +29,10 @@ Kind kind_arg(const py::handle& name) {
 // A model, and the arrays that its views point at.
 class HyperpriorCoder {
  public:
-    HyperpriorCoder(const py::sequence& levels, bool from_mean) {
+    explicit HyperpriorCoder(const py::sequence& levels) {
         std::vector<LevelView> views;
         for (const py::handle& item : levels) views.push_back(level_arg(py::cast<py::tuple>(item)));
-        model_ = std::make_unique<Model>(std::move(views), from_mean);
+        model_ = std::make_unique<Model>(std::move(views));
     }
 
     py::list code(const py::sequence& jobs, int threads) const {
@@ -91,11 +91,13 @@ class HyperpriorCoder {
     }
 
     LevelView level_arg(const py::tuple& level) {
-        if (level.size() != 8) {
-            throw py::value_error("a level must be (kind, z_cdf, hyper, context, shift, parameters, offset, y_cdf)");
+        if (level.size() != 9) {
+            throw py::value_error(
+                "a level must be (kind, z_cdf, hyper, context, shift, parameters, offset, y_cdf, fraction)");
         }
         LevelView view = {};
         view.kind = kind_arg(level[0]);
+        view.fraction = py::cast<int>(level[8]);
         const auto shift = array_arg<std::uint8_t>(level[4], "shift", 1);
         if (shift.size() < 1 || shift.size() > 1 << 20) throw py::value_error("shift has no channel, or too many");
         const py::ssize_t channels = shift.size();
@@ -150,25 +152,24 @@ void register_hyperprior(py::module_& module) {
     py::class_<HyperpriorCoder>(module, "HyperpriorCoder", R"(A hyperprior model with the range coder, over whole tiles.
 
 Args:
-    levels: one for each quality, (kind, z_cdf, hyper, context, shift, parameters, offset, y_cdf) as the attributes of
-        `IntegerLevel` (l2c/entropy/hyperprior/integer_weights.py); a layer is (weight int8 [O, I, k, k], bias int32 [O],
-        multiplier float32 [O]), `hyper` has pairs (layer, shuffle), and what a kind has not is not looked at. The arrays
-        are kept, and must not change; a level is packed when a tile first needs it.
-    from_mean: latents are in 1/16, and rounded in whole steps from their means (coder.h).
+    levels: one for each quality, (kind, z_cdf, hyper, context, shift, parameters, offset, y_cdf, fraction) as the
+        attributes of `IntegerLevel` (l2c/entropy/hyperprior/integer_weights.py); a layer is (weight int8 [O, I, k, k],
+        bias int32 [O], multiplier float32 [O]), `hyper` has pairs (layer, shuffle), and what a kind has not is not looked
+        at. The arrays are kept, and must not change; a level is packed when a tile first needs it.
 Raises:
     ValueError: types or shapes that do not fit.
 Exactness: the same integers for every CPU path and thread count; they are those of the reference backend.)")
-        .def(py::init<const py::sequence&, bool>(), py::arg("levels"), py::arg("from_mean") = false)
+        .def(py::init<const py::sequence&>(), py::arg("levels"))
         .def("code", &HyperpriorCoder::code, R"(Codes tiles; releases the GIL.
 
 Args:
     jobs: tuples (height, width, level, used, coder, latents, side): size of the latents, which level, channels coded,
         a RangeEncoder, a RangeDecoder or an object that is asked by mixture(weights, means, inv_scales, symbols) and
         table(cdf, sizes, precision, indexes, symbols); and, known when encoding, else None, latents int16
-        [M, height, width] within +-4095 (from_mean: before rounding, within +-24560) and z + 128, uint8 [N, ceil(height / 4), ceil(width / 4)].
+        [M, height, width] (within +-4095, or +-1535 * 16) and z + 128, uint8 [N, ceil(height / 4), ceil(width / 4)].
     threads: at most this many: several tiles at a time, or several threads for one tile.
 Returns:
-    latents int16 [M, height, width] of each tile, as a decoder finds them; 0 in channels that are not coded.
+    latents int16 [M, height, width] of each tile, as they are decoded; 0 in channels that are not coded.
 Raises:
     ValueError: an argument out of range, or a level whose layers do not fit each other or whose sums can wrap.
     BitstreamError: a stream is not valid. BackendError: L2C_CPU names a path that this machine lacks. Of several errors

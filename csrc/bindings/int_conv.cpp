@@ -105,7 +105,7 @@ std::unique_ptr<IntConv> make_int_conv(const py::array& weight, const py::array&
 }
 
 py::array run(const IntConv& conv, const py::array& x, const std::optional<py::array>& residual, const std::string& out,
-              int threads, const std::optional<py::array>& into) {
+              int threads, const std::optional<py::array>& into, bool dense) {
     if (out != "u8" && out != "i16") throw py::value_error("out must be 'u8' or 'i16', not '" + out + "'");
     if (threads < 1) throw py::value_error("threads must be at least 1");
     const bool out_i16 = out == "i16";
@@ -121,6 +121,7 @@ py::array run(const IntConv& conv, const py::array& x, const std::optional<py::a
     arguments.height = height;
     arguments.width = width;
     arguments.threads = threads;
+    arguments.dense = dense;
     arguments.x = image_view<std::uint8_t>(x, "x", "uint8", height, width, conv.in_channels());
     if (residual) {
         arguments.residual = image_view<std::uint8_t>(*residual, "residual", "uint8", height, width, channels);
@@ -193,13 +194,14 @@ Args:
         gets the helper threads, the others run alone.
     into: array [H, W, O] of the output's dtype to write to, returned; a new array without it. It may be `residual`
         itself, or another channel slice of the buffer of `x`.
+    dense: whether to count on few zeros in x; a matter of speed alone.
 Returns:
     uint8 or int16 [H, W, O].
 Raises:
     ValueError: wrong dtype, shape or strides, or `into` overlaps its inputs.
     BackendError: L2C_CPU names a path that this machine lacks.)",
              py::arg("x"), py::kw_only(), py::arg("residual") = py::none(), py::arg("out") = "u8",
-             py::arg("threads") = 1, py::arg("into") = py::none())
+             py::arg("threads") = 1, py::arg("into") = py::none(), py::arg("dense") = false)
         .def_property_readonly("out_channels", &IntConv::out_channels)
         .def_property_readonly("in_channels", &IntConv::in_channels)
         .def_property_readonly("kernel_size", &IntConv::kernel);

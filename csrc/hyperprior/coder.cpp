@@ -6,12 +6,14 @@
 //   - The inputs of a context are kept as bytes [height + 2][width + 4][M] with their border, so that the 12 taps of a
 //     position are three runs of memory.
 //   - A batch is what passes through the layers together: one wavefront when decoding, as many as give the products
-//     enough to do when encoding, which knows all latents. Of models without a context it is a piece of a group that
-//     stays in the cache, and nothing but the escapes waits for the end of the group.
+//     enough to do when all latents are known. Those that are rounded from their means are not, before their turn: what
+//     is coded of y is d = (y - k + 8) >> 4, and what goes on is k + 16 d. Of models without a context it is a piece of
+//     a group that stays in the cache, and nothing but the escapes waits for the end of the group.
 
 #include "hyperprior/coder.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <numeric>
 #include <stdexcept>
@@ -26,6 +28,7 @@ namespace {
 constexpr int kZero = 128;  // the byte that stands for 0
 constexpr int kMixtures = 3;
 constexpr std::uint16_t kWeights[kMixtures] = {37346, 14087, 14087};  // of the middle and the outer logistics
+constexpr int kMeanBits = 6;                                          // of a head's mean behind the point
 constexpr int kSigmaLeast = 14, kSigmaMost = 32000;
 constexpr int kMiddle = 153552, kOuter = 163391;  // inverse scales times sigma
 constexpr int kEscapeDigit = 255, kMostDigits = 32;
@@ -115,14 +118,14 @@ inline std::uint16_t inverse_scale(int a, std::int32_t sigma) {
 // Codes one tile.
 class TileRun {
  public:
-    TileRun(const Level& level, bool from_mean, const Tile& tile, int threads, Cpu cpu)
+    TileRun(const Level& level, const Tile& tile, int threads, Cpu cpu)
         : level_(level),
-          bits_(from_mean ? kMeanBits : 0),
           tile_(tile),
           threads_(threads),
           cpu_(cpu),
           plane_(tile.height * tile.width),
-          used_(static_cast<std::size_t>(tile.used)) {}
+          used_(static_cast<std::size_t>(tile.used)),
+          known_(tile.encodes && level.fraction() == 0) {}
     void run();
 
  private:
@@ -149,10 +152,6 @@ class TileRun {
     std::uint8_t* tap(std::int64_t y, std::int64_t x) const {
         return static_cast<std::uint8_t*>(taps_.data()) + (y * (tile_.width + 4) + x) * level_.channels();
     }
-    // The nearest whole number, halves up, of what is in units of 1 / 2^bits_.
-    int rounded(int y) const { return (y + ((1 << bits_) >> 1)) >> bits_; }
-    // Whether everything that a context sees is known before it is coded.
-    bool knows_context() const { return tile_.encodes && bits_ == 0; }
     // How many positions of a group without a context are coded in one piece.
     std::int64_t piece(std::int64_t positions, std::size_t channels) const {
         if (tile_.coder->whole_groups()) return positions;
@@ -160,12 +159,12 @@ class TileRun {
     }
 
     const Level& level_;
-    const int bits_;  // of a latent behind its point
     const Tile& tile_;
     const int threads_;
     const Cpu cpu_;
     const std::int64_t plane_;
     const std::size_t used_;
+    const bool known_;       // whether all latents are, before they are coded
     AlignedBuffer latents_;  // int16 [height][width][used]
     Image images_[2];        // inputs of a layer of h_s and of the next one
     AlignedBuffer hyper_;    // what its last layer gives at [4 height'][4 width']: bytes [2 M], or heads
@@ -195,15 +194,15 @@ void TileRun::run() {
             code_heads();
         }
     }
-    if (!knows_context()) transpose(latents(), tile_.used, plane_, tile_.used, tile_.latents, plane_);
+    if (!known_) transpose(latents(), tile_.used, plane_, tile_.used, tile_.latents, plane_);
 }
 
 void TileRun::load_latents() {
     latents_.reserve(static_cast<std::size_t>(plane_) * used_ * sizeof(std::int16_t));
     if (!tile_.encodes) return;
     const std::int16_t* end = tile_.latents + static_cast<std::size_t>(plane_) * used_;
-    const int most = bits_ == 0 ? kMaxLatent : kMaxMeanLatent;
-    if (std::any_of<const std::int16_t*>(tile_.latents, end, [most](int y) { return y < -most || y > most; })) {
+    const int most = level_.max_latent();
+    if (std::any_of<const std::int16_t*>(tile_.latents, end, [=](int y) { return y < -most || y > most; })) {
         throw std::invalid_argument("a latent is beyond +-" + std::to_string(most));
     }
     transpose(tile_.latents, plane_, tile_.used, plane_, latents(), tile_.used);
@@ -304,7 +303,7 @@ void TileRun::code_wavefronts() {
             }
             if (first <= last) ends.push_back(positions.size());  // a narrow tile has steps without a position
             ++t;
-        } while (t < steps && (positions.empty() || (knows_context() && positions.size() < kBatchPositions)));
+        } while (t < steps && (positions.empty() || (known_ && positions.size() < kBatchPositions)));
         run_layers(positions);
         std::size_t begin = 0;
         for (std::size_t end : ends) {
@@ -312,7 +311,7 @@ void TileRun::code_wavefronts() {
             code_escapes();
             begin = end;
         }
-        if (knows_context()) continue;
+        if (known_) continue;
         for (const Position& position : positions) update_taps(position);
     }
 }
@@ -320,7 +319,7 @@ void TileRun::code_wavefronts() {
 void TileRun::start_taps() {
     const std::size_t size = static_cast<std::size_t>((tile_.height + 2) * (tile_.width + 4) * level_.channels());
     std::memset(taps_.reserve(size), kZero, size);
-    if (!knows_context()) return;
+    if (!known_) return;
     for (std::int64_t y = 0; y < tile_.height; ++y) {
         for (std::int64_t x = 0; x < tile_.width; ++x) update_taps({y, x});
     }
@@ -399,13 +398,13 @@ void TileRun::make_mixtures(const std::int16_t* head, std::size_t first) {
     auto* from = static_cast<std::int16_t*>(mixtures_.from.data()) + first;
     const std::size_t stride = mixtures_.stride;
     const bool has_mean = level_.kind() != Kind::kScale;
+    const int dropped = kMeanBits - level_.fraction(), half = (1 << dropped) >> 1;
     for (std::size_t c = 0; c < used_; c += kHeadBlock, head += level_.head_block()) {
         const std::size_t count = std::min<std::size_t>(kHeadBlock, used_ - c);
         for (std::size_t i = 0; i < count; ++i) {
             const std::int32_t sigma = std::clamp<std::int32_t>(head[i], kSigmaLeast, kSigmaMost);
             const std::int32_t mean = has_mean ? head[kHeadBlock + i] : 0;
-            const std::int32_t k = bits_ == 0 ? (mean + 32) >> 6 : (mean + 2) >> 2;
-            const std::int32_t centre = bits_ == 0 ? 2 * (mean - 64 * k) : 0;
+            const std::int32_t k = (mean + half) >> dropped, centre = 2 * (mean - k * (1 << dropped));
             const std::int32_t distance = sigma + ((9 * sigma + 512) >> 10);  // (1033 sigma + 512) >> 10
             from[c + i] = static_cast<std::int16_t>(k);
             means[c + i] = static_cast<std::int16_t>(centre);
@@ -464,14 +463,16 @@ template <class Code>
 void TileRun::code_symbols(std::size_t first, std::size_t count, const std::int16_t* from, Code code) {
     auto* symbols = static_cast<std::uint8_t*>(symbols_.reserve(count * used_));
     const auto row_of = [&](std::size_t i) { return latents() + places_[first + i] * tile_.used; };
-    if (tile_.encodes) {
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::int16_t *row = row_of(i), *base = from + i * used_;
-            std::uint8_t* to = symbols + i * used_;
-            for (std::size_t c = 0; c < used_; ++c) {
-                const int inside = std::min(std::max(rounded(row[c] - base[c]), -kZero), kZero - 1);
-                to[c] = static_cast<std::uint8_t>(inside + kZero);
-            }
+    const int fraction = level_.fraction(), half = (1 << fraction) >> 1;
+    for (std::size_t i = 0; tile_.encodes && i < count; ++i) {
+        std::int16_t* row = row_of(i);
+        const std::int16_t* base = from + i * used_;
+        std::uint8_t* to = symbols + i * used_;
+        for (std::size_t c = 0; c < used_; ++c) {  // all of it fits in 16 bits
+            const auto d = static_cast<std::int16_t>(static_cast<std::int16_t>(row[c] - base[c] + half) >> fraction);
+            const std::int16_t inside = std::min<std::int16_t>(std::max<std::int16_t>(d, -kZero), kZero - 1);
+            to[c] = static_cast<std::uint8_t>(inside + kZero);
+            row[c] = static_cast<std::int16_t>(base[c] + d * (1 << fraction));
         }
     }
     code(symbols, count * used_);
@@ -479,10 +480,8 @@ void TileRun::code_symbols(std::size_t first, std::size_t count, const std::int1
         const std::uint8_t* found = symbols + i * used_;
         const std::int16_t* base = from + i * used_;
         std::int16_t* row = row_of(i);
-        if (!tile_.encodes) {
-            for (std::size_t c = 0; c < used_; ++c) {
-                row[c] = static_cast<std::int16_t>(base[c] + (found[c] - kZero) * (1 << bits_));
-            }
+        for (std::size_t c = 0; !tile_.encodes && c < used_; ++c) {
+            row[c] = static_cast<std::int16_t>(base[c] + (found[c] - kZero) * (1 << fraction));
         }
         bool any = false;
         for (std::size_t c = 0; c < used_; ++c) any |= found[c] == 0 || found[c] == 255;
@@ -490,12 +489,8 @@ void TileRun::code_symbols(std::size_t first, std::size_t count, const std::int1
             if (found[c] != 0 && found[c] != 255) continue;
             escapes_.push_back(2 * static_cast<std::uint64_t>(row + c - latents()) + (found[c] == 0));
             if (tile_.encodes) {
-                rests_.push_back(static_cast<std::int16_t>(std::abs(rounded(row[c] - base[c]) - (found[c] - kZero))));
-            }
-        }
-        if (tile_.encodes && bits_ != 0) {
-            for (std::size_t c = 0; c < used_; ++c) {
-                row[c] = static_cast<std::int16_t>(base[c] + rounded(row[c] - base[c]) * (1 << bits_));
+                const int d = (row[c] - base[c]) >> fraction;
+                rests_.push_back(static_cast<std::int16_t>(std::abs(d - (found[c] - kZero))));
             }
         }
     }
@@ -524,11 +519,9 @@ void TileRun::code_escapes() {
                     rests_[left] = static_cast<std::int16_t>(rests_[begin + i] - digits[i]);
                 } else {
                     std::int16_t& y = latents()[escape / 2];
-                    const int step = digits[i] * (1 << bits_), moved = escape % 2 != 0 ? y - step : y + step;
-                    if (moved < INT16_MIN || moved > INT16_MAX) {
-                        throw BitstreamError("range coder: an escaped latent is larger than any encoder writes");
-                    }
-                    y = static_cast<std::int16_t>(moved);
+                    const int step = digits[i] * (1 << level_.fraction()), sum = escape % 2 != 0 ? y - step : y + step;
+                    if (sum < -32768 || sum > 32767) throw BitstreamError("range coder: a latent is out of range");
+                    y = static_cast<std::int16_t>(sum);
                 }
                 escapes_[left] = escape;
                 left += digits[i] == kEscapeDigit;
@@ -564,7 +557,7 @@ void code_tiles(const Model& model, const std::vector<Tile>& tiles, int threads,
     }
     run_tiles(sizes, threads, [&](std::size_t i, int its_threads) {
         const Tile& tile = tiles[i];
-        TileRun(model.level(tile.level), model.from_mean(), tile, its_threads, cpu).run();
+        TileRun(model.level(tile.level), tile, its_threads, cpu).run();
     });
 }
 

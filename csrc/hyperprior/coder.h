@@ -12,12 +12,6 @@
 
 namespace l2c::hyperprior {
 
-constexpr int kMaxLatent = 4095;  // that an encoder may be given
-// With Model::from_mean latents are in 1 / 16. An encoder's are what lies before rounding; what it codes, and what it and
-// a decoder end with, is mu + 16 round((y - mu) / 16), halves up, with mu = (mean of the head + 2) >> 2.
-constexpr int kMeanBits = 4;
-constexpr int kMaxMeanLatent = 1535 << kMeanBits;
-
 struct Tile {
     std::int64_t height, width;  // of the latents, >= 1
     int level;                   // of the model
@@ -25,12 +19,12 @@ struct Tile {
     SymbolCoder* coder;          // of this tile alone
     bool encodes;                // `latents` and `side` are known
     const std::uint8_t* side;  // [N][ceil(height / 4)][ceil(width / 4)], z + 128, when encoding; not read if factorized
-    std::int16_t* latents;     // [M][height][width]; rounded and complete afterwards, unused channels included
+    std::int16_t* latents;     // [M][height][width]; afterwards all of them as they are decoded
 };
 
 // Codes all tiles: several at a time on one thread each, or one at a time on all threads, as their sizes suggest.
-// Throws std::invalid_argument for a field out of range, a latent beyond kMaxLatent or kMaxMeanLatent, or a level that cannot be packed,
-// and else what the first tile that fails (in the order given) threw: BitstreamError, std::bad_alloc.
+// Throws std::invalid_argument for a field out of range, a latent beyond Level::max_latent or a level that cannot be
+// packed, and else what the first tile that fails (in the order given) threw: BitstreamError, std::bad_alloc.
 void code_tiles(const Model& model, const std::vector<Tile>& tiles, int threads, Cpu cpu);
 
 }  // namespace l2c::hyperprior

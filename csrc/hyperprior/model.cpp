@@ -10,7 +10,6 @@ namespace {
 
 constexpr int kChannelStep = 4;  // input channels that a vector instruction multiplies and adds
 constexpr int kMaxChannels = 1 << 14;
-constexpr int kMaxShift = 7;
 constexpr int kParameterLayers = 3;
 
 int round_up(int a, int b) {
@@ -53,7 +52,10 @@ void check_tables(const TableView& tables) {
 Level::Level(const LevelView& view)
     : kind_(view.kind),
       channels_(view.channels),
-      side_channels_(view.kind == Kind::kFactorized ? 0 : view.side_channels) {
+      side_channels_(view.kind == Kind::kFactorized ? 0 : view.side_channels),
+      fraction_(view.fraction) {
+    require(fraction_ == 0 || (fraction_ == kFraction && (kind_ == Kind::kMean || kind_ == Kind::kContext)),
+            "fraction must be 0, or 4 with a mean");
     require(channels_ >= 1 && channels_ <= kMaxChannels, "the number of channels must be 1..2^14");
     if (kind_ == Kind::kFactorized) {
         require(view.cdf != nullptr && view.offset != nullptr, "a factorized level needs tables and offsets");
@@ -133,7 +135,7 @@ void Level::add_context(const LevelView& view) {
     require(view.parameters.size() == kParameterLayers, "there must be three parameter layers");
     require(view.shift != nullptr, "a context needs shifts");
     shift_.assign(view.shift, view.shift + channels_);
-    require(std::all_of(shift_.begin(), shift_.end(), [](int v) { return v <= kMaxShift; }), "a shift is above 7");
+    require(std::all_of(shift_.begin(), shift_.end(), [](int v) { return v <= kMaxShift; }), "a shift is above 8");
     shifts_ = std::any_of(shift_.begin(), shift_.end(), [](int v) { return v != 0; });
     require_shape(view.context, 2 * channels_, kTaps * channels_, 1, "the context");
     context_ = pack(view.context, "the context", kTaps * channels_);
@@ -147,12 +149,10 @@ void Level::add_context(const LevelView& view) {
         pack(take(view.parameters[2], head_rows(), numbers(0, view.parameters[2].in_channels)).view(), of));
 }
 
-Model::Model(std::vector<LevelView> views, bool from_mean)
-    : views_(std::move(views)), from_mean_(from_mean), slots_(new Slot[views_.size()]) {
+Model::Model(std::vector<LevelView> views) : views_(std::move(views)), slots_(new Slot[views_.size()]) {
     require(!views_.empty(), "a model needs a level");
     for (const LevelView& view : views_) {
         require(view.channels == views_[0].channels, "the levels have different numbers of channels");
-        require(!from_mean || view.kind == Kind::kMean || view.kind == Kind::kContext, "a level has no means");
     }
 }
 

@@ -36,13 +36,16 @@ struct LevelView {
     const std::uint32_t* side_cdf;      // [N][257]
     std::vector<HyperLayerView> hyper;  // none if factorized
     LayerView context;                  // of kContext
-    const std::uint8_t* shift;          // [M], 0..7; of kContext
+    const std::uint8_t* shift;          // [M], 0..kMaxShift; of kContext
     std::vector<LayerView> parameters;  // three of kContext, else none
     const std::int16_t* offset;         // [M], within +-kMaxOffset; of kFactorized
     const std::uint32_t* cdf;           // [M][257], of kFactorized
+    int fraction;                       // bits of a latent behind the point, 0 or kFraction; 0 without a mean
 };
 
 constexpr int kMaxOffset = 4095;
+constexpr int kMaxShift = 8;
+constexpr int kFraction = 4;  // of latents that are rounded from their means
 
 // A layer of h_s: with a shuffle one convolution for each row of the shuffled pairs, whose outputs are the two pixels.
 struct HyperLayer {
@@ -66,6 +69,9 @@ class Level {
     TableView side_tables() const { return tables(side_cdf_, side_sizes_); }
     TableView latent_tables() const { return tables(cdf_, sizes_); }
     const std::vector<std::int16_t>& offset() const { return offset_; }
+    int fraction() const { return fraction_; }
+    // The largest size of a latent that an encoder may be given.
+    int max_latent() const { return fraction_ == 0 ? 4095 : 1535 << fraction_; }
 
     // The last one gives heads (kScale, kMean) or 2 M bytes that hold 128 more (kContext).
     const std::vector<HyperLayer>& hyper() const { return hyper_; }
@@ -89,7 +95,7 @@ class Level {
     std::vector<int> head_rows() const;
 
     Kind kind_;
-    int channels_, side_channels_;
+    int channels_, side_channels_, fraction_;
     std::vector<std::uint32_t> side_cdf_, cdf_;
     std::vector<std::int32_t> side_sizes_, sizes_;
     std::vector<HyperLayer> hyper_;
@@ -103,12 +109,10 @@ class Level {
 // All levels, each packed when it is first asked for. Safe from several threads.
 class Model {
  public:
-    // Keeps the views: what they point at must outlive the model. `from_mean`: latents are in 1 / 2^kMeanBits and rounded
-    // in whole steps from their means (coder.h). Throws std::invalid_argument: no level, or levels of different channels;
-    // from_mean with a kind that has no means.
-    explicit Model(std::vector<LevelView> views, bool from_mean = false);
+    // Keeps the views: what they point at must outlive the model. Throws std::invalid_argument: no level, or levels of
+    // different channels.
+    explicit Model(std::vector<LevelView> views);
 
-    bool from_mean() const { return from_mean_; }
     int num_levels() const { return static_cast<int>(views_.size()); }
     int channels() const { return views_[0].channels; }
     const LevelView& view(int index) const { return views_[static_cast<std::size_t>(index)]; }
@@ -122,7 +126,6 @@ class Model {
     };
 
     std::vector<LevelView> views_;
-    bool from_mean_;
     std::unique_ptr<Slot[]> slots_;
 };
 

@@ -64,9 +64,10 @@ NEIGHBOUR_MARGIN = 0.5  # in `reference.neighbour_bits`, whose latents are level
 WIDE_SUM_LIMIT = 1 << 31  # of its layers: 255 sum|w| + |bias| stays below it; sums are int32, rounded to float32
 SIGNED_ZERO = 128  # the byte that stands for 0 among inputs of both signs
 CONTEXT_TAPS = tuple((dy, dx) for dy in (-2, -1, 0) for dx in range(-2, 3) if (dy, dx) < (0, 0))  # masked 5x5, raster
-MOST_SHIFT = 7  # of a latent before it becomes such an input
+MOST_SHIFT = 8  # of a latent before it becomes such an input
 SCALE_UNIT = 1.0 / 128.0  # one integer step of a head's sigma, in latents
-HEAD_MEAN_UNIT = 1.0 / 64.0  # and of its mean
+HEAD_MEAN_BITS = 6
+HEAD_MEAN_UNIT = 1.0 / (1 << HEAD_MEAN_BITS)  # and of its mean
 SIGMA_LEAST, SIGMA_MOST = 14, 32000  # 0.11, the papers' bound, and 250 latents
 # A Gaussian as three logistics: weights; inverse scales times sigma; distance of the outer ones from the mean, in
 # 1/1024 sigma.

@@ -116,21 +116,20 @@ def _arrays(layer: IntegerLayer) -> tuple[npt.NDArray[Any], ...]:
     return tuple(np.ascontiguousarray(array) for array in (layer.weight, layer.bias, layer.multiplier))
 
 
-def hyperprior_coder(levels: Sequence[tuple[Any, ...]], from_mean: bool) -> Any:
+def hyperprior_coder(levels: Sequence[tuple[Any, ...]]) -> Any:
     """A hyperprior model with the range coder in C++, see csrc/hyperprior/coder.h and `_C.HyperpriorCoder`.
 
     Args:
-        levels: (kind, z_cdf, [(layer, shuffle), ...], context or None, shift, parameters, offset, y_cdf) of each, the
-            attributes of `IntegerLevel`; layers are `IntegerLayer`s.
-        from_mean: latents are rounded from their means.
+        levels: (kind, z_cdf, [(layer, shuffle), ...], context or None, shift, parameters, offset, y_cdf, fraction) of
+            each, the attributes of `IntegerLevel`; layers are `IntegerLayer`s.
     """
     made = []
-    for kind, z_cdf, hyper, context, shift, parameters, offset, y_cdf in levels:
+    for kind, z_cdf, hyper, context, shift, parameters, offset, y_cdf, fraction in levels:
         z, s, o, y = (np.ascontiguousarray(array) for array in (z_cdf, shift, offset, y_cdf))
         layers = [(_arrays(layer), shuffle) for layer, shuffle in hyper]
         context = None if context is None else _arrays(context)
-        made.append((kind, z, layers, context, s, [_arrays(layer) for layer in parameters], o, y))
-    return extension.cpp_extension().HyperpriorCoder(made, from_mean)
+        made.append((kind, z, layers, context, s, [_arrays(layer) for layer in parameters], o, y, fraction))
+    return extension.cpp_extension().HyperpriorCoder(made)
 
 
 def int_conv(weight: npt.NDArray[np.int8], bias: npt.NDArray[np.int32], multiplier: npt.NDArray[np.float32]) -> Any:

@@ -21,6 +21,7 @@ from l2c.ops.contract import (
     GAUSSIAN_DISTANCE,
     GAUSSIAN_INV_SCALES,
     GAUSSIAN_WEIGHTS,
+    HEAD_MEAN_BITS,
     INV_SCALE_MAX,
     LOG2_INV_SCALE_LEAST,
     LOG2_INV_SCALE_MOST,
@@ -242,11 +243,12 @@ def mixture_params(
 
 
 def gaussian_mixture(
-    scale: Int64Array, mean: Int64Array
+    scale: Int64Array, mean: Int64Array, fraction: int = 0
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int16], npt.NDArray[np.uint16], Int64Array]:
-    """Integers of a hyperprior's head -> a Gaussian as a mixture of three logistics around a whole number.
+    """Integers of a hyperprior's head -> a Gaussian as a mixture of three logistics, and what symbols count from.
 
-        sigma = clamp(scale, 14, 32000);  k = (mean + 32) >> 6;  f = mean - 64 k
+        k is the mean in whole numbers (fraction 0) or sixteenths (fraction 4): floor(mean 2^fraction / 64 + 1/2)
+        sigma = clamp(scale, 14, 32000);  f = mean - 64 k / 2^fraction
         means 2f, 2f + d, 2f - d with d = (1033 sigma + 512) >> 10
         inverse scales floor((a + floor(sigma / 2)) / sigma), a = 153552 and 163391 (twice), in 1..32767
 
@@ -255,13 +257,15 @@ def gaussian_mixture(
 
     Args:
         scale: int64 [n], sigma in 1/128 latent. mean: int64 [n], in 1/64 latent, within int16.
+        fraction: bits of k behind the point, 0..6.
     Returns:
-        weights uint16, means int16, inverse scales uint16, [3, n] each, of latent - k (csrc/core/mixture_cdf.h, b = 8);
-        k int64 [n].
+        weights uint16, means int16, inverse scales uint16, [3, n] each, of latent - k / 2^fraction
+        (csrc/core/mixture_cdf.h, b = 8); k int64 [n].
     """
     sigma = scale.clip(SIGMA_LEAST, SIGMA_MOST)
-    k = (mean + 32) >> 6
-    centre, distance = 2 * (mean - 64 * k), (GAUSSIAN_DISTANCE * sigma + 512) >> 10
+    dropped = HEAD_MEAN_BITS - fraction
+    k = (mean + ((1 << dropped) >> 1)) >> dropped
+    centre, distance = 2 * (mean - (k << dropped)), (GAUSSIAN_DISTANCE * sigma + 512) >> 10
     weights = np.repeat(np.array(GAUSSIAN_WEIGHTS, dtype=np.uint16)[:, None], len(sigma), axis=1)
     means = np.stack((centre, centre + distance, centre - distance)).astype(np.int16)
     middle, outer = (((a + (sigma >> 1)) // sigma).clip(1, INV_SCALE_MAX) for a in GAUSSIAN_INV_SCALES)

@@ -170,7 +170,6 @@ class Level(nn.Module):
     Args:
         kind: of `architectures.Architecture`. residual: of Cheng2020: all layers of h_a and h_s are 3x3.
         n, m: channels of z and of y.
-        units: of the coder's latents in one.
     Attributes:
         entropy_bottleneck: distributions of z; of y itself for "factorized", which has nothing else.
         h_a: y (its absolute value for "scale") -> z, a quarter of the side, rounded up.
@@ -181,9 +180,9 @@ class Level(nn.Module):
         ranges: what calibration saw, under the layers' names with "_" for ".", and "y" for the latents.
     """
 
-    def __init__(self, kind: Kind, residual: bool, n: int, m: int, units: int = 1) -> None:
+    def __init__(self, kind: Kind, residual: bool, n: int, m: int) -> None:
         super().__init__()
-        self.kind, self.n, self.m, self.units = kind, n, m, units
+        self.kind, self.n, self.m = kind, n, m
         self.entropy_bottleneck = EntropyBottleneck(m if kind == "factorized" else n)
         self.h_a, self.h_s = (_hyper_cheng if residual else _hyper_minnen)(kind, n, m)
         self.context_prediction: MaskedConv | None = None
@@ -331,7 +330,8 @@ class HyperpriorModel(FloatModel):
     def __init__(self, config: HyperpriorConfig, c: int) -> None:
         super().__init__()
         self.config, self.c = config, c
-        self.levels = nn.ModuleList(level_of(config, c) for _ in config.qualities)
+        facts = ARCHITECTURES[config.architecture]
+        self.levels = nn.ModuleList(Level(facts.kind, facts.residual, config.n, c) for _ in config.qualities)
 
     def level(self, index: int) -> Level:
         """The level of quality `config.qualities[index]`."""
@@ -419,13 +419,6 @@ class HyperpriorModel(FloatModel):
         found = split(header[:, 0].tolist(), self.config.qualities)
         for index, rows in found.items():
             yield self.level(index), rows if len(found) > 1 else slice(None)
-
-
-def level_of(config: HyperpriorConfig, c: int) -> Level:
-    """One quality with random weights."""
-    facts = ARCHITECTURES[config.architecture]
-    units = MEAN_UNITS if config.rounding == "mean" else 1
-    return Level(facts.kind, facts.residual, config.n, c, units)
 
 
 def _hyper_minnen(kind: Kind, n: int, m: int) -> tuple[nn.Sequential | None, nn.Sequential | None]:

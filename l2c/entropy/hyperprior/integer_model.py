@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from l2c.architectures import MEAN_LATENT_MAX, MEAN_UNITS, tenths_of
+from l2c.architectures import LATENT_MAX, tenths_of
 from l2c.arrays import UInt8Array
 from l2c.entropy.base import Backend, EntropyModel, Recorder
 from l2c.entropy.coder import DecodingJob, Int16Array, Job, ObservingJob, Symbols
@@ -82,8 +82,9 @@ class HyperpriorIntegers(HyperpriorWeights, EntropyModel):
     def code(
         self, jobs: Sequence[Job], backend: str = "auto", device: torch.device | None = None, threads: int = 1
     ) -> list[Symbols]:
-        """See `EntropyModel.code`; symbols are latents int16, known ones within +-LATENT_MAX.
+        """See `EntropyModel.code`; symbols are latents int16, known ones within `IntegerLevel.most`.
 
+        Whole numbers come out as they are; sixteenths as they are rounded from their means, in place of what was known.
         Jobs of known latents without hyper-latents (`side`) get theirs. Raises ValueError: a known latent is too large.
         """
         for job in jobs:
@@ -93,8 +94,7 @@ class HyperpriorIntegers(HyperpriorWeights, EntropyModel):
 
     @torch.no_grad()
     def side_of(self, latents: Symbols, point: OperatingPoint) -> UInt8Array | None:
-        """The hyper-latents z + 128, uint8 [N, ceil(h/4), ceil(w/4)], of latents int16 [M, h, w], before they are
-        rounded if `from_mean`; None if factorized.
+        """The hyper-latents z + 128, uint8 [N, ceil(h/4), ceil(w/4)], of latents int16 [M, h, w]; None if factorized.
 
         By h_a in float on the CPU. Which z they are decides how well latents are coded, and nothing else.
         """
@@ -102,7 +102,7 @@ class HyperpriorIntegers(HyperpriorWeights, EntropyModel):
         if level.kind == "factorized":
             return None
         with torch.autocast("cpu", enabled=False):
-            y = torch.from_numpy(np.ascontiguousarray(latents)).float() / (MEAN_UNITS if self.from_mean else 1)
+            y = torch.from_numpy(np.ascontiguousarray(latents)).float() / (1 << self.levels[0].fraction)
             z = level.hyper_latents(y[None])[0].nan_to_num().round().clamp(HYPER_LEAST, HYPER_MOST)
         return (z + SIGNED_ZERO).to(torch.uint8).numpy()
 
@@ -113,29 +113,25 @@ class HyperpriorIntegers(HyperpriorWeights, EntropyModel):
         for tenths in map(tenths_of, self.config.qualities):
             for height, width in _ANSWER_SIZES:
                 recorders.append(Recorder())
-                latents, side = _pattern(self.c, height, width), _side_pattern(self.config.n, height, width)
-                if self.from_mean:
-                    latents = (
-                        latents.clip(1 - MEAN_LATENT_MAX, MEAN_LATENT_MAX - 1) * np.int16(MEAN_UNITS) + latents % 8
-                    )
+                latents, side = self._pattern(height, width), _side_pattern(self.config.n, height, width)
                 point = OperatingPoint(tenths, 0, 8)
                 jobs.append(ObservingJob(height, width, point, self.c, latents, recorders[-1], side=side))
         self.code(jobs, backend, device)
         return zlib.crc32(b"".join(r.crc.to_bytes(4, "little") for r in recorders))
+
+    def _pattern(self, height: int, width: int) -> Int16Array:
+        """Latents int16 [M, height, width], most of them small, some beyond any symbol."""
+        noise = _hashed(self.c * height * width)
+        spread = 1 << (np.arange(len(noise)) // (height * width) % 6)
+        small = noise % (2 * spread + 1) - spread
+        large = (noise % 8191 - 4095) * (self.levels[0].most // LATENT_MAX)
+        return np.where(noise % 61 == 0, large, small).astype(np.int16).reshape(self.c, height, width)
 
 
 def _hashed(count: int) -> Any:
     """int64 [count] of 0..65535 without a pattern: Knuth's multiplicative hash."""
     n = np.arange(count, dtype=np.uint32)
     return ((n * np.uint32(2654435761)) >> np.uint32(16)).astype(np.int64)
-
-
-def _pattern(channels: int, height: int, width: int) -> Int16Array:
-    """Latents int16 [channels, height, width], most of them small, some beyond any symbol."""
-    noise = _hashed(channels * height * width)
-    spread = 1 << (np.arange(len(noise)) // (height * width) % 6)
-    small = noise % (2 * spread + 1) - spread
-    return np.where(noise % 61 == 0, noise % 8191 - 4095, small).astype(np.int16).reshape(channels, height, width)
 
 
 def _side_pattern(channels: int, height: int, width: int) -> UInt8Array:

@@ -11,11 +11,11 @@ One `IntegerLevel` for each of the model's qualities. What it computes, in the o
                   tap(y) = clamp((y + half) >> shift, -128, 127) with half = (1 << shift) >> 1 of its channel
     parameters  1x1 layers over (h_s, context), 4M inputs that hold 128 more -> uint8 -> uint8 -> a head int16 [2M]
     head        the first M outputs are sigma in 1/128, the last M the mean in 1/64 (`reference.gaussian_mixture`)
-    y           clamp(y - k, -128, 127) + 128 under that mixture; kind factorized has no z: its k is `offset`, and each
+    y           clamp(d, -128, 127) + 128 under that mixture; kind factorized has no z: its k is `offset`, and each
                 channel has a table
 
-Rounded from their means (`HyperpriorConfig.rounding`), latents are in 1/16: with mu = (mean + 2) >> 2 it is
-r = (y - mu + 8) >> 4 that is coded, under the mixture around 0, and y becomes mu + 16 r, for the encoder too.
+    latents     y are whole numbers, d = y - k; or, rounded from their means, sixteenths (`fraction` = 4): what is coded
+                of a latent y is d = (y - k + 8) >> 4, what comes out k + 16 d, k being its mean in sixteenths
 
     layers      sums int32, 255 sum|w| + |bias| < 2^31;  r = round_half_even(float32(sum) * multiplier), clamped to the
                 type of the output (csrc/simd/int_conv.h)
@@ -23,9 +23,9 @@ r = (y - mu + 8) >> 4 that is coded, under the mixture around 0, and y becomes m
 Groups of y: of a context model the wavefronts t = x + 3 y, positions by rising row; of the others all positions in
 raster order at once. Channels are innermost, and only those below the tile's `used` are coded; the others are zero.
 
-Escapes: symbol 0 stands for y - k <= -128, symbol 255 for y - k >= 127, and what is beyond follows after the symbols of
-the group: min(rest, 255) for every escape in order, then the same of what remains of those whose digit was 255, and so
-on, at most 32 times, under one logistic around 0.
+Escapes: symbol 0 stands for d <= -128, symbol 255 for d >= 127, and what is beyond follows after the symbols of the
+group: min(rest, 255) for every escape in order, then the same of what remains of those whose digit was 255, and so on,
+at most 32 times, under one logistic around 0. What comes out must fit in int16.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from l2c.architectures import HYPER_STRIDE, Architecture, Kind, nearest
+from l2c.architectures import HYPER_STRIDE, LATENT_MAX, MEAN_LATENT_MAX, MEAN_UNITS, Architecture, Kind, nearest
 from l2c.entropy.coder import Int16Array, Tables, UInt8Array
 from l2c.entropy.hyperprior.config import HyperpriorConfig
 from l2c.format.levels import OperatingPoint
@@ -60,10 +60,11 @@ class IntegerLevel:
         z_cdf: uint32 [N, 257], a row for each channel of z, rising by at least 1 from 0 to 2^16; N = 0 if factorized.
         hyper: h_s; () if factorized.
         context: [2M, 12M, 1, 1] of kind "context", else None.
-        shift: uint8 [M], 0..7, of the taps' inputs.
+        shift: uint8 [M], 0..8, of the taps' inputs.
         parameters: three layers of kind "context", else ().
         offset: int16 [M], k of kind "factorized"; zeros of the others.
         y_cdf: uint32 [M, 257] of kind "factorized", as z_cdf; else none, [0, 257].
+        fraction: bits of a latent behind the point: 0, whole numbers, or 4, rounded from their means.
     """
 
     kind: Kind
@@ -74,6 +75,12 @@ class IntegerLevel:
     parameters: tuple[IntegerLayer, ...]
     offset: Int16Array
     y_cdf: npt.NDArray[np.uint32]
+    fraction: int = 0
+
+    @property
+    def most(self) -> int:
+        """The largest size of a known latent."""
+        return MEAN_LATENT_MAX << self.fraction if self.fraction else LATENT_MAX
 
     @property
     def c(self) -> int:
@@ -101,14 +108,12 @@ class HyperpriorWeights:
     Attributes:
         config: of the model. c: M, channels of y.
         levels: one for each of the config's qualities.
-        from_mean: whether latents are rounded from their means.
     """
 
     def __init__(self, config: HyperpriorConfig, c: int, levels: Sequence[IntegerLevel]) -> None:
         self.config = config
         self.c = c
         self.levels = tuple(levels)
-        self.from_mean = config.rounding == "mean"
 
     def index_of(self, point: OperatingPoint) -> int:
         """Which level codes latents of an operating point."""
@@ -117,6 +122,11 @@ class HyperpriorWeights:
     def level_of(self, point: OperatingPoint) -> IntegerLevel:
         """The level that codes latents of an operating point."""
         return self.levels[self.index_of(point)]
+
+
+def fraction_of(config: HyperpriorConfig) -> int:
+    """Bits of a latent behind the point."""
+    return MEAN_UNITS.bit_length() - 1 if config.rounding == "mean" else 0
 
 
 def hyper_plan(facts: Architecture, n: int, c: int) -> list[tuple[int, bool]]:

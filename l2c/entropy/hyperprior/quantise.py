@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from l2c.architectures import LATENT_MAX
+from l2c.architectures import ARCHITECTURES, LATENT_MAX
 from l2c.entropy.hyperprior.config import HyperpriorConfig
-from l2c.entropy.hyperprior.float_model import SLOPE, HyperpriorModel, Level, MaskedConv, Range, level_of
-from l2c.entropy.hyperprior.integer_weights import HyperLayer, HyperpriorWeights, IntegerLevel
+from l2c.entropy.hyperprior.float_model import SLOPE, HyperpriorModel, Level, MaskedConv, Range
+from l2c.entropy.hyperprior.integer_weights import HyperLayer, HyperpriorWeights, IntegerLevel, fraction_of
 from l2c.ops.contract import (
     CONTEXT_TAPS,
     HEAD_MEAN_UNIT,
@@ -55,7 +55,7 @@ def from_float(model: HyperpriorModel) -> tuple[list[IntegerLevel], list[Level]]
             level = copy.deepcopy(found).cpu().float().eval()
             if level.kind != "factorized" and not level.is_calibrated:
                 level.calibrate([sample(level)])
-            integers.append(_integers(level))
+            integers.append(_integers(level, fraction_of(model.config)))
             floats.append(strip(level))
     return integers, floats
 
@@ -87,8 +87,9 @@ def strip(level: Level) -> Level:
 
 def empty_floats(config: HyperpriorConfig, c: int) -> Level:
     """A level of a model as `strip` leaves one, with tensors on the meta device: names and shapes."""
+    facts = ARCHITECTURES[config.architecture]
     with torch.device("meta"):
-        level = level_of(config, c)
+        level = Level(facts.kind, facts.residual, config.n, c)
     return _without_networks(level)
 
 
@@ -125,10 +126,10 @@ def _head_unit(level: Level) -> Tensor:
     return unit if level.kind == "scale" else torch.cat((unit, torch.full_like(unit, HEAD_MEAN_UNIT)))
 
 
-def _shifts(level: Level) -> Tensor:
+def _shifts(level: Level, fraction: int) -> Tensor:
     """How far the taps' inputs of each channel are shifted, int64 [M], so that most of them lie in +-127."""
-    reach = _range(level, "y").channel_reach[:, 0].double()
-    return (reach * level.units / 127.0).clamp_min(1.0).log2().ceil().long().clamp_max(MOST_SHIFT)
+    reach = _range(level, "y").channel_reach[:, 0].double() * (1 << fraction)
+    return (reach / 127.0).clamp_min(1.0).log2().ceil().long().clamp_max(MOST_SHIFT)
 
 
 class _Layer:
@@ -154,17 +155,16 @@ class _Layer:
 
     def quantise(self) -> IntegerLayer:
         """The integers."""
-        weight, bias = self._weight(), self._bias()
-        bias = bias + weight.sum(dim=(2, 3)) @ self.x_lost
-        scaled, bias = weight * self.x_unit[:, None, None], bias + self.offset * self.unit
+        scaled = self._weight() * self.x_unit[:, None, None]
+        lost, bias = self.x_lost / self.x_unit, self._bias() + self.offset * self.unit
         size = scaled.abs().sum(dim=(1, 2, 3))
         step = scaled.abs().amax(dim=(1, 2, 3)) / 127.0
-        step = torch.maximum(step, (255.0 * size + bias.abs()) / (0.99 * WIDE_SUM_LIMIT))
+        step = torch.maximum(step, (255.0 * size + bias.abs() + size * lost.abs().max()) / (0.99 * WIDE_SUM_LIMIT))
         step = torch.where(step < _TINY * self.unit, self.unit, step)  # rows of zeros
+        weight = (scaled / step[:, None, None, None]).round()
+        bias = bias / step + weight.sum(dim=(2, 3)) @ lost
         return IntegerLayer(
-            (scaled / step[:, None, None, None]).round().to(torch.int8).numpy(),
-            (bias / step).round().to(torch.int32).numpy(),
-            (step / self.unit).float().numpy(),
+            weight.to(torch.int8).numpy(), bias.round().to(torch.int32).numpy(), (step / self.unit).float().numpy()
         )
 
     def fill(self, layer: IntegerLayer) -> None:
@@ -207,7 +207,7 @@ class _Layer:
         return bias.repeat_interleave(4) if isinstance(self.inner, nn.ConvTranspose2d) else bias
 
 
-def _layers(level: Level) -> Iterator[tuple[str, _Layer]]:
+def _layers(level: Level, fraction: int) -> Iterator[tuple[str, _Layer]]:
     """Every layer of a level with the name that `IntegerLevel.layers` gives it, from its modules and ranges."""
     assert level.h_s is not None
     named = [(key, module) for key, module in level.h_s.named_children() if _has_weights(module)]
@@ -225,7 +225,7 @@ def _layers(level: Level) -> Iterator[tuple[str, _Layer]]:
         x_unit, x_lost = unit, SLOPE * found.negative_mean.double()
     if level.context_prediction is None or level.entropy_parameters is None:
         return
-    taps = (torch.exp2(_shifts(level).double()) / level.units).repeat(len(CONTEXT_TAPS))
+    taps = torch.exp2(_shifts(level, fraction).double() - fraction).repeat(len(CONTEXT_TAPS))
     context_unit = _unit(_range(level, "context_prediction"), 127.0)
     yield "context", _Layer(level.context_prediction, False, taps, 0.0 * taps, context_unit, SIGNED_ZERO)
     x_unit = torch.cat((x_unit, context_unit))
@@ -242,29 +242,29 @@ def _has_weights(module: nn.Module) -> bool:
     return any(True for _ in module.parameters())
 
 
-def _integers(level: Level) -> IntegerLevel:
+def _integers(level: Level, fraction: int) -> IntegerLevel:
     none = np.zeros((0, 257), dtype=np.uint32)
     if level.kind == "factorized":
         offset, table = _latent_tables(level)
         return IntegerLevel("factorized", none, (), None, np.zeros(level.m, dtype=np.uint8), (), offset, table)
     edges = torch.arange(-127, 128, dtype=torch.float64) - 0.5
     z_cdf = _table(level.entropy_bottleneck.cdf(edges))
-    made = {name: (layer.quantise(), layer.shuffle) for name, layer in _layers(level)}
+    made = {name: (layer.quantise(), layer.shuffle) for name, layer in _layers(level, fraction)}
     hyper = tuple(HyperLayer(*made[f"hyper.{i}"]) for i in range(sum(name.startswith("hyper") for name in made)))
     no_offset = np.zeros(level.m, dtype=np.int16)
     if level.kind != "context":
         shift = np.zeros(level.m, dtype=np.uint8)
-        return IntegerLevel(level.kind, z_cdf, hyper, None, shift, (), no_offset, none)
-    shift = _shifts(level).to(torch.uint8).numpy()
+        return IntegerLevel(level.kind, z_cdf, hyper, None, shift, (), no_offset, none, fraction)
+    shift = _shifts(level, fraction).to(torch.uint8).numpy()
     parameters = tuple(made[f"parameters.{i}"][0] for i in range(3))
-    return IntegerLevel("context", z_cdf, hyper, made["context"][0], shift, parameters, no_offset, none)
+    return IntegerLevel("context", z_cdf, hyper, made["context"][0], shift, parameters, no_offset, none, fraction)
 
 
 def _fill(level: Level, integers: IntegerLevel) -> None:
     """Write the weights of a level whose floats are those of the integers."""
     if level.kind != "factorized":
         layers = dict(integers.layers())
-        for name, layer in _layers(level):
+        for name, layer in _layers(level, integers.fraction):
             layer.fill(layers[name])
 
 

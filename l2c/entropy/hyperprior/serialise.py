@@ -18,7 +18,13 @@ from torch import Tensor
 from l2c.architectures import ARCHITECTURES, LATENT_MAX
 from l2c.entropy.hyperprior.config import HyperpriorConfig
 from l2c.entropy.hyperprior.float_model import Level
-from l2c.entropy.hyperprior.integer_weights import HyperLayer, HyperpriorWeights, IntegerLevel, hyper_plan
+from l2c.entropy.hyperprior.integer_weights import (
+    HyperLayer,
+    HyperpriorWeights,
+    IntegerLevel,
+    fraction_of,
+    hyper_plan,
+)
 from l2c.entropy.hyperprior.quantise import empty_floats, float_tensors
 from l2c.errors import ModelMismatchError
 from l2c.ops.contract import MOST_SHIFT, SIDE_PRECISION, WIDE_SUM_LIMIT, IntegerLayer
@@ -83,6 +89,7 @@ class _Reader:
             offset = self._array("offset", np.int16, (c,))
             self._require(bool((np.abs(offset.astype(np.int64)) <= LATENT_MAX).all()), "offset is beyond the latents")
             return IntegerLevel("factorized", none, (), None, no_shift, (), offset, self._table("y_counts", c))
+        fraction = fraction_of(self.config)
         z_cdf, hyper, inputs = self._table("z_counts", n), [], 2 * n
         for i, (outputs, shuffle) in enumerate(hyper_plan(facts, n, c)):
             layer = self._layer(f"hyper.{i}", outputs * (4 if shuffle else 1), inputs, 3)
@@ -90,13 +97,13 @@ class _Reader:
             inputs = outputs
         no_offset = np.zeros(c, dtype=np.int16)
         if facts.kind != "context":
-            return IntegerLevel(facts.kind, z_cdf, tuple(hyper), None, no_shift, (), no_offset, none)
+            return IntegerLevel(facts.kind, z_cdf, tuple(hyper), None, no_shift, (), no_offset, none, fraction)
         shift = self._array("shift", np.uint8, (c,))
         self._require(bool((shift <= MOST_SHIFT).all()), f"shift is above {MOST_SHIFT}")
         context = self._layer("context", 2 * c, 12 * c, 1)
         sizes = (4 * c, 10 * c // 3, 8 * c // 3, 2 * c)
         parameters = tuple(self._layer(f"parameters.{i}", sizes[i + 1], sizes[i], 1) for i in range(3))
-        return IntegerLevel("context", z_cdf, tuple(hyper), context, shift, parameters, no_offset, none)
+        return IntegerLevel("context", z_cdf, tuple(hyper), context, shift, parameters, no_offset, none, fraction)
 
     def floats(self) -> Level:
         level = empty_floats(self.config, self.c)

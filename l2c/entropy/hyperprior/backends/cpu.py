@@ -47,9 +47,7 @@ class CpuBackend(Backend):
         """The C++ form of the model, made once; its levels are packed when they are first used."""
         with self._lock:
             if self._coder is None:
-                self._coder = ops.hyperprior_coder(
-                    [_level(level) for level in self.weights.levels], self.weights.from_mean
-                )
+                self._coder = ops.hyperprior_coder([_level(level) for level in self.weights.levels])
             return self._coder
 
     def code(self, jobs: Sequence[Job], device: torch.device, threads: int) -> list[Int16Array]:
@@ -69,7 +67,7 @@ def _level(level: IntegerLevel) -> tuple[Any, ...]:
     """A level as `HyperpriorCoder` takes it."""
     return (
         level.kind, level.z_cdf, [(part.layer, part.shuffle) for part in level.hyper], level.context, level.shift,
-        level.parameters, level.offset, level.y_cdf,
+        level.parameters, level.offset, level.y_cdf, level.fraction,
     )  # fmt: skip
 
 

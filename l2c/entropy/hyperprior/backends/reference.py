@@ -31,7 +31,7 @@ class ReferenceBackend(Backend):
 
     def code(self, jobs: Sequence[Job], device: torch.device, threads: int) -> list[Int16Array]:
         levels = [self.weights.level_of(job.point) for job in jobs]
-        return [walk(level, job, _Engine(level), self.weights.from_mean) for level, job in zip(levels, jobs)]
+        return [walk(level, job, _Engine(level)) for level, job in zip(levels, jobs)]
 
 
 class _Engine:

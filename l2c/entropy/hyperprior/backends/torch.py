@@ -35,8 +35,7 @@ class TorchBackend(Backend):
 
     def code(self, jobs: Sequence[Job], device: torch.device, threads: int) -> list[Int16Array]:
         with exact_products(device):
-            levels, from_mean = [self.weights.level_of(job.point) for job in jobs], self.weights.from_mean
-            return [walk(level, job, self._engine(job, device), from_mean) for level, job in zip(levels, jobs)]
+            return [walk(self.weights.level_of(job.point), job, self._engine(job, device)) for job in jobs]
 
     def _engine(self, job: Job, device: torch.device) -> _Engine:
         """That of the job's level on a device, made once."""

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from l2c.architectures import LATENT_MAX, MEAN_LATENT_MAX, MEAN_UNITS
 from l2c.entropy.coder import DecodingJob, Int16Array, Job, UInt8Array
 from l2c.entropy.hyperprior.integer_weights import IntegerLevel, groups, side_shape, tables_of
 from l2c.errors import BitstreamError
@@ -40,35 +39,33 @@ class Engine(Protocol):
         """Context and parameters of n positions: uint8 [n, 2M] of h_s and uint8 [n, 12M] -> int16 [n, 2M]."""
 
 
-def walk(level: IntegerLevel, job: Job, engine: Engine, from_mean: bool) -> Int16Array:
-    """Take a job that uses at least one channel to its end: latents int16 [M, height, width], `from_mean` or whole.
+def walk(level: IntegerLevel, job: Job, engine: Engine) -> Int16Array:
+    """Take a job that uses at least one channel to its end: latents int16 [M, height, width].
 
     Raises:
         BitstreamError: a stream is not valid. ValueError: a known latent is too large, or `side` is not of its shape.
     """
-    tile = _Tile(level, job, from_mean)
+    tile = _Tile(level, job)
     hyper = None if level.kind == "factorized" else engine.hyper(tile.code_side())[: job.height, : job.width]
+    heads = _all_heads(tile, hyper, engine) if tile.is_final and level.kind == "context" else None
     done = 0
-    heads = np.zeros((0, 0), dtype=np.int16)
     for rows, columns in groups(level.kind, job.height, job.width):
         head: npt.NDArray[Any] | None = None
-        if level.kind == "context":
+        if heads is not None:
+            head = heads[done : done + len(rows)]
+            done += len(rows)
+        elif level.kind == "context":
             assert hyper is not None
-            if tile.known is None or from_mean:
-                head = engine.heads(hyper[rows, columns], tile.taps(rows, columns))
-            else:  # nothing has to be waited for
-                if not len(heads):
-                    heads, done = _known_heads(tile, hyper, engine), 0
-                head = heads[done : done + len(rows)]
-                done += len(rows)
+            head = engine.heads(hyper[rows, columns], tile.taps(rows, columns))
         elif hyper is not None:
             head = hyper.reshape(-1, hyper.shape[2])
         tile.code_group(rows, columns, head)
     return np.ascontiguousarray(tile.latents.transpose(2, 0, 1)).astype(np.int16)
 
 
-def _known_heads(tile: _Tile, hyper: npt.NDArray[Any], engine: Engine) -> Int16Array:
-    """The heads of all positions in coding order."""
+def _all_heads(tile: _Tile, hyper: npt.NDArray[Any] | None, engine: Engine) -> Int16Array:
+    """The heads of all positions in coding order, where nothing has to be waited for."""
+    assert hyper is not None
     order = list(groups(tile.level.kind, tile.job.height, tile.job.width))
     rows, columns = (np.concatenate(part) for part in zip(*order))
     parts = [slice(first, first + _BATCH) for first in range(0, len(rows), _BATCH)]
@@ -81,26 +78,22 @@ class _Tile:
     """A job's latents, and how they are coded.
 
     Attributes:
-        bits: of a latent behind its point: log2 of its units in one.
         known: int64 [h, w, M], or None where they are decoded.
-        latents: int64 [h, w, M], zero where nothing is coded (yet); the known ones where they are whole numbers.
+        is_final: whether the known ones are what comes out.
+        latents: int64 [h, w, M], what comes out, zero where nothing is coded (yet).
     """
 
-    def __init__(self, level: IntegerLevel, job: Job, from_mean: bool) -> None:
+    def __init__(self, level: IntegerLevel, job: Job) -> None:
         self.level, self.job = level, job
-        self.bits = MEAN_UNITS.bit_length() - 1 if from_mean else 0
-        self.latents = np.zeros((job.height, job.width, level.c), dtype=np.int64)
         self.known = None
+        self.latents = np.zeros((job.height, job.width, level.c), dtype=np.int64)
         if not isinstance(job, DecodingJob):
-            self.known = self.latents.copy() if from_mean else self.latents
-            self.known[:, :, : job.used] = job.symbols.transpose(1, 2, 0)[:, :, : job.used]
-            most = MEAN_LATENT_MAX * MEAN_UNITS if from_mean else LATENT_MAX
-            if np.abs(self.known).max() > most:
-                raise ValueError(f"a latent is beyond +-{most}")
-
-    def _rounded(self, y: Int64Array) -> Int64Array:
-        """The nearest whole number, halves up."""
-        return (y + ((1 << self.bits) >> 1)) >> self.bits
+            self.known = job.symbols.transpose(1, 2, 0).astype(np.int64)
+            if np.abs(self.known[:, :, : job.used]).max() > level.most:
+                raise ValueError(f"a latent is beyond +-{level.most}")
+        self.is_final = self.known is not None and not level.fraction
+        if self.known is not None and self.is_final:
+            self.latents[:, :, : job.used] = self.known[:, :, : job.used]
 
     def code_side(self) -> Int16Array:
         """The hyper-latents, int16 [N, h', w']."""
@@ -126,38 +119,32 @@ class _Tile:
     def code_group(self, rows: Int64Array, columns: Int64Array, head: npt.NDArray[Any] | None) -> None:
         """Code the latents at n positions, whose head is int16 [n, M or 2M]; None: by the tables of y."""
         level, job, used = self.level, self.job, self.job.used
+        known = None if self.known is None else self.known[rows, columns, :used].reshape(-1)
         if head is None:
             channels = np.tile(np.arange(used, dtype=np.int32), len(rows))
             k = level.offset.astype(np.int64)[channels]
-            symbols = job.table_of(self._symbols(rows, columns, k), channels, tables_of(level.y_cdf))
+            d = self._differences(known, k)
+            found = job.table_of(_symbols(d), channels, tables_of(level.y_cdf))
         else:
             scale = head[:, :used].astype(np.int64).reshape(-1)
             mean = head[:, level.c : level.c + used].astype(np.int64).reshape(-1)
             mean = mean if len(mean) else 0 * scale
-            weights, means, inv_scales, k = reference.gaussian_mixture(scale, 0 * mean if self.bits else mean)
-            if self.bits:
-                k = (mean + 2) >> 2
-            symbols = job.mixture_of(self._symbols(rows, columns, k), weights, means, inv_scales)
-        steps = symbols.astype(np.int64) - SIGNED_ZERO
-        at = np.flatnonzero(np.isin(symbols, ESCAPES))
+            weights, means, inv_scales, k = reference.gaussian_mixture(scale, mean, level.fraction)
+            d = self._differences(known, k)
+            found = job.mixture_of(_symbols(d), weights, means, inv_scales)
+        result = found.astype(np.int64) - SIGNED_ZERO
+        at = np.flatnonzero(np.isin(found, ESCAPES))
         if len(at):
-            sign = np.where(symbols[at] == ESCAPES[0], -1, 1)
-            known = self._steps(rows, columns, k)
-            steps[at] += sign * self._code_rest(len(at), None if known is None else sign * (known[at] - steps[at]))
-        y = k + (steps << self.bits)
-        if self.bits and len(at) and np.abs(y).max() > np.iinfo(np.int16).max:
-            raise BitstreamError("an escaped latent is larger than any encoder writes")
+            sign = np.where(found[at] == ESCAPES[0], -1, 1)
+            result[at] += sign * self._code_rest(len(at), None if d is None else sign * (d - result)[at])
+        y = k + (result << level.fraction)
+        if not -32768 <= y.min() <= y.max() <= 32767:
+            raise BitstreamError("a latent is out of range")
         self.latents[rows, columns, :used] = y.reshape(len(rows), used)
 
-    def _steps(self, rows: Int64Array, columns: Int64Array, k: Int64Array) -> Int64Array | None:
-        """How many whole steps known latents lie from k, int64 [n]."""
-        if self.known is None:
-            return None
-        return self._rounded(self.known[rows, columns, : self.job.used].reshape(-1) - k)
-
-    def _symbols(self, rows: Int64Array, columns: Int64Array, k: Int64Array) -> UInt8Array | None:
-        steps = self._steps(rows, columns, k)
-        return None if steps is None else (steps.clip(-128, 127) + SIGNED_ZERO).astype(np.uint8)
+    def _differences(self, known: Int64Array | None, k: Int64Array) -> Int64Array | None:
+        """What is coded of known latents: int64, like them."""
+        return None if known is None else (known - k + ((1 << self.level.fraction) >> 1)) >> self.level.fraction
 
     def _code_rest(self, n: int, rest: Int64Array | None) -> Int64Array:
         """Digits of n escapes: what lies beyond, int64 [n], known or not."""
@@ -176,3 +163,7 @@ class _Tile:
             if not len(running):
                 return total
         raise BitstreamError("an escaped latent has more digits than any encoder writes")
+
+
+def _symbols(d: Int64Array | None) -> UInt8Array | None:
+    return None if d is None else (d.clip(-128, 127) + SIGNED_ZERO).astype(np.uint8)
