@@ -133,7 +133,22 @@ def test_sets_that_do_not_pay_are_left_out(shipped: l2c.Codec) -> None:
     assert shipped.decode_detailed(plain, metric="msssim").metric == "psnr"
 
 
-def test_what_is_searched_is_what_receivers_see(tiny: l2c.Codec, wide: np.ndarray) -> None:
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> dict[int, float]:
+    """Bits that the searches of one picture report, by metric."""
+    bits: dict[int, float] = {}
+    search = l2c.codec.receivers.conditions_for
+
+    def noting(*arguments: Any) -> Any:
+        results = search(*arguments)
+        bits[arguments[3]] = results[0][1]
+        return results
+
+    monkeypatch.setattr("l2c.codec.receivers.conditions_for", noting)
+    return bits
+
+
+def test_what_is_searched_is_what_receivers_see(tiny: l2c.Codec, wide: np.ndarray, found: dict[int, float]) -> None:
     """The own set comes first and is the default; the others improve on it, by more than they cost."""
     file = tiny.encode_detailed(wide, quality=60, metric="mixed", adapt_for=("mixed", *BOTH))
     assert [part.metric for part in file.receivers] == ["psnr", "mixed", "msssim"]
@@ -149,7 +164,7 @@ def test_what_is_searched_is_what_receivers_see(tiny: l2c.Codec, wide: np.ndarra
     )
     without, default = tiny.decode(plain.data), tiny.decode(file.data)
     saved = cost(tiny, wide, without, 60, "mixed") - cost(tiny, wide, default, 60, "mixed")
-    assert saved > 8 * own.size_bytes
+    assert saved > 8 * own.size_bytes and found[4] == pytest.approx(saved, rel=0.03)
     for part in file.receivers:
         seen = tiny.decode(file.data, metric=part.metric)
         if part is own:
@@ -157,6 +172,7 @@ def test_what_is_searched_is_what_receivers_see(tiny: l2c.Codec, wide: np.ndarra
             continue
         saved = cost(tiny, wide, default, 60, part.metric) - cost(tiny, wide, seen, 60, part.metric)
         assert saved > 8 * part.size_bytes
+        assert found[METRICS[part.metric]] == pytest.approx(saved, rel=0.08)  # against the default; to second order
 
 
 def test_steps_of_an_effort_are_those_of_the_receivers(
@@ -185,18 +201,9 @@ def test_steps_of_an_effort_are_those_of_the_receivers(
 
 
 def test_bias_sets_stay_and_tiles_are_searched_in_their_surround(
-    tiny: l2c.Codec, wide: np.ndarray, monkeypatch: pytest.MonkeyPatch
+    tiny: l2c.Codec, wide: np.ndarray, found: dict[int, float]
 ) -> None:
     """The saving that the search reports is the one that receivers see, with sets in force and across tiles."""
-    found: dict[int, float] = {}
-    search = l2c.codec.receivers.conditions_for
-
-    def noting(*arguments: Any) -> Any:
-        results = search(*arguments)
-        found[arguments[3]] = results[0][1]
-        return results
-
-    monkeypatch.setattr("l2c.codec.receivers.conditions_for", noting)
     plain = tiny.encode(wide, quality=60, metric="msssim")
     sets = PatchChanges(np.array([[2, NO_SET, 4], [NO_SET, 1, 1]], np.uint8))
     target = tiny.decode(changed(plain, {ADAPT: sets.pack()}))

@@ -543,6 +543,9 @@ def test_a_reserve_is_given_up_where_nothing_else_fits(effort: int) -> None:
         lambda quality: 10_000 if quality < 400 else 15_000, elasticity=0.0, trims=0.0, saving=0.0, spends=0.0
     )
     assert to_size(steps, 15_050, EFFORTS[effort], reserve=100.0).trial.size == 15_000
+    low = Drawn(lambda quality: 14_700 if quality < 400 else 15_000)  # less than 2 % below what the reserve leaves
+    best = to_size(low, 15_100, reserve=151.0)
+    assert best.trial.size == 15_000 and not best.reason
 
 
 def test_a_figure_binds_the_default_and_leaves_room() -> None:
