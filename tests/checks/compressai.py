@@ -14,29 +14,39 @@ For every architecture and size, weights are drawn, saved in the names of three 
 itself reads the older ones, too, so that these are names that it knows. Compared are parameters (equal), y of equal
 pictures and x_hat of equal latents (to TOLERANCE of the largest), and likelihoods of y and z of equal latents (to
 TOLERANCE). Exits with 1 where anything differs by more.
+
+With --speed it times instead: the entropy decoding of one picture (512x768 unless said otherwise) by CompressAI's
+`decompress` without its g_s, and by our integers from the file that `l2c.Codec` made with the same weights, both on one
+thread in the same run; every instruction set that this machine has. Of CompressAI one run, of ours the median of nine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
 import re
+import statistics
 import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from l2c import Codec
 from l2c.architectures import ARCHITECTURES
-from l2c.compressai import assemble, read
+from l2c.compressai import assemble, load, read
 from l2c.entropy.hyperprior.float_model import gaussian_likelihood
+from l2c.errors import BackendError
+from l2c.format.bitstream import read_bitstream
 from l2c.ops import lower_bound
 from l2c.transforms import condition
 
@@ -190,13 +200,64 @@ def compare(
     return [*found, abs(bits / float(exact) - 1.0)]
 
 
+@torch.no_grad()
+def time_decoding(architecture: str, n: int, m: int, quality: int, x: Tensor, build: Any) -> dict[str, float]:
+    """Seconds of entropy decoding: "compressai", and ours by instruction set."""
+    torch.manual_seed(quality)
+    net = (build(n) if ARCHITECTURES[architecture].residual else build(n, m)).eval()
+    randomise(net, x, quality)
+    theirs = net.compress(x)
+    net.g_s, seconds = torch.nn.Identity(), {}
+    start = time.perf_counter()
+    net.decompress(theirs["strings"], theirs["shape"])
+    seconds["compressai"] = time.perf_counter() - start
+    model = load(net.state_dict() | g_s_of(build, architecture, n, m), quality, "mse")
+    picture = (x[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    for cpu in ("avx512", "avx2", "scalar"):
+        with instruction_set(cpu):
+            try:
+                codec = Codec(model, threads=1)
+            except BackendError:
+                continue  # not on this machine
+            stream = read_bitstream(codec.encode(picture))
+            times = []
+            for _ in range(9):
+                start = time.perf_counter()
+                codec.read_latents([stream])
+                times.append(time.perf_counter() - start)
+            seconds[cpu] = statistics.median(times)
+    return seconds
+
+
+def g_s_of(build: Any, architecture: str, n: int, m: int) -> dict[str, Tensor]:
+    """Weights of a g_s, which the timing takes away from the other net."""
+    net = build(n) if ARCHITECTURES[architecture].residual else build(n, m)
+    return {key: tensor for key, tensor in net.state_dict().items() if key.startswith("g_s.")}
+
+
+@contextlib.contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """L2C_CPU for a while."""
+    before = os.environ.get("L2C_CPU")
+    os.environ["L2C_CPU"] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["L2C_CPU"]
+        else:
+            os.environ["L2C_CPU"] = before
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", type=Path, required=True, help="the folder in which the wheel was unpacked")
     parser.add_argument("--only", choices=sorted(ARCHITECTURES), help="one architecture")
-    parser.add_argument("--height", type=int, default=128)
-    parser.add_argument("--width", type=int, default=192)
+    parser.add_argument("--speed", action="store_true", help="time entropy decoding instead")
+    parser.add_argument("--height", type=int)
+    parser.add_argument("--width", type=int)
     args = parser.parse_args()
+    height, width = args.height or (512 if args.speed else 128), args.width or (768 if args.speed else 192)
     # This script is called as what it compares with: its own folder must not be searched.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
     sys.path.append(str(args.wheel.resolve()))
@@ -205,10 +266,19 @@ def main() -> None:
     load_pretrained = importlib.import_module("compressai.zoo.pretrained").load_pretrained
 
     generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(1, 3, args.height // 8, args.width // 8, generator=generator)
+    coarse = torch.rand(1, 3, height // 8, width // 8, generator=generator)
     x = torch.nn.functional.interpolate(coarse, scale_factor=8, mode="bicubic")
     x = (x + 0.05 * torch.randn(x.shape, generator=generator)).clamp(0.0, 1.0)
 
+    if args.speed:
+        torch.set_num_threads(1)
+        for architecture in ("mbt2018", "cheng2020-anchor"):
+            for quality, n, m in ARCHITECTURES[architecture].sizes if args.only in (None, architecture) else ():
+                seconds = time_decoding(architecture, n, m, quality, x, zoo.model_architectures[architecture])
+                theirs = seconds.pop("compressai")
+                ours = ", ".join(f"{cpu} {1e3 * s:.1f} ms ({theirs / s:.0f} times)" for cpu, s in seconds.items())
+                print(f"{architecture} N {n} M {m}, {width}x{height}: CompressAI {theirs:.2f} s; {ours}", flush=True)
+        return
     columns = ("params", "y", "x_hat", "P(y)", "P(z)", "bits", "seconds")
     print(f"{'architecture':<22}{'N':>4}{'M':>4}" + "".join(f"{column:>9}" for column in columns))
     worst = 0.0
