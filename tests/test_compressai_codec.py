@@ -19,6 +19,7 @@ from l2c import compressai
 from l2c.architectures import ARCHITECTURES, tenths_of
 from l2c.compressai.calibrate import pictures
 from l2c.errors import BitstreamError, ConfigError, ImageError, RateError, UnsupportedError
+from l2c.evaluate.curves import quality_table
 from l2c.evaluate.run import Plan, evaluate
 from l2c.evaluate.tables import Tables
 from l2c.format.bitstream import read_bitstream, write_bitstream
@@ -265,7 +266,8 @@ class TestEvaluation:
             ("l2c-psnr", 0.5), ("whole-psnr", 2.0), ("whole-psnr", 4.0), ("whole-psnr", 5.0),
         }  # fmt: skip
         curve = next(curve for curve in outcome.curves if curve.codec == "whole-psnr")
-        assert curve.targets == [2.0, 4.0, 5.0] and "whole" in curve.title
+        assert curve.targets == [2.0, 4.0, 5.0] and "whole" in curve.title and "in_window" not in curve.values
+        assert "| quality 4 |" in quality_table(outcome.curves, ("psnr-rgb",))
         again = evaluate(l2c.Codec(), plan, tmp_path / "record", beside=[other])
         assert (again.measured, again.known) == (0, 4)
         with pytest.raises(UnsupportedError, match="same name"):

@@ -85,7 +85,8 @@ def quality_table(curves: Sequence[Curve], figures: Sequence[str]) -> str:
     for curve in curves:
         for k, target in enumerate(curve.targets):
             cells = [_cell(name, curve.values[name][k]) if name in curve.values else "-" for name in figures]
-            lines.append(row(curve.title, f"{target:g}", f"{curve.values['bpp'][k]:.3f}", *cells))
+            shown = f"quality {target:g}" if curve.at_qualities else f"{target:g}"
+            lines.append(row(curve.title, shown, f"{curve.values['bpp'][k]:.3f}", *cells))
     return "\n".join(lines) + "\n"
 
 

@@ -75,7 +75,7 @@ class Curve:
         codec: key. title: for people. description: settings and versions.
         values: per figure and for bpp, encode_seconds, decode_seconds and in_window (share of the files that have 0.98
             to 1.00 of their target), one value for each target. Figures are as measured, MS-SSIM not in dB.
-        targets: bpp asked for.
+        targets: bpp asked for. at_qualities: they are qualities instead, of a model that has networks at some alone.
         published: figures from a publication, not measured here.
     """
 
@@ -85,6 +85,7 @@ class Curve:
     values: dict[str, list[float]]
     targets: list[float]
     published: bool = False
+    at_qualities: bool = False
 
     @property
     def figures(self) -> list[str]:
@@ -113,13 +114,15 @@ def mean_curves(rows: Iterable[Row], titles: dict[str, tuple[str, str]]) -> list
             for name in ("bpp", *FIGURES, *_TIMES):
                 if all(name in row for row in part):
                     values.setdefault(name, []).append(float(np.mean([row[name] for row in part])))
-        if targets:
+        at_qualities = any(row.get("at_quality") for row in mine)
+        if targets and not at_qualities:
             values["in_window"] = [
                 float(np.mean([0.98 <= row["bpp"] / target <= 1.0 for row in mine if row["target"] == target]))
                 for target in targets
             ]
+        if targets:
             complete = {name: column for name, column in values.items() if len(column) == len(targets)}
-            curves.append(Curve(codec, title, description, complete, targets))
+            curves.append(Curve(codec, title, description, complete, targets, at_qualities=at_qualities))
     return curves
 
 

@@ -226,7 +226,7 @@ def _ours(own: Own, pixels: UInt8Array, target: float) -> dict[str, Any]:
     end = time.perf_counter()
     return {
         "bpp": encoded.bpp, "bytes": len(encoded.data), "quality": encoded.quality,
-        "within": own.at_qualities or encoded.bpp <= target,
+        "within": own.at_qualities or encoded.bpp <= target, "at_quality": own.at_qualities,
         "target_reached": encoded.target_reached, "probes": encoded.probes, "corrections": encoded.corrections,
         "adaptation": encoded.adaptation_as_dict(), "device": str(codec.device),
         "encode_seconds": middle - start, "decode_seconds": end - middle, "decoded": decoded,
