@@ -265,7 +265,7 @@ void TileRun::run_hyper() {
                 arguments.out_i16 = {static_cast<std::int16_t*>(memory), columns * pitch, pitch};
                 arguments.out_channels = level_.head_size(tile_.used);
             }
-            layer.rows[0]->run(arguments, cpu_);
+            layer.parts[0]->run(arguments, cpu_);
             return;
         }
         Image& out = images_[(i + 1) % 2];
@@ -273,14 +273,14 @@ void TileRun::run_hyper() {
             rows *= 2;
             columns *= 2;
             out.make(rows, columns, layer.out_pitch);
-            for (int dy = 0; dy < 2; ++dy) {  // the convolution's outputs at x are the pixels 2 x and 2 x + 1
-                arguments.out_u8 = {out.at(dy, 0), 2 * out.row_pitch(), 2 * pitch};
-                layer.rows[dy]->run(arguments, cpu_);
+            for (int part = 0; part < 4; ++part) {  // its outputs at (y, x) are the pixel (2 y + dy, 2 x + dx)
+                arguments.out_u8 = {out.at(part / 2, part % 2), 2 * out.row_pitch(), 2 * pitch};
+                layer.parts[part]->run(arguments, cpu_);
             }
         } else {
             out.make(rows, columns, layer.out_pitch);
             arguments.out_u8 = {out.at(0, 0), out.row_pitch(), pitch};
-            layer.rows[0]->run(arguments, cpu_);
+            layer.parts[0]->run(arguments, cpu_);
         }
     }
 }
@@ -330,15 +330,16 @@ void TileRun::update_taps(const Position& position) {
     std::uint8_t* to = tap(position.y + 2, position.x + 2);
     if (!level_.shifts()) {
         for (std::size_t c = 0; c < used_; ++c) {
-            const std::int16_t y = std::min<std::int16_t>(std::max<std::int16_t>(from[c], -128), 127);
+            const std::int16_t y = std::min<std::int16_t>(std::max<std::int16_t>(from[c], -kZero), kZero - 1);
             to[c] = static_cast<std::uint8_t>(y + kZero);
         }
         return;
     }
-    const std::uint8_t* shift = level_.shift().data();
+    // (y + half) >> shift = (2^(8 - shift) y + 128) >> 8, products of 16 bits and no shifts that differ
+    const std::int16_t* factor = level_.tap_factor().data();
     for (std::size_t c = 0; c < used_; ++c) {
-        const int y = (from[c] + ((1 << shift[c]) >> 1)) >> shift[c];
-        to[c] = static_cast<std::uint8_t>(std::clamp(y, -128, 127) + kZero);
+        const std::int32_t y = (from[c] * factor[c] + (1 << (kMaxShift - 1))) >> kMaxShift;
+        to[c] = static_cast<std::uint8_t>(std::min(std::max(y, -kZero), kZero - 1) + kZero);
     }
 }
 
@@ -400,18 +401,26 @@ void TileRun::make_mixtures(const std::int16_t* head, std::size_t first) {
     const bool has_mean = level_.kind() != Kind::kScale;
     const int dropped = kMeanBits - level_.fraction(), half = (1 << dropped) >> 1;
     for (std::size_t c = 0; c < used_; c += kHeadBlock, head += level_.head_block()) {
-        const std::size_t count = std::min<std::size_t>(kHeadBlock, used_ - c);
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::int32_t sigma = std::clamp<std::int32_t>(head[i], kSigmaLeast, kSigmaMost);
-            const std::int32_t mean = has_mean ? head[kHeadBlock + i] : 0;
-            const std::int32_t k = (mean + half) >> dropped, centre = 2 * (mean - k * (1 << dropped));
+        // Whole blocks in memory of their own, which compilers turn into vectors.
+        std::int16_t k[kHeadBlock], mean[kMixtures][kHeadBlock];
+        std::uint16_t scale[2][kHeadBlock];
+        for (int i = 0; i < kHeadBlock; ++i) {
+            const std::int32_t value = has_mean ? head[kHeadBlock + i] : 0, whole = (value + half) >> dropped;
+            const std::int32_t sigma = std::min<std::int32_t>(std::max<std::int32_t>(head[i], kSigmaLeast), kSigmaMost);
+            const std::int32_t centre = 2 * (value - whole * (1 << dropped));
             const std::int32_t distance = sigma + ((9 * sigma + 512) >> 10);  // (1033 sigma + 512) >> 10
-            from[c + i] = static_cast<std::int16_t>(k);
-            means[c + i] = static_cast<std::int16_t>(centre);
-            means[stride + c + i] = static_cast<std::int16_t>(centre + distance);
-            means[2 * stride + c + i] = static_cast<std::int16_t>(centre - distance);
-            inv_scales[c + i] = inverse_scale(kMiddle, sigma);
-            inv_scales[stride + c + i] = inv_scales[2 * stride + c + i] = inverse_scale(kOuter, sigma);
+            k[i] = static_cast<std::int16_t>(whole);
+            mean[0][i] = static_cast<std::int16_t>(centre);
+            mean[1][i] = static_cast<std::int16_t>(centre + distance);
+            mean[2][i] = static_cast<std::int16_t>(centre - distance);
+            scale[0][i] = inverse_scale(kMiddle, sigma);
+            scale[1][i] = inverse_scale(kOuter, sigma);
+        }
+        const std::size_t size = std::min<std::size_t>(kHeadBlock, used_ - c) * sizeof(std::int16_t);
+        std::memcpy(from + c, k, size);
+        for (int j = 0; j < kMixtures; ++j) {
+            std::memcpy(means + j * stride + c, mean[j], size);
+            std::memcpy(inv_scales + j * stride + c, scale[j > 0], size);
         }
     }
 }

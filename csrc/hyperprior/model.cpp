@@ -107,24 +107,22 @@ void Level::add_hyper(const LevelView& view) {
             inputs = layer.out_channels / 4;
             scale *= 2;
             packed.out_pitch = round_up(inputs, kChannelStep);
-            for (int dy = 0; dy < 2; ++dy) {
+            for (int part = 0; part < 4; ++part) {
                 std::vector<int> rows;
-                for (int dx = 0; dx < 2; ++dx) {
-                    for (int c = 0; c < packed.out_pitch; ++c) rows.push_back(c < inputs ? 4 * c + 2 * dy + dx : -1);
-                }
-                packed.rows[dy] = pack(take(layer, rows, columns).view(), name);
+                for (int c = 0; c < packed.out_pitch; ++c) rows.push_back(c < inputs ? 4 * c + part : -1);
+                packed.parts[part] = pack(take(layer, rows, columns).view(), name);
             }
         } else if (last && kind_ != Kind::kContext) {
             const std::vector<int> rows = head_rows();
             packed.out_pitch = static_cast<int>(rows.size());
-            packed.rows[0] = pack(take(layer, rows, columns).view(), name);
+            packed.parts[0] = pack(take(layer, rows, columns).view(), name);
         } else {
             inputs = layer.out_channels;
             // Zeros up to the pitch are written with the outputs; the last layer's readers have no padding.
             packed.out_pitch = last ? inputs : round_up(inputs, kChannelStep);
             std::vector<int> rows = numbers(0, inputs);
             rows.resize(static_cast<std::size_t>(packed.out_pitch), -1);
-            packed.rows[0] = pack(take(layer, rows, columns).view(), name);
+            packed.parts[0] = pack(take(layer, rows, columns).view(), name);
         }
         hyper_.push_back(std::move(packed));
     }
@@ -134,9 +132,11 @@ void Level::add_hyper(const LevelView& view) {
 void Level::add_context(const LevelView& view) {
     require(view.parameters.size() == kParameterLayers, "there must be three parameter layers");
     require(view.shift != nullptr, "a context needs shifts");
-    shift_.assign(view.shift, view.shift + channels_);
-    require(std::all_of(shift_.begin(), shift_.end(), [](int v) { return v <= kMaxShift; }), "a shift is above 8");
-    shifts_ = std::any_of(shift_.begin(), shift_.end(), [](int v) { return v != 0; });
+    for (int c = 0; c < channels_; ++c) {
+        require(view.shift[c] <= kMaxShift, "a shift is above 8");
+        tap_factor_.push_back(static_cast<std::int16_t>(1 << (kMaxShift - view.shift[c])));
+        shifts_ = shifts_ || view.shift[c] != 0;
+    }
     require_shape(view.context, 2 * channels_, kTaps * channels_, 1, "the context");
     context_ = pack(view.context, "the context", kTaps * channels_);
     const std::string of = "a parameter layer";

@@ -47,9 +47,10 @@ constexpr int kMaxOffset = 4095;
 constexpr int kMaxShift = 8;
 constexpr int kFraction = 4;  // of latents that are rounded from their means
 
-// A layer of h_s: with a shuffle one convolution for each row of the shuffled pairs, whose outputs are the two pixels.
+// A layer of h_s: with a shuffle one convolution for each of the four pixels that come of one, 2 dy + dx. (Those of a
+// transposed convolution lack taps, which IntConv leaves out.)
 struct HyperLayer {
-    std::unique_ptr<IntConv> rows[2];  // the second only with a shuffle
+    std::unique_ptr<IntConv> parts[4];  // without a shuffle the first alone
     bool shuffle;
     int in_pitch;   // bytes of an input pixel: its channels and zeros up to a multiple of 4
     int out_pitch;  // elements of an output pixel, after the shuffle
@@ -77,8 +78,9 @@ class Level {
     const std::vector<HyperLayer>& hyper() const { return hyper_; }
 
     const IntConv& context() const { return *context_; }
-    const std::vector<std::uint8_t>& shift() const { return shift_; }
-    bool shifts() const { return shifts_; }  // whether any is not 0
+    bool shifts() const { return shifts_; }  // whether any shift is not 0
+    // 2^(kMaxShift - shift) of each channel.
+    const std::vector<std::int16_t>& tap_factor() const { return tap_factor_; }
     const IntConv& parameters(int i) const { return *parameters_[static_cast<std::size_t>(i)]; }
 
     // Heads are [block of kHeadBlock channels][sigma, mean][kHeadBlock], without the means of kScale: elements of a
@@ -101,7 +103,7 @@ class Level {
     std::vector<HyperLayer> hyper_;
     std::unique_ptr<IntConv> context_;
     std::vector<std::unique_ptr<IntConv>> parameters_;
-    std::vector<std::uint8_t> shift_;
+    std::vector<std::int16_t> tap_factor_;
     bool shifts_ = false;
     std::vector<std::int16_t> offset_;
 };

@@ -51,15 +51,38 @@ void pack_weights(const std::vector<std::int8_t>& weight, int out_channels, int 
     const std::size_t size = blocks * taps * groups * kConvBlock * step;
     T* packed = static_cast<T*>(buffer.reserve(size * sizeof(T)));
     std::fill(packed, packed + size, T{0});
+    const std::int8_t* from = weight.data();
+    const std::size_t tap_size = groups * kConvBlock * step;
     for (std::size_t o = 0; o < static_cast<std::size_t>(out_channels); ++o) {
-        for (std::size_t i = 0; i < static_cast<std::size_t>(in_channels); ++i) {
-            for (std::size_t tap = 0; tap < taps; ++tap) {
-                const std::size_t group = ((o / kConvBlock) * taps + tap) * groups + i / step;
-                packed[(group * kConvBlock + o % kConvBlock) * step + i % step] =
-                    weight[(o * static_cast<std::size_t>(in_channels) + i) * taps + tap];
+        T* block = packed + (o / kConvBlock) * taps * tap_size + o % kConvBlock * step;
+        for (int i = 0; i < in_channels; i += step, block += kConvBlock * step) {
+            for (int n = 0; n < std::min(step, in_channels - i); ++n) {
+                for (std::size_t tap = 0; tap < taps; ++tap) block[tap * tap_size + n] = *from++;
             }
         }
     }
+}
+
+// sum |weight| of n weights.
+std::int64_t sum_of_sizes(const std::int8_t* weight, std::size_t n) {
+    constexpr std::size_t kPiece = 1 << 16;  // whose sum fits in 32 bits
+    std::int64_t total = 0;
+    for (std::size_t begin = 0; begin < n; begin += kPiece) {
+        std::int32_t sum = 0;
+        for (std::size_t i = begin; i < std::min(begin + kPiece, n); ++i) sum += std::abs(static_cast<int>(weight[i]));
+        total += sum;
+    }
+    return total;
+}
+
+// Bit t: whether tap t of int8 [O][I][taps] has a weight that is not zero.
+unsigned used_taps(const std::vector<std::int8_t>& weight, int taps) {
+    const unsigned all = (1u << taps) - 1;
+    unsigned used = 0;
+    for (std::size_t i = 0; i < weight.size() && used != all; i += static_cast<std::size_t>(taps)) {
+        for (int tap = 0; tap < taps; ++tap) used |= (weight[i + static_cast<std::size_t>(tap)] != 0 ? 1u : 0u) << tap;
+    }
+    return used;
 }
 
 // `count` values and zeros up to whole blocks.
@@ -152,6 +175,7 @@ IntConv::IntConv(int out_channels, int in_channels, int kernel, const std::int8_
       in_channels_(in_channels),
       kernel_(kernel),
       offset_channels_(offset_channels),
+      taps_(0),
       packed_(new Packed) {
     if (out_channels < 1 || in_channels < 1) throw std::invalid_argument("a convolution needs at least one channel");
     if (kernel != 1 && kernel != 3) throw std::invalid_argument("the kernel must be 1x1 or 3x3");
@@ -161,9 +185,8 @@ IntConv::IntConv(int out_channels, int in_channels, int kernel, const std::int8_
     }
     const std::size_t per_output = static_cast<std::size_t>(in_channels) * kernel * kernel;
     for (int o = 0; o < out_channels; ++o) {
-        std::int64_t bound = std::abs(static_cast<std::int64_t>(bias[o]));
-        for (std::size_t i = 0; i < per_output; ++i)
-            bound += 255 * std::abs(static_cast<int>(weight[o * per_output + i]));
+        const std::int64_t bound =
+            std::abs(static_cast<std::int64_t>(bias[o])) + 255 * sum_of_sizes(weight + o * per_output, per_output);
         if (bound >= std::int64_t{1} << 31) {
             throw std::invalid_argument("255 * sum|weight| + |bias| reaches 2^31 in output channel " +
                                         std::to_string(o));
@@ -173,6 +196,7 @@ IntConv::IntConv(int out_channels, int in_channels, int kernel, const std::int8_
         }
     }
     weight_.assign(weight, weight + per_output * out_channels);
+    taps_ = used_taps(weight_, kernel * kernel);
     pad_blocks(bias, out_channels, packed_->bias);
     pad_blocks(multiplier, out_channels, packed_->multiplier);
 }
@@ -219,6 +243,7 @@ void IntConv::run(const IntConvArguments& arguments, Cpu cpu) const {
         call.out_strides = {arguments.out_u8.row_stride, arguments.out_u8.pixel_stride};
     }
     call.dense = arguments.dense;
+    call.taps = taps_;
     call.weights = packed_weights(cpu);
     call.list_length = round_up(std::int64_t{kernel_} * kernel_ * call.in_padded / backend.step + 16, 16);
     call.bias = arguments.bias != nullptr ? arguments.bias : static_cast<const std::int32_t*>(packed_->bias.data());

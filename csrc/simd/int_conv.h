@@ -86,6 +86,7 @@ class IntConv {
     int in_channels_;
     int kernel_;
     int offset_channels_;
+    unsigned taps_;  // those with weights that are not zero, a bit each
     std::vector<std::int8_t> weight_;
     std::unique_ptr<Packed> packed_;
 };

@@ -72,6 +72,7 @@ void find_pairs(const ConvCall& call, std::ptrdiff_t x_row, int pixels, std::int
     const int pairs = call.kernel * call.in_padded / 2;  // of one row of taps
     int found = 0;
     for (int row = 0; row < call.kernel; ++row) {
+        if (!row_counts(call, row)) continue;
         const std::int16_t* x = tile.x + row * x_row;
         for (int first = 0; first < pairs; first += 8) {
             __m256i any = _mm256_setzero_si256();

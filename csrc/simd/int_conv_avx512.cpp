@@ -182,6 +182,7 @@ void find_quads(const ConvCall& call, std::ptrdiff_t x_row, std::int32_t* x_at, 
     tile.w_at = w_at;
     tile.num_quads = tile.num_offset = 0;
     for (int row = 0; row < kTaps; ++row) {
+        if (!row_counts(call, row)) continue;
         for (int first = 0; first < quads; first += 16) {
             const std::ptrdiff_t at = row * x_row + 4 * first;
             const __mmask16 inside = first_of_16(quads - first), offset = first_of_16(call.offset_channels / 4 - first);
@@ -193,6 +194,7 @@ void find_quads(const ConvCall& call, std::ptrdiff_t x_row, std::int32_t* x_at, 
             }
 #pragma GCC unroll 3
             for (int tap = 0; tap < kTaps; ++tap) {
+                if ((call.taps >> (row * kTaps + tap) & 1) == 0) continue;
                 __m512i any = value[tap];
 #pragma GCC unroll 14
                 for (int p = 1; p < P; ++p) any = _mm512_or_si512(any, value[tap + p]);

@@ -59,8 +59,9 @@ struct ConvCall {
     void* out;  // uint8 or int16
     ConvStrides out_strides;
     bool out_i16;
-    bool dense;                // few inputs are zero; decides nothing but the time
-    const void* weights;       // packed, 64-byte aligned
+    bool dense;           // few inputs are zero; decides nothing but the time
+    unsigned taps;        // bit dy * kernel + dx: whether the tap has a weight that is not zero; others may be left out
+    const void* weights;  // packed, 64-byte aligned
     std::int64_t list_length;  // room for one number of each group of `step` inputs and 16 more; a multiple of 16
     const std::int32_t* bias;  // padded with zeros to whole blocks, 64-byte aligned
     const float* multiplier;   // likewise
@@ -90,6 +91,11 @@ extern const ConvBackend kConvAvx512;
 #endif
 
 namespace {  // internal linkage, see above
+
+// Whether a row of taps has a weight that is not zero.
+inline bool row_counts(const ConvCall& call, int row) {
+    return (call.taps >> (row * call.kernel) & ((1u << call.kernel) - 1)) != 0;
+}
 
 // Input pixels as a kernel walks them: `origin` is the first tap of the task's first output pixel.
 template <typename T>

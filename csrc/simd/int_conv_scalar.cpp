@@ -20,6 +20,10 @@ void run_task(const ConvCall& call, const ConvTask& task, void* scratch) {
                 std::memcpy(acc, call.bias + channel, sizeof(acc));
                 const std::int16_t* w = static_cast<const std::int16_t*>(call.weights) + block * block_size;
                 for (int dy = 0; dy < call.kernel; ++dy) {
+                    if (!row_counts(call, dy)) {
+                        w += run * kConvBlock;
+                        continue;
+                    }
                     const std::uint8_t* px =
                         patch.origin + (y - task.y0 + dy) * patch.strides.row + (x - task.x0) * patch.strides.pixel;
                     for (int i = 0; i < run; ++i, w += kConvBlock) {

@@ -47,9 +47,16 @@ inline Layer take(const LayerView& layer, const std::vector<int>& rows, const st
                     {},
                     {}};
     std::int8_t* to = result.weight.data();
+    const bool all = columns == numbers(0, layer.in_channels);
     for (int row : rows) {
         result.bias.push_back(row < 0 ? 0 : layer.bias[row]);
         result.multiplier.push_back(row < 0 ? 0 : layer.multiplier[row]);
+        if (all) {
+            const std::size_t length = columns.size() * taps;
+            if (row >= 0) std::copy_n(layer.weight + row * length, length, to);
+            to += length;
+            continue;
+        }
         for (int column : columns) {
             if (row >= 0 && column >= 0) {
                 const std::size_t at = static_cast<std::size_t>(row) * layer.in_channels + column;
