@@ -39,7 +39,25 @@ class StepsAt(Staged):
         return Best(self._found[i])
 
 
-class StepsToSizes(Staged):
+class _ToTargets(Staged):
+    """Every picture on its own way to a target."""
+
+    def __init__(self, goals: Sequence[_Size] | Sequence[_Figure], adapts: bool, late: Callable[[], bool]) -> None:
+        super().__init__()
+        self._goals, self._adapts, self._late = goals, adapts, late
+
+    def rounds(self) -> Rounds:
+        """The steps of all pictures, then the adaptation of all."""
+        yield from together(goal.find() for goal in self._goals)
+        if self._adapts and not self._late():
+            yield from together(goal.adapt() for goal in self._goals)
+
+    def best(self, i: int) -> Best:
+        """See `Strategy`. Raises RateError: not even the lowest step fits a size."""
+        return self._goals[i].best()
+
+
+class StepsToSizes(_ToTargets):
     """Every picture at the highest step whose file fits its size.
 
     Args:
@@ -55,22 +73,11 @@ class StepsToSizes(Staged):
         adapts: bool,
         late: Callable[[], bool],
     ) -> None:
-        super().__init__()
-        self._goals = [_Size(picture, steps, late, size=size) for picture, size in zip(pictures, sizes)]
-        self._adapts, self._late = adapts, late
-
-    def rounds(self) -> Rounds:
-        """The steps of all pictures, then the adaptation of all."""
-        yield from together(goal.find() for goal in self._goals)
-        if self._adapts and not self._late():
-            yield from together(goal.adapt() for goal in self._goals)
-
-    def best(self, i: int) -> Best:
-        """See `Strategy`. Raises RateError: not even the lowest step fits."""
-        return self._goals[i].best()
+        goals = [_Size(picture, steps, late, size=size) for picture, size in zip(pictures, sizes)]
+        super().__init__(goals, adapts, late)
 
 
-class StepsToFigures(Staged):
+class StepsToFigures(_ToTargets):
     """Every picture at the lowest step whose figure reaches a target.
 
     Args:
@@ -86,19 +93,8 @@ class StepsToFigures(Staged):
         adapts: bool,
         late: Callable[[], bool],
     ) -> None:
-        super().__init__()
-        self._goals = [_Figure(picture, steps, late, target=target, figure=figure) for picture in pictures]
-        self._adapts, self._late = adapts, late
-
-    def rounds(self) -> Rounds:
-        """The steps of all pictures, then the adaptation of all."""
-        yield from together(goal.find() for goal in self._goals)
-        if self._adapts and not self._late():
-            yield from together(goal.adapt() for goal in self._goals)
-
-    def best(self, i: int) -> Best:
-        """See `Strategy`."""
-        return self._goals[i].best()
+        goals = [_Figure(picture, steps, late, target=target, figure=figure) for picture in pictures]
+        super().__init__(goals, adapts, late)
 
 
 @dataclass
