@@ -108,6 +108,7 @@ def adapt(args: argparse.Namespace) -> None:
                         continue
                     facts = one(shared, own, pixels, quality, level, metric, method, steps)
                     named = dict(zip(("model", "picture", "quality", "metric", "method", "steps"), key))
+                    named |= {"codec": f"{shared.model.name} {metric} {method} {steps}", "target": quality}
                     record.add(named | facts)
                     print(" ".join(map(str, key)), " ".join(f"{k} {v:.4f}" for k, v in facts.items()), flush=True)
 
@@ -131,8 +132,8 @@ def one(
     if method == "literal":
         found = adapt_literally(shared.model, pixels, level, METRICS[metric], steps)
         return {
-            "before": figure(found.before), "after": figure(found.after), "bits": float(found.bits),
-            "seconds": found.seconds,
+            "before": figure(found.before), "after": figure(found.after), "bpp": float("nan"),  # no file is made
+            "bits": float(found.bits), "seconds": found.seconds,
         }  # fmt: skip
     codec = own if method == "own" else shared
     effort = l2c.Effort(steps=steps)

@@ -53,9 +53,9 @@ def sizes_of_batches(monkeypatch: pytest.MonkeyPatch, call: str) -> list[int]:
     seen: list[int] = []
     work = getattr(Codec, call)
 
-    def spy(self: Codec, files: Sequence[Any]) -> Any:
+    def spy(self: Codec, files: Sequence[Any], **options: Any) -> Any:
         seen.append(len(files))
-        return work(self, files)
+        return work(self, files, **options)
 
     monkeypatch.setattr(Codec, call, spy)
     return seen
@@ -133,11 +133,11 @@ def test_a_stopped_job_keeps_the_batches_that_are_done(
 ) -> None:
     work, back = Codec.decode_batch_detailed, tmp_path / "back"
 
-    def stopped(self: Codec, files: Sequence[Any]) -> Any:
+    def stopped(self: Codec, files: Sequence[Any], **options: Any) -> Any:
         if back.exists():
             assert len(list(back.iterdir())) == 3
             raise KeyboardInterrupt
-        return work(self, files)
+        return work(self, files, **options)
 
     monkeypatch.setattr(batches, "BATCH_FILES", 3)
     monkeypatch.setattr(Codec, "decode_batch_detailed", stopped)

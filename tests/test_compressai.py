@@ -400,7 +400,7 @@ class TestFiles:
         path.write_bytes(modern(weights("bmshj2018-factorized")))
         with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("archive/data.pkl", bytes(1 << 20))
-        monkeypatch.setattr("l2c.compressai.load.MAX_FILE_BYTES", bomb.stat().st_size)
+        monkeypatch.setattr("l2c.compressai.checkpoints.MAX_FILE_BYTES", bomb.stat().st_size)
         with pytest.raises(ModelMismatchError, match=r"large\.pth has 0 MiB; no checkpoint has more"):
             read(path, 1, "mse")
         with pytest.raises(ModelMismatchError, match=r"bomb\.pth unpacks to 1 MiB"):

@@ -1,14 +1,14 @@
 """Checkpoints of CompressAI become models of ours.
 
 names         what their keys and files are called, in all generations
-load          read one, put several together
+checkpoints   read one, put several together
 calibrate     what an entropy model is shown before it becomes integers
 convert       the model, in memory or as a file
 """
 
 from __future__ import annotations
 
+from l2c.compressai.checkpoints import Checkpoint, Metric, assemble, read
 from l2c.compressai.convert import convert, load
-from l2c.compressai.load import Checkpoint, Metric, assemble, read
 
 __all__ = ["Checkpoint", "Metric", "assemble", "convert", "load", "read"]

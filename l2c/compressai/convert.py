@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from l2c.compressai.calibrate import calibrate as calibrate_levels
 from l2c.compressai.calibrate import pictures
-from l2c.compressai.load import Checkpoint, Source, assemble, read
+from l2c.compressai.checkpoints import Checkpoint, Source, assemble, read
 from l2c.entropy.hyperprior import HyperpriorIntegers
 from l2c.errors import ConfigError
 from l2c.images import load_picture
