@@ -195,8 +195,10 @@ def test_outputs(codec) -> None:
     assert np.array_equal(np.asarray(codec.decode(data, as_="pil")), array)
     with pytest.raises(UnsupportedError, match="as_"):
         codec.decode(data, as_="jpeg")
-    with pytest.raises(UnsupportedError, match="as its bytes, not as str"):
-        codec.decode("picture.l2c")
+    with pytest.raises(UnsupportedError, match="its path or a file object, not as ndarray"):
+        codec.decode(array)
+    with pytest.raises(FileNotFoundError):
+        codec.decode("no-picture.l2c")
     with pytest.raises(UnsupportedError, match="mode"):
         codec.decode(data, mode="gray")
 

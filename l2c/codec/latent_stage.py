@@ -14,7 +14,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from l2c import ops
 from l2c.arrays import Symbols
 from l2c.codec.support import first_line, naming
 from l2c.entropy import FloatModel
-from l2c.entropy.coder import DecodingJob, EncodingJob, Job
+from l2c.entropy.coder import BeginningJob, DecodingJob, EncodingJob, Job
 from l2c.errors import BackendError, BitstreamError, L2CWarning, LimitError
 from l2c.format.bitstream import Bitstream, Header, Limits
 from l2c.format.levels import OperatingPoint
@@ -33,6 +33,7 @@ from l2c.models import Model
 
 MOST_AGAIN = 1 << 22  # pixels
 _float_lock = threading.Lock()
+_Job = TypeVar("_Job", bound=DecodingJob)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,19 @@ class Written(NamedTuple):
     latents: Latents
     payloads: list[bytes]
     used: list[int]
+
+
+class ReadTiles(NamedTuple):
+    """Some tiles of a file.
+
+    Attributes:
+        symbols: [c, h, w] of each, by number. lost: numbers of those of which nothing could be read.
+        partial: of those that end too early, and are predicted from there on.
+    """
+
+    symbols: dict[int, Symbols]
+    lost: list[int]
+    partial: list[int]
 
 
 class LatentStage:
@@ -94,6 +108,11 @@ class LatentStage:
     def shape(self, header: Header) -> tuple[int, int, int]:
         """c, and rows and columns of a picture's latents."""
         return self._model.config.transform.c, -(-header.height // self._s), -(-header.width // self._s)
+
+    def canvas(self, box: Box, bits: int) -> Symbols:
+        """Room for the symbols of a box, [c, height, width]: those of latents that are zero."""
+        shape = self._model.config.transform.c, box.height, box.width
+        return np.full(shape, self._quantiser.zero(bits), dtype=self._quantiser.dtype)
 
     def write(self, sizes: list[tuple[int, int]], latents: list[Latents], tile: int) -> list[Written]:
         """The streams of every picture, all tiles coded in one call."""
@@ -156,6 +175,70 @@ class LatentStage:
                 with naming(name):
                     results[i] = self._read_again(stream)
         return results
+
+    def read_tiles(self, stream: Bitstream, numbers: Sequence[int], *, conceal: bool = False) -> ReadTiles:
+        """Entropy-decode some tiles of a file. Every tile is checked by its own stream, not by the CRC of all latents.
+
+        Args:
+            numbers: of the tiles, all of which were read from the file (`Bitstream.skipped`).
+            conceal: what cannot be decoded is reported instead of raised.
+        Raises:
+            BitstreamError: as `read`. LimitError: likewise.
+        """
+        header = stream.header
+        self.check_limits(header.width, header.height, header.tile_size)
+        self._check_head(stream)
+        damaged = set(stream.damaged_tiles)
+        jobs: dict[int, DecodingJob] = {}
+        lost, partial, symbols = [n for n in numbers if n in damaged], [], {}
+        for number in numbers:
+            try:
+                if number not in damaged:
+                    jobs[number] = self._job(stream, number, DecodingJob)
+            except BitstreamError:
+                if not conceal:
+                    raise
+                lost.append(number)
+        try:
+            symbols = dict(zip(jobs, self.code(list(jobs.values()), self.backend)))
+            for job in jobs.values():
+                job.decoder.finish()
+        except BitstreamError:
+            symbols = {}
+            for number, job in jobs.items():
+                try:
+                    symbols[number] = self._read_tile(job)
+                except BitstreamError:
+                    if not conceal:
+                        raise
+                    lost.append(number)
+        for number in [n for n in lost if n in stream.beginnings]:
+            found = self._read_beginning(stream, number)
+            if found is not None:
+                symbols[number] = found
+                lost.remove(number)
+                partial.append(number)
+        if lost and not conceal:
+            raise BitstreamError(f"tiles {', '.join(map(str, sorted(lost)))} are damaged")
+        return ReadTiles(symbols, sorted(lost), sorted(partial))
+
+    def _read_beginning(self, stream: Bitstream, number: int) -> Symbols | None:
+        """Symbols of a tile that the end of the file cuts short, predicted from there on; None: nothing can be said.
+
+        Backends that ask are slow, so this is for tiles of a size that they are worth.
+        """
+        box = stream.header.tile_box(number)
+        backends = self._model.integer.backends()
+        asked = (name for name, part in backends.items() if part.asks and not part.unavailable(self.device))
+        backend = next((name for name in asked if self._is_trusted(name)), None)
+        if backend is None or box.height * box.width > self.most_again:
+            return None
+        try:
+            job = self._job(stream, number, BeginningJob)
+            (symbols,) = self.code([job], backend)
+        except BitstreamError:
+            return None
+        return symbols if job.decoder.arrived else None
 
     def read_queued(self, streams: Sequence[Bitstream]) -> tuple[list[Tensor], Callable[[], bool]] | None:
         """As `read`, queued on the device: symbols that it will hold, and what waits for it and says if they are right.
@@ -284,20 +367,34 @@ class LatentStage:
 
     def reading_jobs(self, streams: Sequence[Bitstream]) -> tuple[list[DecodingJob], list[tuple[int, Box]]]:
         """A job for every tile, and where it belongs: (number of the stream, box in latents)."""
-        s, c = self._s, self._model.config.transform.c
-        jobs, places = [], []
+        jobs: list[DecodingJob] = []
+        places = []
         for number, stream in enumerate(streams):
-            header = stream.header
-            least, most = self._quantiser.least_bits, self._model.config.bits
-            if not least <= header.latent_bits <= most:
-                raise BitstreamError(f"b is {header.latent_bits}, the model has {least}..{most} bits")
-            boxes = latent_tiles(header.height, header.width, header.tile_size, s)
-            for box, tile, payload in zip(boxes, stream.tiles, stream.payloads):
-                if tile.channels > c:
-                    raise BitstreamError(f"a tile uses {tile.channels} channels, the model has {c}")
-                jobs.append(DecodingJob(box.height, box.width, header.point, tile.channels, payload))
+            self._check_head(stream)
+            for tile, box in enumerate(self.tile_boxes(stream.header)):
+                jobs.append(self._job(stream, tile, DecodingJob))
                 places.append((number, box))
         return jobs, places
+
+    def tile_boxes(self, header: Header) -> list[Box]:
+        """The tiles of a file, in latents."""
+        return latent_tiles(header.height, header.width, header.tile_size, self._s)
+
+    def _job(self, stream: Bitstream, number: int, kind: type[_Job]) -> _Job:
+        """What reads a tile of a file whose head was checked. Raises BitstreamError where the payload's cannot be."""
+        box = stream.header.tile_box(number).covering(self._s)
+        payload = stream.beginnings.get(number, stream.payloads[number])
+        return kind(box.height, box.width, stream.header.point, stream.tiles[number].channels, payload)
+
+    def _check_head(self, stream: Bitstream) -> None:
+        """Raises BitstreamError: what the head says does not fit the model."""
+        bits, c = stream.header.latent_bits, self._model.config.transform.c
+        least, most = self._quantiser.least_bits, self._model.config.bits
+        if not least <= bits <= most:
+            raise BitstreamError(f"b is {bits}, the model has {least}..{most} bits")
+        used = max(tile.channels for tile in stream.tiles)
+        if used > c:
+            raise BitstreamError(f"a tile uses {used} channels, the model has {c}")
 
     def float_probability(self) -> FloatModel:
         """The float form of P on this codec's device, made on first use: what gradients come from."""

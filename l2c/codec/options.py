@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Output: TypeAlias = Literal["numpy", "pil", "torch"]  # what decoding gives
 Mode: TypeAlias = Literal["original", "rgb"]  # what a decoded picture looks like
 Precision: TypeAlias = Literal["float32", "bfloat16"]  # of E and D
+Scale: TypeAlias = Literal[1, 2, 4, 8]  # of a decoded picture: that many pixels a side become one
+Damage: TypeAlias = Literal["raise", "conceal"]  # what to do about damaged tiles
+Region: TypeAlias = tuple[int, int, int, int]  # (left, top, right, bottom), the last two just outside
 
 DEFAULT_TILE = 1024
 DEFAULT_QUALITY = 50.0
@@ -24,6 +27,8 @@ BEST_QUALITY = MAX_QUALITY // 10  # of the public scale, which begins at 0
 OUTPUTS: tuple[Output, ...] = get_args(Output)
 PICTURE_MODES: tuple[Mode, ...] = get_args(Mode)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+SCALES: tuple[Scale, ...] = get_args(Scale)
+DAMAGES: tuple[Damage, ...] = get_args(Damage)
 METADATA = ("all", "color", "none")  # what is kept beside the pixels, see `images.keep`
 _MOST_ADAPTED_TILE = 2048  # gradients need some kilobytes a pixel of the tiles in work
 
@@ -46,6 +51,25 @@ class EncodeOptions(TypedDict, total=False):
     truncated: bool
     max_seconds: float | None
     progress: Callable[[float, str], None] | None
+
+
+class DecodeOptions(TypedDict, total=False):
+    """Keywords of every decoding call; meanings and defaults at `Codec.decode`."""
+
+    metric: Metric | None
+    region: Region | None
+    scale: Scale
+    damaged: Damage
+
+
+def check_decode_options(metric: Any, scale: Any, damaged: Any) -> None:
+    """Raises UnsupportedError: an option of decoding that does not exist."""
+    if metric is not None:
+        check_metric(metric)
+    if isinstance(scale, bool) or scale not in SCALES:
+        raise UnsupportedError(f"scale is {scale!r}: it must be one of {', '.join(map(str, SCALES))}")
+    if damaged not in DAMAGES:
+        raise UnsupportedError(f"damaged is {damaged!r}: it must be {' or '.join(map(repr, DAMAGES))}")
 
 
 def check_options(

@@ -110,13 +110,17 @@ class Decoded:
 
     Attributes:
         picture: pixels uint8 [H, W, 3] with original mode, alpha, ICC profile and EXIF.
-        latents_sha256: SHA-256 of all latent symbols, as `Codec.verify` returns it.
+        latents_sha256: SHA-256 of all latent symbols, as `Codec.verify` returns it; "" where not all were decoded.
         seconds: time per stage.
         metric: that the picture was made for: the one asked for where the file has a set for it, else the file's own,
             as `levels.metric_name` calls it.
+        damaged_tiles: those of the tiles that were needed that were concealed, all or in part.
+        damaged_sections: types of sections (`l2c.format.bitstream`) that were left out.
     """
 
     picture: images.Picture
     latents_sha256: str
     seconds: DecodeSeconds
     metric: str = ""
+    damaged_tiles: tuple[int, ...] = ()
+    damaged_sections: tuple[int, ...] = ()

@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import PIL.Image
 import torch
@@ -20,27 +20,35 @@ from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.decoder import Decoder, present
 from l2c.codec.encoder import Encoder
 from l2c.codec.latent_stage import LatentStage
+from l2c.codec.opened import File, Opened, Wanted
 from l2c.codec.options import (
     DEFAULT_QUALITY,
     DEFAULT_TILE,
     OUTPUTS,
     PICTURE_MODES,
+    SCALES,
+    Damage,
+    DecodeOptions,
     EncodeOptions,
     Mode,
     Output,
     Precision,
+    Region,
+    Scale,
     check_bits,
-    check_metric,
+    check_decode_options,
+    check_number,
     check_options,
     check_step,
 )
 from l2c.codec.results import Decoded, Encoded, EncodeSeconds
 from l2c.codec.support import checked_threads, names_of, naming, of_device
 from l2c.codec.transform_stage import TransformStage
+from l2c.codec.views import View
 from l2c.devices import checked_device
 from l2c.entropy import FloatModel
 from l2c.errors import L2CWarning, ModelMismatchError, UnsupportedError
-from l2c.format.bitstream import Bitstream, BytesLike, Limits, read_bitstream
+from l2c.format.bitstream import Bitstream, Limits, section_name
 from l2c.format.levels import DEFAULT_METRIC, MAX_QUALITY, METRICS, Metric
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
 from l2c.rate_control import dissimilarity_db
@@ -49,8 +57,6 @@ from l2c.transforms import Transform
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # in typing from Python 3.11 on
-
-File: TypeAlias = BytesLike | Bitstream
 
 
 class Codec:
@@ -256,31 +262,32 @@ class Codec:
 
     @overload
     def decode(
-        self, data: File, *, as_: Literal["numpy"] = "numpy", mode: Mode | None = None, metric: Metric | None = None
+        self, data: File, *, as_: Literal["numpy"] = "numpy", mode: Mode | None = None, **options: Unpack[DecodeOptions]
     ) -> UInt8Array: ...
 
     @overload
     def decode(
-        self, data: File, *, as_: Literal["pil"], mode: Mode | None = None, metric: Metric | None = None
+        self, data: File, *, as_: Literal["pil"], mode: Mode | None = None, **options: Unpack[DecodeOptions]
     ) -> PIL.Image.Image: ...
 
     @overload
     def decode(
-        self, data: File, *, as_: Literal["torch"], mode: Mode | None = None, metric: Metric | None = None
+        self, data: File, *, as_: Literal["torch"], mode: Mode | None = None, **options: Unpack[DecodeOptions]
     ) -> Tensor: ...
 
     @overload
     def decode(
-        self, data: File, *, as_: Output, mode: Mode | None = None, metric: Metric | None = None
+        self, data: File, *, as_: Output, mode: Mode | None = None, **options: Unpack[DecodeOptions]
     ) -> UInt8Array | PIL.Image.Image | Tensor: ...
 
     def decode(
-        self, data: File, *, as_: Output = "numpy", mode: Mode | None = None, metric: Metric | None = None
+        self, data: File, *, as_: Output = "numpy", mode: Mode | None = None, **options: Unpack[DecodeOptions]
     ) -> UInt8Array | PIL.Image.Image | Tensor:
         """Decode one file.
 
         Args:
-            data: the bytes of a file, or what `read_bitstream` made of them.
+            data: a file: its bytes, its path, a binary file object that can seek (from where it stands to its end), or
+                what `Container.open` or `read_bitstream` made of one.
             as_: "numpy" (an array uint8 [H, W, C]), "pil" (an image with what was kept in `info`) or "torch" (a tensor
                 uint8 [C, H, W] on this codec's device).
             mode: "rgb": three channels; "original": as the picture was, that is grey as [H, W] (Pillow's L; a tensor
@@ -288,12 +295,21 @@ class Codec:
                 "numpy" and "torch".
             metric: what the picture is to be best for: "psnr", "mixed" or "msssim", of those that the file was adapted
                 for (`adapt_for`); for another one, and for None, it is shown as by default.
+            region: (left, top, right, bottom) in pixels, the last two just outside: these pixels of the whole picture,
+                from the tiles that they need; of a path or file object, nothing else is read.
+            scale: 1, 2, 4 or 8: squares of so many pixels a side become one, of a region all that it touches; the size
+                is rounded up. At 2 they are averages; at 4 and 8 models of our own make them of the block transform
+                alone, much faster and nearly as good.
+            damaged: "raise", or "conceal": tiles that are cut short, altered or missing are filled in, with a warning:
+                what did not arrive of a tile that the end of the file cuts is predicted from what did (coarse to fine,
+                so it is a blurred tile), other tiles from their neighbours. Latents elsewhere are exact, and so are
+                pixels out of D's reach. Sections that are damaged are left out. The head of a file must be whole.
         Raises:
             BitstreamError: not one of our files, or damaged. LimitError: larger than the limits allow.
-            ModelMismatchError: made with a model that is not at hand. UnsupportedError: unknown `as_`, `mode` or
-                `metric`.
+            ModelMismatchError: made with a model that is not at hand. OSError: a file cannot be read.
+            UnsupportedError: an option that does not exist, or a region that is none of the picture's.
         """
-        return self.decode_batch([data], as_=as_, mode=mode, metric=metric)[0]
+        return self.decode_batch([data], as_=as_, mode=mode, **options)[0]
 
     @overload
     def decode_batch(
@@ -302,80 +318,149 @@ class Codec:
         *,
         as_: Literal["numpy"] = "numpy",
         mode: Mode | None = None,
-        metric: Metric | None = None,
+        **options: Unpack[DecodeOptions],
     ) -> list[UInt8Array]: ...
 
     @overload
     def decode_batch(
-        self, files: Iterable[File], *, as_: Literal["pil"], mode: Mode | None = None, metric: Metric | None = None
+        self, files: Iterable[File], *, as_: Literal["pil"], mode: Mode | None = None, **options: Unpack[DecodeOptions]
     ) -> list[PIL.Image.Image]: ...
 
     @overload
     def decode_batch(
-        self, files: Iterable[File], *, as_: Literal["torch"], mode: Mode | None = None, metric: Metric | None = None
+        self,
+        files: Iterable[File],
+        *,
+        as_: Literal["torch"],
+        mode: Mode | None = None,
+        **options: Unpack[DecodeOptions],
     ) -> list[Tensor]: ...
 
     @overload
     def decode_batch(
-        self, files: Iterable[File], *, as_: Output, mode: Mode | None = None, metric: Metric | None = None
+        self, files: Iterable[File], *, as_: Output, mode: Mode | None = None, **options: Unpack[DecodeOptions]
     ) -> list[UInt8Array | PIL.Image.Image | Tensor]: ...
 
     @of_device
     def decode_batch(
-        self, files: Iterable[File], *, as_: Output = "numpy", mode: Mode | None = None, metric: Metric | None = None
+        self,
+        files: Iterable[File],
+        *,
+        as_: Output = "numpy",
+        mode: Mode | None = None,
+        metric: Metric | None = None,
+        region: Region | None = None,
+        scale: Scale = 1,
+        damaged: Damage = "raise",
     ) -> list[Any]:
         """Decode files of any sizes together; arguments and errors as `decode`, which name the file, counted from 1.
 
-        Equal sizes share passes of D; on a CPU the pixels are those of files decoded alone.
+        Equal sizes share passes of D; on a CPU the pixels are those of files decoded alone. A region is that of every
+        file; `decode_regions` gives many of one.
         """
-        if as_ not in OUTPUTS:
-            raise UnsupportedError(f"as_ is {as_!r}: it must be 'numpy', 'pil' or 'torch'")
-        if mode is None:
-            mode = "original" if as_ == "pil" else "rgb"
-        if mode not in PICTURE_MODES:
-            raise UnsupportedError(f"mode is {mode!r}: it must be 'rgb' or 'original'")
-        if metric is not None:
-            check_metric(metric)
-        streams, names, _ = self._opened(files)
-        results: list[Any] = [None] * len(streams)
-        for codec, members in self._by_model(streams, names):
-            chosen = [streams[i] for i in members]
-            restored, _ = codec.decoder.restore(
-                chosen, [names[i] for i in members], metric=metric, keep_on_device=as_ == "torch"
-            )
-            for i, stream, picture in zip(members, chosen, restored):
-                with naming(names[i]):
-                    results[i] = present(picture.pixels, stream, as_, mode)
+        mode = _checked_mode(as_, mode)
+        check_decode_options(metric, scale, damaged)
+        opened = self._opened(files)
+        results: list[Any] = [None] * len(opened)
+        for codec, members in self._by_model(opened):
+            wanted = [codec._wanted(opened[i], region, scale, damaged) for i in members]
+            for i, result in zip(members, codec._presented(wanted, as_, mode, metric, damaged)):
+                results[i] = result
         return results
 
     @of_device
-    def decode_detailed(self, data: File, *, metric: Metric | None = None) -> Decoded:
+    def decode_regions(
+        self,
+        data: File,
+        regions: Iterable[Region],
+        *,
+        as_: Output = "numpy",
+        mode: Mode | None = None,
+        metric: Metric | None = None,
+        scale: Scale = 1,
+        damaged: Damage = "raise",
+    ) -> list[Any]:
+        """Regions of one file, each as `decode(region=)` gives it; tiles that several need are decoded once."""
+        mode = _checked_mode(as_, mode)
+        check_decode_options(metric, scale, damaged)
+        (opened,) = self._opened([data])
+        ((codec, _),) = self._by_model([opened])
+        views = [View.asked(opened.header, region, scale) for region in regions]
+        if not views:
+            return []
+        tiles = {number for view in views for number in codec.decoder.tiles(opened.header, view)}
+        stream = opened.read(tiles, damaged)
+        return codec._presented([Wanted("", stream, view) for view in views], as_, mode, metric, damaged)
+
+    def thumbnail(self, data: File, size: int | tuple[int, int], **options: Unpack[DecodeOptions]) -> PIL.Image.Image:
+        """The picture made small, as fast as it can be, with its alpha, grey and metadata.
+
+        Args:
+            data: as for `decode`.
+            size: (width, height) that it has to fit into, or one number for both, in pixels; its proportions are kept,
+                and it is never made larger.
+            options: as for `decode`, all but `scale`.
+        Raises:
+            UnsupportedError: no such size. Others as `decode`.
+        """
+        if "scale" in options:
+            raise UnsupportedError("thumbnail chooses its scale: give size alone")
+        width, height = _checked_size(size)
+        (opened,) = self._opened([data])
+        header = opened.header
+        area = View.asked(header, options.get("region"), 1).snapped(header.height, header.width)
+        share = max(1.0, area.width / width, area.height / height)
+        options["scale"] = max(scale for scale in SCALES if scale <= share)  # never below what is asked for
+        picture = self.decode(opened.file, as_="pil", **options)
+        fitted = max(1, round(area.width / share)), max(1, round(area.height / share))
+        return picture if picture.size == fitted else picture.resize(fitted, PIL.Image.Resampling.LANCZOS)
+
+    @of_device
+    def decode_detailed(self, data: File, **options: Unpack[DecodeOptions]) -> Decoded:
         """Decode one file with everything that was kept beside the pixels, and say how it went.
 
-        `metric` and errors as of `decode`; whether the file had something for that metric, the result says.
+        Options and errors as of `decode`; whether the file had something for a metric, the result says.
 
         P and D run one after the other, also where `decode` queues them together, so that each has its own time.
         """
-        return self._detailed([data], metric, queue=False)[0]
+        return self._detailed([data], queue=False, **options)[0]
 
     @of_device
-    def decode_batch_detailed(self, files: Iterable[File], *, metric: Metric | None = None) -> list[Decoded]:
+    def decode_batch_detailed(self, files: Iterable[File], **options: Unpack[DecodeOptions]) -> list[Decoded]:
         """As `decode_detailed`, for files of any sizes, decoded and named in errors as by `decode_batch`.
 
         Times are the batch's, shared by pixels; where P and D are queued together, "decoder" is the time of both.
         """
-        return self._detailed(files, metric, queue=True)
+        return self._detailed(files, queue=True, **options)
 
-    def _detailed(self, files: Iterable[File], metric: Metric | None, *, queue: bool) -> list[Decoded]:
-        if metric is not None:
-            check_metric(metric)
-        streams, names, seconds = self._opened(files)
+    def _detailed(
+        self,
+        files: Iterable[File],
+        *,
+        queue: bool,
+        metric: Metric | None = None,
+        region: Region | None = None,
+        scale: Scale = 1,
+        damaged: Damage = "raise",
+    ) -> list[Decoded]:
+        check_decode_options(metric, scale, damaged)
+        opened = self._opened(files)
         results: dict[int, Decoded] = {}
-        for codec, members in self._by_model(streams, names):
-            chosen, opened = [streams[i] for i in members], [seconds[i] for i in members]
-            decoded = codec.decoder.detailed(chosen, [names[i] for i in members], opened, metric=metric, queue=queue)
+        for codec, members in self._by_model(opened):
+            wanted = [codec._wanted(opened[i], region, scale, damaged) for i in members]
+            decoded = codec.decoder.detailed(
+                [part.stream for part in wanted],
+                [part.name for part in wanted],
+                [part.view for part in wanted],
+                [part.seconds for part in wanted],
+                metric=metric,
+                conceal=damaged == "conceal",
+                queue=queue,
+            )
+            for part, result in zip(wanted, decoded):
+                _warn_concealed(part, result.damaged_tiles)
             results |= zip(members, decoded)
-        return [results[i] for i in range(len(streams))]
+        return [results[i] for i in range(len(opened))]
 
     def verify(self, data: File) -> str:
         """Check every section, decode the latents, unpack alpha; return the SHA-256 of all latent symbols.
@@ -387,12 +472,12 @@ class Codec:
     @of_device
     def verify_batch(self, files: Iterable[File]) -> list[str]:
         """As `verify`, for several files together; errors name the file, counted from 1."""
-        streams, names, _ = self._opened(files)
+        opened = self._opened(files)
         results: dict[int, str] = {}
-        for codec, members in self._by_model(streams, names):
-            digests = codec.decoder.verify([streams[i] for i in members], [names[i] for i in members])
-            results |= zip(members, digests)
-        return [results[i] for i in range(len(streams))]
+        for codec, members in self._by_model(opened):
+            streams = [opened[i].read(None, "raise") for i in members]
+            results |= zip(members, codec.decoder.verify(streams, [opened[i].name for i in members]))
+        return [results[i] for i in range(len(opened))]
 
     @of_device
     def read_latents(self, streams: Sequence[Bitstream], names: Sequence[str] | None = None) -> list[Symbols]:
@@ -403,30 +488,43 @@ class Codec:
         """The float form of P on this codec's device, made on first use: what gradients come from."""
         return self.latent_stage.float_probability()
 
-    def _opened(self, files: Iterable[File]) -> tuple[list[Bitstream], list[str], list[float]]:
-        """Containers, all of them checked; what errors call each, and the seconds that each took."""
+    def _opened(self, files: Iterable[File]) -> list[Opened]:
+        """Files whose heads were checked."""
         files = list(files)
-        names = names_of(len(files))
-        streams, seconds = [], []
-        for name, data in zip(names, files):
-            if not isinstance(data, (bytes, bytearray, memoryview, Bitstream)):
-                raise UnsupportedError(f"{name}a file is given as its bytes, not as {type(data).__name__}")
-            start = time.perf_counter()
-            with naming(name):
-                streams.append(data if isinstance(data, Bitstream) else read_bitstream(data, self.limits))
-            seconds.append(time.perf_counter() - start)
-        return streams, names, seconds
+        return [Opened(data, self.limits, name) for name, data in zip(names_of(len(files)), files)]
 
-    def _by_model(self, streams: Sequence[Bitstream], names: Sequence[str]) -> list[tuple[Codec, list[int]]]:
-        """Indices of the streams by the codec that reads them."""
+    def _by_model(self, files: Sequence[Opened]) -> list[tuple[Codec, list[int]]]:
+        """Indices of the files by the codec that reads them."""
         groups: dict[bytes, list[int]] = {}
-        for i, stream in enumerate(streams):
-            groups.setdefault(stream.header.model_id, []).append(i)
+        for i, file in enumerate(files):
+            groups.setdefault(file.header.model_id, []).append(i)
         found = []
         for wanted, members in groups.items():
-            with naming(names[members[0]]):
+            with naming(files[members[0]].name):
                 found.append((self.codec_for(wanted), members))
         return found
+
+    def _wanted(self, file: Opened, region: Region | None, scale: Scale, damaged: Damage) -> Wanted:
+        """A file of this codec's model, read as far as it is needed."""
+        with naming(file.name):
+            view = View.asked(file.header, region, scale)
+        stream = file.read(None if region is None else self.decoder.tiles(file.header, view), damaged)
+        return Wanted(file.name, stream, view, file.seconds)
+
+    def _presented(
+        self, wanted: Sequence[Wanted], as_: Output, mode: Mode, metric: Metric | None, damaged: Damage
+    ) -> list[Any]:
+        """Views of files of this codec's model in the form that was asked for."""
+        names, streams, views, _ = zip(*wanted)
+        restored, _ = self.decoder.restore(
+            streams, names, views, metric=metric, conceal=damaged == "conceal", keep_on_device=as_ == "torch"
+        )
+        results = []
+        for part, picture in zip(wanted, restored):
+            _warn_concealed(part, picture.damaged)
+            with naming(part.name):
+                results.append(present(picture.pixels, part.stream, part.view, as_, mode))
+        return results
 
     def codec_for(self, wanted: bytes) -> Codec:
         """The codec that reads files of the model with this id: this one, or one that is made for it and kept.
@@ -483,7 +581,7 @@ def decode(
     device: str | torch.device = "cpu",
     as_: Literal["numpy"] = "numpy",
     mode: Mode | None = None,
-    metric: Metric | None = None,
+    **options: Unpack[DecodeOptions],
 ) -> UInt8Array: ...
 
 
@@ -494,7 +592,7 @@ def decode(
     device: str | torch.device = "cpu",
     as_: Literal["pil"],
     mode: Mode | None = None,
-    metric: Metric | None = None,
+    **options: Unpack[DecodeOptions],
 ) -> PIL.Image.Image: ...
 
 
@@ -505,7 +603,7 @@ def decode(
     device: str | torch.device = "cpu",
     as_: Literal["torch"],
     mode: Mode | None = None,
-    metric: Metric | None = None,
+    **options: Unpack[DecodeOptions],
 ) -> Tensor: ...
 
 
@@ -516,7 +614,7 @@ def decode(
     device: str | torch.device = "cpu",
     as_: Output,
     mode: Mode | None = None,
-    metric: Metric | None = None,
+    **options: Unpack[DecodeOptions],
 ) -> UInt8Array | PIL.Image.Image | Tensor: ...
 
 
@@ -526,13 +624,50 @@ def decode(
     device: str | torch.device = "cpu",
     as_: Output = "numpy",
     mode: Mode | None = None,
-    metric: Metric | None = None,
+    **options: Unpack[DecodeOptions],
 ) -> UInt8Array | PIL.Image.Image | Tensor:
-    """Decode bytes to uint8 [H, W, 3]: `l2c.decode(data)`; a PIL image, with alpha and grey: `as_="pil"`.
+    """Decode a file to uint8 [H, W, 3]: `l2c.decode(data)`; a PIL image, with alpha and grey: `as_="pil"`.
 
     See `Codec.decode` for all options.
     """
-    return shared_codec(device).decode(data, as_=as_, mode=mode, metric=metric)
+    return shared_codec(device).decode(data, as_=as_, mode=mode, **options)
+
+
+def _checked_mode(as_: Any, mode: Any) -> Mode:
+    """Raises UnsupportedError: an unknown form of a decoded picture."""
+    if as_ not in OUTPUTS:
+        raise UnsupportedError(f"as_ is {as_!r}: it must be 'numpy', 'pil' or 'torch'")
+    if mode is None:
+        return "original" if as_ == "pil" else "rgb"
+    if mode not in PICTURE_MODES:
+        raise UnsupportedError(f"mode is {mode!r}: it must be 'rgb' or 'original'")
+    return cast(Mode, mode)
+
+
+def _checked_size(size: Any) -> tuple[int, int]:
+    """Width and height. Raises UnsupportedError: they are not."""
+    pair = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else [size, size]
+    if len(pair) != 2:
+        raise UnsupportedError(f"size is {size!r}: it must be a whole number of pixels, or (width, height)")
+    for number in pair:
+        check_number("size", number, whole=True)
+        if number < 1:
+            raise UnsupportedError(f"size is {size!r}: it must be at least 1")
+    return int(pair[0]), int(pair[1])
+
+
+def _warn_concealed(part: Wanted, damaged_tiles: Sequence[int]) -> None:
+    """One warning for a file of which something had to be filled in or left out."""
+    lost = [section_name(kind) for kind in part.stream.damaged_sections]
+    told = []
+    if damaged_tiles:
+        numbers = ", ".join(map(str, damaged_tiles))
+        tiles = "tiles" if len(damaged_tiles) > 1 else "tile"
+        told.append(f"{tiles} {numbers} of {part.stream.header.tile_count} filled in")
+    if lost:
+        told.append(f"{', '.join(lost)} left out")
+    if told:
+        warnings.warn(f"{part.name}the file is damaged: {'; '.join(told)}", L2CWarning, stacklevel=4)
 
 
 def _warn_unreached(batch: Sequence[Encoded]) -> None:

@@ -22,6 +22,7 @@ from l2c.adapt.bias_sets import set_maps
 from l2c.adapt.modulators import condition_maps
 from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.options import PRECISIONS, Precision
+from l2c.codec.views import View
 from l2c.errors import UnsupportedError
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
 from l2c.format.alternatives_section import Alternative, unpack_alternatives
@@ -214,6 +215,16 @@ class TransformStage:
             result.condition_grid = patches
         return result if result.biases is not None or result.conditions is not None else None
 
+    def reach(self, size: tuple[int, int], view: View) -> Box:
+        """The latents that D sees for what is wanted of a picture of a height and width."""
+        return self._seen(size, view.snapped(*size), view.scale)
+
+    def _seen(self, size: tuple[int, int], box: Box, scale: int) -> Box:
+        """The latents that D sees for a box of pixels, which begins at a multiple of `scale`."""
+        s, unit = self.s, max(self.s, scale)  # what D makes has to begin at a multiple of both
+        halo = -(-self.transform.decoder.halo_px(scale) // unit) * (unit // s)
+        return box.covering(unit).times(unit // s).widened(halo, -(-size[0] // s), -(-size[1] // s))
+
     @torch.inference_mode()
     def synthesise(
         self,
@@ -221,20 +232,27 @@ class TransformStage:
         points: Sequence[OperatingPoint],
         symbols: Sequence[Symbols] | Sequence[Tensor],
         changes: Sequence[PatchChanges],
+        views: Sequence[View] | None = None,
         *,
         keep_on_device: bool = False,
     ) -> list[Any]:
         """D: symbols (here or on the device) -> uint8 [H, W, 3] arrays, or uint8 [3, H, W] tensors on the device.
 
-        Pictures of equal sizes share a pass.
+        Equal views of pictures of equal sizes share a pass.
 
         Args:
             sizes: height and width of each picture. points: what each was coded at.
+            symbols: of the whole picture, or of a view's `reach`.
+            views: what is wanted of each picture; None: all of it.
         """
         results: dict[int, Any] = {}
-        for members in same_shape(sizes, self._pass_pixels):
-            height, width = sizes[members[0]]
-            shape = (len(members), height, width, 3)
+        views = [View()] * len(sizes) if views is None else views
+        wanted = [view.snapped(*size) for view, size in zip(views, sizes)]
+        shapes = [(box.height, box.width, box, size, v.scale) for box, size, v in zip(wanted, sizes, views)]
+        for members in same_shape(shapes, self._pass_pixels):
+            size, area, scale = sizes[members[0]], wanted[members[0]], views[members[0]].scale
+            small = area.covering(scale)
+            shape = (len(members), small.height, small.width, 3)
             out: Any = (
                 torch.empty(shape, dtype=torch.uint8, device=self.device)
                 if keep_on_device
@@ -242,10 +260,14 @@ class TransformStage:
             )
             mine = [points[i] for i in members]
             cond = torch.cat([self.condition(point.quality_tenths, point.mix) for point in mine])
-            for box in grid(height, width, self.chunk):
-                latents = [symbols[i] for i in members]
-                pixels = self._decode_chunk(latents, mine, cond, [changes[i] for i in members], box)
-                out[(slice(None), *box.slices)] = pixels if keep_on_device else pixels.cpu().numpy()
+            origin = Box(0, 0, 0, 0) if views[members[0]].area is None else self._seen(size, area, scale)
+            for part in grid(area.height, area.width, self.chunk):
+                box = part.moved(area.top, area.left)
+                seen = self._seen(size, box, scale)
+                latents = [symbols[i][(slice(None), *seen.within(origin).slices)] for i in members]
+                pixels = self._decode_chunk(latents, mine, cond, [changes[i] for i in members], seen, box, scale)
+                to = box.covering(scale).within(small)
+                out[(slice(None), *to.slices)] = pixels if keep_on_device else pixels.cpu().numpy()
             for k, i in enumerate(members):
                 results[i] = out[k].permute(2, 0, 1) if keep_on_device else out[k]
         return [results[i] for i in range(len(sizes))]
@@ -256,21 +278,21 @@ class TransformStage:
         points: list[OperatingPoint],
         cond: Tensor,
         changes: list[PatchChanges],
+        seen: Box,
         box: Box,
+        scale: int,
     ) -> Tensor:
-        """Pixels of one box, uint8 [N, height, width, 3], computed with a halo of latents around it."""
+        """Pixels of one box, uint8 [N, height, width, 3], or scaled down, from the latents that D sees for them."""
         s = self.s
-        halo = -(-self.transform.decoder.receptive_halo_px // s)
-        seen = box.covering(s).widened(halo, *symbols[0].shape[1:])
-        crops = [part[(slice(None), *seen.slices)] for part in symbols]
-        stacked = torch.stack([torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in crops])
+        stacked = torch.stack([torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in symbols])
         stacked = stacked.to(self.device)
         b = torch.tensor([point.bits for point in points], device=self.device)
         y_hat = self.quantiser.dequantise(stacked.contiguous(memory_format=torch.channels_last), b)
         qualities = [point.quality_tenths for point in points]
         with self.float_mode():
-            x_hat = self.transform.decoder(y_hat, cond, self._adaptation(qualities, cond, changes, seen))
-        x_hat = x_hat[(..., *box.within(seen.times(s)).slices)]
+            adaptation = self._adaptation(qualities, cond, changes, seen)
+            x_hat = self.transform.decoder.scaled(y_hat, cond, adaptation, scale)
+        x_hat = x_hat[(..., *box.covering(scale).within(seen.times(s).covering(scale)).slices)]
         return x_hat.mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
 
 
@@ -285,9 +307,10 @@ def _patches(
     return np.stack(stacked), Grid(side, top - rows.start * side, left - columns.start * side)
 
 
-def same_shape(shapes: Sequence[tuple[int, ...]], most_pixels: int) -> list[list[int]]:
-    """Indices grouped by equal shape, each group at most so many pixels in all, or one picture."""
-    groups: dict[tuple[int, ...], list[int]] = {}
+def same_shape(shapes: Sequence[tuple[Any, ...]], most_pixels: int) -> list[list[int]]:
+    """Indices grouped by equal shape (height, width and what else has to be equal), each group at most so many pixels
+    in all, or one picture."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
     for i, shape in enumerate(shapes):
         groups.setdefault(shape, []).append(i)
     parts = []

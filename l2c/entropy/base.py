@@ -160,6 +160,7 @@ class Backend(abc.ABC):
         instead: what "auto" goes on with, in turn, where this one computes something else than the definition.
         second: whom a failure to decode is shown to, in turn; nobody checks the definition.
         is_definition: the others are compared with it.
+        asks: whether it asks jobs for each group, see `l2c.entropy.coder`; then it also reads `BeginningJob`s.
     """
 
     name: str
@@ -169,6 +170,7 @@ class Backend(abc.ABC):
     instead: tuple[str, ...] = ()
     second: tuple[str, ...] = ()
     is_definition = False
+    asks = False
 
     def suits(self, device: torch.device) -> bool:
         """Whether "auto" may be this backend for such a device."""

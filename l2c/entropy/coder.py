@@ -1,22 +1,24 @@
 """One stream of symbols, and the jobs that write it, read it or only look on. No family of models is known here.
 
-A backend takes a job to the end in its own way: C++ and GPU kernels walk whole tiles by themselves, other backends ask
-the job for each group by `mixture`, `table` and `raw`; by `mixture_of` and `table_of` where the symbols of the stream
-are not those of the picture at a place.
+A backend takes a job to the end in its own way: C++ and GPU kernels walk whole tiles by themselves, other backends
+(`Backend.asks`) ask the job for each group by `mixture`, `table` and `raw`; by `mixture_of` and `table_of` where the
+symbols of the stream are not those of the picture at a place.
 """
 
 from __future__ import annotations
 
 import abc
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from l2c.errors import BitstreamError
 from l2c.format.levels import OperatingPoint
+from l2c.ops.contract import MEAN_UNIT, WEIGHT_SUM
 from l2c.ops.streams import check_head, range_decoder, range_encoder
 
 UInt8Array = npt.NDArray[np.uint8]
@@ -24,6 +26,8 @@ UInt16Array = npt.NDArray[np.uint16]
 Int16Array = npt.NDArray[np.int16]
 Symbols = npt.NDArray[Any]  # of a picture: uint8, or what its family's `EntropyModel.symbol_dtype` says
 Place = tuple[slice, slice, slice]  # channels, rows, columns of a group in its picture's latents
+
+_PIECE = 512  # symbols of which all or none count as arrived
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,61 @@ class SymbolDecoder:
         """Raises BitstreamError unless the stream ended where and as it should. Once all symbols are read."""
         if not self.is_checked:
             self.decoder.finish()
+
+
+class BeginningDecoder(SymbolDecoder):
+    """Reads a stream of which the end is missing: from there on every symbol is the one to be expected.
+
+    That is the mean of a mixture, rounded, the median of a table, and zero where all are equally likely. What follows
+    in the latents is then predicted from what was expected, group by group.
+
+    Attributes:
+        arrived: symbols that were read.
+    Raises:
+        BitstreamError: not even the head is there, or it is not valid.
+    """
+
+    def __init__(self, payload: bytes | memoryview, b: int) -> None:
+        super().__init__(payload[: len(payload) - self._odd_bytes(payload)], b)
+        self.arrived, self._is_over = 0, False
+
+    @staticmethod
+    def _odd_bytes(payload: bytes | memoryview) -> int:
+        """Bytes at the end that are half a word: a head has an odd number of bytes, a word two."""
+        return (len(payload) + 1) % 2
+
+    def mixture(self, weights: UInt16Array, means: Int16Array, inv_scales: UInt16Array) -> UInt8Array:
+        mean = (weights * means.astype(np.int64)).sum(axis=0) * (MEAN_UNIT / WEIGHT_SUM)
+        symbols = ((mean + 128.0) / (1 << (8 - self.b))).round().clip(0, (1 << self.b) - 1).astype(np.uint8)
+
+        def read(part: slice) -> UInt8Array:
+            w, m, v = weights[:, part].copy(), means[:, part].copy(), inv_scales[:, part].copy()
+            return super(BeginningDecoder, self).mixture(w, m, v)
+
+        return self._read(symbols, read)
+
+    def table(self, rows: npt.NDArray[np.int32], tables: Tables) -> UInt8Array:
+        half = 1 << (tables.precision - 1)
+        medians = [np.searchsorted(row[:size], half, "right") - 1 for row, size in zip(tables.cdf, tables.sizes)]
+        symbols = np.array(medians, dtype=np.uint8)[rows]
+        return self._read(symbols, lambda part: super(BeginningDecoder, self).table(rows[part], tables))
+
+    def raw(self, count: int) -> UInt8Array:
+        symbols = np.full(count, 1 << (self.b - 1), dtype=np.uint8)
+        return self._read(symbols, lambda part: super(BeginningDecoder, self).raw(len(symbols[part])))
+
+    def _read(self, symbols: UInt8Array, read: Callable[[slice], UInt8Array]) -> UInt8Array:
+        """The symbols that arrived in the place of the first of those that are expected."""
+        for start in range(0, len(symbols), _PIECE):
+            if self._is_over:
+                break
+            part = slice(start, start + _PIECE)
+            try:
+                symbols[part] = read(part)
+                self.arrived += len(symbols[part])
+            except BitstreamError:
+                self._is_over = True
+        return symbols
 
 
 class Observer(Protocol):
@@ -240,6 +299,20 @@ class DecodingJob(Tile):
     def raw(self, place: Place, count: int) -> UInt8Array:
         """See `EncodingJob.raw`."""
         return self.decoder.raw(count)
+
+
+@dataclass
+class BeginningJob(DecodingJob):
+    """The beginning of a stream, for backends that ask; what is missing comes out as `BeginningDecoder` says.
+
+    Raises:
+        BitstreamError: not even the head of the payload is there, or it is not valid.
+    """
+
+    decoder: BeginningDecoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.decoder = BeginningDecoder(self.payload, self.point.bits)
 
 
 Job = EncodingJob | DecodingJob | ObservingJob

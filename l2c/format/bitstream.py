@@ -62,7 +62,8 @@ know the type refuses the file. A type from 0x8000 on is ancillary: a reader tha
 
 What a payload holds is the codec's affair (l2c/codec, csrc/core/rans.h). A payload starts at head_size + the sizes
 of all sections + the sizes of the payloads before it, so a reader can decode a region from the tiles that it
-touches, or around a damaged tile.
+touches (`Container`), or around a damaged tile; a payload decodes from its beginning, so one that is cut short is the
+coarser part of a tile.
 
 Order of checks: magic, version, head_size, head_crc32, flags, every field, the caller's limits, directory,
 section table, size of the file, CRC-32 of every section and payload. Nothing is allocated in proportion to a
@@ -73,15 +74,14 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from l2c.errors import BitstreamError, LimitError, UnsupportedError
 from l2c.format.levels import MAX_MU, MAX_QUALITY, OperatingPoint
+from l2c.format.source import BytesLike, Memory, Source
 from l2c.format.tiles import Box
-
-BytesLike: TypeAlias = bytes | bytearray | memoryview
 
 MAGIC = b"\x8bL2C"
 VERSION = 1
@@ -302,14 +302,16 @@ class FileIndex:
 
 @dataclass(frozen=True)
 class Bitstream:
-    """A whole file, every CRC checked. The views share memory with the data that was read.
+    """A file, or the tiles of it that were asked for, every CRC checked. Views share memory with data in memory.
 
     Attributes:
         index: what the head says.
-        payloads: one view per tile; empty for a damaged one.
+        payloads: one view per tile; empty for a damaged one, and for one that was not asked for.
         metadata: section type -> view of its data, unknown ancillary types included, without damaged ones.
         damaged_tiles: indices of tiles that are cut short or fail their CRC; empty unless damaged="report".
         damaged_sections: types of such sections; empty unless damaged="report".
+        beginnings: of damaged tiles that the end of the file cuts short, what there is of the payload.
+        skipped: indices of tiles that were not asked for: nothing is known of their bytes.
     """
 
     index: FileIndex
@@ -317,6 +319,8 @@ class Bitstream:
     metadata: Mapping[int, memoryview] = field(repr=False)
     damaged_tiles: tuple[int, ...] = ()
     damaged_sections: tuple[int, ...] = ()
+    beginnings: Mapping[int, memoryview] = field(default_factory=dict, repr=False)
+    skipped: frozenset[int] = frozenset()
 
     @property
     def header(self) -> Header:
@@ -411,7 +415,8 @@ def read_header(data: BytesLike, limits: Limits = Limits()) -> FileIndex:
         UnsupportedError: another format version, unknown flags, or an unknown critical section.
         LimitError: more pixels, tiles or metadata than `limits` allow.
     """
-    view = _as_view(data)
+    source = Memory(data)
+    view = source.read(0, source.size)
     head_size = _check_preamble(view)
     header = _read_fields(view)
     tiles = header.tile_count
@@ -456,45 +461,89 @@ def read_bitstream(
         BitstreamError, UnsupportedError, LimitError: as `read_header`; also for a file that is longer than
             its head says or, with damaged="raise", shorter or altered anywhere.
     """
-    if damaged not in ("raise", "report"):
-        raise ValueError(f"damaged={damaged!r}: choose 'raise' or 'report'")
-    view = _as_view(data)
-    index = read_header(view, limits)
-    if len(view) > index.file_size:
-        raise BitstreamError(
-            f"byte {index.file_size}: {len(view) - index.file_size} bytes follow the end of the last payload"
-        )
-    if len(view) < index.file_size and damaged == "raise":
-        raise BitstreamError(f"truncated: {len(view)} bytes of {index.file_size}")
+    return Container.open(Memory(data), limits).read(damaged=damaged)
 
-    metadata = {}
-    damaged_sections = []
-    for section in index.sections:
-        body = _checked(view, section)
-        if body is not None:
-            metadata[section.type] = body
-        elif damaged == "raise":
-            raise BitstreamError(f"byte {section.offset}, section {section.name}: CRC-32 does not match")
-        else:
-            damaged_sections.append(section.type)
-    payloads = []
-    damaged_tiles = []
-    for number, tile in enumerate(index.tiles):
-        body = _checked(view, tile)
-        if body is None and damaged == "raise":
-            raise BitstreamError(f"byte {tile.offset}, payload of tile {number}: CRC-32 does not match")
-        if body is None:
+
+@dataclass(frozen=True)
+class Container:
+    """A file whose head was read and checked; its sections and payloads are read when they are asked for.
+
+    Attributes:
+        source: the file, nothing before or after it.
+        index: what the head says.
+    """
+
+    source: Source
+    index: FileIndex
+
+    @classmethod
+    def open(cls, source: Source, limits: Limits = Limits()) -> Container:
+        """Read the head alone. Raises as `read_header`, and OSError."""
+        head = source.read(0, _PREAMBLE.size)
+        if len(head) == _PREAMBLE.size:
+            _, _, _, head_size, _ = _PREAMBLE.unpack(head)
+            head = source.read(0, max(head_size, _PREAMBLE.size))
+        return cls(source, read_header(head, limits))
+
+    def read(self, tiles: Collection[int] | None = None, damaged: Literal["raise", "report"] = "raise") -> Bitstream:
+        """All sections and the payloads of some tiles, every CRC of them checked.
+
+        Args:
+            tiles: which; None: all. Nothing is read of others.
+            damaged: as for `read_bitstream`.
+        Raises:
+            BitstreamError: as `read_bitstream`; a file that is shorter than its head says is refused whichever tiles
+                are asked for, unless damaged="report". OSError.
+        """
+        if damaged not in ("raise", "report"):
+            raise ValueError(f"damaged={damaged!r}: choose 'raise' or 'report'")
+        index, size = self.index, self.source.size
+        if size > index.file_size:
+            raise BitstreamError(
+                f"byte {index.file_size}: {size - index.file_size} bytes follow the end of the last payload"
+            )
+        if size < index.file_size and damaged == "raise":
+            raise BitstreamError(f"truncated: {size} bytes of {index.file_size}")
+        chosen = sorted(range(len(index.tiles)) if tiles is None else set(tiles))
+        bodies = self._bodies([*index.sections, *(index.tiles[number] for number in chosen)])
+
+        metadata, damaged_sections = {}, []
+        for section in index.sections:
+            body = next(bodies)
+            if _is_whole(body, section):
+                metadata[section.type] = body
+            elif damaged == "raise":
+                raise BitstreamError(f"byte {section.offset}, section {section.name}: CRC-32 does not match")
+            else:
+                damaged_sections.append(section.type)
+        payloads, damaged_tiles, beginnings = [memoryview(b"")] * len(index.tiles), [], {}
+        for number in chosen:
+            tile, body = index.tiles[number], next(bodies)
+            if _is_whole(body, tile):
+                payloads[number] = body
+                continue
+            if damaged == "raise":
+                raise BitstreamError(f"byte {tile.offset}, payload of tile {number}: CRC-32 does not match")
             damaged_tiles.append(number)
-        payloads.append(view[:0] if body is None else body)
-    return Bitstream(index, tuple(payloads), metadata, tuple(damaged_tiles), tuple(damaged_sections))
+            if 0 < len(body) < tile.size:
+                beginnings[number] = body
+        skipped = frozenset(range(len(index.tiles))).difference(chosen)
+        return Bitstream(
+            index, tuple(payloads), metadata, tuple(damaged_tiles), tuple(damaged_sections), beginnings, skipped
+        )
 
-
-def _as_view(data: BytesLike) -> memoryview:
-    """The data as a flat view of bytes; copied only where it does not lie in one piece."""
-    view = memoryview(data)
-    if not view.c_contiguous:
-        view = memoryview(view.tobytes())
-    return view if view.format == "B" and view.ndim == 1 and view.contiguous else view.cast("B")
+    def _bodies(self, parts: Sequence[Tile | Section]) -> Iterator[memoryview]:
+        """The bytes of parts in the order of the file, as far as there are any; neighbours are read together."""
+        start = 0
+        while start < len(parts):
+            stop = start + 1
+            while stop < len(parts) and parts[stop].offset == parts[stop - 1].offset + parts[stop - 1].size:
+                stop += 1
+            first, last = parts[start], parts[stop - 1]
+            run = self.source.read(first.offset, last.offset + last.size - first.offset)
+            for part in parts[start:stop]:
+                yield run[part.offset - first.offset :][: part.size]
+            start = stop
 
 
 def _check_preamble(view: memoryview) -> int:
@@ -575,7 +624,6 @@ def _check_limit(what: str, value: int, limit: int | None, name: str) -> None:
         raise LimitError(f"the file asks for {value} {what}, the limit is {limit} (Limits.{name})")
 
 
-def _checked(view: memoryview, part: Tile | Section) -> memoryview | None:
-    """The bytes of a tile or section, or None if they are cut off or fail their CRC."""
-    body = view[part.offset : part.offset + part.size]
-    return body if len(body) == part.size and zlib.crc32(body) == part.crc32 else None
+def _is_whole(body: memoryview, part: Tile | Section) -> bool:
+    """Whether the bytes of a tile or section are all there and have its CRC."""
+    return len(body) == part.size and zlib.crc32(body) == part.crc32

@@ -37,6 +37,26 @@ class Box(NamedTuple):
             min(width, self.right + halo),
         )
 
+    def moved(self, down: int, right: int) -> Box:
+        """The same rectangle at another place."""
+        return Box(self.top + down, self.left + right, self.bottom + down, self.right + right)
+
+    def touches(self, other: Box) -> bool:
+        """Whether the two have something in common."""
+        return (
+            max(self.top, other.top) < min(self.bottom, other.bottom)
+            and max(self.left, other.left) < min(self.right, other.right)
+        )  # fmt: skip
+
+    def common(self, other: Box) -> Box:
+        """What two that touch have in common."""
+        return Box(
+            max(self.top, other.top),
+            max(self.left, other.left),
+            min(self.bottom, other.bottom),
+            min(self.right, other.right),
+        )
+
     def within(self, other: Box) -> Box:
         """The same rectangle as seen from another one's top left."""
         return Box(self.top - other.top, self.left - other.left, self.bottom - other.top, self.right - other.left)

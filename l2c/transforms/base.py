@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2c.errors import ConfigError
@@ -149,6 +150,21 @@ class Decoder(nn.Module, abc.ABC):
         Returns:
             float32 [N, 3, s h, s w], about [0, 1], not clamped.
         """
+
+    def scaled(self, y_hat: Tensor, cond: Tensor, adaptation: Adaptation | None, scale: int) -> Tensor:
+        """Latents -> pictures scaled down: squares of scale x scale pixels become their averages, or nearly so.
+
+        Args:
+            scale: 1, 2, 4 or 8. The others as in `forward`.
+        Returns:
+            float32 [N, 3, ceil(s h / scale), ceil(s w / scale)]; the last squares may be parts.
+        """
+        pictures = self(y_hat, cond, adaptation)
+        return pictures if scale == 1 else F.avg_pool2d(pictures.float(), scale, ceil_mode=True)
+
+    def halo_px(self, scale: int) -> int:
+        """How far a pixel of `scaled` sees, in pixels of the whole size."""
+        return self.receptive_halo_px
 
     def biased_layers(self) -> list[Convolution]:
         """Convolutions whose biases can be changed, in the order in which they run."""

@@ -21,6 +21,7 @@ class ReferenceBackend(Backend):
     """See the module."""
 
     name, spoken, cost = "reference", "the exact slow path", 200
+    asks = True
     is_definition = True
 
     def __init__(self, weights: HyperpriorWeights) -> None:

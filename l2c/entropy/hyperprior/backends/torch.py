@@ -27,6 +27,7 @@ class TorchBackend(Backend):
     """See the module."""
 
     name, spoken, cost = "torch", "PyTorch", 16
+    asks = True
     instead, second = ("reference",), ("cpu", "reference")
 
     def __init__(self, weights: HyperpriorWeights) -> None:

@@ -213,6 +213,7 @@ class TorchBackend(Backend):
     """Integers carried by floats in PyTorch convolutions, any device, pictures batched."""
 
     name, spoken, cost = "torch", "PyTorch", 16
+    asks = True
     instead, second = ("reference",), ("cpu", "reference")
 
     def __init__(self, weights: IntegerWeights) -> None:
@@ -249,6 +250,7 @@ class ReferenceBackend(Backend):
     """int64 arithmetic, written for reading (`l2c.ops.reference`): the definition."""
 
     name, spoken, cost = "reference", "the exact slow path", 200
+    asks = True
     is_definition = True
 
     def __init__(self, weights: IntegerWeights) -> None:
