@@ -14,6 +14,18 @@ class BitstreamError(L2CError, ValueError):
     """A file or stream is not ours, truncated, altered, or not what its header promises."""
 
 
+class DamagedError(BitstreamError):
+    """A file of ours of which parts are cut off or altered; its head is whole.
+
+    Attributes:
+        tiles: numbers of the damaged ones, row by row from 0. sections: names of the damaged ones.
+    """
+
+    def __init__(self, message: str, tiles: tuple[int, ...] = (), sections: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.tiles, self.sections = tiles, sections
+
+
 class LimitError(L2CError, ValueError):
     """A file asks for more than the caller's `Limits` allow (pixels, tiles, metadata bytes)."""
 

@@ -367,7 +367,7 @@ def test_no_traceback_but_on_request(run: Run, tmp_path: Path, monkeypatch: pyte
 
 
 def test_an_unforeseen_error_is_one_line(run: Run, coded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise TypeError("two\nlines")
 
     monkeypatch.setattr("l2c.cli.batches.read_bitstream", fail)

@@ -15,8 +15,9 @@ from l2c.cli.plan import Job
 from l2c.cli.report import Result
 from l2c.cli.run import Outcome, attempt
 from l2c.cli.session import Reader
-from l2c.cli.terminal import read_input
-from l2c.format.bitstream import Bitstream, read_bitstream
+from l2c.cli.terminal import STANDARD, read_input
+from l2c.format.bitstream import Bitstream, Container, read_bitstream
+from l2c.format.source import Memory, OnDisk
 
 BATCH_PIXELS = 1 << 23  # of the pictures of a batch, about 25 MB of colours
 BATCH_BYTES = 1 << 26  # of their files: profiles and alpha can be larger than pictures
@@ -27,26 +28,39 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Opened:
-    """A file that was read and is whole.
+    """A file whose head, at least, was read and checked.
 
     Attributes:
-        size: bytes of the file. seconds: that reading and checking it took.
+        size: bytes of the file. seconds: that reading it took so far.
         overwrite: whether the output may take the place of another file.
     """
 
     job: Job
-    stream: Bitstream
+    stream: Bitstream | Container
     size: int
     seconds: float
     overwrite: bool
 
     @classmethod
     def read(cls, job: Job, reader: Reader, overwrite: bool = False) -> Opened:
-        """Read a file and check every section. Raises OSError, BitstreamError, LimitError, UnsupportedError."""
+        """Read a file and check every section and tile.
+
+        Raises:
+            DamagedError: names all parts that are damaged. OSError, BitstreamError, LimitError, UnsupportedError.
+        """
         start = time.perf_counter()
         data = read_input(job.source)
-        stream = read_bitstream(data, reader.limits)
+        stream = read_bitstream(data, reader.limits, damaged="report")
+        stream.check_damage()
         return cls(job, stream, len(data), time.perf_counter() - start, overwrite)
+
+    @classmethod
+    def read_head(cls, job: Job, reader: Reader, overwrite: bool = False) -> Opened:
+        """Read the head of a file alone, whose tiles may be damaged, or not all be needed. Raises as `read`."""
+        start = time.perf_counter()
+        source = Memory(read_input(job.source)) if job.source == STANDARD else OnDisk(job.source)
+        container = Container.open(source, reader.limits)
+        return cls(job, container, source.size, time.perf_counter() - start, overwrite)
 
 
 @dataclass(frozen=True)

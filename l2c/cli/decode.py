@@ -17,11 +17,13 @@ from l2c.cli.report import Result, rounded
 from l2c.cli.run import run
 from l2c.cli.session import Reader
 from l2c.cli.terminal import STANDARD, write_output
-from l2c.codec.options import BEST_QUALITY, PICTURE_MODES
-from l2c.format.levels import METRICS, Metric
+from l2c.codec.options import BEST_QUALITY, PICTURE_MODES, SCALES
+from l2c.format.bitstream import section_name
+from l2c.format.levels import METRICS
 
 if TYPE_CHECKING:
-    from l2c.codec import Decoded
+    from l2c.codec import Decoded, Metric
+    from l2c.codec.options import DecodeOptions, Region, Scale
 
 
 def decode(
@@ -51,6 +53,14 @@ def decode(
     quality: Annotated[
         int | None, typer.Option(min=0, max=BEST_QUALITY, help="Of a JPEG, WebP or AVIF file that is written.")
     ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(metavar="LEFT,TOP,RIGHT,BOTTOM", help="Pixels to decode, the last two just outside."),
+    ] = None,
+    scale: Annotated[str, options.one_of(list(map(str, SCALES)), help="Make the picture so many times smaller.")] = "1",
+    conceal: Annotated[
+        bool, typer.Option("--conceal", help="Fill in damaged tiles, and what a cut file lacks, instead of failing.")
+    ] = False,
     flatten: Annotated[bool, typer.Option("--flatten", help="Lay alpha over white where the format has none.")] = False,
     unlimited: options.Unlimited = False,
     overwrite: options.Overwrite = False,
@@ -61,20 +71,27 @@ def decode(
     options.check_choice(overwrite, skip_existing)
     plan = make_plan(source, target, L2C_FILES, "." + (format_ or "png").lower(), as_json)
     reader = Reader(model, device, precision, unlimited=unlimited)
+    area = options.numbers(region, int, "--region") if region is not None else None
+    seen: DecodeOptions = {
+        "metric": cast("Metric | None", metric),
+        "region": cast("Region | None", area),
+        "scale": cast("Scale", int(scale)),
+        "damaged": "conceal" if conceal else "raise",
+    }
 
     def open_(job: Job) -> Opened | Result:
-        facts = existing.restored(job) if skip_existing else None
+        facts = existing.restored(job, area, int(scale)) if skip_existing else None
         if facts is not None:
             return facts
         replace = overwrite or (skip_existing and existing.is_there(job.target))
         check_target(job, replace)
         if job.target != STANDARD:
             lazy.images.check_output_format(format_, Path(job.target))
-        return Opened.read(job, reader, replace)
+        part = area is not None or conceal
+        return Opened.read_head(job, reader, replace) if part else Opened.read(job, reader, replace)
 
     def together(files: Sequence[Opened]) -> list[Decoded]:
-        streams, wanted = [file.stream for file in files], cast("Metric | None", metric)
-        return reader.session(files[0].stream).decode_batch_detailed(streams, metric=wanted)
+        return reader.session(files[0].stream).decode_batch_detailed([file.stream for file in files], **seen)
 
     def save(file: Opened, decoded: Decoded) -> Result:
         started, target, picture = time.perf_counter(), file.job.target, decoded.picture
@@ -99,11 +116,21 @@ def decode(
             write_output(buffer.getbuffer())
         seconds = {**decoded.seconds.as_dict(), "container": file.seconds, "save": time.perf_counter() - started}
         seconds["total"] = seconds.pop("total") + seconds["container"] + seconds["save"]
-        result = {"metric": decoded.metric, "latents_sha256": decoded.latents_sha256, "seconds": rounded(seconds)}
+        result: Result = {
+            "metric": decoded.metric,
+            "latents_sha256": decoded.latents_sha256,
+            "seconds": rounded(seconds),
+        }
+        if conceal:
+            result["damaged_tiles"] = list(decoded.damaged_tiles)
+            result["damaged_sections"] = [section_name(kind) for kind in decoded.damaged_sections]
+        if area is not None or scale != "1":
+            result["seen"] = {"width": picture.width, "height": picture.height}
         return reader.facts(file.stream, file.size) | result
 
     return run(plan, Batched(open_, together, save), _line, as_json)
 
 
 def _line(result: Result) -> str:
-    return f"{result['width']}x{result['height']}, {result['mode']}, {result['seconds']['total']:.2f} s"
+    size = result.get("seen", result)
+    return f"{size['width']}x{size['height']}, {result['mode']}, {result['seconds']['total']:.2f} s"

@@ -9,8 +9,10 @@ from l2c.cli import lazy
 from l2c.cli.plan import Job
 from l2c.cli.report import Result, file_facts
 from l2c.cli.terminal import STANDARD
+from l2c.codec.views import View
 from l2c.errors import BitstreamError
 from l2c.format.bitstream import Limits, read_header
+from l2c.format.tiles import Box
 
 _HEAD_BYTES = 1 << 16
 
@@ -30,8 +32,11 @@ def coded(job: Job) -> Result | None:
     return None if facts is None else {**facts, "skipped": True}
 
 
-def restored(job: Job) -> Result | None:
-    """Facts of an L2C file whose picture is there, of the right size as far as its head tells; else None."""
+def restored(job: Job, region: list[int] | None = None, scale: int = 1) -> Result | None:
+    """Facts of an L2C file whose picture is there, of the right size as far as its head tells; else None.
+
+    `region` and `scale`: see `Codec.decode`.
+    """
     facts = _head_of(job.source) if job.source != STANDARD and is_there(job.target) else None
     if facts is None:
         return None
@@ -42,7 +47,9 @@ def restored(job: Job) -> Result | None:
                 size = image.size
     except Exception:  # no picture, or half of one: it is made again
         return None
-    return {**facts, "skipped": True} if size == (facts["width"], facts["height"]) else None
+    height, width = facts["height"], facts["width"]
+    view = View.asked(Box(0, 0, height, width), region, scale)
+    return {**facts, "skipped": True} if size == view.size(height, width)[::-1] else None
 
 
 def _head_of(path: str) -> Result | None:

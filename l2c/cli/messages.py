@@ -13,7 +13,7 @@ import typer
 from l2c.cli.terminal import printable, shown
 from l2c.errors import BackendError, BitstreamError, L2CError, ModelMismatchError, RateError
 
-FAILED, USAGE, DAMAGED, NOT_AT_HAND, RATE, INTERRUPTED = 1, 2, 3, 4, 5, 130
+FAILED, USAGE, DAMAGED, NOT_AT_HAND, RATE, CONCEALED, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
 EXIT_CODES = """
 \b
 Exit codes:
@@ -24,6 +24,7 @@ Exit codes:
   3    not an L2C file, or a damaged one
   4    the model, the device or the compiled extension is not at hand
   5    the rate asked for is below what the picture can reach
+  6    done with --conceal, and at least one file was damaged
   130  interrupted
 
 \b

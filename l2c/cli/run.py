@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias, TypeVar
 
-from l2c.cli.messages import FAILED, exit_code, message_of, say
+from l2c.cli.messages import CONCEALED, FAILED, exit_code, message_of, say
 from l2c.cli.plan import Job, Plan
 from l2c.cli.progress import files_done
 from l2c.cli.report import Result, print_json, total_line
 from l2c.cli.terminal import STANDARD, printable, shown
-from l2c.errors import ModelMismatchError, RateError
+from l2c.errors import DamagedError, ModelMismatchError, RateError
 
 Outcome: TypeAlias = Result | Exception
 _Given = TypeVar("_Given")
@@ -40,7 +40,7 @@ def run(
     """
     results: list[Result] = []
     codes = [FAILED] * sum(part.fails for part in plan.left_out)
-    started, stopped = time.perf_counter(), False
+    started, stopped, concealed = time.perf_counter(), False, False
     for part in plan.left_out:
         if part.fails:
             say("error", f"{part.path}: {part.reason}: left out")
@@ -49,6 +49,8 @@ def run(
             for job, outcome in zip(plan.jobs, work(plan.jobs)):
                 if isinstance(outcome, Exception):
                     codes.append(exit_code(outcome))
+                elif outcome.get("damaged_tiles") or outcome.get("damaged_sections"):
+                    concealed = True
                 results.append(_told(job, outcome))
                 advance()
     except KeyboardInterrupt:
@@ -67,9 +69,9 @@ def run(
             print(printable(total_line(results, plan, time.perf_counter() - started, stopped)), file=out)
     if stopped:
         raise KeyboardInterrupt
-    if plan.is_folder:
-        return FAILED if codes else 0
-    return codes[0] if codes else 0
+    if codes:
+        return FAILED if plan.is_folder else codes[0]
+    return CONCEALED if concealed else 0
 
 
 def _told(job: Job, outcome: Outcome) -> Result:
@@ -82,6 +84,8 @@ def _told(job: Job, outcome: Outcome) -> Result:
     result |= {"error": message, "error_type": type(outcome).__name__}
     if isinstance(outcome, RateError):
         result["least_bpp"] = outcome.least_bpp
+    if isinstance(outcome, DamagedError):
+        result |= {"damaged_tiles": list(outcome.tiles), "damaged_sections": list(outcome.sections)}
     if isinstance(outcome, ModelMismatchError):
         result["model_id"] = outcome.wanted
     return result

@@ -7,7 +7,7 @@ from typing import Any
 from l2c import codec
 from l2c.cli import lazy
 from l2c.cli.report import Result, file_facts
-from l2c.format.bitstream import Bitstream, Limits
+from l2c.format.bitstream import Bitstream, Container, Limits
 
 
 def open_codec(model: str | None, device: str, **options: Any) -> codec.Codec:
@@ -28,14 +28,14 @@ class Reader:
         self._model, self._device, self._precision = model, device, precision
         self._codec: codec.Codec | None = None
 
-    def session(self, stream: Bitstream) -> codec.Codec:
+    def session(self, stream: Bitstream | Container) -> codec.Codec:
         """The codec that reads this file and any other; the first call makes it. Raises as `Codec`."""
         if self._codec is None:
             model: Any = lazy.models.find_model(stream.header.model_id) if self._model is None else self._model
             self._codec = codec.Codec(model, self._device, precision=self._precision, limits=self.limits)
         return self._codec
 
-    def facts(self, stream: Bitstream, size: int) -> Result:
+    def facts(self, stream: Bitstream | Container, size: int) -> Result:
         """What is said of a file of so many bytes that was read. Raises as `Codec.codec_for`."""
         header = stream.header
         return {

@@ -23,7 +23,7 @@ def verify(
     unlimited: options.Unlimited = False,
     as_json: options.Json = False,
 ) -> int:
-    """Check every section of a file, decode its latents and print their SHA-256."""
+    """Check every section of a file, decode its latents and print their SHA-256; or say which tiles are damaged."""
     plan = make_plan(source, None, L2C_FILES, "", as_json)
     reader = Reader(model, device, unlimited=unlimited)
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import PIL.Image
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from l2c import images
@@ -298,8 +299,17 @@ def alpha_of(stream: Bitstream, view: View = View()) -> npt.NDArray[Any] | None:
     """A view of the alpha plane of a file, or None. Raises BitstreamError."""
     for kind, unpack in ((ALPHA, unpack_alpha), (LOSSY_ALPHA, lossy_alpha_section.unpack)):
         if kind in stream.metadata:
-            return view.of_plane(unpack(stream.metadata[kind], stream.header.height, stream.header.width))
+            return _seen(unpack(stream.metadata[kind], stream.header.height, stream.header.width), view)
     return None
+
+
+def _seen(plane: npt.NDArray[Any], view: View) -> npt.NDArray[Any]:
+    """A view of a plane of integers [H, W] that a picture has beside its colours: averages, rounded."""
+    part = plane[view.snapped(*plane.shape).slices]
+    if view.scale == 1:
+        return part
+    values = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float64))[None]
+    return F.avg_pool2d(values, view.scale, ceil_mode=True)[0].round_().numpy().astype(plane.dtype)
 
 
 def present(

@@ -188,6 +188,8 @@ class LatentStage:
         header = stream.header
         self.check_limits(header.width, header.height, header.tile_size)
         self._check_head(stream)
+        if not stream.skipped.isdisjoint(numbers):
+            raise BitstreamError("tiles that are needed were not read from the file")
         damaged = set(stream.damaged_tiles)
         jobs: dict[int, DecodingJob] = {}
         lost, partial, symbols = [n for n in numbers if n in damaged], [], {}

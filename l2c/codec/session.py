@@ -465,7 +465,7 @@ class Codec:
     def verify(self, data: File) -> str:
         """Check every section, decode the latents, unpack alpha; return the SHA-256 of all latent symbols.
 
-        Raises as `decode`.
+        Raises as `decode`; `DamagedError` names all sections and tiles that are damaged.
         """
         return self.verify_batch([data])[0]
 
@@ -475,7 +475,10 @@ class Codec:
         opened = self._opened(files)
         results: dict[int, str] = {}
         for codec, members in self._by_model(opened):
-            streams = [opened[i].read(None, "raise") for i in members]
+            streams = [opened[i].read(None, "conceal") for i in members]
+            for i, stream in zip(members, streams):
+                with naming(opened[i].name):
+                    stream.check_damage()
             results |= zip(members, codec.decoder.verify(streams, [opened[i].name for i in members]))
         return [results[i] for i in range(len(opened))]
 

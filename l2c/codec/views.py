@@ -1,16 +1,11 @@
-"""What is wanted of a picture: all of it or a region, at its size or scaled down."""
+"""What is wanted of a picture: all of it or a region, at its size or scaled down. Without torch, as `options`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
 from l2c.errors import UnsupportedError
 from l2c.format.bitstream import Header
@@ -36,31 +31,27 @@ class View:
         squares = self.area.covering(self.scale).times(self.scale)
         return Box(squares.top, squares.left, min(height, squares.bottom), min(width, squares.right))
 
-    def of_plane(self, plane: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """The view of a plane of integers [H, W] that the picture has beside its colours: averages, rounded."""
-        part = plane[self.snapped(*plane.shape).slices]
-        if self.scale == 1:
-            return part
-        whole = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float64))[None]
-        averages = F.avg_pool2d(whole, self.scale, ceil_mode=True)[0]
-        return averages.round_().numpy().astype(plane.dtype)
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the view of a picture of a size."""
+        small = self.snapped(height, width).covering(self.scale)
+        return small.height, small.width
 
     @classmethod
-    def asked(cls, header: Header, region: Any, scale: int) -> View:
-        """The view of a file's picture for (left, top, right, bottom) or None, and a scale that was checked.
+    def asked(cls, picture: Header | Box, region: Any, scale: int) -> View:
+        """The view of a picture for (left, top, right, bottom) or None, and a scale that was checked.
 
         Raises:
             UnsupportedError: no four whole numbers, or no rectangle of the picture.
         """
         if region is None:
             return cls(None, scale)
-        numbers = list(region) if isinstance(region, (Sequence, np.ndarray)) and not isinstance(region, str) else []
+        numbers = list(region) if isinstance(region, Iterable) and not isinstance(region, str | bytes) else []
         if len(numbers) != 4 or any(isinstance(n, bool) or not isinstance(n, Integral) for n in numbers):
             raise UnsupportedError(f"region is {region!r}: it must be four whole numbers, (left, top, right, bottom)")
         left, top, right, bottom = map(int, numbers)
-        if not (0 <= left < right <= header.width and 0 <= top < bottom <= header.height):
+        if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
             raise UnsupportedError(
                 f"region is {(left, top, right, bottom)}: it must be (left, top, right, bottom) with "
-                f"0 <= left < right <= {header.width} and 0 <= top < bottom <= {header.height}"
+                f"0 <= left < right <= {picture.width} and 0 <= top < bottom <= {picture.height}"
             )
         return cls(Box(top, left, bottom, right), scale)

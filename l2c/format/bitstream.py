@@ -78,7 +78,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from l2c.errors import BitstreamError, LimitError, UnsupportedError
+from l2c.errors import BitstreamError, DamagedError, LimitError, UnsupportedError
 from l2c.format.levels import MAX_MU, MAX_QUALITY, OperatingPoint
 from l2c.format.source import BytesLike, Memory, Source
 from l2c.format.tiles import Box
@@ -332,6 +332,14 @@ class Bitstream:
         """Directory entries, one per payload."""
         return self.index.tiles
 
+    def check_damage(self) -> None:
+        """Raises DamagedError, which names all parts that are damaged."""
+        sections = tuple(map(section_name, self.damaged_sections))
+        parts = [f"section {name}" for name in sections] + [f"tile {number}" for number in self.damaged_tiles]
+        if parts:
+            what = f"{', '.join(parts)} of {len(self.tiles)}" if self.damaged_tiles else ", ".join(parts)
+            raise DamagedError(f"damaged or cut off: {what}", self.damaged_tiles, sections)
+
 
 def section_name(type_: int) -> str:
     """Name of a section type in messages and listings: "ICC", or "0x8077" for one without a name."""
@@ -475,6 +483,11 @@ class Container:
 
     source: Source
     index: FileIndex
+
+    @property
+    def header(self) -> Header:
+        """The fixed fields."""
+        return self.index.header
 
     @classmethod
     def open(cls, source: Source, limits: Limits = Limits()) -> Container:

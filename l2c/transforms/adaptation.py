@@ -87,7 +87,7 @@ class Adapter:
         if mine.dim() == 2:
             return modulator.scales(mine), None
         n, _, rows, columns = mine.shape
-        scales = modulator.scales(mine.permute(0, 2, 3, 1).reshape(-1, mine.shape[1]), rows * columns)
+        scales = modulator.scales(mine.permute(0, 2, 3, 1).reshape(-1, mine.shape[1]))
         return scales.view(n, rows, columns, -1).permute(0, 3, 1, 2), self._on_layer(self._adaptation.condition_grid, x)
 
     def _on_layer(self, grid: Grid | None, x: Tensor) -> Grid:

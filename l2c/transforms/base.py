@@ -160,7 +160,7 @@ class Decoder(nn.Module, abc.ABC):
             float32 [N, 3, ceil(s h / scale), ceil(s w / scale)]; the last squares may be parts.
         """
         pictures = self(y_hat, cond, adaptation)
-        return pictures if scale == 1 else F.avg_pool2d(pictures.float(), scale, ceil_mode=True)
+        return pictures if scale == 1 else F.avg_pool2d(pictures.float().clamp(0.0, 1.0), scale, ceil_mode=True)
 
     def halo_px(self, scale: int) -> int:
         """How far a pixel of `scaled` sees, in pixels of the whole size."""

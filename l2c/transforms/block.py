@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from l2c.errors import ConfigError
 from l2c.transforms.adaptation import Adaptation, Adapter
 from l2c.transforms.base import MAX_BLOCKS, MAX_WIDTH, Decoder, Encoder, TransformConfig
-from l2c.transforms.modulators import Modulator, for_each_picture, log_lmbda
+from l2c.transforms.modulators import Modulator, for_each, log_lmbda
 
 _PIXEL_SCALE = 255.0
 _SLOPE = 0.1  # of every LeakyReLU
@@ -142,7 +142,7 @@ class Gain(nn.Module):
     def logarithm(self, cond: Tensor) -> Tensor:
         """Conditions [N, 2] -> log of the gains, float32 [N, channels, 1, 1]."""
         with torch.autocast(cond.device.type, enabled=False):
-            return for_each_picture(self._logarithm, cond)
+            return for_each(self._logarithm, cond)
 
     def _logarithm(self, cond: Tensor) -> Tensor:
         log_gain = 0.5 * (log_lmbda(cond) - _LOG_STEP_CONSTANT) + self.fc2(F.relu(self.fc1(cond)))

@@ -35,15 +35,15 @@ def log_lmbda(cond: Tensor) -> Tensor:
     return cond[:, :1] * _LOG_LMBDA_SCALE + _LOG_LMBDA_CENTRE
 
 
-def for_each_picture(function: Callable[[Tensor], Tensor], cond: Tensor, rows: int = 1) -> Tensor:
-    """`function` of conditions [N * rows, 2], each picture's rows in a product of their own.
+def for_each(function: Callable[[Tensor], Tensor], cond: Tensor) -> Tensor:
+    """`function` of conditions [N, 2], of pictures or patches, each in a product of its own.
 
-    A matrix product rounds otherwise with another number of rows, and a picture's latents and pixels must not depend on
-    what else is in its batch. On a GPU, whose convolutions differ as well, all pictures share one product.
+    A matrix product rounds otherwise with another number of rows, and latents and pixels must not depend on what else
+    is in a batch, or on how much of a picture is decoded. On a GPU, whose convolutions differ as well, all share one.
     """
-    if len(cond) == rows or cond.device.type != "cpu":
+    if len(cond) == 1 or cond.device.type != "cpu":
         return function(cond)
-    return torch.cat([function(part) for part in cond.split(rows)])
+    return torch.cat([function(part) for part in cond.split(1)])
 
 
 class Modulator(nn.Module):
@@ -60,10 +60,10 @@ class Modulator(nn.Module):
             self.fc2.weight.mul_(0.1)
         nn.init.constant_(self.fc2.bias, math.log(math.e - 1.0))  # softplus of this is 1
 
-    def scales(self, cond: Tensor, rows: int = 1) -> Tensor:
-        """Scales for conditions [N * rows, 2], picture by picture -> float32 [N * rows, channels, 1, 1], positive."""
+    def scales(self, cond: Tensor) -> Tensor:
+        """Scales for conditions [N, 2], of pictures or patches -> float32 [N, channels, 1, 1], positive."""
         with torch.autocast(cond.device.type, enabled=False):
-            return for_each_picture(self._scales, cond, rows)
+            return for_each(self._scales, cond)
 
     def _scales(self, cond: Tensor) -> Tensor:
         return F.softplus(self.fc2(F.relu(self.fc1(cond))))[:, :, None, None]
