@@ -46,6 +46,7 @@ ARROWS = {
     "search": {"errors", "format", "adapt.effort", "adapt.savings", "guard", "rate_control"},
     "codec": {"errors", "arrays", "devices", "format", "images", "ops", "transforms", "entropy", "adapt", "models",
               "metrics", "objective", "guard", "rate_control", "search"},
+    "pillow": {"errors", "format", "images", "codec"},
     "metrics": set(),
     "objective": {"format", "metrics", "transforms"},
     "models": {"errors", "files", "config", "transforms", "entropy", "adapt"},

@@ -498,12 +498,18 @@ class Container:
             head = source.read(0, max(head_size, _PREAMBLE.size))
         return cls(source, read_header(head, limits))
 
-    def read(self, tiles: Collection[int] | None = None, damaged: Literal["raise", "report"] = "raise") -> Bitstream:
-        """All sections and the payloads of some tiles, every CRC of them checked.
+    def read(
+        self,
+        tiles: Collection[int] | None = None,
+        damaged: Literal["raise", "report"] = "raise",
+        sections: Collection[int] | None = None,
+    ) -> Bitstream:
+        """Sections and the payloads of some tiles, every CRC of them checked.
 
         Args:
             tiles: which; None: all. Nothing is read of others.
             damaged: as for `read_bitstream`.
+            sections: types of those that are wanted; None: all.
         Raises:
             BitstreamError: as `read_bitstream`; a file that is shorter than its head says is refused whichever tiles
                 are asked for, unless damaged="report". OSError.
@@ -518,10 +524,11 @@ class Container:
         if size < index.file_size and damaged == "raise":
             raise BitstreamError(f"truncated: {size} bytes of {index.file_size}")
         chosen = sorted(range(len(index.tiles)) if tiles is None else set(tiles))
-        bodies = self._bodies([*index.sections, *(index.tiles[number] for number in chosen)])
+        wanted = [section for section in index.sections if sections is None or section.type in sections]
+        bodies = self._bodies([*wanted, *(index.tiles[number] for number in chosen)])
 
         metadata, damaged_sections = {}, []
-        for section in index.sections:
+        for section in wanted:
             body = next(bodies)
             if _is_whole(body, section):
                 metadata[section.type] = body
