@@ -25,7 +25,7 @@ from l2c.format.bitstream import Limits, read_header
 
 if TYPE_CHECKING:
     from l2c.adapt.effort import Effort
-    from l2c.codec import Codec, Decoded, Encoded, EncodeOptions, decode, encode
+    from l2c.codec import Codec, Decoded, DecodeOptions, Encoded, EncodeOptions, decode, encode
     from l2c.models import load_model
 
 __version__ = "0.1.0"
@@ -36,6 +36,7 @@ __all__ = [
     "Codec",
     "ConfigError",
     "DamagedError",
+    "DecodeOptions",
     "Decoded",
     "Effort",
     "EncodeOptions",
@@ -55,7 +56,9 @@ __all__ = [
     "read_header",
 ]
 
-_LAZY = dict.fromkeys(("Codec", "Decoded", "EncodeOptions", "Encoded", "decode", "encode"), "l2c.codec")
+_LAZY = dict.fromkeys(
+    ("Codec", "Decoded", "DecodeOptions", "EncodeOptions", "Encoded", "decode", "encode"), "l2c.codec"
+)
 _LAZY |= {"Effort": "l2c.adapt.effort", "load_model": "l2c.models"}
 
 

@@ -19,7 +19,7 @@ def test_the_typed_program_runs(tiny_model_path: Path, drawn_picture: np.ndarray
     data = typed_api.options(codec, drawn_picture)
     typed_api.outputs(codec, data)
     typed_api.results(codec, drawn_picture)
-    assert typed_api.refused(codec, drawn_picture, data) == 7
+    assert typed_api.refused(codec, drawn_picture, data) == 9
 
 
 def test_literals_name_what_is_there() -> None:

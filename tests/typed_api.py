@@ -6,6 +6,7 @@ Every `type: ignore` here is a call that mypy has to refuse; one that it accepts
 from __future__ import annotations
 
 import contextlib
+import io
 from typing import TypeAlias
 
 import numpy as np
@@ -43,6 +44,9 @@ def outputs(codec: l2c.Codec, data: bytes) -> None:
     assert_type(codec.decode(data, metric="psnr"), Pixels)
     assert_type(codec.decode(data, as_="pil", metric=None), PIL.Image.Image)
     assert_type(codec.decode_batch([data], as_="torch", metric="msssim"), list[Tensor])
+    assert_type(codec.decode(io.BytesIO(data), region=(0, 0, 2, 2), scale=2, damaged="conceal"), Pixels)
+    assert_type(codec.decode_regions(data, [(0, 0, 2, 2)], as_="torch"), list[Tensor])
+    assert_type(codec.thumbnail(data, (8, 8)), PIL.Image.Image)
     as_: Output = "torch"
     mode: Mode = "rgb"
     assert_type(any_output(codec, data, as_, mode), Pixels | PIL.Image.Image | Tensor)
@@ -111,6 +115,12 @@ def refused(codec: l2c.Codec, picture: Pixels, data: bytes) -> int:
         codec.encode(picture, effort=10)  # type: ignore[arg-type]
         count -= 1
     with counted():
+        codec.decode(data, scale=3)  # type: ignore[call-overload]
+        count -= 1
+    with counted():
+        codec.decode(data, damaged="ignore")  # type: ignore[call-overload]
+        count -= 1
+    with counted():
         codec.decode(data, as_="jpeg")  # type: ignore[call-overload]
         count -= 1
     with counted():
@@ -123,9 +133,9 @@ def refused(codec: l2c.Codec, picture: Pixels, data: bytes) -> int:
         codec.encode(picture, adapt_for=("vmaf",))  # type: ignore[arg-type]
         count -= 1
     with counted():
-        codec.decode(data, metric="vmaf")  # type: ignore[call-overload]
+        codec.decode(data, metric="vmaf")  # type: ignore[arg-type]
         count -= 1
-    return 7 + count
+    return 9 + count
 
 
 def counted() -> contextlib.AbstractContextManager[None]:

@@ -5,10 +5,12 @@ parallel and on their own; E and D do not. Values go down this list, and come up
 
     session             a model on a device, `encode` and `decode`: what the public API and the command line use
     options, results    what a call may ask for, and what it gives back
+    opened, views       files as they are handed over, and what is wanted of them: a region, a smaller picture
     receivers           what a file gets for those who want another metric than its own, once its latents are chosen
     encoder, decoder    pictures -> coded latents -> files, and back; what to try next a strategy says (`l2c.search`)
     transform_stage     pictures <-> latents: E, Q, D
     latent_stage        latents <-> payloads: P and the coder, and help where they fail
+    conceal             latents that did not arrive
 
 What needs torch loads on first use, so that options can be checked without it.
 """
@@ -17,7 +19,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from l2c.adapt.effort import EffortLevel
-from l2c.codec.options import DEFAULT_QUALITY, DEFAULT_TILE, PRECISIONS, EncodeOptions, Mode, Output, Precision
+from l2c.codec.options import (
+    DEFAULT_QUALITY,
+    DEFAULT_TILE,
+    PRECISIONS,
+    Damage,
+    DecodeOptions,
+    EncodeOptions,
+    Mode,
+    Output,
+    Precision,
+    Region,
+    Scale,
+)
 from l2c.format.levels import Metric
 
 if TYPE_CHECKING:
@@ -31,6 +45,8 @@ __all__ = [
     "PRECISIONS",
     "AdaptationReport",
     "Codec",
+    "Damage",
+    "DecodeOptions",
     "DecodeSeconds",
     "Decoded",
     "EffortLevel",
@@ -42,6 +58,8 @@ __all__ = [
     "Output",
     "Precision",
     "Receiver",
+    "Region",
+    "Scale",
     "decode",
     "encode",
     "shared_codec",

@@ -53,13 +53,18 @@ class EncodeOptions(TypedDict, total=False):
     progress: Callable[[float, str], None] | None
 
 
-class DecodeOptions(TypedDict, total=False):
-    """Keywords of every decoding call; meanings and defaults at `Codec.decode`."""
+class ViewOptions(TypedDict, total=False):
+    """Keywords of calls that decode regions; meanings and defaults at `Codec.decode`."""
 
     metric: Metric | None
-    region: Region | None
     scale: Scale
     damaged: Damage
+
+
+class DecodeOptions(ViewOptions, total=False):
+    """Keywords of every decoding call, likewise."""
+
+    region: Region | None
 
 
 def check_decode_options(metric: Any, scale: Any, damaged: Any) -> None:

@@ -35,6 +35,7 @@ from l2c.codec.options import (
     Precision,
     Region,
     Scale,
+    ViewOptions,
     check_bits,
     check_decode_options,
     check_number,
@@ -367,6 +368,39 @@ class Codec:
             for i, result in zip(members, codec._presented(wanted, as_, mode, metric, damaged)):
                 results[i] = result
         return results
+
+    @overload
+    def decode_regions(
+        self,
+        data: File,
+        regions: Iterable[Region],
+        *,
+        as_: Literal["numpy"] = "numpy",
+        mode: Mode | None = None,
+        **options: Unpack[ViewOptions],
+    ) -> list[UInt8Array]: ...
+
+    @overload
+    def decode_regions(
+        self,
+        data: File,
+        regions: Iterable[Region],
+        *,
+        as_: Literal["pil"],
+        mode: Mode | None = None,
+        **options: Unpack[ViewOptions],
+    ) -> list[PIL.Image.Image]: ...
+
+    @overload
+    def decode_regions(
+        self,
+        data: File,
+        regions: Iterable[Region],
+        *,
+        as_: Literal["torch"],
+        mode: Mode | None = None,
+        **options: Unpack[ViewOptions],
+    ) -> list[Tensor]: ...
 
     @of_device
     def decode_regions(
