@@ -92,6 +92,54 @@ def integer_kernels() -> None:
         )  # fmt: skip
 
 
+def hyperprior_kernels() -> None:
+    """Everything that decoding with a hyperprior launches, at CompressAI's sizes; weights are zeros."""
+    import numpy as np
+
+    import l2c.kernels
+    from l2c import ops
+    from l2c.architectures import ARCHITECTURES
+    from l2c.entropy.coder import DecodingJob
+    from l2c.entropy.hyperprior.backends.device_coder import Geometry
+    from l2c.entropy.hyperprior.backends.device_level import DeviceLevel
+    from l2c.entropy.hyperprior.integer_weights import HyperLayer, IntegerLevel, hyper_plan
+    from l2c.format.levels import OperatingPoint
+    from l2c.ops.contract import IntegerLayer
+
+    __import__("l2c.kernels.hyperprior")
+    l2c.kernels.hyperprior.block_size = lambda device, size, needed: size
+    kernels = ops.integer_kernels(torch.device("cpu"))
+
+    def layer(outputs: int, inputs: int, kernel: int) -> IntegerLayer:
+        weight = np.zeros((outputs, inputs, kernel, kernel), np.int8)
+        return IntegerLayer(weight, np.zeros(outputs, np.int32), np.ones(outputs, np.float32))
+
+    def level(name: str, n: int, m: int, fraction: int) -> IntegerLevel:
+        facts, hyper, inputs = ARCHITECTURES[name], [], 2 * n
+        for outputs, shuffle in hyper_plan(facts, n, m):
+            hyper.append(HyperLayer(layer(outputs * (4 if shuffle else 1), inputs, 3), shuffle))
+            inputs = outputs
+        sizes = (4 * m, 10 * m // 3, 8 * m // 3, 2 * m) if facts.kind == "context" else ()
+        return IntegerLevel(
+            facts.kind, np.zeros((0 if facts.kind == "factorized" else n, 257), np.uint32), tuple(hyper),
+            layer(2 * m, 12 * m, 1) if sizes else None, np.zeros(m, np.uint8),
+            tuple(layer(outputs, inputs, 1) for inputs, outputs in itertools.pairwise(sizes)), np.zeros(m, np.int16),
+            np.zeros((m if facts.kind == "factorized" else 0, 257), np.uint32), fraction,
+        )  # fmt: skip
+
+    stream = ops.range_encoder().finish()
+    for name, n, m, fraction in (
+        ("bmshj2018-factorized", 128, 192, 0), ("bmshj2018-hyperprior", 128, 192, 0), ("mbt2018-mean", 128, 192, 0),
+        ("mbt2018-mean", 128, 192, 4), ("mbt2018", 192, 192, 0), ("mbt2018", 192, 320, 4),
+        ("cheng2020-anchor", 128, 128, 0),
+    ):  # fmt: skip
+        sizes = ((9, 12), (5, 7))
+        geometry = Geometry(DeviceLevel(level(name, n, m, fraction), torch.device("cpu"), kernels), sizes)
+        geometry.load([DecodingJob(*size, OperatingPoint(0, 0, 8), m, stream) for size in sizes])
+        for lanes in (8, 64):
+            geometry.run(lanes)
+
+
 def float_kernels() -> None:
     """Everything that `ops` launches on float tensors: forward and backward, float32 and bfloat16."""
     from l2c.kernels import mixture_bits, patch_epilogue, quantise
@@ -131,6 +179,7 @@ def main() -> None:
 
     JITFunction.run = compile_only
     integer_kernels()
+    hyperprior_kernels()
     float_kernels()
     for name, variants in sorted(seen.items()):
         print(f"{name}: {len(variants)} compiled for sm_{sys.argv[1]}")

@@ -1,0 +1,213 @@
+"""Hyperprior models on the kernels against the C++ coder: equality of every byte and every latent.
+
+Without a GPU they run under Triton's interpreter (conftest.py): sizes are tiny.
+"""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hyperprior_levels import random_level, some_latents, some_side
+from test_hyperprior_integers import constant_level, digits, model_of
+
+from l2c import ops
+from l2c.architectures import ARCHITECTURES, tenths_of
+from l2c.entropy.coder import DecodingJob, EncodingJob
+from l2c.entropy.hyperprior import HyperpriorIntegers
+from l2c.entropy.hyperprior.backends.device_coder import DeviceCoder
+from l2c.entropy.hyperprior.integer_weights import tables_of
+from l2c.errors import BackendError, BitstreamError
+from l2c.format.levels import OperatingPoint
+from l2c.ops import reference
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+REASON = ops.triton_reason(DEVICE)
+pytestmark = pytest.mark.skipif(bool(REASON), reason=REASON)
+POINT = OperatingPoint(tenths_of(3), 0, 8)
+M = 3
+VARIANTS = [(name, "whole") for name in ARCHITECTURES if name != "cheng2020-attn"]  # whose P is cheng2020-anchor's
+VARIANTS += [("mbt2018-mean", "mean"), ("mbt2018", "mean")]
+
+
+def tiny_model(name: str, rounding: str = "whole") -> HyperpriorIntegers:
+    n = M if ARCHITECTURES[name].residual else 2
+    return model_of(random_level(name, n, M, rounding=rounding), architecture=name)
+
+
+def make_jobs(model: HyperpriorIntegers, sizes: tuple[tuple[int, int], ...] = ((2, 4), (1, 2))) -> list[EncodingJob]:
+    """Tiles of different sizes and used channels, with an escape or two."""
+    jobs, level = [], model.levels[0]
+    for i, (height, width) in enumerate(sizes):
+        latents, used = some_latents(level, height, width, seed=i), M - i
+        latents = np.sign(latents) * (np.abs(latents) % (300 << level.fraction))
+        latents[used:] = 0
+        side = some_side(level, height, width)
+        jobs.append(EncodingJob(height, width, POINT, used, latents.astype(np.int16), side=side))
+    return jobs
+
+
+def reading(jobs: list[EncodingJob], streams: list[bytes]) -> list[DecodingJob]:
+    """The same tiles, to be read from their streams."""
+    return [DecodingJob(job.height, job.width, job.point, job.used, stream) for job, stream in zip(jobs, streams)]
+
+
+@pytest.mark.parametrize(("name", "rounding"), VARIANTS)
+def test_tiles_between_backends(name: str, rounding: str) -> None:
+    """Streams and latents of whole tiles, batched with padding on the device, are those of the CPU, both ways."""
+    model = tiny_model(name, rounding)
+    streams, found = {}, {}
+    for backend in ("cpu", "triton"):
+        jobs = make_jobs(model)
+        found[backend] = model.code(jobs, backend, DEVICE)
+        streams[backend] = [job.encoder.finish() for job in jobs]
+    assert streams["cpu"] == streams["triton"]
+    for _ in range(3 if DEVICE.type == "cuda" else 1):  # launched, recorded and replayed
+        got = model.code(reading(jobs, streams["cpu"]), "triton", DEVICE)
+        for ours, theirs, expected in zip(got, found["triton"], found["cpu"], strict=True):
+            assert ours.dtype == np.int16
+            assert np.array_equal(ours, expected) and np.array_equal(theirs, expected)
+
+
+def test_levels_and_unused_tiles_in_one_call() -> None:
+    """Each level is a batch of its own; what has no channel is not coded; a GPU can go on with what is queued."""
+    levels = [random_level("mbt2018-mean", 2, M, seed=seed) for seed in (1, 2)]
+    model = model_of(*levels, architecture="mbt2018-mean", qualities=(3, 5))
+    points = [OperatingPoint(tenths_of(quality), 0, 8) for quality in (5, 3, 5)]
+    jobs = [
+        EncodingJob(2, 2 + i, point, M, some_latents(levels[0], 2, 2 + i) % 50, side=some_side(levels[0], 2, 2 + i))
+        for i, point in enumerate(points)
+    ]
+    known = model.code(jobs, "cpu")
+    readers = reading(jobs, [job.encoder.finish() for job in jobs])
+    readers.append(DecodingJob(3, 3, POINT, 0, ops.range_encoder().finish()))
+    queued = model.backends()["triton"].queue(readers, DEVICE)
+    assert queued is not None
+    latents, check = queued
+    check()
+    for got, expected in zip(latents, [*known, np.zeros((M, 3, 3), np.int16)], strict=True):
+        assert got.dtype == torch.int16 and np.array_equal(got.cpu().numpy(), expected)
+
+
+def test_known_answer_of_a_model() -> None:
+    for name, rounding in (("mbt2018", "whole"), ("bmshj2018-hyperprior", "whole"), ("mbt2018-mean", "mean")):
+        model = tiny_model(name, rounding)
+        assert model.known_answer("triton", DEVICE) == model.known_answer("reference")
+
+
+def test_every_sigma_and_mean() -> None:
+    """The mixtures of all heads that there can be for sigma, and as many means, are those of the definition."""
+    rng = np.random.default_rng(0)
+    sigma = np.arange(-32768, 32768)
+    mean = rng.permutation(sigma)
+    channels, kernels = 256, ops.integer_kernels(DEVICE)
+    raw = np.concatenate((sigma.reshape(-1, channels), mean.reshape(-1, channels)), axis=1).astype(np.int16)
+    n = len(sigma)
+    for fraction in (0, 4):
+        parts = [torch.zeros((3, 1, n), dtype=torch.int16, device=DEVICE) for _ in range(3)]
+        start, excess = (torch.full((1, n), 7, dtype=torch.int16, device=DEVICE) for _ in range(2))
+        count, used = (torch.tensor([value], dtype=torch.int32, device=DEVICE) for value in (n, channels))
+        begin = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+        kernels.gaussian_params_fwd(
+            torch.from_numpy(raw).to(DEVICE)[None, None], None, count, used, begin, *parts, start, excess, channels,
+            fraction, 0,
+        )  # fmt: skip
+        weights, means, inv_scales, k = reference.gaussian_mixture(sigma, mean, fraction)
+        assert np.array_equal(parts[0][:, 0].cpu().numpy().view(np.uint16), weights)
+        assert np.array_equal(parts[1][:, 0].cpu().numpy(), means)
+        assert np.array_equal(parts[2][:, 0].cpu().numpy().view(np.uint16), inv_scales)
+        assert np.array_equal(start[0].cpu().numpy(), k) and not excess.any()
+
+
+def test_damaged_tiles_are_refused() -> None:
+    model = tiny_model("mbt2018")
+    jobs = make_jobs(model, ((2, 3),))
+    model.code(jobs, "cpu")
+    good = jobs[0].encoder.finish()
+    flipped = bytearray(good)
+    flipped[-1] ^= 4
+    for damaged in (good[:-2], good + b"\0\0", bytes(flipped)):
+        with pytest.raises(BitstreamError, match="range coder"):
+            model.code(reading(jobs, [damaged]), "triton", DEVICE)
+
+
+def test_a_stream_that_ends_is_not_read_on() -> None:
+    """Seven bytes cannot make the decoder walk through a tile."""
+    model = tiny_model("mbt2018-mean")
+    coder = model.backends()["triton"].coder(DEVICE)  # type: ignore[attr-defined]
+    job = DecodingJob(4, 5, POINT, M, b"\0" + (1 << 32).to_bytes(6, "little"))
+    coder.geometry(0, ((4, 5),)).symbols.fill_(77)
+    _, check = coder.decode([job])
+    with pytest.raises(BitstreamError, match="too early"):
+        check()
+    assert int((coder.geometry(0, ((4, 5),)).symbols != 77).sum()) < 20  # of 60
+
+
+@pytest.mark.parametrize(("count", "last"), [(1, 3), (31, 254), (31, 255), (33, 0)])
+def test_digits_end(count: int, last: int) -> None:
+    level = random_level("bmshj2018-factorized", 2, 1)
+    model = model_of(level, architecture="bmshj2018-factorized")
+    job = EncodingJob(1, 1, POINT, 1, np.zeros((1, 1, 1), np.int16))
+    job.encoder.table(np.array([0], np.uint8), np.zeros(1, np.int32), tables_of(level.y_cdf))
+    digits(job.encoder, [255] * count + [last])
+    reader = DecodingJob(1, 1, POINT, 1, job.encoder.finish())
+    if count + (last == 255) >= 32:
+        with pytest.raises(BitstreamError):
+            model.code([reader], "triton", DEVICE)
+    else:
+        (found,) = model.code([reader], "triton", DEVICE)
+        assert found.item() == level.offset[0] - 128 - 255 * count - last
+
+
+def test_latents_fit_in_16_bits() -> None:
+    level = constant_level(np.array([128]), np.array([0]), 4)
+    model = model_of(level, architecture="mbt2018-mean")
+    weights, means, inv_scales, _ = reference.gaussian_mixture(np.array([128]), np.array([0]), 4)
+    for last in (135, 136):  # 127 + 7 * 255 + 135 is 2047
+        job = EncodingJob(1, 1, POINT, 1, np.zeros((1, 1, 1), np.int16))
+        job.encoder.table(np.array([128], np.uint8), np.zeros(1, np.int32), tables_of(level.z_cdf))
+        job.encoder.mixture(np.array([255], np.uint8), weights, means, inv_scales)
+        digits(job.encoder, [255] * 7 + [last])
+        reader = DecodingJob(1, 1, POINT, 1, job.encoder.finish())
+        if last == 135:
+            assert model.code([reader], "triton", DEVICE)[0].item() == 16 * 2047
+        else:
+            with pytest.raises(BitstreamError, match="out of range"):
+                model.code([reader], "triton", DEVICE)
+
+
+def test_proof_of_a_device() -> None:
+    """What a codec on a GPU asks for when it is made; here with a tile that an interpreter can do."""
+    model = tiny_model("mbt2018")
+    coder: DeviceCoder = model.backends()["triton"].coder(DEVICE)  # type: ignore[attr-defined]
+    coder.prove(2, 2)
+    coder.proved = False
+    right = coder.kernels
+
+    def broken(name: str, spoil: Any) -> DeviceCoder:
+        def wrong(*args: Any, **options: Any) -> None:
+            getattr(right, name)(*args, **options)
+            spoil(*args)
+
+        coder.kernels = SimpleNamespace(**{**vars(right), name: wrong})
+        coder._levels.clear()
+        return coder
+
+    with pytest.raises(BackendError, match="streams are not those"):
+        broken("int_conv_fwd", lambda *args: args[5].fill_(3)).prove(2, 2)
+    with pytest.raises(BackendError, match="BitstreamError"):
+        broken("escapes_fwd", lambda *args: args[12].zero_()).prove(2, 2)
+    with pytest.raises(BackendError, match="other latents"):
+        broken("place_fwd", lambda *args: args[8].add_(1)).prove(2, 2)
+    with pytest.raises(BackendError, match="RuntimeError"):
+        broken("mixture_window_fwd", lambda *args: args[0].view(77)).prove(2, 2)
+
+
+def test_large_tiles_go_to_the_cpu() -> None:
+    backend = tiny_model("mbt2018").backends()["triton"]
+    assert backend.takes(make_jobs(tiny_model("mbt2018")))
+    assert not backend.takes([DecodingJob(1 << 9, 1 << 9, POINT, M, ops.range_encoder().finish())])
+    assert backend.queue([DecodingJob(1 << 9, 1 << 9, POINT, M, ops.range_encoder().finish())], DEVICE) is None
