@@ -228,12 +228,11 @@ def _rans_table_fwd_kernel(
         start = tl.zeros((LANES,), tl.int32)
         stop = tl.full((LANES,), ONE, tl.int32)
         for k in tl.static_range(8):
-            step: tl.constexpr = 128 >> k
-            c = tl.load(table + i + step, mask=active, other=0) << 4
+            c = tl.load(table + i + (128 >> k), mask=active, other=0) << 4
             go = c <= slot
             start = tl.where(go, c, start)
             stop = tl.where(go, stop, c)
-            i = tl.where(go, i + step, i)
+            i = tl.where(go, i + (128 >> k), i)
         tl.store(symbols_ptr + n * S + j, i.to(tl.uint8), mask=active)
         moved = (stop - start).to(tl.int64) * (x >> 20) + (slot - start).to(tl.int64)
         x = tl.where(active, moved, x)

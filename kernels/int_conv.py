@@ -14,6 +14,8 @@ from torch import Tensor
 
 from l2c.kernels import block_size
 
+MOST_UNROLLED = tl.constexpr(16)  # products that are written out; hundreds would take minutes to compile
+
 
 @triton.jit
 def round_product(total, multiplier):
@@ -31,6 +33,13 @@ def round_product(total, multiplier):
     rounded = (m + (1 << (shift - 1)) - 1 + ((m >> shift) & 1)) >> shift
     rounded = tl.where(exponent > 15, 65536, rounded)
     return tl.where(pattern < 0, -rounded, rounded)
+
+
+@triton.jit
+def add_product(acc, x_ptrs, weight_ptrs, valid):
+    """acc + x weight, of a block of channels; x is zero where it is not valid."""
+    a = tl.load(x_ptrs, mask=valid[:, None], other=-128)
+    return tl.dot(a, tl.load(weight_ptrs), acc, out_dtype=tl.int32)
 
 
 @triton.jit(do_not_specialize=["num_cells", "R", "C", "bias_stride", "cout"])
@@ -76,10 +85,14 @@ def _int_conv_fwd_kernel(
         valid = in_buffer & (row + dy >= 0) & (row + dy < R) & (column + dx >= 0) & (column + dx < C)
         # int64: a batch of large tiles can have more than 2^31 activations.
         source = (cell + dy * C + dx).to(tl.int64)[:, None] * x_stride
-        for k in tl.static_range(0, CIN, BLOCK_K):
-            a = tl.load(x_ptr + source + (k + offs_k)[None, :], mask=valid[:, None], other=-128)
-            w = tl.load(weight_ptr + (tap * CIN + k + offs_k)[:, None] * cout_padded + channel[None, :])
-            acc = tl.dot(a, w, acc, out_dtype=tl.int32)
+        x_ptrs = x_ptr + source + offs_k[None, :]
+        weight_ptrs = weight_ptr + (tap * CIN + offs_k)[:, None] * cout_padded + channel[None, :]
+        if KERNEL * KERNEL * CIN <= MOST_UNROLLED * BLOCK_K:
+            for k in tl.static_range(0, CIN, BLOCK_K):
+                acc = add_product(acc, x_ptrs + k, weight_ptrs + k * cout_padded, valid)
+        else:
+            for k in range(0, CIN, BLOCK_K):
+                acc = add_product(acc, x_ptrs + k, weight_ptrs + k * cout_padded, valid)
     known = channel < cout
     bias = tl.load(
         bias_ptr + n[:, None] * bias_stride + channel[None, :], mask=in_buffer[:, None] & known[None, :], other=0

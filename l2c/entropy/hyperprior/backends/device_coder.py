@@ -353,7 +353,7 @@ class DeviceCoder:
 
         def check() -> None:
             status, left, states = (part.cpu().numpy() for part in ends)
-            if (status == BAD_LATENT).any():
+            if ((status == BAD_LATENT) & (left >= 0)).any():
                 raise BitstreamError("range coder: a latent is out of range or has too many digits")
             z, kept, digits, told = (part.cpu().numpy() for part in logs)
             for i, hashed in enumerate(geometry.hashed(z, kept, digits, told, begins, groups)):
@@ -388,6 +388,7 @@ class DeviceCoder:
         level, point = self.weights.levels[0], OperatingPoint(tenths_of(self.weights.config.qualities[0]), 0, 8)
         latents = (rng.laplace(0, 2, (c, height, width)).round() * (1 << level.fraction)).astype(np.int16)
         latents[:, ::7, ::5] = rng.integers(-level.most, level.most + 1, latents[:, ::7, ::5].shape)
+        latents[:, 0, 0] = level.most  # as many digits as there can be
         side = rng.integers(120, 137, side_shape(level.n, height, width)).astype(np.uint8)
         jobs = [EncodingJob(height, width, point, c, latents, side=side) for _ in range(2)]
         (expected,) = self._cpu.code(jobs[:1], self.device, 1)
