@@ -19,11 +19,12 @@ MOST_UNROLLED = tl.constexpr(16)  # products that are written out; hundreds woul
 
 @triton.jit
 def round_product(total, multiplier):
-    """round_half_even(float32(total) * multiplier), clamped to +-65536: int32, |total| < 2^24.
+    """round_half_even(float32(total) * multiplier), clamped to +-65536: int32, |total| < 2^31.
 
-    The float32 product is rounded once, by the hardware; the rest is integer arithmetic on its bits, so there is
-    nothing that a compiler could fuse with the multiplication. With m its 24 bits and shift = 23 - exponent:
-    (m + 2^(shift-1) - 1 + bit 0 of (m >> shift)) >> shift rounds to the nearest, ties to even.
+    float32(total), to even beyond 2^24, and the product are each rounded by the hardware; the rest is integer
+    arithmetic on the product's bits, so there is nothing that a compiler could fuse with the multiplication. With m its
+    24 bits and shift = 23 - exponent: (m + 2^(shift-1) - 1 + bit 0 of (m >> shift)) >> shift rounds to the nearest,
+    ties to even.
     """
     product = total.to(tl.float32) * multiplier
     pattern = product.to(tl.int32, bitcast=True)

@@ -5,6 +5,7 @@ Without a GPU they run under Triton's interpreter (conftest.py): sizes are tiny.
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 from hyperprior_levels import random_level, some_latents, some_side
+from test_compressai import weights
 from test_hyperprior_integers import constant_level, digits, model_of
 
-from l2c import ops
+import l2c
+from l2c import compressai, ops
 from l2c.architectures import ARCHITECTURES, tenths_of
 from l2c.entropy.coder import DecodingJob, EncodingJob
 from l2c.entropy.hyperprior import HyperpriorIntegers
@@ -138,6 +141,20 @@ def test_known_answer_of_a_model() -> None:
     for name, rounding in (("mbt2018", "whole"), ("bmshj2018-hyperprior", "whole")):
         model = tiny_model(name, rounding)
         assert model.known_answer("triton", DEVICE) == model.known_answer("reference")
+
+
+def test_large_sums() -> None:
+    """Sums near 2^31, of more channels than are written out in a kernel, are rounded to float32 as the definition says."""
+    rng = np.random.default_rng(1)
+    weight = rng.choice(np.array([-127, 127], np.int8), (32, 4096, 1, 1))
+    weight[:8] = 127
+    bias = rng.integers(-(2**30), 2**30, 32).astype(np.int32)
+    x = rng.integers(0, 256, (1, 5, 4096)).astype(np.uint8)
+    x[0, 0] = 255
+    arguments = x, weight, bias, np.full(32, 2.0**-16 * 0.97, np.float32)
+    expected = ops.integer_conv(*arguments, head=True, backend="reference")
+    assert np.array_equal(ops.integer_conv(*arguments, head=True, backend="triton", device=DEVICE), expected)
+    assert np.abs(expected).max() > 2**13
 
 
 def test_every_sigma_and_mean() -> None:
@@ -289,6 +306,24 @@ def test_proof_of_a_device() -> None:
         broken("place_fwd", lambda *args: args[8].add_(1)).prove(1, 1)
     with pytest.raises(BackendError, match="RuntimeError"):
         broken("mixture_window_fwd", lambda *args: args[0].view(77)).prove(1, 1)
+
+
+def test_codec_on_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of both backends are equal; pixels come from latents that never left the device."""
+    path = tmp_path / "tiny.safetensors"
+    state = weights("mbt2018-mean", 1, n=2, m=2)
+    state |= {key: 30 * part for key, part in state.items() if key.startswith("g_a.6.")}
+    compressai.convert({3: state}, path, metric="mse", rounding="whole")
+    plain, fast = (l2c.Codec(str(path), DEVICE, backend=backend) for backend in ("cpu", "triton"))
+    pixels = np.random.default_rng(7).integers(0, 255, (9, 20, 3)).astype(np.uint8)
+    data = plain.encode(pixels, quality=3)
+    if DEVICE.type == "cpu":  # g_a's floats can differ between devices
+        assert fast.encode(pixels, quality=3) == data
+    called = []
+    queued = fast.decoder.queued
+    monkeypatch.setattr(fast.decoder, "queued", lambda *args: called.append(queued(*args)) or called[-1])
+    assert np.array_equal(fast.decode(data), plain.decode(data))
+    assert called[0] is not None
 
 
 def test_large_tiles_go_to_the_cpu() -> None:

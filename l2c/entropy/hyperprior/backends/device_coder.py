@@ -2,7 +2,8 @@
 
 A batch has one level. What differs between two batches of the same tile sizes (streams, used channels) is data, so on
 a GPU the sequence of launches is recorded once and replayed (`entropy.device.Queue`). Runs on the CPU, too, under
-Triton's interpreter; that is for tests. Known latents are coded by `walk` with a `DeviceEngine`.
+Triton's interpreter; that is for tests. Known latents are coded by `walk` with a `DeviceEngine`: heads on the device,
+symbols on the host.
 """
 
 from __future__ import annotations

@@ -51,8 +51,16 @@ class TritonBackend(Backend):
             latents, check = self._decode(readers, device)
             check()
             found = {id(job): part.cpu().numpy() for job, part in zip(readers, latents)}
-        coder = self.coder(device)
-        return [found[id(job)] if isinstance(job, DecodingJob) else coder.code_known(job) for job in jobs]
+        known = [job for job in jobs if not isinstance(job, DecodingJob)]
+        waiting = [job for job in known if self._waits(job)]
+        found |= {id(job): part for job, part in zip(waiting, self.cpu.code(waiting, device, threads))}
+        found |= {id(job): self.coder(device).code_known(job) for job in known if id(job) not in found}
+        return [found[id(job)] for job in jobs]
+
+    def _waits(self, job: Job) -> bool:
+        """Whether known latents are rounded group by group: the host would wait for each, so the CPU takes them."""
+        level = self.weights.level_of(job.point)
+        return level.kind == "context" and level.fraction > 0
 
     def queue(self, jobs: Sequence[DecodingJob], device: torch.device) -> tuple[list[Tensor], Check] | None:
         return self._decode(jobs, device) if self.takes(jobs) else None
