@@ -334,7 +334,8 @@ def _escapes_fwd_kernel(
 ):
     n = tl.program_id(0).to(tl.int64)
     lanes = tl.load(lanes_ptr + n)
-    count = tl.load(count_ptr + n)
+    # Of a stream that is wrong already, zeros may be all that there is: none of them has a digit.
+    count = tl.where(tl.load(status_ptr + n) == 0, tl.load(count_ptr + n), 0)
     position = tl.load(position_ptr + n)
     next_word = tl.load(next_ptr + n)
     end = tl.load(end_ptr + n)

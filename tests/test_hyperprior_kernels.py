@@ -144,7 +144,7 @@ def test_known_answer_of_a_model() -> None:
 
 
 def test_large_sums() -> None:
-    """Sums near 2^31, of more channels than are written out in a kernel, are rounded to float32 as the definition says."""
+    """Sums near 2^31, of more channels than a kernel has written out, are rounded as the definition says."""
     rng = np.random.default_rng(1)
     weight = rng.choice(np.array([-127, 127], np.int8), (32, 4096, 1, 1))
     weight[:8] = 127

@@ -79,6 +79,11 @@ class Queue:
             graphs[key]()
 
 
+def padded_positions(sizes: Sequence[tuple[int, int]]) -> int:
+    """Latent positions of a batch of tiles, each padded to the largest height and width."""
+    return len(sizes) * max(height for height, _ in sizes) * max(width for _, width in sizes)
+
+
 class Readers(Protocol):
     """N streams on a device as `kernels.rans` reads them.
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from l2c import ops
 from l2c.architectures import tenths_of
 from l2c.entropy.coder import DecodingJob, EncodingJob, Job
-from l2c.entropy.device import Queue, load_streams
+from l2c.entropy.device import Queue, load_streams, padded_positions
 from l2c.entropy.hyperprior.backends.cpu import CpuBackend
 from l2c.entropy.hyperprior.backends.device_level import DeviceEngine, DeviceLevel
 from l2c.entropy.hyperprior.backends.walk import walk
@@ -42,11 +42,6 @@ _PIECE_SYMBOLS = 1 << 14  # that one launch decodes where there is no context
 _KEPT = 8  # geometries, with their buffers and graphs
 
 Sizes = tuple[tuple[int, int], ...]
-
-
-def padded_positions(sizes: Sequence[tuple[int, int]]) -> int:
-    """Latent positions of a batch of tiles, each padded to the largest height and width."""
-    return len(sizes) * max(height for height, _ in sizes) * max(width for _, width in sizes)
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from l2c import ops
 from l2c.entropy.coder import DecodingJob, EncodingJob, ObservingJob, Tile
-from l2c.entropy.device import load_streams
+from l2c.entropy.device import load_streams, padded_positions
 from l2c.entropy.multiscale.backends.cpu import CpuBackend
 from l2c.entropy.multiscale.backends.device_model import DeviceModel
-from l2c.entropy.multiscale.backends.geometry import Geometry, padded_positions
+from l2c.entropy.multiscale.backends.geometry import Geometry
 from l2c.entropy.multiscale.integer_weights import IntegerWeights
 from l2c.errors import BackendError, L2CWarning
 from l2c.format.levels import OperatingPoint

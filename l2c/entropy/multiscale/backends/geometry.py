@@ -23,11 +23,6 @@ from l2c.entropy.multiscale.schedule import Turn, scale_sizes
 from l2c.ops.contract import AVAILABLE, MAX_LANES, WINDOW
 
 
-def padded_positions(sizes: Sequence[tuple[int, int]]) -> int:
-    """Latent positions of a batch of tiles, each padded to the largest height and width."""
-    return len(sizes) * max(height for height, _ in sizes) * max(width for _, width in sizes)
-
-
 @dataclass(frozen=True)
 class _Group:
     """One turn of a geometry.
