@@ -14,14 +14,17 @@ from torch import Tensor
 
 from l2c.kernels import block_size
 
+MOST_UNROLLED = tl.constexpr(16)  # products that are written out; hundreds would take minutes to compile
+
 
 @triton.jit
 def round_product(total, multiplier):
-    """round_half_even(float32(total) * multiplier), clamped to +-65536: int32, |total| < 2^24.
+    """round_half_even(float32(total) * multiplier), clamped to +-65536: int32, |total| < 2^31.
 
-    The float32 product is rounded once, by the hardware; the rest is integer arithmetic on its bits, so there is
-    nothing that a compiler could fuse with the multiplication. With m its 24 bits and shift = 23 - exponent:
-    (m + 2^(shift-1) - 1 + bit 0 of (m >> shift)) >> shift rounds to the nearest, ties to even.
+    float32(total), to even beyond 2^24, and the product are each rounded by the hardware; the rest is integer
+    arithmetic on the product's bits, so there is nothing that a compiler could fuse with the multiplication. With m its
+    24 bits and shift = 23 - exponent: (m + 2^(shift-1) - 1 + bit 0 of (m >> shift)) >> shift rounds to the nearest,
+    ties to even.
     """
     product = total.to(tl.float32) * multiplier
     pattern = product.to(tl.int32, bitcast=True)
@@ -31,6 +34,13 @@ def round_product(total, multiplier):
     rounded = (m + (1 << (shift - 1)) - 1 + ((m >> shift) & 1)) >> shift
     rounded = tl.where(exponent > 15, 65536, rounded)
     return tl.where(pattern < 0, -rounded, rounded)
+
+
+@triton.jit
+def add_product(acc, x_ptrs, weight_ptrs, valid):
+    """acc + x weight, of a block of channels; x is zero where it is not valid."""
+    a = tl.load(x_ptrs, mask=valid[:, None], other=-128)
+    return tl.dot(a, tl.load(weight_ptrs), acc, out_dtype=tl.int32)
 
 
 @triton.jit(do_not_specialize=["num_cells", "R", "C", "bias_stride", "cout"])
@@ -76,10 +86,14 @@ def _int_conv_fwd_kernel(
         valid = in_buffer & (row + dy >= 0) & (row + dy < R) & (column + dx >= 0) & (column + dx < C)
         # int64: a batch of large tiles can have more than 2^31 activations.
         source = (cell + dy * C + dx).to(tl.int64)[:, None] * x_stride
-        for k in tl.static_range(0, CIN, BLOCK_K):
-            a = tl.load(x_ptr + source + (k + offs_k)[None, :], mask=valid[:, None], other=-128)
-            w = tl.load(weight_ptr + (tap * CIN + k + offs_k)[:, None] * cout_padded + channel[None, :])
-            acc = tl.dot(a, w, acc, out_dtype=tl.int32)
+        x_ptrs = x_ptr + source + offs_k[None, :]
+        weight_ptrs = weight_ptr + (tap * CIN + offs_k)[:, None] * cout_padded + channel[None, :]
+        if KERNEL * KERNEL * CIN <= MOST_UNROLLED * BLOCK_K:
+            for k in tl.static_range(0, CIN, BLOCK_K):
+                acc = add_product(acc, x_ptrs + k, weight_ptrs + k * cout_padded, valid)
+        else:
+            for k in range(0, CIN, BLOCK_K):
+                acc = add_product(acc, x_ptrs + k, weight_ptrs + k * cout_padded, valid)
     known = channel < cout
     bias = tl.load(
         bias_ptr + n[:, None] * bias_stride + channel[None, :], mask=in_buffer[:, None] & known[None, :], other=0

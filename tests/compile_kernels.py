@@ -51,21 +51,25 @@ class NoGpu:
         return True
 
 
+def stand_in() -> None:
+    """A CPU's tensors stand for a GPU's: with its block sizes, and the kernels themselves."""
+    import l2c.kernels
+    from l2c.ops import extension
+
+    extension.triton_reason = lambda device: ""  # type: ignore[assignment]
+    for name in ("int_conv", "mixture", "context", "hyperprior"):
+        __import__(f"l2c.kernels.{name}")
+        getattr(l2c.kernels, name).block_size = lambda device, size, needed: size
+
+
 def integer_kernels() -> None:
     """Everything that `DeviceCoder` launches, at the shipped model's sizes."""
     import numpy as np
 
-    import l2c.kernels
     from l2c import models
     from l2c.entropy.coder import EncodingJob
     from l2c.format.levels import OperatingPoint
-    from l2c.ops import extension
 
-    # A CPU's tensors stand for a GPU's: its block sizes, and the kernels themselves.
-    extension.triton_reason = lambda device: ""  # type: ignore[assignment]
-    for name in ("int_conv", "mixture", "context"):
-        __import__(f"l2c.kernels.{name}")
-        getattr(l2c.kernels, name).block_size = lambda device, size, needed: size
     model = models.load_model("l2c-default").integer
 
     def jobs_of(*sizes: tuple[int, int]) -> list[EncodingJob]:
@@ -90,6 +94,51 @@ def integer_kernels() -> None:
             geometry.start, geometry.freq, geometry.position, geometry.lanes, geometry.states, words, geometry.end,
             geometry.status, lanes,
         )  # fmt: skip
+
+
+def hyperprior_kernels() -> None:
+    """Everything that decoding with a hyperprior launches; weights are zeros."""
+    import numpy as np
+
+    from l2c import ops
+    from l2c.architectures import ARCHITECTURES
+    from l2c.entropy.coder import DecodingJob
+    from l2c.entropy.hyperprior.backends.device_coder import Geometry
+    from l2c.entropy.hyperprior.backends.device_level import DeviceLevel
+    from l2c.entropy.hyperprior.integer_weights import HyperLayer, IntegerLevel, hyper_plan
+    from l2c.format.levels import OperatingPoint
+    from l2c.ops.contract import IntegerLayer
+
+    kernels = ops.integer_kernels(torch.device("cpu"))
+
+    def layer(outputs: int, inputs: int, kernel: int) -> IntegerLayer:
+        weight = np.zeros((outputs, inputs, kernel, kernel), np.int8)
+        return IntegerLayer(weight, np.zeros(outputs, np.int32), np.ones(outputs, np.float32))
+
+    def level(name: str, n: int, m: int, fraction: int) -> IntegerLevel:
+        facts, hyper, inputs = ARCHITECTURES[name], [], 2 * n
+        for outputs, shuffle in hyper_plan(facts, n, m):
+            hyper.append(HyperLayer(layer(outputs * (4 if shuffle else 1), inputs, 3), shuffle))
+            inputs = outputs
+        sizes = (4 * m, 10 * m // 3, 8 * m // 3, 2 * m) if facts.kind == "context" else ()
+        return IntegerLevel(
+            facts.kind, np.zeros((0 if facts.kind == "factorized" else n, 257), np.uint32), tuple(hyper),
+            layer(2 * m, 12 * m, 1) if sizes else None, np.zeros(m, np.uint8),
+            tuple(layer(outputs, inputs, 1) for inputs, outputs in itertools.pairwise(sizes)), np.zeros(m, np.int16),
+            np.zeros((m if facts.kind == "factorized" else 0, 257), np.uint32), fraction,
+        )  # fmt: skip
+
+    stream = ops.range_encoder().finish()
+    # One at published sizes, whose layers are the widest; they are most of what there is to compile.
+    for name, n, m, fraction in (
+        ("bmshj2018-factorized", 16, 32, 0), ("bmshj2018-hyperprior", 16, 32, 0), ("mbt2018-mean", 16, 32, 4),
+        ("mbt2018", 192, 192, 0), ("cheng2020-anchor", 32, 32, 4),
+    ):  # fmt: skip
+        sizes = ((9, 12), (5, 7))
+        geometry = Geometry(DeviceLevel(level(name, n, m, fraction), torch.device("cpu"), kernels), sizes)
+        geometry.load([DecodingJob(*size, OperatingPoint(0, 0, 8), m, stream) for size in sizes])
+        for lanes in (8, 64):
+            geometry.run(lanes)
 
 
 def float_kernels() -> None:
@@ -130,7 +179,9 @@ def main() -> None:
         return kernel
 
     JITFunction.run = compile_only
+    stand_in()
     integer_kernels()
+    hyperprior_kernels()
     float_kernels()
     for name, variants in sorted(seen.items()):
         print(f"{name}: {len(variants)} compiled for sm_{sys.argv[1]}")

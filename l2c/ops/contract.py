@@ -89,6 +89,7 @@ WINDOW = 16  # edges of the CDF that a decoder on a GPU looks at first
 BAD_SYMBOL = 1
 TRUNCATED = 4
 NO_ROOM = 6
+BAD_LATENT = 7  # an escaped latent has too many digits, or does not fit in int16
 
 
 def constant_planes(quality: int, mu: int, b: int, scale: int, num_scales: int) -> list[int]:

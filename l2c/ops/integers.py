@@ -31,7 +31,7 @@ def integer_kernels(device: torch.device, coder: str = "auto") -> Any:
     Raises:
         BackendError: Triton is not here, or the CUDA extension was asked for and does not load.
     """
-    modules = [extension.kernels(name) for name in ("int_conv", "mixture", "context", "rans")]
+    modules = [extension.kernels(name) for name in ("int_conv", "mixture", "context", "rans", "hyperprior")]
     found = {name: launch for module in modules for name, launch in vars(module).items() if name.endswith("_fwd")}
     if coder == "cuda" or (coder == "auto" and device.type == "cuda" and extension.has_cuda_extension()):
         found |= extension.kernels("rans_cuda").launchers(extension.cuda_extension())

@@ -5,7 +5,7 @@ float_model       P in float, for training and gradients
 quantise          float -> integers and back
 integer_weights   P in integers as data, and what they mean; integer_model: with what can compute it
 serialise         its tensors in a model file
-backends          C++, PyTorch, the reference
+backends          C++, Triton, PyTorch, the reference
 """
 
 from __future__ import annotations

@@ -156,7 +156,17 @@ def groups(kind: Kind, height: int, width: int) -> Iterator[tuple[npt.NDArray[np
         rows, columns = np.divmod(np.arange(height * width), width)
         yield rows, columns
         return
-    for t in range(width + 3 * (height - 1)):
-        rows = np.arange(max(0, -((width - 1 - t) // 3)), min(height - 1, t // 3) + 1)
+    for t in range(num_wavefronts(height, width)):
+        rows, columns = wavefront(t, height, width)
         if len(rows):  # a narrow tile has steps without a position
-            yield rows, t - 3 * rows
+            yield rows, columns
+
+
+def num_wavefronts(height: int, width: int) -> int:
+    return width + 3 * (height - 1)
+
+
+def wavefront(t: int, height: int, width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """(rows, columns) of the positions at x + 3 y = t."""
+    rows = np.arange(max(0, -((width - 1 - t) // 3)), min(height - 1, t // 3) + 1)
+    return rows, t - 3 * rows

@@ -6,11 +6,9 @@ The same graph and the same streams as every backend's; here a padded batch of t
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -18,9 +16,10 @@ from torch import Tensor
 
 from l2c import ops
 from l2c.entropy.coder import DecodingJob, EncodingJob, ObservingJob, Tile
+from l2c.entropy.device import load_streams, padded_positions
 from l2c.entropy.multiscale.backends.cpu import CpuBackend
 from l2c.entropy.multiscale.backends.device_model import DeviceModel
-from l2c.entropy.multiscale.backends.geometry import Geometry, padded_positions
+from l2c.entropy.multiscale.backends.geometry import Geometry
 from l2c.entropy.multiscale.integer_weights import IntegerWeights
 from l2c.errors import BackendError, L2CWarning
 from l2c.format.levels import OperatingPoint
@@ -58,8 +57,7 @@ class DeviceCoder(DeviceModel):
         self._cpu = cpu if cpu is not None else CpuBackend(model)
         self._coder, self.proved = coder, False
         self._geometries: OrderedDict[tuple[tuple[int, int], ...], Geometry] = OrderedDict()
-        self._lock = threading.Lock()
-        with self._alone():
+        with self.queue.alone():
             self.load()
 
     @property
@@ -95,10 +93,10 @@ class DeviceCoder(DeviceModel):
         order = _by_size(jobs)
         place = {number: i for i, number in enumerate(order)}
         jobs = [jobs[i] for i in order]
-        with self._alone() as caller:
+        with self.queue.alone() as caller:
             geometry = self.geometry(jobs)
             geometry.load(jobs)
-            most_lanes = self._load_streams(geometry, [job.payload for job in jobs])
+            most_lanes = load_streams(geometry, [job.payload for job in jobs])
             self.reserve_windows(geometry)
 
             def launch() -> None:
@@ -120,53 +118,12 @@ class DeviceCoder(DeviceModel):
 
         return [symbols[place[i]] for i in range(len(jobs))], check
 
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[torch.cuda.Stream | None]:
-        """One thread at a time queues work on `stream`, between what its own stream, which comes out, has and gets.
-
-        Tensors made in inference mode could not be filled by later calls.
-        """
-        with self._lock, torch.inference_mode(False), torch.no_grad():
-            if self.stream is None:
-                yield None
-                return
-            with torch.cuda.device(self.device):
-                caller = torch.cuda.current_stream()
-                self.stream.wait_stream(caller)
-                try:
-                    with torch.cuda.stream(self.stream):
-                        yield caller
-                finally:
-                    caller.wait_stream(self.stream)
-
     def reserve_windows(self, geometry: Geometry) -> None:
         """Room for what decoding the largest group of a geometry needs."""
         size = geometry.count * max(group.capacity for group in geometry.groups)
         if geometry.first.numel() < size:
             geometry.first = torch.empty(size, dtype=torch.int16, device=self.device)
             geometry.window = torch.empty(size * WINDOW, dtype=torch.int32, device=self.device)
-
-    def _load_streams(self, geometry: Geometry, payloads: Sequence[bytes | memoryview]) -> int:
-        """Parse the streams' heads, copy states and words to the device. Returns the most lanes that a stream has."""
-        lanes, states, words = [], np.full((len(payloads), MAX_LANES), STATE_LOW, dtype=np.int64), []
-        for i, payload in enumerate(payloads):
-            count, states_i, words_i = ops.parse_stream(payload)
-            lanes.append(count)
-            states[i, :count] = states_i
-            words.append(words_i)
-        ends = np.cumsum([len(part) for part in words])
-        total = int(ends[-1])
-        if geometry.words.numel() < total:
-            # A power of two: graphs that read the old buffer are of no use, so it should seldom be replaced.
-            geometry.words = torch.empty(1 << max(12, (total - 1).bit_length()), dtype=torch.int16, device=self.device)
-            geometry.graphs.clear()
-        geometry.words[:total].copy_(torch.from_numpy(np.concatenate(words).view(np.int16)))
-        geometry.states.copy_(torch.from_numpy(states))
-        geometry.lanes.copy_(torch.tensor(lanes, dtype=torch.int32, device="cpu"))
-        geometry.end.copy_(torch.from_numpy(ends))
-        geometry.next_word.copy_(torch.from_numpy(ends - np.array([len(part) for part in words])))
-        geometry.position.zero_()
-        return max(lanes)
 
     # --- encoding -------------------------------------------------------------------------------------------------
 
@@ -177,7 +134,7 @@ class DeviceCoder(DeviceModel):
             ValueError: a symbol is not below 2^b.
         """
         order = _by_size(jobs)
-        with self._alone():
+        with self.queue.alone():
             streams = dict(zip(order, self._encode([jobs[i] for i in order])))
         return [streams[i] for i in range(len(jobs))]
 
@@ -214,7 +171,7 @@ class DeviceCoder(DeviceModel):
 
     def record(self, jobs: Sequence[ObservingJob]) -> None:
         """Run P over known symbols and show every group's parameters to the jobs' observers, on the host."""
-        with self._alone():
+        with self.queue.alone():
             self._record([jobs[i] for i in _by_size(jobs)])
 
     # --- proof ----------------------------------------------------------------------------------------------------
@@ -264,7 +221,7 @@ class DeviceCoder(DeviceModel):
         except Exception as error:  # whatever a compiler, a driver or a check has to say
             return f"it fails ({type(error).__name__}: {error})"
         finally:
-            with self._lock:
+            with self.queue.lock:
                 self._geometries.clear()
         return ""
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from l2c import ops
+from l2c.entropy.device import Queue
 from l2c.entropy.multiscale.integer_weights import IntegerWeights
 from l2c.errors import BackendError
 from l2c.format.levels import OperatingPoint
@@ -25,8 +26,7 @@ class DeviceModel:
         device: a CUDA device with its index, or the CPU under Triton's interpreter.
         coder: whose range coder, see `ops.integer_kernels`.
     Attributes:
-        stream: where all work is queued, graphs included, on a GPU; else None. Calls from several threads or streams
-            share buffers: one stream of its own keeps them in order.
+        queue: where all work is queued.
     Raises:
         BackendError: the kernels cannot run there.
     """
@@ -37,7 +37,7 @@ class DeviceModel:
             raise BackendError(reason)
         self.kernels = ops.integer_kernels(device, coder)
         self.model, self.device = model, device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.queue = Queue(device)
         self.width = round_up(model.config.width)
         # w4 reads whole blocks from q's first channel on, beyond q itself.
         self.channels = round_up(model.maps + self.width)

@@ -8,7 +8,6 @@ replayed: no host round trip between scales or groups.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,13 +21,6 @@ from l2c.entropy.coder import Tile
 from l2c.entropy.multiscale.backends.device_model import DeviceModel
 from l2c.entropy.multiscale.schedule import Turn, scale_sizes
 from l2c.ops.contract import AVAILABLE, MAX_LANES, WINDOW
-
-_CAPTURE_LOCK = threading.Lock()  # CUDA records one graph of a process at a time
-
-
-def padded_positions(sizes: Sequence[tuple[int, int]]) -> int:
-    """Latent positions of a batch of tiles, each padded to the largest height and width."""
-    return len(sizes) * max(height for height, _ in sizes) * max(width for _, width in sizes)
 
 
 @dataclass(frozen=True)
@@ -244,24 +236,5 @@ class Geometry:
         )  # fmt: skip
 
     def replay(self, key: tuple[Any, ...], launch: Callable[[], None]) -> None:
-        """Run `launch`; on a GPU the second time as a CUDA graph that is recorded then, and from there on.
-
-        A launch that cannot be recorded stays as it is: the graph saves time and nothing else.
-        """
-        if self.coder.device.type != "cuda":
-            launch()
-        elif key not in self.graphs:
-            launch()  # compiles every kernel, which a recording cannot
-            self.graphs[key] = None
-        else:
-            if self.graphs[key] is None:
-                graph = torch.cuda.CUDAGraph()
-                try:
-                    # On the stream that is current already: where recording fails, PyTorch leaves it so.
-                    recording = torch.cuda.graph(graph, stream=self.coder.stream, capture_error_mode="thread_local")
-                    with _CAPTURE_LOCK, recording:
-                        launch()
-                    self.graphs[key] = graph.replay
-                except RuntimeError:
-                    self.graphs[key] = launch
-            self.graphs[key]()
+        """Run `launch`, see `Queue.replay`."""
+        self.coder.queue.replay(self.graphs, key, launch)
