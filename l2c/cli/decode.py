@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from l2c.cli import existing, lazy, options
+from l2c.cli import existing, lazy, options, parallel
 from l2c.cli.batches import Batched, Opened
 from l2c.cli.plan import L2C_FILES, Job, check_target, make_plan
-from l2c.cli.report import Result, rounded
+from l2c.cli.report import Result
 from l2c.cli.run import run
 from l2c.cli.session import Reader
 from l2c.cli.terminal import STANDARD, write_output
-from l2c.codec.options import BEST_QUALITY, PICTURE_MODES
-from l2c.format.levels import METRICS, Metric
+from l2c.codec.facts import decoded_facts
+from l2c.format.levels import Metric
 
 if TYPE_CHECKING:
     from l2c.codec import Decoded
@@ -33,25 +33,15 @@ def decode(
     device: options.Device = "cpu",
     precision: options.Precision = "float32",
     model: options.Model = None,
-    metric: Annotated[
-        str | None,
-        options.one_of(
-            list(METRICS),
-            help="What it is to be best for, of what the file was adapted for.  [default: the file's own]",
-        ),
-    ] = None,
-    mode: Annotated[
-        str,
-        options.one_of(PICTURE_MODES, help="original: grey as grey, and with alpha; rgb: three channels."),
-    ] = "original",
+    metric: options.Receiver = None,
+    mode: options.PictureMode = "original",
     format_: Annotated[
         str | None,
         typer.Option("--format", help="png, jpeg, ...  [default: the extension of OUT, else png]"),
     ] = None,
-    quality: Annotated[
-        int | None, typer.Option(min=0, max=BEST_QUALITY, help="Of a JPEG, WebP or AVIF file that is written.")
-    ] = None,
-    flatten: Annotated[bool, typer.Option("--flatten", help="Lay alpha over white where the format has none.")] = False,
+    quality: options.PictureQuality = None,
+    flatten: options.Flatten = False,
+    jobs: options.Jobs = 1,
     unlimited: options.Unlimited = False,
     overwrite: options.Overwrite = False,
     skip_existing: options.SkipExisting = False,
@@ -60,6 +50,11 @@ def decode(
     """Restore a picture, or every L2C file of a folder and those below it; what else it holds is named at the end."""
     options.check_choice(overwrite, skip_existing)
     plan = make_plan(source, target, L2C_FILES, "." + (format_ or "png").lower(), as_json)
+    if jobs > 1 and plan.is_folder:
+        asked = {"metric": metric, "mode": mode, "format": format_, "quality": quality, "flatten": flatten}
+        spec = lazy.bulk_tasks.Spec("decode", model, device, precision, options={**asked, "unlimited": unlimited})
+        there = existing.restored if skip_existing else None
+        return run(plan, parallel.in_processes(spec, jobs, there, overwrite), _line, as_json)
     reader = Reader(model, device, precision, unlimited=unlimited)
 
     def open_(job: Job) -> Opened | Result:
@@ -97,10 +92,8 @@ def decode(
         )
         if target == STANDARD:
             write_output(buffer.getbuffer())
-        seconds = {**decoded.seconds.as_dict(), "container": file.seconds, "save": time.perf_counter() - started}
-        seconds["total"] = seconds.pop("total") + seconds["container"] + seconds["save"]
-        result = {"metric": decoded.metric, "latents_sha256": decoded.latents_sha256, "seconds": rounded(seconds)}
-        return reader.facts(file.stream, file.size) | result
+        facts = decoded_facts(decoded, file.seconds, time.perf_counter() - started)
+        return reader.facts(file.stream, file.size) | facts
 
     return run(plan, Batched(open_, together, save), _line, as_json)
 

@@ -7,8 +7,9 @@ import warnings
 
 from l2c.cli import lazy
 from l2c.cli.plan import Job
-from l2c.cli.report import Result, file_facts
+from l2c.cli.report import Result
 from l2c.cli.terminal import STANDARD
+from l2c.codec.facts import file_facts
 from l2c.errors import BitstreamError
 from l2c.format.bitstream import Limits, read_header
 
