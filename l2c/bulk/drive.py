@@ -2,7 +2,8 @@
 
 A worker that dies (killed for memory, a machine that is gone, a crash in a library) takes the files in its hands with
 it. Those are given to others one by one, so that the one file that is at fault is alone with the next worker that dies;
-after some deaths it is given up. The rest of the task is worked on as if nothing had happened, a shard from its beginning.
+after some deaths it is given up. The rest of the task is worked on as if nothing had happened, and a shard once more
+from its beginning.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
      "width": 320, "height": 240, "job": "encode bpp=0.5"}
 
 `rate` is in bits per pixel; `bytes` are those of the L2C file, also where it is decoded, of a shard those of the
-output. `error` is null or one line, with `error_type` beside it. A member of a shard is called "train.tar::0001.png"; the line
-of its shard follows those of its members, with "pictures" and "failed" in the place of width and height. The last line
-of an input holds. `job` says what was asked for: another one in the same manifest is refused.
+output. `error` is null or one line, with `error_type` beside it. A member of a shard is called "train.tar::0001.png";
+the line of its shard follows those of its members, with "pictures" and "failed" in the place of width and height. The
+last line of an input holds. `job` says what was asked for: another one in the same manifest is refused.
 
 Lines are only added, by one process at a time, which holds a lock. What a process that was killed left of a line is cut
 off. An object store has no files that grow: there the manifest is a folder of such files, a new one every half minute.

@@ -95,15 +95,22 @@ def _pattern(source: str) -> list[Source]:
             raise UnsupportedError(f"{source}: {error}") from None
     else:
         sources = [source]
-    found = [place for one in sources for place in (_matches(one) if re.search(r"[*?\[]", one) else [one])]
-    return [Source(place, place[len(base) :].lstrip("/")) for place in found]
+    return [
+        found for one in sources for found in (_matches(one, base) if re.search(r"[*?\[]", one) else [_of(one, base)])
+    ]
 
 
-def _matches(pattern: str) -> list[str]:
+def _of(place: str, base: str) -> Source:
+    return Source(place, place[len(base) :].lstrip("/"))
+
+
+def _matches(pattern: str, base: str) -> list[Source]:
     if not places.is_url(pattern):
-        return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+        return [_of(path, base) for path in sorted(glob.glob(pattern, recursive=True)) if os.path.isfile(path)]
     system, path = places.file_system(pattern)
-    return [system.unstrip_protocol(name) for name in sorted(system.glob(path))]
+    root = places.file_system(base)[1].rstrip("/")
+    names = [found[len(root) :].lstrip("/") for found in sorted(system.glob(path))]
+    return [Source(places.join(base, name), name) for name in names]
 
 
 def _remote(url: str, wanted: Wanted) -> Found:
@@ -141,7 +148,11 @@ def _line(line: str, folder: str) -> Source:
     place = places.join(folder, name) if folder else name
     if name.split("/")[0] != "..":
         return Source(place, name)
-    return Source(place, _inside(place if places.is_url(place) else Path(os.path.abspath(place)).as_posix()))
+    if places.is_url(place):
+        protocol, _, path = place.partition("://")
+        path = posixpath.normpath(path)
+        return Source(f"{protocol}://{path}", _inside(path))
+    return Source(place, _inside(Path(os.path.abspath(place)).as_posix()))
 
 
 def _inside(path: str) -> str:
