@@ -20,6 +20,7 @@ import fsspec
 import numpy as np
 import numpy.typing as npt
 import pytest
+from checks.bulk import workers_of_this_run
 from command import Run, one_error
 from PIL import Image
 
@@ -430,14 +431,14 @@ def test_errors_arrive_in_another_process() -> None:
 # Processes of this machine, and a cluster.
 
 
-def check_killed(photos: Path, packed: Path, model: Path, settings: bulk.Settings, victims: Any) -> None:
+def check_killed(photos: Path, packed: Path, model: Path, settings: bulk.Settings) -> None:
     """Kill one worker while there is work: everything is done all the same, and nothing twice."""
     count = len(list(photos.rglob("*.png")))
     killed: list[int] = []
 
     def kill(state: bulk.Progress) -> None:
         if not killed and 0 < state.done < count // 2:
-            killed.append(victims())
+            killed.append(workers_of_this_run()[0])
             os.kill(killed[0], signal.SIGKILL)
 
     report = bulk.encode(photos, str(packed), model=str(model), device="cpu", settings=settings, progress=kill)
@@ -454,26 +455,16 @@ def check_killed(photos: Path, packed: Path, model: Path, settings: bulk.Setting
 def test_a_worker_is_killed(tmp_path: Path, tiny_model_path: Path) -> None:
     settings = bulk.Settings(jobs=1, batch=2)
     photos = draw(tmp_path / "photos", 60)
-
-    def victim() -> int:
-        return next(child.pid for child in multiprocessing.active_children() if child.pid is not None)
-
-    check_killed(photos, tmp_path / "packed", tiny_model_path, settings, victim)
+    check_killed(photos, tmp_path / "packed", tiny_model_path, settings)
     assert not multiprocessing.active_children()
 
 
 def test_a_worker_of_ray_is_killed(tmp_path: Path, tiny_model_path: Path) -> None:
     ray = pytest.importorskip("ray")
     photos = draw(tmp_path / "photos", 60)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     try:
-
-        def victim() -> int:
-            listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
-            return next(int(line.split()[0]) for line in listed.splitlines() if "ray::Actor.work" in line)
-
-        check_killed(photos, tmp_path / "packed", tiny_model_path, bulk.Settings(jobs=2, batch=2, ray="auto"), victim)
+        check_killed(photos, tmp_path / "packed", tiny_model_path, bulk.Settings(jobs=2, batch=2, ray="auto"))
         assert ray.is_initialized()  # it is the caller's
     finally:
         ray.shutdown()

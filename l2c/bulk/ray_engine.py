@@ -52,10 +52,6 @@ class Actor:
         if self._worker is not None:
             self._worker.stopped.set()
 
-    def process(self) -> int:
-        """Its id."""
-        return os.getpid()
-
 
 class OnRay:
     """Actors on a cluster.
