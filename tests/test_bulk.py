@@ -127,7 +127,7 @@ def test_packages_that_lack_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with pytest.raises(l2c.BackendError, match=r"braceexpand.*\[bulk\]"):
         sources.find("t-{0..2}.tar", PICTURES)
     with pytest.raises(l2c.BackendError, match=r"--ray needs the package ray.*\[ray\]"):
-        OnRay(Spec("encode"), "auto")
+        OnRay("auto", Spec("encode"))
     monkeypatch.undo()
     with pytest.raises(l2c.UnsupportedError, match="nosuch"):
         places.read("nosuch://bucket/a.png")
@@ -164,7 +164,7 @@ def test_a_half_written_line_is_cut_off(tmp_path: Path) -> None:
     with open(place, "ab") as file:
         file.write(b'{"input": "c", "outp')
     with Manifest(str(place)) as manifest:
-        assert manifest.last == {"a": record} and not manifest.is_new
+        assert manifest.last == {"a": {"output": "b", "bytes": 1, "error": None}} and not manifest.is_new
         manifest.add([{**record, "input": "\udcff"}])  # a name that is no UTF-8
     assert [json.loads(line)["input"] for line in place.read_text().splitlines()] == ["a", "\udcff"]
     place.write_bytes(b"junk\n" + place.read_bytes())
@@ -235,6 +235,9 @@ def test_a_folder_there_and_back(tmp_path: Path, tiny_model_path: Path, monkeypa
         encode(quality=70)
     report = encode(quality=70, settings=bulk.Settings(jobs=0, overwrite=True, batch=3))
     assert report.progress.done == 7 and encode(quality=70).progress.skipped == 7
+    kept = Path(report.manifest).read_text().splitlines(keepends=True)[:-2]
+    Path(report.manifest).write_text("".join(kept))  # as if it had been stopped there: goes on without overwriting all
+    assert (encode(quality=70).progress.skipped, encode(quality=70).progress.skipped) == (5, 7)
 
     monkeypatch.setenv("L2C_MODEL_PATH", str(tiny_model_path))
     (tmp_path / "packed" / "1" / "junk.l2c").write_bytes(b"junk")

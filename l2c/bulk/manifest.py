@@ -6,7 +6,8 @@
 `rate` is in bits per pixel; `bytes` are those of the L2C file, also where it is decoded, of a shard those of the
 output. `error` is null or one line, with `error_type` beside it. A member of a shard is called "train.tar::0001.png";
 the line of its shard follows those of its members, with "pictures" and "failed" in the place of width and height. The
-last line of an input holds. `job` says what was asked for: another one in the same manifest is refused.
+last line of an input holds. `job` says what was asked for: what was made for another one is not done, and a run that
+asks for another one than the last line is refused, unless it overwrites.
 
 Lines are only added, by one process at a time, which holds a lock. What a process that was killed left of a line is cut
 off. An object store has no files that grow: there the manifest is a folder of such files, a new one every half minute.
@@ -25,10 +26,12 @@ from pathlib import Path
 from typing import IO, Any, TypeAlias
 
 from l2c.bulk import places
+from l2c.bulk.shards import SHARD_SUFFIX
 from l2c.errors import L2CWarning, UnsupportedError
 
 NAME = "l2c-manifest.jsonl"
 _PART_SECONDS = 30.0
+_KEPT = ("output", "bytes", "output_bytes", "failed", "error", "error_type", "job")
 Record: TypeAlias = dict[str, Any]
 
 
@@ -38,7 +41,8 @@ class Manifest:
     Args:
         place: a file, or, as a URL, a folder of them.
     Attributes:
-        last: the last record of every input.
+        last: of the last record of every input what decides whether it is done; without members of shards.
+        job: of the last record of all, "" where there is none.
         is_new: nothing was in it.
     Raises:
         UnsupportedError: another run writes it. OSError.
@@ -47,6 +51,7 @@ class Manifest:
     def __init__(self, place: str) -> None:
         self.place = place
         self.last: dict[str, Record] = {}
+        self.job = ""
         self._file: IO[bytes] | None = None
         self._waiting: list[bytes] = []
         self._parts = 0
@@ -77,16 +82,21 @@ class Manifest:
         bad = 0
         for line in data.splitlines():
             try:
-                record = json.loads(line)
-                self.last[record["input"]] = record
+                self._keep(json.loads(line))
             except (ValueError, TypeError, KeyError):
                 bad += 1
         if bad:
             warnings.warn(f"{self.place}: {bad} lines are no records, and are passed over", L2CWarning, stacklevel=3)
 
+    def _keep(self, record: Record) -> None:
+        if not _is_member(record["input"]):  # there may be very many
+            self.last[record["input"]] = {name: record[name] for name in _KEPT if name in record}
+        self.job = record.get("job", "")
+
     def add(self, records: Sequence[Record]) -> None:
         """Add records. They are on their way to the disk when this returns, those of a URL half a minute later."""
-        self.last |= {record["input"]: record for record in records}
+        for record in records:
+            self._keep(record)
         lines = b"".join(json.dumps(record, ensure_ascii=True, allow_nan=False).encode() + b"\n" for record in records)
         if self._file is not None:
             self._file.write(lines)
@@ -117,6 +127,10 @@ class Manifest:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _is_member(name: str) -> bool:
+    return f"{SHARD_SUFFIX}::" in name.lower()
 
 
 def _lock(file: IO[bytes], place: str) -> None:

@@ -59,14 +59,17 @@ class OnRay:
     Args:
         address: of a cluster: "auto" (the one of this machine), "host:6379", "ray://host:10001"; "local": one that is
             started for this run.
+        jobs: workers at a time; None: as many as there is room for.
     Attributes:
-        workers: that the cluster has room for: one for each GPU, or, where it has none or the spec asks for the CPU, as
-            many as there are cores for their threads.
+        spec: of the workers that are started from now on.
+        gpus: of the cluster, for workers that take one.
+        workers: `jobs`, which then share the GPUs, or one for each GPU, or, where the cluster has none or the spec asks
+            for the CPU, as many as there are cores for their threads.
     Raises:
         BackendError: Ray is not installed, or there is no cluster at this address.
     """
 
-    def __init__(self, spec: Spec, address: str) -> None:
+    def __init__(self, address: str, spec: Spec, jobs: int | None = None) -> None:
         self._ray = optional("ray", "--ray", "ray")
         self._ours = not self._ray.is_initialized()
         if self._ours:
@@ -81,12 +84,13 @@ class OnRay:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise BackendError(f"no Ray cluster at {address}: {one_line(error)}") from None
         resources = self._ray.cluster_resources()
-        gpus = 0 if spec.device == "cpu" else int(resources.get("GPU", 0))
+        self.gpus = 0 if spec.device == "cpu" else int(resources.get("GPU", 0))
         threads = spec.threads or 1
-        self.workers = gpus or max(1, int(resources.get("CPU", 1)) // threads)
-        self._spec = self._ray.put(spec)
+        self.workers = jobs or self.gpus or max(1, int(resources.get("CPU", 1)) // threads)
+        self.spec = spec
+        self._put: Any = None  # what workers get, which may hold a model
         self._class = self._ray.remote(Actor).options(
-            num_cpus=threads, num_gpus=1 if gpus else 0, max_restarts=0, max_concurrency=2
+            num_cpus=threads, num_gpus=min(1.0, self.gpus / self.workers), max_restarts=0, max_concurrency=2
         )
         self._actors: dict[int, Any] = {}
         self._pending: dict[int, Any] = {}
@@ -95,7 +99,9 @@ class OnRay:
     def start(self) -> int:
         number = self._started
         self._started += 1
-        self._actors[number] = self._class.remote(self._spec)
+        if self._put is None:
+            self._put = self._ray.put(self.spec)
+        self._actors[number] = self._class.remote(self._put)
         self._pending[number] = self._actors[number].begin.remote()
         return number
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from l2c import images
 from l2c.bulk import places, sources
 from l2c.bulk.drive import Drive, Result
 from l2c.bulk.engines import Engine, Here, Local, cores, gpus
@@ -41,8 +42,9 @@ class Settings:
     """How a run goes, whatever it does.
 
     Attributes:
-        jobs: workers at a time; None: one for each GPU, or else one for each core (or what a cluster has). 0: no other
-            process, all work is done in this one.
+        jobs: workers at a time; None: one for each GPU, or else one for each core (or what a cluster has). More than
+            there are GPUs share them, so that one reads pictures while another computes. 0: no other process, all work
+            is done in this one.
         ray: address of a Ray cluster, see `ray_engine.OnRay`; None: processes of this machine.
         batch: the most files that a worker works on together; None: 16, on a GPU 64.
         attempts: so many workers may die of a file before it counts as failed.
@@ -184,6 +186,7 @@ def decode(
     if unknown:
         raise UnsupportedError(f"no such option: {', '.join(sorted(unknown))}")
     suffix = "." + (options.get("format") or "png").lower()
+    images.check_output_format(options.get("format"), Path(f"a{suffix}"))
     spec = Spec("decode", model, device, precision, options=options)
     wanted = Wanted("L2C file", frozenset({".l2c"}))
     return _run(spec, os.fspath(source), dest, wanted, suffix, settings, told, progress)
@@ -199,17 +202,20 @@ def prepared(spec: Spec, settings: Settings) -> tuple[Engine, Spec, int]:
         value, least = getattr(settings, name), 0 if name == "jobs" else 1
         if value is not None and value < least:
             raise UnsupportedError(f"{name} is {value}: it must be at least {least}")
-    on_gpu = spec.device.startswith("cuda") or (spec.device == "auto" and (settings.ray is not None or gpus() > 0))
-    batch = settings.batch or (_GPU_BATCH if on_gpu else _BATCH)
+    cluster = None if settings.ray is None else OnRay(settings.ray, spec, settings.jobs)
+    if spec.device in ("auto", "cuda"):
+        found = gpus() if cluster is None else cluster.gpus
+    else:
+        found = int(spec.device.startswith("cuda"))
+    batch = settings.batch or (_GPU_BATCH if found else _BATCH)
     if spec.options.get("max_seconds") is not None:
         batch = 1  # it is a time for each picture
     spec = replace(spec, batch=batch, model_data=_model_data(spec.model))
-    if settings.ray is not None:
-        cluster = OnRay(spec, settings.ray)
-        return cluster, spec, settings.jobs or cluster.workers
+    if cluster is not None:
+        cluster.spec = spec
+        return cluster, spec, cluster.workers
     if settings.jobs == 0:
         return Here(spec), spec, 1
-    found = 0 if spec.device == "cpu" else gpus() if spec.device in ("auto", "cuda") else 1
     jobs = settings.jobs or found or cores()
     spec = replace(spec, threads=spec.threads or max(1, cores() // jobs))
     return Local(spec), spec, jobs
@@ -273,17 +279,22 @@ class _Book:
         self.progress = Progress()
 
     def check_job(self) -> None:
-        """Raises UnsupportedError: what is there was made in another way than it is asked for now."""
-        jobs = (record.get("job", self._job) for record in self._manifest.last.values())
-        other = next((job for job in jobs if job != self._job), None)
-        if other is not None:
+        """Raises UnsupportedError: what was made last was made in another way than it is asked for now."""
+        if not self.is_new and self._manifest.job != self._job:
             raise UnsupportedError(
-                f"{self._manifest.place} is that of {other!r}, and {self._job!r} is asked for: "
+                f"{self._manifest.place} is that of {self._manifest.job!r}, and {self._job!r} is asked for: "
                 "name another folder, or --overwrite"
             )
 
+    def is_done(self, source: str, target: str, size: int | None) -> bool:
+        """Whether an output of so many bytes is there as it was recorded, for this job."""
+        record = self.last(source)
+        if record is None or record.get("error") is not None or record.get("job") != self._job:
+            return False
+        return record.get("output") == target and size == record.get("output_bytes", record["bytes"])
+
     def last(self, source: str) -> Record | None:
-        """The last record of an input."""
+        """What is known of an input."""
         return self._manifest.last.get(source)
 
     @property
@@ -295,12 +306,12 @@ class _Book:
         """Record what should be worked on and cannot be, once."""
         failed = [part for part in parts if part.fails]
         records = [self._failure(part.path, "", part.reason, "LeftOut") for part in failed]
-        self._manifest.add([one for one in records if self.last(one["input"]) != one])
+        self._manifest.add([one for one in records if (self.last(one["input"]) or {}).get("error") != one["error"]])
 
-    def skip(self, record: Record) -> None:
-        """Something was done before."""
+    def skip(self, source: str) -> None:
+        """An input was done before."""
         self.progress.skipped += 1
-        self.progress.pictures_failed += record.get("failed") or 0
+        self.progress.pictures_failed += (self.last(source) or {}).get("failed") or 0
 
     def add(self, results: Sequence[Result]) -> None:
         """Record results, and tell them."""
@@ -363,8 +374,8 @@ def _due(
     refused: list[Result] = []
     for one, target in zip(found, targets):
         size, last = size_of(target), book.last(one.place)
-        if last is not None and not overwrite and _is_done(last, target, size):
-            book.skip(last)
+        if not overwrite and book.is_done(one.place, target, size):
+            book.skip(one.place)
             continue
         item = Item(one.place, target, size is not None, one.is_shard)
         was_refused = last is not None and last.get("error_type") == FileExistsError.__name__
@@ -377,13 +388,6 @@ def _due(
         else:
             yield item
     book.add(refused)
-
-
-def _is_done(record: Record, target: str, size: int | None) -> bool:
-    """Whether an output is there as it was recorded."""
-    if record.get("error") is not None or record.get("output") != target or size is None:
-        return False
-    return size == record.get("output_bytes", record["bytes"])
 
 
 def _job(spec: Spec) -> str:

@@ -48,7 +48,8 @@ def draw(folder: Path, count: int, side: int) -> None:
 def workers_of_this_run() -> list[int]:
     """Processes of workers that descend from this one: spawned ones, and Ray's actors."""
     parents, names = {}, {}
-    for line in subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True).stdout.splitlines()[1:]:
+    listed = subprocess.run(["ps", "-ewwo", "pid,ppid,args"], capture_output=True, text=True).stdout
+    for line in listed.splitlines()[1:]:
         pid, parent, name = line.split(None, 2)
         parents[int(pid)], names[int(pid)] = int(parent), name
     found = []
