@@ -337,6 +337,25 @@ def test_a_model_file_that_a_worker_does_not_see(tiny_model_path: Path, tmp_path
     assert not (tmp_path / "more.l2c").exists()
 
 
+def test_a_shard_after_a_worker_died_of_it(tiny_model_path: Path, tmp_path: Path) -> None:
+    """Members in its hands are worked on alone, those given up are not begun; the others as before."""
+    shard = make_shard(tmp_path / "s.tar", [(f"{n}.png", png_bytes(n)) for n in range(7)])
+    task = Task(
+        (Item(str(shard), str(tmp_path / "o.tar"), shard=True),),
+        deaths={"2.png": 2, "3.png": 3},
+        given_up={"3.png": l2c.BackendError("given up")},
+    )
+    events = [event for part in Worker(Spec("encode", str(tiny_model_path), batch=4)).work(task) for event in part]
+    begun = [event.keys for event in events if isinstance(event, Begun)]
+    assert begun == [("0.png", "1.png"), ("2.png",), ("4.png", "5.png", "6.png")]
+    done = {event.key: event.outcome for event in events if isinstance(event, Done)}
+    assert [key for key, outcome in done.items() if isinstance(outcome, Exception)] == ["3.png"]
+    shard_facts = done[str(shard)]
+    assert isinstance(shard_facts, dict) and (shard_facts["pictures"], shard_facts["failed"]) == (6, 1)
+    with open(tmp_path / "o.tar", "rb") as file:
+        assert [member.name for member in read_members(file)] == [f"{n}.l2c" for n in range(7) if n != 3]
+
+
 # Who dies of what.
 
 
@@ -440,7 +459,7 @@ def check_killed(photos: Path, packed: Path, model: Path, settings: bulk.Setting
     killed: list[int] = []
 
     def kill(state: bulk.Progress) -> None:
-        if not killed and 0 < state.done < count // 2:
+        if not killed and state.workers == settings.jobs and 0 < state.done < count - 20:  # when all are at work
             killed.append(workers_of_this_run()[0])
             os.kill(killed[0], signal.SIGKILL)
 
@@ -464,7 +483,7 @@ def test_a_worker_is_killed(tmp_path: Path, tiny_model_path: Path) -> None:
 
 def test_a_worker_of_ray_is_killed(tmp_path: Path, tiny_model_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    photos = draw(tmp_path / "photos", 60)
+    photos = draw(tmp_path / "photos", 400)
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     try:
         check_killed(photos, tmp_path / "packed", tiny_model_path, bulk.Settings(jobs=2, batch=2, ray="auto"))

@@ -123,6 +123,7 @@ class Drive:
         return [Result(item, event.outcome, event.warnings, members)]
 
     def _died(self, worker: int, reason: str) -> list[Result]:
+        self.deaths += 1
         hands = self._hands.pop(worker, None)
         if worker in self._starting:
             self._starting.discard(worker)
@@ -135,7 +136,6 @@ class Drive:
             self._free.remove(worker)
         if hands is None:
             return []
-        self.deaths += 1
         return (self._shard_again if hands.task.items[0].shard else self._files_again)(hands, reason)
 
     def _files_again(self, hands: _Hands, reason: str) -> list[Result]:

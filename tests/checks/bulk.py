@@ -69,7 +69,7 @@ def run(photos: Path, packed: Path, count: int, model: str, settings: bulk.Setti
     killed: list[int] = []
 
     def kill(state: bulk.Progress) -> None:
-        if not killed and state.done >= count // 3:
+        if not killed and state.done >= count // 3 and state.workers == settings.jobs:
             killed.append(workers_of_this_run()[0])
             os.kill(killed[0], signal.SIGKILL)
 
