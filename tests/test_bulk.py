@@ -540,15 +540,20 @@ def test_an_interruption_leaves_nothing_half_done(tmp_path: Path, tiny_model_pat
     photos, packed = draw(tmp_path / "photos", 60), tmp_path / "packed"
     command = [sys.executable, "-m", "l2c", "bulk", "encode", photos, packed, "--model", tiny_model_path, "--jobs", "1"]
     process = subprocess.Popen(
-        [*command, "--batch", "1", "--effort", "1"], stderr=subprocess.PIPE, text=True, start_new_session=True
+        [*command, "--batch", "1", "--effort", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     manifest = packed / NAME
     end = time.monotonic() + 120
     while not (manifest.exists() and manifest.stat().st_size) and time.monotonic() < end:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all processes get it
-    _, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and one_error(err) == "l2c: error: interrupted"
+    assert " of 60, " in out and "the same command goes on from here" in out
     with pytest.raises(ProcessLookupError):  # nobody is left, once multiprocessing's own helper has seen the end
         for _ in range(50):
             os.killpg(process.pid, 0)

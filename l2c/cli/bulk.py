@@ -140,7 +140,7 @@ def decode(
 
 def _told(work: Any, source: str, dest: str, settings: Settings, as_json: bool, given: dict[str, Any]) -> int:
     """Do the work, say what fails and how far it is, and sum it up. Returns the exit code."""
-    told_at = time.monotonic()
+    told_at, last = time.monotonic(), ""
 
     def told(record: dict[str, Any], error: Exception | None) -> None:
         if error is not None:
@@ -151,18 +151,23 @@ def _told(work: Any, source: str, dest: str, settings: Settings, as_json: bool, 
             say("warning", message)
 
     def shown(state: Progress) -> None:
-        nonlocal told_at
+        nonlocal told_at, last
+        last = line_of(state)
         on_terminal, now = sys.stderr.isatty(), time.monotonic()
         if now - told_at < (_TERMINAL_SECONDS if on_terminal else _LOG_SECONDS):
             return
         told_at = now
         if on_terminal:
-            progress.tell(line_of(state))
+            progress.tell(last)
         else:
-            print(f"l2c: {line_of(state)}", file=sys.stderr, flush=True)
+            print(f"l2c: {last}", file=sys.stderr, flush=True)
 
     try:
         report = work(source, dest, settings=settings, told=told, progress=shown, **given)
+    except KeyboardInterrupt:
+        progress.clear()
+        print(f"{last or 'nothing begun'}; stopped, the same command goes on from here")
+        raise
     finally:
         progress.clear()
     for part in report.left_out:
