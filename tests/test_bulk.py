@@ -262,6 +262,10 @@ def test_files_of_others_are_kept(tmp_path: Path, tiny_model_path: Path) -> None
     (packed / "1" / "01.l2c").write_bytes(b"old")
     report = bulk.encode(photos, str(packed), model=str(tiny_model_path), settings=HERE)
     assert report.progress.done == 1 and (packed / "1" / "01.l2c").stat().st_size > 3
+    with pytest.raises(l2c.UnsupportedError, match="no such option: qualty"):
+        bulk.encode(photos, str(packed), qualty=3)
+    with pytest.raises(l2c.UnsupportedError, match="cannot write NOSUCH"):
+        bulk.decode(str(packed), str(tmp_path / "back"), format="nosuch")
     with pytest.raises(NotADirectoryError):
         bulk.encode(photos, str(manifest), model=str(tiny_model_path), settings=HERE)
 

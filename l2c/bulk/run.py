@@ -17,7 +17,7 @@ from l2c.bulk.engines import Engine, Here, Local, cores, gpus
 from l2c.bulk.manifest import NAME, Manifest, Record
 from l2c.bulk.ray_engine import OnRay
 from l2c.bulk.tasks import Item, Outcome, Spec
-from l2c.codec.options import DEFAULT_TILE, check_options
+from l2c.codec.options import DEFAULT_TILE, EncodeOptions, check_options
 from l2c.errors import UnsupportedError, one_line
 from l2c.files import LeftOut, Wanted
 from l2c.format.levels import DEFAULT_METRIC
@@ -31,6 +31,7 @@ _DEFAULTS: dict[str, Any] = {
     "tile": DEFAULT_TILE,
     "metadata": "all",
     "truncated": False,
+    "format": "png",
     "mode": "original",
     "flatten": False,
     "unlimited": False,
@@ -155,6 +156,7 @@ def encode(
             is that of another job, or in use. BackendError: a package or device that is asked for is not at hand.
         ModelMismatchError: no such model.
     """
+    _check_names(options, EncodeOptions.__annotations__)
     goals = {name: options.get(name) for name in ("bpp", "max_bytes", "psnr", "msssim", "quality")}
     shaped = {name: options.get(name, _DEFAULTS[name]) for name in ("metric", "effort", "tile")}
     others = {name: options.get(name) for name in ("max_seconds", "alpha_quality")}
@@ -182,14 +184,18 @@ def decode(
     Args:
         options: metric, mode, format ("png" if left out), quality, flatten, unlimited, as of `l2c decode`.
     """
-    unknown = set(options) - {"metric", "mode", "format", "quality", "flatten", "unlimited"}
-    if unknown:
-        raise UnsupportedError(f"no such option: {', '.join(sorted(unknown))}")
+    _check_names(options, ("metric", "mode", "format", "quality", "flatten", "unlimited"))
     suffix = "." + (options.get("format") or "png").lower()
     images.check_output_format(options.get("format"), Path(f"a{suffix}"))
     spec = Spec("decode", model, device, precision, options=options)
     wanted = Wanted("L2C file", frozenset({".l2c"}))
     return _run(spec, os.fspath(source), dest, wanted, suffix, settings, told, progress)
+
+
+def _check_names(options: Iterable[str], known: Iterable[str]) -> None:
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise UnsupportedError(f"no such option: {', '.join(unknown)}")
 
 
 def prepared(spec: Spec, settings: Settings) -> tuple[Engine, Spec, int]:
