@@ -549,6 +549,7 @@ def test_an_interruption_leaves_nothing_half_done(tmp_path: Path, tiny_model_pat
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     manifest = packed / NAME
     end = time.monotonic() + 120
