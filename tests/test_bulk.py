@@ -540,6 +540,31 @@ def test_jobs_of_a_folder(run: Run, tmp_path: Path) -> None:
     assert (tmp_path / "back" / "1" / "03.png").read_bytes() == pixels
 
 
+def test_parts_and_damaged_files(tmp_path: Path, tiny_model_path: Path) -> None:
+    """Regions, scales and concealment, as `Codec.decode` has them; the manifest is of one such job."""
+    codec, folder = Codec(tiny_model_path), tmp_path / "packed"
+    folder.mkdir()
+    files = {f"{number}": codec.encode(picture(number, 40), quality=50) for number in range(3)}
+    for name, data in files.items():
+        (folder / f"{name}.l2c").write_bytes(data if name != "2" else data[:-9])
+    view: dict[str, Any] = {"region": (3, 5, 23, 35), "scale": 2}
+    where: dict[str, Any] = {"model": str(tiny_model_path), "settings": HERE}
+    report = bulk.decode(folder, str(tmp_path / "out"), **where, **view)
+    assert report.progress.done == 2 and report.progress.failed == 1
+    for name in ("0", "1"):
+        made = np.asarray(Image.open(tmp_path / "out" / f"{name}.png"))
+        assert np.array_equal(made, codec.decode(files[name], **view))
+    with pytest.raises(l2c.UnsupportedError, match="is asked for"):
+        bulk.decode(folder, str(tmp_path / "out"), **where, region=(0, 0, 9, 9))
+    report = bulk.decode(folder, str(tmp_path / "all"), **where, **view, damaged="conceal")
+    assert report.is_complete and report.progress.done == 3
+    (record,) = (line for line in lines(report) if line["input"].endswith("2.l2c"))
+    assert record["damaged_tiles"] == [0] and "filled in" in record["warnings"][0]
+    for options in ({"scale": 3}, {"damaged": "no"}):
+        with pytest.raises(l2c.UnsupportedError):
+            bulk.decode(folder, str(tmp_path / "none"), **where, **options)
+
+
 def test_an_interruption_leaves_nothing_half_done(tmp_path: Path, tiny_model_path: Path) -> None:
     photos, packed = draw(tmp_path / "photos", 60), tmp_path / "packed"
     command = [sys.executable, "-m", "l2c", "bulk", "encode", photos, packed, "--model", tiny_model_path, "--jobs", "1"]

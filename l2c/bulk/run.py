@@ -405,10 +405,12 @@ def _job(spec: Spec) -> str:
     options = {"model": spec.model and Path(spec.model).stem, **spec.options}
     if spec.precision != "float32":
         options["precision"] = spec.precision
+    # A decoder's metric has no default: it is the file's own.
+    defaults = _DEFAULTS | ({"metric": None} if spec.command == "decode" else {})
     told = [
-        f"{name}={'+'.join(value) if isinstance(value, (tuple, list)) else value}"
+        f"{name}={'+'.join(map(str, value)) if isinstance(value, (tuple, list)) else value}"
         for name, value in sorted(options.items())
-        if value is not None and value != _DEFAULTS.get(name)
+        if value is not None and value != defaults.get(name)
     ]
     return " ".join([spec.command, *told])
 
