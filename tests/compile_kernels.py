@@ -131,8 +131,7 @@ def hyperprior_kernels() -> None:
     stream = ops.range_encoder().finish()
     # One at published sizes, whose layers are the widest; they are most of what there is to compile.
     for name, n, m, fraction in (
-        ("bmshj2018-factorized", 16, 32, 0), ("bmshj2018-hyperprior", 16, 32, 0), ("mbt2018-mean", 16, 32, 4),
-        ("mbt2018", 192, 192, 0), ("cheng2020-anchor", 32, 32, 4),
+        ("bmshj2018-factorized", 16, 32, 0), ("mbt2018-mean", 16, 32, 4), ("mbt2018", 96, 128, 0),
     ):  # fmt: skip
         sizes = ((9, 12), (5, 7))
         geometry = Geometry(DeviceLevel(level(name, n, m, fraction), torch.device("cpu"), kernels), sizes)
