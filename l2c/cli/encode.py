@@ -17,7 +17,7 @@ from l2c.cli.report import Result, file_facts, rounded
 from l2c.cli.run import attempt, run
 from l2c.cli.session import open_codec
 from l2c.cli.terminal import STANDARD, shown
-from l2c.codec.options import BEST_QUALITY, DEFAULT_QUALITY, DEFAULT_TILE, METADATA, check_options
+from l2c.codec.options import BEST_QUALITY, DEFAULT_QUALITY, DEFAULT_TILE, LOSSLESS, METADATA, check_options
 from l2c.format.bitstream import TILE_SIZES, Limits, read_header
 from l2c.format.levels import DEFAULT_METRIC, METRICS
 
@@ -75,6 +75,10 @@ def encode(
             min=0, max=BEST_QUALITY, help="Alpha with loss; areas of 0 and 255 stay so.  [default: without loss]"
         ),
     ] = None,
+    lossless: Annotated[
+        str,
+        options.one_of(LOSSLESS, help="auto: keep tiny and drawn pictures without loss where that is smaller."),
+    ] = "auto",
     truncated: Annotated[
         bool, typer.Option("--truncated", help="Take what there is of pictures that are cut.")
     ] = False,
@@ -108,6 +112,7 @@ def encode(
         "effort": effort,
         "tile": tile,
         "metadata": "none" if no_metadata else metadata,
+        "lossless": lossless,
         "truncated": truncated,
     }
     with_bar = (effort > 0 or receivers is not None) and not plan.is_folder
@@ -142,6 +147,7 @@ def _facts(codec: Codec, encoded: Encoded, asked: dict[str, Any]) -> Result:
         **file_facts(len(encoded.data), read_header(encoded.data, Limits.unlimited())),
         "model": codec.model.name,
         "quality": encoded.quality,
+        "lossless": encoded.lossless,
         "metric": asked["metric"],
         "effort": asked["effort"],
         **{f"target_{name}": asked[name] for name in ("bpp", "max_bytes", "psnr", "msssim")},
@@ -158,10 +164,11 @@ def _facts(codec: Codec, encoded: Encoded, asked: dict[str, Any]) -> Result:
 
 def _line(result: Result) -> str:
     gain = result["adaptation"].get("objective_gain_percent")
+    quality = "lossless" if result["lossless"] else f"quality {result['quality']:.1f}"
     sets = [part["metric"] for part in result["receivers"] if part["patches"]]
     return (
         f"{result['width']}x{result['height']}, {result['size_bytes']} bytes, {result['bpp']:.4f} bpp, "
-        f"quality {result['quality']:.1f}, {result['seconds']['total']:.2f} s"
+        f"{quality}, {result['seconds']['total']:.2f} s"
         + ("" if gain is None else f", adaptation worth {gain:.1f} % of the rate")
         + (f", sets for {', '.join(sets)}" if sets else "")
     )

@@ -31,15 +31,20 @@ class Reader:
     def session(self, stream: Bitstream | Container) -> codec.Codec:
         """The codec that reads this file and any other; the first call makes it. Raises as `Codec`."""
         if self._codec is None:
-            model: Any = lazy.models.find_model(stream.header.model_id) if self._model is None else self._model
+            model: Any = self._model
+            if model is None and stream.index.is_lossless:  # any does
+                model = lazy.models.DEFAULT_MODEL
+            elif model is None:
+                model = lazy.models.find_model(stream.header.model_id)
             self._codec = codec.Codec(model, self._device, precision=self._precision, limits=self.limits)
         return self._codec
 
     def facts(self, stream: Bitstream | Container, size: int) -> Result:
         """What is said of a file of so many bytes that was read. Raises as `Codec.codec_for`."""
-        header = stream.header
+        header, lossless = stream.header, stream.index.is_lossless
         return {
             **file_facts(size, stream.index),
-            "model": self.session(stream).codec_for(header.model_id).model.name,
+            "model": None if lossless else self.session(stream).codec_for(header.model_id).model.name,
             "quality": header.quality / 10,
+            "lossless": lossless,
         }
