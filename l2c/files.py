@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,20 @@ def output_file(target: str, source: str, suffix: str) -> str:
             errno.EISDIR, f"is a folder, and the input is a file (end it in {os.sep} to write into it)", target
         )
     return target
+
+
+class Tail:
+    """A stream that remembers its last 512 bytes: an archive ends with empty blocks, one that was cut off does not."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.last = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """As the stream's own."""
+        data: bytes = self._stream.read(size)
+        self.last = (self.last + data)[-512:] if len(data) < 512 else data[-512:]
+        return data
 
 
 def write_atomically(

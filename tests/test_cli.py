@@ -141,7 +141,7 @@ def test_info_loads_no_torch_and_verify_of_damage_no_model(coded: Path) -> None:
     assert (done.returncode, done.stdout.splitlines()[-1]) == (3, "False"), done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["encode"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["encode", "--help"], ["bulk", "encode", "--help"], ["encode"]])
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     script = (
         "import sys; from l2c.cli import main; main(sys.argv[1:]); "

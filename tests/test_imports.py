@@ -47,6 +47,7 @@ ARROWS = {
     "codec": {"errors", "arrays", "devices", "format", "images", "ops", "transforms", "entropy", "adapt", "models",
               "metrics", "objective", "guard", "rate_control", "search"},
     "pillow": {"errors", "format", "images", "codec"},
+    "bulk": {"errors", "files", "format", "images", "models", "codec"},
     "metrics": set(),
     "objective": {"format", "metrics", "transforms"},
     "models": {"errors", "files", "config", "transforms", "entropy", "adapt"},
@@ -55,8 +56,8 @@ ARROWS = {
               "config", "metrics", "objective", "models", "adapt", "text_tables"},
     "evaluate": {"", "errors", "files", "arrays", "format", "images", "transforms", "metrics", "objective", "adapt",
                  "codec", "train", "text_tables"},
-    "cli": {"", "errors", "files", "config", "devices", "format", "images", "transforms", "adapt.effort", "models",
-            "codec", "compressai", "evaluate", "train", "text_tables"},
+    "cli": {"", "bulk", "errors", "files", "config", "devices", "format", "images", "transforms", "adapt.effort",
+            "models", "codec", "compressai", "evaluate", "train", "text_tables"},
     "": {"errors", "format", "models", "adapt.effort"},
     "__main__": {"cli"},
 }  # fmt: skip

@@ -356,7 +356,7 @@ def test_commands(run: Run, coded: Path, tmp_path: Path, drawn_picture: Pixels) 
     assert code == 0 and "18x25" in out, err
     assert np.array_equal(np.asarray(Image.open(tmp_path / "part.png")), whole[5:30, 3:21])
     code, out, err = run("decode", coded, tmp_path / "small.png", "--scale", "4", "--json")
-    assert code == 0 and json.loads(out)["seen"] == {"width": -(-width // 4), "height": -(-height // 4)}, err
+    assert code == 0 and json.loads(out)["shown_width"] == -(-width // 4), err
     assert Image.open(tmp_path / "small.png").size == (-(-width // 4), -(-height // 4))
     code, out, _ = run("decode", coded, tmp_path / "small.png", "--scale", "4", "--skip-existing")
     assert code == 0 and "there already" in out

@@ -5,6 +5,7 @@ progress go to standard error, one line each. What loads torch is named in `lazy
 
     app                                       the commands together, and `main`
     encode, decode, verify                    work on files and folders
+    bulk                                      `l2c bulk`: very many files, with a manifest; `parallel`: --jobs
     info, models, bench                       tell
     evaluate, train                           `l2c eval`, `l2c tables`, `l2c compare`; `l2c train STAGE`
 

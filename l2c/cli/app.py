@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import l2c
-from l2c.cli import bench, decode, encode, evaluate, importing, info, models, train, verify
+from l2c.cli import bench, bulk, decode, encode, evaluate, importing, info, models, train, verify
 from l2c.cli.messages import (
     EXIT_CODES,
     FAILED,
@@ -47,6 +47,7 @@ app.command(short_help="Check a file, print its latents' SHA-256.")(verify.verif
 app.command(short_help="List the models at hand.")(models.models)
 app.command(name="import", short_help="Make a model of CompressAI's checkpoints.")(importing.import_checkpoints)
 app.command(short_help="Measure how fast this machine is.")(bench.bench)
+app.add_typer(bulk.app)
 app.add_typer(train.app)
 
 

@@ -11,17 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from l2c.bulk.batching import BATCH_BYTES, BATCH_FILES, BATCH_PIXELS, attempt, together
 from l2c.cli.plan import Job
 from l2c.cli.report import Result
-from l2c.cli.run import Outcome, attempt
+from l2c.cli.run import Outcome
 from l2c.cli.session import Reader
 from l2c.cli.terminal import STANDARD, read_input
 from l2c.format.bitstream import Bitstream, Container, read_bitstream
 from l2c.format.source import Memory, OnDisk
-
-BATCH_PIXELS = 1 << 23  # of the pictures of a batch, about 25 MB of colours
-BATCH_BYTES = 1 << 26  # of their files: profiles and alpha can be larger than pictures
-BATCH_FILES = 64  # so that outputs, and the progress, come now and then
 
 T = TypeVar("T")
 
@@ -102,14 +99,7 @@ class Batched(Generic[T]):
 
     def _values(self, files: Sequence[Opened]) -> list[T | Exception]:
         """A value for each file, or why it has none."""
-        if not files:
-            return []
-        try:
-            return list(self.together(files))
-        except Exception as error:
-            if len(files) == 1:
-                return [error]
-        return [value for file in files for value in self._values([file])]
+        return together(self.together, files)
 
 
 def _files(waiting: Sequence[Opened | Outcome]) -> list[Opened]:

@@ -10,9 +10,10 @@ import typer
 
 from l2c.cli import lazy, options
 from l2c.cli.messages import errors_of
-from l2c.cli.report import print_json, print_rows, rounded
+from l2c.cli.report import print_json, print_rows
 from l2c.cli.session import open_codec
 from l2c.cli.terminal import STANDARD
+from l2c.codec.facts import rounded
 from l2c.codec.options import BEST_QUALITY
 from l2c.errors import BitstreamError
 from l2c.format.levels import DEFAULT_METRIC

@@ -7,8 +7,10 @@ import warnings
 
 from l2c.cli import lazy
 from l2c.cli.plan import Job
-from l2c.cli.report import Result, file_facts
+from l2c.cli.report import Result
 from l2c.cli.terminal import STANDARD
+from l2c.codec.facts import file_facts
+from l2c.codec.options import Region
 from l2c.codec.views import View
 from l2c.errors import BitstreamError
 from l2c.format.bitstream import Limits, read_header
@@ -32,7 +34,7 @@ def coded(job: Job) -> Result | None:
     return None if facts is None else {**facts, "skipped": True}
 
 
-def restored(job: Job, region: list[int] | None = None, scale: int = 1) -> Result | None:
+def restored(job: Job, region: Region | None = None, scale: int = 1) -> Result | None:
     """Facts of an L2C file whose picture is there, of the right size as far as its head tells; else None.
 
     `region` and `scale`: see `Codec.decode`.

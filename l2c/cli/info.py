@@ -8,8 +8,9 @@ import typer
 
 from l2c.cli import lazy, options
 from l2c.cli.messages import DAMAGED, errors_of, say
-from l2c.cli.report import Result, file_facts, print_json, print_rows
+from l2c.cli.report import Result, print_json, print_rows
 from l2c.cli.terminal import read_input, shown
+from l2c.codec.facts import file_facts
 from l2c.errors import BitstreamError
 from l2c.format.bitstream import ADAPT, ALTERNATIVES, VERSION, Bitstream, Limits, read_bitstream, section_name
 from l2c.format.levels import metric_name

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich import console, progress
 
-    from l2c import compressai, devices, images, models, transforms
+    from l2c import bulk, compressai, devices, images, models, transforms
+    from l2c.bulk import run as bulk_run
+    from l2c.bulk import tasks as bulk_tasks
     from l2c.evaluate import compare, run, tables
     from l2c.format import adapt_section, alternatives_section
     from l2c.images import listing
@@ -37,6 +39,9 @@ else:
     Image = LazyModule("PIL.Image")
     console = LazyModule("rich.console")
     progress = LazyModule("rich.progress")
+    bulk = LazyModule("l2c.bulk")
+    bulk_run = LazyModule("l2c.bulk.run")
+    bulk_tasks = LazyModule("l2c.bulk.tasks")
     compressai = LazyModule("l2c.compressai")
     devices = LazyModule("l2c.devices")
     images = LazyModule("l2c.images")

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
-from l2c.codec.options import PRECISIONS
+from l2c.adapt.effort import MAX_EFFORT
+from l2c.codec.options import BEST_QUALITY, DEFAULT_QUALITY, LOSSLESS, METADATA, PICTURE_MODES, PRECISIONS, SCALES
 from l2c.errors import UnsupportedError
+from l2c.format.bitstream import TILE_SIZES
 from l2c.format.levels import METRICS
+
+if TYPE_CHECKING:
+    from l2c.codec import options as of_codec
 
 _Number = TypeVar("_Number", int, float)
 
@@ -46,6 +51,76 @@ Metric = Annotated[
         help="What bits are spent on: mixed, for eyes (luma and its structure); psnr and msssim, of RGB.",
     ),
 ]
+
+# Of encoding.
+Bpp = Annotated[float | None, typer.Option(help="Target in bits per pixel; never exceeded.")]
+MaxBytes = Annotated[int | None, typer.Option(min=1, help="Target in bytes; never exceeded.")]
+Psnr = Annotated[float | None, typer.Option(help="Target in dB: the smallest file that reaches it.")]
+MsSsim = Annotated[float | None, typer.Option(help="Target 0..1: the smallest file that reaches it.")]
+Quality = Annotated[
+    float | None,
+    typer.Option(min=0, max=BEST_QUALITY, help=f"Quality instead of a target.  [default: {DEFAULT_QUALITY:g}]"),
+]
+AdaptFor = Annotated[
+    str | None,
+    typer.Option(
+        help="Also fit the decoder to these metrics, of which a receiver may choose (decode --metric).",
+        metavar=f"<{','.join(METRICS)}>",
+    ),
+]
+Effort = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=MAX_EFFORT,
+        help=f"Work spent on adapting to the picture; {MAX_EFFORT} tries several qualities for a rate.",
+    ),
+]
+MaxSeconds = Annotated[float | None, typer.Option(help="End the adaptation after this time.")]
+Tile = Annotated[int, typer.Option(help=f"Side of a tile in pixels: {TILE_SIZES[0]}, {TILE_SIZES[1]}, ...")]
+Metadata = Annotated[
+    str,
+    one_of(
+        METADATA,
+        help="What is kept beside the pixels: all, the colour profile alone (no EXIF or XMP), or none.",
+    ),
+]
+NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="The same as --metadata none.")]
+AlphaQuality = Annotated[
+    float | None,
+    typer.Option(min=0, max=BEST_QUALITY, help="Alpha with loss; areas of 0 and 255 stay so.  [default: without loss]"),
+]
+Lossless = Annotated[
+    str, one_of(LOSSLESS, help="auto: keep tiny and drawn pictures without loss where that is smaller.")
+]
+Truncated = Annotated[bool, typer.Option("--truncated", help="Take what there is of pictures that are cut.")]
+
+# Of decoding.
+Receiver = Annotated[
+    str | None,
+    one_of(
+        list(METRICS), help="What it is to be best for, of what the file was adapted for.  [default: the file's own]"
+    ),
+]
+PictureMode = Annotated[
+    str,
+    one_of(PICTURE_MODES, help="original: grey as grey, and with alpha; rgb: three channels."),
+]
+PictureQuality = Annotated[
+    int | None, typer.Option(min=0, max=BEST_QUALITY, help="Of a JPEG, WebP or AVIF file that is written.")
+]
+Flatten = Annotated[bool, typer.Option("--flatten", help="Lay alpha over white where the format has none.")]
+
+Region = Annotated[
+    str | None,
+    typer.Option(metavar="LEFT,TOP,RIGHT,BOTTOM", help="Pixels to decode, the last two just outside.  [default: all]"),
+]
+Scale = Annotated[str, one_of(list(map(str, SCALES)), help="Make the picture so many times smaller.")]
+Conceal = Annotated[
+    bool, typer.Option("--conceal", help="Fill in damaged tiles, and what a cut file lacks, instead of failing.")
+]
+
+# Of both.
 Model = Annotated[str | None, typer.Option(help="Name or file of the model.", metavar="NAME|FILE")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 SkipExisting = Annotated[
@@ -55,6 +130,7 @@ SkipExisting = Annotated[
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", "-f", help="Replace files that exist.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Processes that share a folder's files, and the cores.")]
 Unlimited = Annotated[bool, typer.Option("--unlimited", help="Accept any size that a file names.")]
 
 
@@ -70,6 +146,16 @@ def check_choice(overwrite: bool, skip_existing: bool) -> None:
     """Raises typer.BadParameter: both are given."""
     if overwrite and skip_existing:
         raise typer.BadParameter("give --overwrite or --skip-existing, not both")
+
+
+def view_of(metric: str | None, region: str | None, scale: str, conceal: bool) -> of_codec.DecodeOptions:
+    """The options of `Codec.decode` that these are. Raises UnsupportedError: the region is no list of numbers."""
+    return {
+        "metric": cast("of_codec.Metric | None", metric),
+        "region": None if region is None else cast("of_codec.Region", tuple(numbers(region, int, "--region"))),
+        "scale": cast("of_codec.Scale", int(scale)),
+        "damaged": "conceal" if conceal else "raise",
+    }
 
 
 def numbers(text: str, kind: type[_Number], what: str) -> list[_Number]:

@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from l2c.cli.plan import Plan
 from l2c.cli.terminal import printable
+from l2c.codec.facts import Facts
 from l2c.files import summary
-from l2c.format.bitstream import FileIndex
 from l2c.text_tables import aligned
 
-Result: TypeAlias = dict[str, Any]
-
-
-def file_facts(size: int, index: FileIndex) -> Result:
-    """What every command says of a file of so many bytes; bpp counts all of them."""
-    header = index.header
-    return {
-        "width": header.width,
-        "height": header.height,
-        "mode": header.mode,
-        "model_id": header.model_id.hex(),
-        "size_bytes": size,
-        "bpp": 8 * size / header.pixels,
-    }
-
-
-def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    """To microseconds."""
-    return {stage: round(value, 6) for stage, value in seconds.items()}
+Result: TypeAlias = Facts
 
 
 def print_json(result: Any) -> None:

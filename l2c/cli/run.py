@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 from l2c.cli.messages import CONCEALED, FAILED, exit_code, message_of, say
 from l2c.cli.plan import Job, Plan
@@ -15,16 +15,6 @@ from l2c.cli.terminal import STANDARD, printable, shown
 from l2c.errors import DamagedError, ModelMismatchError, RateError
 
 Outcome: TypeAlias = Result | Exception
-_Given = TypeVar("_Given")
-_Found = TypeVar("_Found")
-
-
-def attempt(work: Callable[[_Given], _Found], given: _Given) -> _Found | Exception:
-    """What work on something gives, or why it failed. Lets an interruption pass."""
-    try:
-        return work(given)
-    except Exception as error:
-        return error
 
 
 def run(

@@ -6,7 +6,8 @@ from typing import Any
 
 from l2c import codec
 from l2c.cli import lazy
-from l2c.cli.report import Result, file_facts
+from l2c.cli.report import Result
+from l2c.codec.facts import read_facts
 from l2c.format.bitstream import Bitstream, Container, Limits
 
 
@@ -41,10 +42,4 @@ class Reader:
 
     def facts(self, stream: Bitstream | Container, size: int) -> Result:
         """What is said of a file of so many bytes that was read. Raises as `Codec.codec_for`."""
-        header, lossless = stream.header, stream.index.is_lossless
-        return {
-            **file_facts(size, stream.index),
-            "model": None if lossless else self.session(stream).codec_for(header.model_id).model.name,
-            "quality": header.quality / 10,
-            "lossless": lossless,
-        }
+        return read_facts(stream, size, self.session(stream))

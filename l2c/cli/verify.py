@@ -11,9 +11,10 @@ import typer
 from l2c.cli import options
 from l2c.cli.batches import Batched, Opened
 from l2c.cli.plan import L2C_FILES, make_plan
-from l2c.cli.report import Result, rounded
+from l2c.cli.report import Result
 from l2c.cli.run import run
 from l2c.cli.session import Reader
+from l2c.codec.facts import rounded
 
 
 def verify(

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from l2c.errors import ConfigError, ImageError, L2CError, L2CWarning
+from l2c.files import Tail
 from l2c.images import MAX_PIXELS, load_picture
 from l2c.images.listing import list_pictures, pictures
 from l2c.train.config import DataConfig
@@ -434,7 +435,7 @@ def read_shard(url: str) -> list[Encoded]:
     samples: dict[str, tuple[int, Encoded]] = {}
     try:
         with gopen(url) as opened:
-            stream = _Tail(opened)
+            stream = Tail(opened)
             for member in tar.tar_file_iterator(stream, select_files=pictures().takes):
                 key, suffix = tar.base_plus_ext(member["fname"])
                 if key is not None and (key not in samples or suffix.count(".") < samples[key][0]):
@@ -448,20 +449,6 @@ def read_shard(url: str) -> list[Encoded]:
     if not samples:
         raise ConfigError(f"no pictures in the shard {url}")
     return [encoded for _, encoded in samples.values()]
-
-
-class _Tail:
-    """A stream that remembers its last 512 bytes: an archive ends with empty blocks, one that was cut off does not."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.last = b""
-
-    def read(self, size: int = -1) -> bytes:
-        """As the stream's own."""
-        data: bytes = self._stream.read(size)
-        self.last = (self.last + data)[-512:] if len(data) < 512 else data[-512:]
-        return data
 
 
 def _webdataset(module: str) -> Any:
