@@ -113,7 +113,7 @@ def test_batches_and_names(codec: l2c.Codec, page: Pixels) -> None:
         assert np.array_equal(together[1], page) and np.array_equal(together[2], codec.decode(files[2].data))
         assert codec.verify_batch([file.data for file in files]) == [file.latents_sha256 for file in files]
     with pytest.raises(RateError, match="file 3 of 3"):
-        codec.encode_batch([page, page, photograph], bpp=0.06)
+        codec.encode_batch([np.zeros_like(page), page[:1, :1].repeat(300, 0).repeat(411, 1), photograph], bpp=0.06)
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
