@@ -25,6 +25,8 @@ from l2c.rate_control import interpolate, log_curve
 CLIPPED = 0.05  # error of clipping, as a share of what rounding costs, that is looked into
 _SMALL = 0.35  # of a photograph's mean rate at the same quality: files smaller than that are looked into
 _EDGES = 0.02  # share of neighbouring samples that differ: pictures with fewer are looked into
+_EQUAL_NEIGHBOURS = 0.5  # share of pixels of drawn pictures that equal the one to their left
+_TINY = 4096  # pixels
 _GRID = 50  # lower qualities that are looked at are multiples of it, in tenths
 _PATIENCE = 2  # so many looks without gain end a walk, once nothing clips any more
 _SAMPLE, _CROP, _ALIGNMENT = 1 << 19, 128, 64  # pixels that are looked at, side of the crops, and where they start
@@ -99,6 +101,18 @@ def is_flat(pixels: npt.NDArray[np.uint8]) -> bool:
     rows, below = pixels[::4], pixels[1::4]
     pairs = (rows[:, 1:] != rows[:, :-1], below != rows[: len(below)])
     return all(differ.mean() < _EDGES for differ in pairs if differ.size)
+
+
+def is_drawn(pixels: npt.NDArray[np.uint8]) -> bool:
+    """Whether a picture, uint8 [H, W, 3], is tiny, or half of its pixels equal their neighbour, by every fourth row.
+
+    Such pictures (screenshots, text, diagrams, icons) may take fewer bytes without loss.
+    """
+    if pixels.shape[0] * pixels.shape[1] <= _TINY:
+        return True
+    rows = pixels[::4]
+    equal = (rows[:, 1:] == rows[:, :-1]).all(axis=2)
+    return bool(equal.size) and bool(equal.mean() >= _EQUAL_NEIGHBOURS)
 
 
 def sample(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -172,7 +172,7 @@ def test_rate_out_of_reach(codec) -> None:
     with pytest.raises(RateError, match="least rate is") as caught:
         codec.encode(drawn(16, 16), bpp=0.01)
     assert caught.value.least_bpp > 0.01
-    encoded = codec.encode_detailed(faint(64, 64), bpp=50.0)
+    encoded = codec.encode_detailed(faint(64, 64), bpp=50.0, lossless="never")
     assert not encoded.target_reached
     assert "needs only" in encoded.reason
     assert encoded.quality == 100.0
@@ -669,15 +669,15 @@ def test_unreached_targets_warn(codec) -> None:
     """One warning for each picture, which names it in a batch; none where the target is met or none was given."""
     picture = drawn(40, 56)
     with pytest.warns(L2CWarning, match="the target was not reached") as caught:
-        codec.encode(picture, bpp=500.0)
+        codec.encode(picture, bpp=500.0, lossless="never")
     assert len(caught) == 1
     with pytest.warns(L2CWarning) as caught:
-        codec.encode_batch([picture, picture], psnr=90.0)
+        codec.encode_batch([picture, picture], psnr=90.0, lossless="never")
     assert [str(w.message).split(":")[0] for w in caught] == ["file 1 of 2", "file 2 of 2"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         codec.encode(picture, quality=50)
-        assert not codec.encode_detailed(picture, bpp=500.0).target_reached
+        assert not codec.encode_detailed(picture, bpp=500.0, lossless="never").target_reached
 
 
 @pytest.mark.parametrize("options", [{"psnr": 26.0}, {"msssim": 0.9}, {"psnr": 26.0, "effort": 1}, {"quality": 50}])

@@ -92,10 +92,10 @@ def test_bytes_psnr_and_msssim_as_targets(codec: l2c.Codec, photo: np.ndarray) -
 def test_targets_that_cannot_be_reached(codec: l2c.Codec, photo: np.ndarray) -> None:
     with pytest.raises(RateError, match="least rate is"):
         codec.encode(photo[:16, :16], bpp=0.01, effort=2)
-    flat = codec.encode_detailed(np.full((64, 64, 3), 90, np.uint8), bpp=2.0, effort=2)
+    flat = codec.encode_detailed(np.full((64, 64, 3), 90, np.uint8), bpp=2.0, effort=2, lossless="never")
     assert not flat.target_reached
     assert "needs only" in flat.reason
-    best = codec.encode_detailed(photo[:64, :64], psnr=90.0, effort=1)
+    best = codec.encode_detailed(photo[:64, :64], psnr=90.0, effort=1, lossless="never")
     assert not best.target_reached
     assert "PSNR" in best.reason
 
@@ -215,10 +215,11 @@ def test_tries_start_at_other_qualities_and_keep_the_best(
 
     told.clear()
     flat = np.full((64, 64, 3), 90, np.uint8)  # has no other quality to try
-    codec.encode(flat, bpp=0.5, effort=l2c.Effort(1, tries=3), progress=lambda share, stage: told.append(share))
+    kept = l2c.EncodeOptions(bpp=0.5, lossless="never")
+    codec.encode(flat, **kept, effort=l2c.Effort(1, tries=3), progress=lambda share, stage: told.append(share))
     assert told == sorted(told) and told[-1] == 1.0
     levels.clear()
-    both = codec.encode_batch_detailed([photo, flat], bpp=0.5, effort=l2c.Effort(2, tries=2))
+    both = codec.encode_batch_detailed([photo, flat], **kept, effort=l2c.Effort(2, tries=2))
     assert both[0].target_reached and not both[1].target_reached
     assert len(levels) == 3
     assert figure(best) >= max(map(figure, files)) - 1e-3 * figure(best)
@@ -327,7 +328,7 @@ def test_small_sizes_are_met_or_explained(codec: l2c.Codec, photo: np.ndarray, e
     """Where no quality hits the size the file says so; a size that no adaptation reaches is reached without it."""
     board = (np.indices((64, 64)).sum(axis=0) // 4 % 2 * 255).astype(np.uint8)[..., None].repeat(3, axis=2)
     for picture, size in ((photo[:16, :16], 80), (photo[:32, :32], 90), (photo[:64, :96], 120), (board, 300)):
-        result = codec.encode_detailed(picture, max_bytes=size, effort=effort)
+        result = codec.encode_detailed(picture, max_bytes=size, effort=effort, lossless="never")
         assert len(result.data) <= size
         assert result.target_reached == (len(result.data) >= 0.98 * size)
         assert result.target_reached or result.reason

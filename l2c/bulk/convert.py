@@ -171,7 +171,8 @@ class Decoding(Converter):
 
     def _decode(self, files: Sequence[_Opened]) -> list[Decoded]:
         if self._codec is None:
-            self._codec = self._open(find_model(files[0].stream.header.model_id))
+            first = files[0].stream
+            self._codec = self._open(DEFAULT_MODEL if first.index.is_lossless else find_model(first.header.model_id))
         return self._codec.decode_batch_detailed([file.stream for file in files], **self._view)
 
     def _save(self, opened: _Opened, decoded: Decoded) -> tuple[bytes, Facts]:
@@ -189,9 +190,8 @@ class Decoding(Converter):
             mode=picture.mode if original else "RGB",
             **{**self._saved, "format": self._saved["format"] or opened.file.format or "png"},
         )
-        name = self._codec.codec_for(opened.stream.header.model_id).model.name
         data = buffer.getvalue()
-        facts = read_facts(opened.stream, len(opened.file.data), name) | {"output_bytes": len(data)}
+        facts = read_facts(opened.stream, len(opened.file.data), self._codec) | {"output_bytes": len(data)}
         return data, facts | decoded_facts(decoded, opened.seconds, time.perf_counter() - started)
 
 

@@ -30,6 +30,7 @@ _DEFAULTS: dict[str, Any] = {
     "effort": 0,
     "tile": DEFAULT_TILE,
     "metadata": "all",
+    "lossless": "auto",
     "truncated": False,
     "format": "png",
     "mode": "original",

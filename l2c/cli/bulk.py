@@ -80,6 +80,7 @@ def encode(
     metadata: options.Metadata = "all",
     no_metadata: options.NoMetadata = False,
     alpha_quality: options.AlphaQuality = None,
+    lossless: options.Lossless = "auto",
     truncated: options.Truncated = False,
     jobs: Jobs = None,
     ray: Ray = None,
@@ -103,6 +104,7 @@ def encode(
         tile=tile,
         metadata="none" if no_metadata else metadata,
         alpha_quality=alpha_quality,
+        lossless=lossless,
         truncated=truncated,
     )
     where = {"model": model, "device": device, "precision": precision}

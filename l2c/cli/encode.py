@@ -43,6 +43,7 @@ def encode(
     metadata: options.Metadata = "all",
     no_metadata: options.NoMetadata = False,
     alpha_quality: options.AlphaQuality = None,
+    lossless: options.Lossless = "auto",
     truncated: options.Truncated = False,
     jobs: options.Jobs = 1,
     overwrite: options.Overwrite = False,
@@ -67,6 +68,7 @@ def encode(
         tile=tile,
         metadata="none" if no_metadata else metadata,
         alpha_quality=alpha_quality,
+        lossless=lossless,
         truncated=truncated,
     )
     options.check_choice(overwrite, skip_existing)
@@ -122,10 +124,11 @@ def _is_due(job: Job) -> bool:
 
 def _line(result: Result) -> str:
     gain = result["adaptation"].get("objective_gain_percent")
+    quality = "lossless" if result["lossless"] else f"quality {result['quality']:.1f}"
     sets = [part["metric"] for part in result["receivers"] if part["patches"]]
     return (
         f"{result['width']}x{result['height']}, {result['size_bytes']} bytes, {result['bpp']:.4f} bpp, "
-        f"quality {result['quality']:.1f}, {result['seconds']['total']:.2f} s"
+        f"{quality}, {result['seconds']['total']:.2f} s"
         + ("" if gain is None else f", adaptation worth {gain:.1f} % of the rate")
         + (f", sets for {', '.join(sets)}" if sets else "")
     )

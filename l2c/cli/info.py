@@ -45,6 +45,7 @@ def _facts(stream: Bitstream, size: int) -> Result:
         "bit_depth": header.bit_depth,
         "quality": header.quality / 10,
         "metric_mix": header.metric_mix,
+        "lossless": index.is_lossless,
         "latent_bits": header.latent_bits,
         "latents_crc32": f"{header.latents_crc32:08x}",
         "tile_size": header.tile_size,
@@ -127,7 +128,12 @@ def _print_info(result: Result) -> None:
         ("picture", f"{result['width']}x{result['height']}, {result['mode']}, {result['bit_depth']} bits"),
         ("size", f"{result['size_bytes']} bytes, {result['bpp']:.4f} bpp"),
         ("model", result["model_id"]),
-        ("quality", f"{result['quality']:g} of 100, metric {metric_name(result['metric_mix'])}"),
+        (
+            "quality",
+            "lossless"
+            if result["lossless"]
+            else f"{result['quality']:g} of 100, metric {metric_name(result['metric_mix'])}",
+        ),
         ("latents", f"{result['latent_bits']} bits, CRC-32 {result['latents_crc32']}"),
         (
             "tiles",

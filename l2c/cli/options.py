@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 
 from l2c.adapt.effort import MAX_EFFORT
-from l2c.codec.options import BEST_QUALITY, DEFAULT_QUALITY, METADATA, PICTURE_MODES, PRECISIONS, SCALES
+from l2c.codec.options import BEST_QUALITY, DEFAULT_QUALITY, LOSSLESS, METADATA, PICTURE_MODES, PRECISIONS, SCALES
 from l2c.errors import UnsupportedError
 from l2c.format.bitstream import TILE_SIZES
 from l2c.format.levels import METRICS
@@ -89,6 +89,9 @@ NoMetadata = Annotated[bool, typer.Option("--no-metadata", help="The same as --m
 AlphaQuality = Annotated[
     float | None,
     typer.Option(min=0, max=BEST_QUALITY, help="Alpha with loss; areas of 0 and 255 stay so.  [default: without loss]"),
+]
+Lossless = Annotated[
+    str, one_of(LOSSLESS, help="auto: keep tiny and drawn pictures without loss where that is smaller.")
 ]
 Truncated = Annotated[bool, typer.Option("--truncated", help="Take what there is of pictures that are cut.")]
 

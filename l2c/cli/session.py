@@ -32,10 +32,14 @@ class Reader:
     def session(self, stream: Bitstream | Container) -> codec.Codec:
         """The codec that reads this file and any other; the first call makes it. Raises as `Codec`."""
         if self._codec is None:
-            model: Any = lazy.models.find_model(stream.header.model_id) if self._model is None else self._model
+            model: Any = self._model
+            if model is None and stream.index.is_lossless:  # any does
+                model = lazy.models.DEFAULT_MODEL
+            elif model is None:
+                model = lazy.models.find_model(stream.header.model_id)
             self._codec = codec.Codec(model, self._device, precision=self._precision, limits=self.limits)
         return self._codec
 
     def facts(self, stream: Bitstream | Container, size: int) -> Result:
         """What is said of a file of so many bytes that was read. Raises as `Codec.codec_for`."""
-        return read_facts(stream, size, self.session(stream).codec_for(stream.header.model_id).model.name)
+        return read_facts(stream, size, self.session(stream))

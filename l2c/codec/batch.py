@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from l2c.adapt.effort import RECEIVER_STEPS, Effort
 from l2c.codec.support import names_of, naming
 from l2c.errors import L2CWarning, LimitError
 from l2c.format import lossy_alpha_section
-from l2c.format.bitstream import ALPHA_TYPES, DPI, EXIF, ICC, SECTION_OVERHEAD, XMP, Limits, file_size
+from l2c.format.bitstream import DPI, EXIF, ICC, PIXEL_TYPES, SECTION_OVERHEAD, XMP, Limits, file_size
 from l2c.format.metadata_sections import pack_dpi, pack_xmp
 from l2c.images.transparent import fill_transparent
 
@@ -59,12 +59,14 @@ class Batch:
     """What one call encodes, and how.
 
     Attributes:
+        names: what errors call each.
         pictures: as their decoder will show them, what is transparent filled in.
         sections: of each file, by type.
         clock: seconds per stage. deadline: of the adaptation, as `time.perf_counter` counts.
         progress: told the share that is done, never falling.
     """
 
+    names: list[str]
     pictures: list[images.Picture]
     sections: list[dict[int, bytes]]
     settings: Settings
@@ -87,6 +89,18 @@ class Batch:
     @property
     def effort(self) -> Effort:
         return self.settings.effort
+
+    def without(self, done: Collection[int]) -> Batch:
+        """The batch of the other pictures; they keep their names."""
+        if not done:
+            return self
+        rest = [i for i in range(len(self.pictures)) if i not in done]
+        return replace(
+            self,
+            names=[self.names[i] for i in rest],
+            pictures=[self.pictures[i] for i in rest],
+            sections=[self.sections[i] for i in rest],
+        )
 
     def late(self) -> bool:
         """Whether the time for the adaptation is over."""
@@ -138,6 +152,7 @@ def read_batch(
             check_limits(picture.width, picture.height, settings.tile)
             _check_file(picture, kept, settings.tile, limits)
     return Batch(
+        names,
         pictures,
         sections,
         settings,
@@ -152,7 +167,7 @@ def _check_file(picture: images.Picture, sections: dict[int, bytes], tile: int, 
     largest = min(picture.width, tile) * min(picture.height, tile)
     if limits.max_tile_pixels is not None and largest > limits.max_tile_pixels:
         raise LimitError(f"tile is {tile}: more pixels than {limits.max_tile_pixels} in a tile")
-    size = sum(len(body) for kind, body in sections.items() if kind not in ALPHA_TYPES)
+    size = sum(len(body) for kind, body in sections.items() if kind not in PIXEL_TYPES)
     tiles = -(-picture.height // tile) * -(-picture.width // tile)
     for name, value in (("max_metadata_bytes", size), ("max_tiles", tiles)):
         limit = getattr(limits, name)

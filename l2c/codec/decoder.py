@@ -25,10 +25,10 @@ from l2c.codec.support import naming, parts
 from l2c.codec.transform_stage import TransformStage
 from l2c.codec.views import View
 from l2c.errors import BitstreamError
-from l2c.format import lossy_alpha_section
+from l2c.format import lossless_section, lossy_alpha_section
 from l2c.format.adapt_section import PatchChanges
 from l2c.format.alpha_section import unpack_alpha
-from l2c.format.bitstream import ALPHA, DPI, EXIF, ICC, LOSSY_ALPHA, XMP, Bitstream, Header
+from l2c.format.bitstream import ALPHA, DPI, EXIF, ICC, LOSSLESS, LOSSY_ALPHA, XMP, Bitstream, Header
 from l2c.format.levels import METRICS, Metric, metric_name
 from l2c.format.metadata_sections import unpack_dpi, unpack_xmp
 
@@ -40,7 +40,7 @@ class Restored(NamedTuple):
 
     Attributes:
         pixels: uint8 [H, W, 3] here or [3, H, W] on the device.
-        symbols: of the whole picture [c, h, w], likewise; None where not all were read.
+        symbols: of the whole picture [c, h, w], likewise; None where not all were read; of a lossless file its pixels.
         damaged: tiles that are no part of it, or only in part, and were concealed.
     """
 
@@ -83,6 +83,11 @@ class Decoder:
         Returns:
             the pictures, and the seconds of "entropy" (P and coder) and "decoder" (D); those of a queue are all D's.
         """
+        kept = [i for i, stream in enumerate(streams) if stream.index.is_lossless]
+        if kept:
+            return self._restore_with_lossless(
+                kept, streams, names, views, metric=metric, conceal=conceal, keep_on_device=keep_on_device, queue=queue
+            )
         changes = []
         for name, stream in zip(names, streams):
             header = stream.header
@@ -113,6 +118,37 @@ class Decoder:
                 wanted = [views[i] for i in members]
                 restored |= zip(members, self._restore_views(stream, wanted, mine, conceal, keep_on_device, seconds))
         return [restored[i] for i in range(len(streams))], seconds
+
+    def _restore_with_lossless(
+        self,
+        kept: Sequence[int],
+        streams: Sequence[Bitstream],
+        names: Sequence[str],
+        views: Sequence[View],
+        *,
+        keep_on_device: bool,
+        **options: Any,
+    ) -> tuple[list[Restored], dict[str, float]]:
+        """`restore` of files of which those in `kept` are lossless."""
+        start, restored = time.perf_counter(), {}
+        for i in kept:
+            with naming(names[i]):
+                pixels = lossless_pixels(streams[i])
+            seen: Any = view_of(pixels, views[i])
+            if keep_on_device:
+                seen = torch.from_numpy(seen.transpose(2, 0, 1).copy()).to(self._transform_stage.device)
+            restored[i] = Restored(seen, pixels)
+        mine = time.perf_counter() - start
+        rest = [i for i in range(len(streams)) if i not in restored]
+        found, seconds = self.restore(
+            [streams[i] for i in rest],
+            [names[i] for i in rest],
+            [views[i] for i in rest],
+            keep_on_device=keep_on_device,
+            **options,
+        )
+        restored |= zip(rest, found)
+        return [restored[i] for i in range(len(streams))], seconds | {"decoder": seconds["decoder"] + mine}
 
     def _restore_whole(
         self,
@@ -216,11 +252,16 @@ class Decoder:
             with naming(name):
                 self._transform_stage.changes(stream)
                 self._transform_stage.alternatives(stream)
-        symbols = self._latent_stage.read(streams, names)
-        for name, stream in zip(names, streams):
+        coded = [i for i, stream in enumerate(streams) if not stream.index.is_lossless]
+        symbols: dict[int, Any] = dict(
+            zip(coded, self._latent_stage.read([streams[i] for i in coded], [names[i] for i in coded]))
+        )
+        for i, (name, stream) in enumerate(zip(names, streams)):
             with naming(name):
+                if i not in symbols:
+                    symbols[i] = lossless_pixels(stream)
                 alpha_of(stream)
-        return [hashlib.sha256(part).hexdigest() for part in symbols]
+        return [hashlib.sha256(symbols[i]).hexdigest() for i in range(len(streams))]
 
     def _synthesise(
         self,
@@ -299,17 +340,25 @@ def alpha_of(stream: Bitstream, view: View = View()) -> npt.NDArray[Any] | None:
     """A view of the alpha plane of a file, or None. Raises BitstreamError."""
     for kind, unpack in ((ALPHA, unpack_alpha), (LOSSY_ALPHA, lossy_alpha_section.unpack)):
         if kind in stream.metadata:
-            return _seen(unpack(stream.metadata[kind], stream.header.height, stream.header.width), view)
+            return view_of(unpack(stream.metadata[kind], stream.header.height, stream.header.width), view)
     return None
 
 
-def _seen(plane: npt.NDArray[Any], view: View) -> npt.NDArray[Any]:
-    """A view of a plane of integers [H, W] that a picture has beside its colours: averages, rounded."""
-    part = plane[view.snapped(*plane.shape).slices]
+def lossless_pixels(stream: Bitstream) -> UInt8Array:
+    """The colours of a lossless file, uint8 [H, W, 3]. Raises BitstreamError."""
+    if LOSSLESS not in stream.metadata:
+        raise BitstreamError("section LOSSLESS is damaged, and there is nothing else of the picture")
+    return lossless_section.unpack(stream.metadata[LOSSLESS], stream.header.height, stream.header.width)
+
+
+def view_of(values: npt.NDArray[Any], view: View) -> npt.NDArray[Any]:
+    """A view of integers [H, W] or [H, W, C] that are at hand: averages, rounded."""
+    part = values[view.snapped(*values.shape[:2]).slices]
     if view.scale == 1:
         return part
-    values = torch.from_numpy(np.ascontiguousarray(part, dtype=np.float64))[None]
-    return F.avg_pool2d(values, view.scale, ceil_mode=True)[0].round_().numpy().astype(plane.dtype)
+    planes = torch.from_numpy(np.atleast_3d(part).astype(np.float64)).permute(2, 0, 1)
+    averages = F.avg_pool2d(planes, view.scale, ceil_mode=True).round_().permute(1, 2, 0)
+    return averages.reshape(*averages.shape[:2], *values.shape[2:]).numpy().astype(values.dtype)
 
 
 def present(

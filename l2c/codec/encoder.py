@@ -21,11 +21,13 @@ from l2c.codec.latent_stage import Latents, LatentStage
 from l2c.codec.options import DEFAULT_TILE
 from l2c.codec.receivers import Receivers, Serving
 from l2c.codec.results import Encoded, Receiver
-from l2c.codec.support import names_of, naming
+from l2c.codec.support import naming
 from l2c.codec.transform_stage import TransformStage
+from l2c.format import lossless_section
 from l2c.format.adapt_section import PatchChanges
 from l2c.format.bitstream import (
     ADAPT,
+    LOSSLESS,
     Header,
     Limits,
     file_size,
@@ -176,7 +178,7 @@ class Encoder:
         while questions := strategy.ask():
             strategy.tell(self._answers(batch, questions, bench))
         best = []
-        for i, name in enumerate(names_of(len(batch.pictures))):
+        for i, name in enumerate(batch.names):
             with naming(name):
                 best.append(strategy.best(i))
         adapted = bool(bench.adapted or batch.settings.receivers)
@@ -186,7 +188,7 @@ class Encoder:
         if adapted:
             batch.progress(1.0, "adapted")
         files = []
-        for i, name in enumerate(names_of(len(batch.pictures))):
+        for i, name in enumerate(batch.names):
             with naming(name):
                 files.append(self.write(batch, i, best[i]))
         return files
@@ -295,16 +297,29 @@ class Encoder:
         adaptation = change.pack()
         return batch.sections[i] | ({ADAPT: adaptation} if adaptation else {})
 
-    def write(self, batch: Batch, i: int, best: Best) -> Encoded:
-        """The file of a picture, and what `Encoded` says of it."""
-        start = time.perf_counter()
-        picture, coded = batch.pictures[i], best.trial.coded
-        symbols, point = coded.latents.symbols, coded.latents.point
-        header = Header(
+    def lossless(self, batch: Batch) -> dict[int, Encoded]:
+        """Files that keep colours as they are, of the pictures for which that may pay."""
+        files = ((i, self._lossless(batch, i)) for i in range(len(batch.pictures)))
+        return {i: file for i, file in files if file is not None}
+
+    def _lossless(self, batch: Batch, i: int) -> Encoded | None:
+        rgb = batch.pictures[i].rgb
+        body = lossless_section.pack(rgb) if guard.is_drawn(rgb) else None
+        if body is None:
+            return None
+        header = self._header(batch, i, OperatingPoint(MAX_QUALITY, batch.mu, batch.bits), 0)
+        tiles = header.tile_count
+        data = write_bitstream(header, [b""] * tiles, [0] * tiles, batch.sections[i] | {LOSSLESS: body})
+        rate = 8.0 * len(data) / header.pixels
+        return Encoded(data, rate, 100.0, probes=0, latents_sha256=hashlib.sha256(rgb).hexdigest(), lossless=True)
+
+    def _header(self, batch: Batch, i: int, point: OperatingPoint, crc: int) -> Header:
+        picture = batch.pictures[i]
+        return Header(
             width=picture.width,
             height=picture.height,
             model_id=self.model.model_id,
-            latents_crc32=zlib.crc32(symbols),
+            latents_crc32=crc,
             quality=point.quality_tenths,
             latent_bits=point.bits,
             metric_mix=point.mix,
@@ -312,6 +327,13 @@ class Encoder:
             bit_depth=picture.bit_depth,
             tile_size=batch.tile,
         )
+
+    def write(self, batch: Batch, i: int, best: Best) -> Encoded:
+        """The file of a picture, and what `Encoded` says of it."""
+        start = time.perf_counter()
+        picture, coded = batch.pictures[i], best.trial.coded
+        symbols, point = coded.latents.symbols, coded.latents.point
+        header = self._header(batch, i, point, zlib.crc32(symbols))
         data = write_bitstream(header, coded.payloads, coded.used, coded.sections)
         digest = hashlib.sha256(symbols).hexdigest()
         batch.clock["entropy"] += time.perf_counter() - start

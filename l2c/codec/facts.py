@@ -9,6 +9,7 @@ from l2c.format.bitstream import Bitstream, Container, FileIndex, Limits, read_h
 
 if TYPE_CHECKING:
     from l2c.codec.results import Decoded, Encoded
+    from l2c.codec.session import Codec
 
 Facts: TypeAlias = dict[str, Any]
 
@@ -26,13 +27,15 @@ def file_facts(size: int, index: FileIndex) -> Facts:
     }
 
 
-def read_facts(stream: Bitstream | Container, size: int, model: str) -> Facts:
-    """Of a file of so many bytes that a codec reads.
-
-    Args:
-        model: name of the file's model.
-    """
-    return {**file_facts(size, stream.index), "model": model, "quality": stream.header.quality / 10}
+def read_facts(stream: Bitstream | Container, size: int, codec: Codec) -> Facts:
+    """Of a file of so many bytes that a codec reads; a lossless one has no model. Raises as `Codec.codec_for`."""
+    header, lossless = stream.header, stream.index.is_lossless
+    return {
+        **file_facts(size, stream.index),
+        "model": None if lossless else codec.codec_for(header.model_id).model.name,
+        "quality": header.quality / 10,
+        "lossless": lossless,
+    }
 
 
 def encoded_facts(encoded: Encoded, model: str, asked: Mapping[str, Any]) -> Facts:
@@ -46,6 +49,7 @@ def encoded_facts(encoded: Encoded, model: str, asked: Mapping[str, Any]) -> Fac
         **file_facts(len(encoded.data), read_header(encoded.data, Limits.unlimited())),
         "model": model,
         "quality": encoded.quality,
+        "lossless": encoded.lossless,
         "metric": asked["metric"],
         "effort": asked["effort"],
         **{f"target_{name}": asked.get(name) for name in ("bpp", "max_bytes", "psnr", "msssim")},

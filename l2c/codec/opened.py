@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, cast
 from l2c.codec.support import naming
 from l2c.codec.views import View
 from l2c.errors import UnsupportedError
-from l2c.format.bitstream import Bitstream, BytesLike, Container, Limits
+from l2c.format.bitstream import Bitstream, BytesLike, Container, Header, Limits
 from l2c.format.source import source_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Opened:
         data: what `Codec.decode` takes. limits: what it may ask for.
         name: what errors call it.
     Attributes:
-        header: what the head says. seconds: that reading the file took so far.
+        index: what the head says. seconds: that reading the file took so far.
     Raises:
         BitstreamError, LimitError, UnsupportedError: as `read_header`, or `data` is no file. OSError.
     """
@@ -38,7 +38,7 @@ class Opened:
         self._stream = data if isinstance(data, Bitstream) else None
         if isinstance(data, Bitstream | Container):
             self._container = data if isinstance(data, Container) else None
-            self.header = data.index.header
+            self.index = data.index
         else:
             source = source_of(data)
             if source is None:
@@ -46,8 +46,13 @@ class Opened:
                 raise UnsupportedError(f"{name}a file is given as its bytes, its path or a file object, not as {kind}")
             with naming(name):
                 self._container = Container.open(source, limits)
-            self.header = self._container.index.header
+            self.index = self._container.index
         self.seconds = time.perf_counter() - start
+
+    @property
+    def header(self) -> Header:
+        """The fixed fields."""
+        return self.index.header
 
     @property
     def file(self) -> Container | Bitstream:

@@ -19,6 +19,7 @@ Mode: TypeAlias = Literal["original", "rgb"]  # what a decoded picture looks lik
 Precision: TypeAlias = Literal["float32", "bfloat16"]  # of E and D
 Scale: TypeAlias = Literal[1, 2, 4, 8]  # of a decoded picture: that many pixels a side become one
 Damage: TypeAlias = Literal["raise", "conceal"]  # what to do about damaged tiles
+Lossless: TypeAlias = Literal["auto", "never"]  # whether a file may keep a picture without loss where that is smaller
 Region: TypeAlias = tuple[int, int, int, int]  # (left, top, right, bottom), the last two just outside
 
 DEFAULT_TILE = 1024
@@ -28,6 +29,7 @@ OUTPUTS: tuple[Output, ...] = get_args(Output)
 PICTURE_MODES: tuple[Mode, ...] = get_args(Mode)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 SCALES: tuple[Scale, ...] = get_args(Scale)
+LOSSLESS: tuple[Lossless, ...] = get_args(Lossless)
 DAMAGES: tuple[Damage, ...] = get_args(Damage)
 METADATA = ("all", "color", "none")  # what is kept beside the pixels, see `images.keep`
 _MOST_ADAPTED_TILE = 2048  # gradients need some kilobytes a pixel of the tiles in work
@@ -48,6 +50,7 @@ class EncodeOptions(TypedDict, total=False):
     tile: int
     metadata: images.Metadata
     alpha_quality: float | None
+    lossless: Lossless
     truncated: bool
     max_seconds: float | None
     progress: Callable[[float, str], None] | None

@@ -82,9 +82,10 @@ class Encoded:
         probes: how many qualities were encoded to find this one.
         corrections: how many times the latents were changed, after the search, to meet the target.
         seconds: time per stage.
-        latents_sha256: SHA-256 of all latent symbols, as `verify` prints it.
+        latents_sha256: SHA-256 of all latent symbols, as `verify` prints it; of a lossless file, of its pixels.
         adaptation: what the adaptation did; None where the file has none.
-        receivers: one for each metric of `adapt_for`, in the order of `levels.METRICS`.
+        receivers: one for each metric of `adapt_for`, in the order of `levels.METRICS`; none of a lossless file.
+        lossless: whether the file keeps the picture's colours as they are, because that takes fewer bytes.
     """
 
     data: bytes = field(repr=False)
@@ -98,6 +99,7 @@ class Encoded:
     latents_sha256: str = ""
     adaptation: AdaptationReport | None = None
     receivers: tuple[Receiver, ...] = ()
+    lossless: bool = False
 
     def adaptation_as_dict(self) -> dict[str, float | int]:
         """`adaptation` by name, empty where there is none."""
@@ -111,6 +113,7 @@ class Decoded:
     Attributes:
         picture: pixels uint8 [H, W, 3] with original mode, alpha, ICC profile and EXIF.
         latents_sha256: SHA-256 of all latent symbols, as `Codec.verify` returns it; "" where not all were decoded.
+            Of a lossless file, of its pixels.
         seconds: time per stage.
         metric: that the picture was made for: the one asked for where the file has a set for it, else the file's own,
             as `levels.metric_name` calls it.

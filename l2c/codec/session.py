@@ -17,6 +17,7 @@ from torch import Tensor
 from l2c import images
 from l2c.adapt.effort import EFFORTS, Effort, EffortLevel
 from l2c.arrays import Symbols, UInt8Array
+from l2c.codec.batch import Batch
 from l2c.codec.decoder import Decoder, present
 from l2c.codec.encoder import Encoder
 from l2c.codec.latent_stage import LatentStage
@@ -24,12 +25,14 @@ from l2c.codec.opened import File, Opened, Wanted
 from l2c.codec.options import (
     DEFAULT_QUALITY,
     DEFAULT_TILE,
+    LOSSLESS,
     OUTPUTS,
     PICTURE_MODES,
     SCALES,
     Damage,
     DecodeOptions,
     EncodeOptions,
+    Lossless,
     Mode,
     Output,
     Precision,
@@ -169,6 +172,10 @@ class Codec:
                 PSNR of about 25 + alpha_quality / 4 dB over what is neither opaque nor transparent; areas of 0 and of
                 255 stay exactly that. 16-bit alpha then comes back with 8 bits, with a warning. For soft and noisy
                 masks; `l2c.format.lossy_alpha_section` says what a decoded plane depends on.
+            lossless: "auto": a picture that is tiny, or drawn (half of its pixels equal their neighbour: text,
+                screenshots, diagrams), is kept without any loss of colour where that takes no more bytes than its
+                target, or than its file would have otherwise; `Encoded.lossless` says so, and nothing is adapted.
+                "never": it is coded as photographs are.
             truncated: read what there is of a picture file that is cut off or damaged, with a warning.
             max_seconds: the adaptation ends at this time after the call began and the best file so far is returned;
                 what comes before and after it (the search for a quality, writing) takes its own time.
@@ -204,6 +211,7 @@ class Codec:
         tile: int = DEFAULT_TILE,
         metadata: images.Metadata = True,
         alpha_quality: float | None = None,
+        lossless: Lossless = "auto",
         truncated: bool = False,
         max_seconds: float | None = None,
         progress: Callable[[float, str], None] | None = None,
@@ -216,8 +224,9 @@ class Codec:
         check_options(goals, metric=metric, effort=effort, tile=tile, others=others, adapt_for=adapt_for)
         networks = self.model.config.transform
         check_bits(bits, networks.quantiser.least_bits, self.model.config.bits)
-        steps = networks.quality_steps
-        check_step(quality, steps)
+        check_step(quality, networks.quality_steps)
+        if lossless not in LOSSLESS:
+            raise UnsupportedError(f"lossless is {lossless!r}: it must be {' or '.join(map(repr, LOSSLESS))}")
         if progress is not None and not callable(progress):
             raise UnsupportedError(f"progress is {progress!r}: it must be callable")
         batch = self.encoder.batch(
@@ -233,33 +242,47 @@ class Codec:
             max_seconds=max_seconds,
             progress=progress,
         )
-        known, adapts = self.encoder.known(batch), batch.effort.adapts
-        places = list(steps.values())
-        strategy: Strategy
-        if bpp is not None or max_bytes is not None:
-            rate = min(float(bpp), 1e12) if bpp is not None else 0.0  # more than any file has, its square is finite
-            most = min(float(max_bytes), 1e15) if max_bytes is not None else 0.0
-            sizes = [rate * p.height * p.width / 8.0 if bpp is not None else most for p in batch.pictures]
-            if steps:
-                strategy = StepsToSizes(known, places, sizes, adapts, batch.late)
-            else:
-                strategy = ToSizes(known, sizes, batch.effort, batch.mu, batch.late)
-        elif psnr is not None or msssim is not None:
-            figure: Figure = "PSNR" if psnr is not None else "MS-SSIM"
-            target = float(psnr) if psnr is not None else dissimilarity_db(float(msssim or 0.0))
-            if steps:
-                strategy = StepsToFigures(known, places, target, figure, adapts, batch.late)
-            else:
-                strategy = ToFigures(known, target, figure, adapts, batch.late)
-        elif steps:
-            strategy = StepsAt(known, places[len(places) // 2] if quality is None else steps[int(quality)], adapts)
-        else:
-            level = round((DEFAULT_QUALITY if quality is None else quality) * MAX_QUALITY / 100)
-            strategy = AtQualities(known, [level] * len(known), adapts)
-        results = self.encoder.encode(batch, strategy)
+        most = [_most_bytes(bpp, max_bytes, picture) for picture in batch.pictures]
+        kept = self.encoder.lossless(batch) if lossless == "auto" else {}
+        # What fits is as good as can be, and nothing is looked for.
+        done = {i: part for i, part in kept.items() if len(part.data) <= (most[i] or 0.0)}
+        rest = batch.without(done)
+        coded = iter(self.encoder.encode(rest, self._strategy(rest, bpp, max_bytes, psnr, msssim, quality)))
+        results = [done[i] if i in done else next(coded) for i in range(len(batch.pictures))]
+        for i, part in kept.items():
+            if most[i] is None and (len(part.data) <= len(results[i].data) or not results[i].target_reached):
+                results[i] = part
         batch.clock["total"] = time.perf_counter() - start
         seconds = EncodeSeconds(**{stage: value / max(1, len(results)) for stage, value in batch.clock.items()})
         return [replace(result, seconds=seconds) for result in results]
+
+    def _strategy(
+        self,
+        batch: Batch,
+        bpp: float | None,
+        max_bytes: int | None,
+        psnr: float | None,
+        msssim: float | None,
+        quality: float | None,
+    ) -> Strategy:
+        """What looks for the target of a call, at most one of which is given."""
+        known, adapts, steps = self.encoder.known(batch), batch.effort.adapts, self.model.config.transform.quality_steps
+        places = list(steps.values())
+        if bpp is not None or max_bytes is not None:
+            sizes = [_most_bytes(bpp, max_bytes, picture) or 0.0 for picture in batch.pictures]
+            if steps:
+                return StepsToSizes(known, places, sizes, adapts, batch.late)
+            return ToSizes(known, sizes, batch.effort, batch.mu, batch.late)
+        if psnr is not None or msssim is not None:
+            figure: Figure = "PSNR" if psnr is not None else "MS-SSIM"
+            target = float(psnr) if psnr is not None else dissimilarity_db(float(msssim or 0.0))
+            if steps:
+                return StepsToFigures(known, places, target, figure, adapts, batch.late)
+            return ToFigures(known, target, figure, adapts, batch.late)
+        if steps:
+            return StepsAt(known, places[len(places) // 2] if quality is None else steps[int(quality)], adapts)
+        level = round((DEFAULT_QUALITY if quality is None else quality) * MAX_QUALITY / 100)
+        return AtQualities(known, [level] * len(known), adapts)
 
     @overload
     def decode(
@@ -534,7 +557,9 @@ class Codec:
         """Indices of the files by the codec that reads them."""
         groups: dict[bytes, list[int]] = {}
         for i, file in enumerate(files):
-            groups.setdefault(file.header.model_id, []).append(i)
+            # Of a lossless file any codec makes the picture.
+            model_id = self.model.model_id if file.index.is_lossless else file.header.model_id
+            groups.setdefault(model_id, []).append(i)
         found = []
         for wanted, members in groups.items():
             with naming(files[members[0]].name):
@@ -705,6 +730,13 @@ def _warn_concealed(part: Wanted, damaged_tiles: Sequence[int]) -> None:
         told.append(f"{', '.join(lost)} left out")
     if told:
         warnings.warn(f"{part.name}the file is damaged: {'; '.join(told)}", L2CWarning, stacklevel=4)
+
+
+def _most_bytes(bpp: float | None, max_bytes: int | None, picture: images.Picture) -> float | None:
+    """Of a picture's file; None: there is no such target."""
+    if bpp is not None:
+        return min(float(bpp), 1e12) * picture.height * picture.width / 8.0  # finite, and its square too
+    return None if max_bytes is None else min(float(max_bytes), 1e15)
 
 
 def _warn_unreached(batch: Sequence[Encoded]) -> None:

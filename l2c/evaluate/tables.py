@@ -331,7 +331,9 @@ class Tables:
         if key not in self._known:
             self.tell(f"{path.stem} own decoder {quality:g}")
             pixels = self._picture(path)
-            encoded, ours = (codec.encode_detailed(pixels, quality=quality) for codec in (self.own, self.codec))
+            encoded, ours = (
+                codec.encode_detailed(pixels, quality=quality, lossless="never") for codec in (self.own, self.codec)
+            )
             if encoded.latents_sha256 != ours.latents_sha256:
                 raise UnsupportedError(f"{self.own.model.name} makes other latents than {self.codec.model.name}")
             row: Row = dict(zip(("picture", "codec", "target", "version"), key)) | {"bpp": encoded.bpp}
@@ -352,13 +354,15 @@ class Tables:
         pixels = self._picture(path)
         if quality is None:
             try:
-                searched = self.codec.encode_detailed(pixels, bpp=rate, metric=metric)
+                searched = self.codec.encode_detailed(pixels, bpp=rate, metric=metric, lossless="never")
                 quality, row["target_reached"] = searched.quality, searched.target_reached
             except RateError:
                 row["target_reached"] = False
         if quality is not None:
             start = time.perf_counter()
-            encoded = self.codec.encode_detailed(pixels, quality=quality, metric=metric, effort=effort)
+            encoded = self.codec.encode_detailed(
+                pixels, quality=quality, metric=metric, effort=effort, lossless="never"
+            )
             row["encode_seconds"] = time.perf_counter() - start
             row |= {"bpp": encoded.bpp, "quality": quality, "adaptation": encoded.adaptation_as_dict()}
             row |= measure(pixels, self.codec.decode(encoded.data), ("psnr-rgb", "ms-ssim-rgb"))

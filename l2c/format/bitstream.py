@@ -51,6 +51,8 @@ know the type refuses the file. A type from 0x8000 on is ancillary: a reader tha
 
     0x0001  ALPHA  alpha plane without loss, in the form that format/alpha_section.py defines
     0x0002  LOSSY_ALPHA  alpha plane with loss, likewise; a file with both is refused
+    0x0003  LOSSLESS  the picture's colours without loss instead of latents, in the form that format/lossless_section.py
+                   defines: size, CRC and channels of every tile, and the latents' CRC, are 0
     0x0010  ADAPT  what encode-time adaptation changes in the decoder (bias set and modulator conditions per
                    patch), in the form that the docstring of format/adapt_section.py defines
     0x8001  ICC    the picture's ICC profile as it was
@@ -89,6 +91,7 @@ MODES = ("RGB", "L", "LA", "RGBA", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV", "1"
 
 ALPHA = 0x0001
 LOSSY_ALPHA = 0x0002
+LOSSLESS = 0x0003
 ADAPT = 0x0010
 ICC = 0x8001
 EXIF = 0x8002
@@ -99,6 +102,7 @@ FIRST_ANCILLARY = 0x8000
 SECTION_NAMES = {
     ALPHA: "ALPHA",
     LOSSY_ALPHA: "LOSSY_ALPHA",
+    LOSSLESS: "LOSSLESS",
     ADAPT: "ADAPT",
     ICC: "ICC",
     EXIF: "EXIF",
@@ -107,6 +111,7 @@ SECTION_NAMES = {
     ALTERNATIVES: "ALTERNATIVES",
 }
 ALPHA_TYPES = frozenset({ALPHA, LOSSY_ALPHA})
+PIXEL_TYPES = ALPHA_TYPES | {LOSSLESS}  # whose decoded size is that of the picture
 UNDERSTOOD = frozenset(SECTION_NAMES)
 
 MIN_TILE_SIZE = 512
@@ -143,7 +148,7 @@ class Limits:
         max_pixels: width * height of the picture.
         max_tiles: entries of the tile directory.
         max_tile_pixels: pixels of the largest tile, cut at the picture's edge: what is decoded in one piece.
-        max_metadata_bytes: all sections together but ALPHA and LOSSY_ALPHA, whose decoded size `max_pixels` bounds.
+        max_metadata_bytes: all sections together but those of pixels, whose decoded size `max_pixels` bounds.
     """
 
     max_pixels: int | None = 2**29
@@ -284,6 +289,11 @@ class FileIndex:
     sections: tuple[Section, ...]
     head_size: int
     file_size: int
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether the file keeps the picture's colours as they are, and no latents."""
+        return any(section.type == LOSSLESS for section in self.sections)
 
     def part_sizes(self) -> dict[str, int]:
         """Bytes of each part: header, directory, section_table, one entry per section name, payloads.
@@ -442,7 +452,7 @@ def read_header(data: BytesLike, limits: Limits = Limits()) -> FileIndex:
     sections = tuple(_read_section_table(view[table_at:head_size], table_at, head_size))
     if {section.type for section in sections} >= ALPHA_TYPES:
         raise BitstreamError(f"byte {table_at}, {_TWO_PLANES}")
-    metadata_bytes = sum(section.size for section in sections if section.type not in ALPHA_TYPES)
+    metadata_bytes = sum(section.size for section in sections if section.type not in PIXEL_TYPES)
     _check_limit("bytes of metadata", metadata_bytes, limits.max_metadata_bytes, "max_metadata_bytes")
 
     offset = head_size + sum(section.size for section in sections)
@@ -450,7 +460,11 @@ def read_header(data: BytesLike, limits: Limits = Limits()) -> FileIndex:
     for size, crc, channels in _ENTRY_TILE.iter_unpack(view[_TABLES_AT:table_at]):
         directory.append(Tile(offset, size, channels, crc))
         offset += size
-    return FileIndex(header, tuple(directory), sections, head_size, offset)
+    index = FileIndex(header, tuple(directory), sections, head_size, offset)
+    coded = header.latents_crc32 or any(tile.size or tile.channels or tile.crc32 for tile in directory)
+    if index.is_lossless and coded:
+        raise BitstreamError(f"byte {_TABLES_AT}, tile directory: latents beside section LOSSLESS")
+    return index
 
 
 def read_bitstream(

@@ -39,7 +39,7 @@ def main() -> None:
     pictures = [np.asarray(Image.open(path).convert("RGB")) for path in list_pictures(args.folder)]
     for quality in args.qualities:
         for source, target in (("cpu", args.device), (args.device, "cpu")):
-            data = codecs[source].encode_batch(pictures, quality=quality)
+            data = codecs[source].encode_batch(pictures, quality=quality, lossless="never")
             streams = [read_bitstream(part) for part in data]
             ours, theirs = (
                 codecs[device].latent_stage.read_plainly(streams, codecs[device].backend) for device in (source, target)

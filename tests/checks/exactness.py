@@ -75,7 +75,7 @@ def compare(codec: l2c.Codec, name: str, pictures: list[np.ndarray], cpus: list[
     qualities = list(codec.model.config.transform.quality_steps) or QUALITIES
     for quality in qualities:
         for pixels in pictures:
-            file = codec.encode(pixels, quality=quality)
+            file = codec.encode(pixels, quality=quality, lossless="never")
             stream = read_bitstream(file)
             symbols = codec.read_latents([stream])[0]
             n = f"{len(payloads):04d}"

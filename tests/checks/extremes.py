@@ -93,7 +93,7 @@ def main() -> int:
                 clip = max(clip, outside(model.transform, x, cond))
                 if arguments.structure:
                     continue
-                data = codec.encode(picture, quality=quality, metric=metric)
+                data = codec.encode(picture, quality=quality, metric=metric, lossless="never")
                 error = np.square(codec.decode(data).astype(float) - picture).mean()
                 curve.append(min(_BEST_DB, 10.0 * np.log10(255.0**2 / max(error, 1e-9))))
                 rates.append(8.0 * len(data) / _SIZE**2)

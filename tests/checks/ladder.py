@@ -71,7 +71,7 @@ def figures(picture: Array, decoded: Array) -> dict[str, float]:
 def ladder(codec: l2c.Codec, picture: Array, metric: str, qualities: list[int]) -> Iterator[dict[str, Any]]:
     """One row a quality."""
     for quality in qualities:
-        data = codec.encode(picture, quality=quality, metric=metric)
+        data = codec.encode(picture, quality=quality, metric=metric, lossless="never")
         yield {"quality": quality, "bytes": len(data), "db": figures(picture, codec.decode(data))[metric]}
 
 
@@ -79,7 +79,7 @@ def to_rates(codec: l2c.Codec, picture: Array, metric: str) -> Iterator[dict[str
     """One row a rate; pictures that cannot be made so small are left out."""
     for bpp in _RATES:
         try:
-            encoded = codec.encode_detailed(picture, bpp=bpp, metric=metric)
+            encoded = codec.encode_detailed(picture, bpp=bpp, metric=metric, lossless="never")
         except l2c.RateError:
             continue
         value = figures(picture, codec.decode(encoded.data))[metric]
