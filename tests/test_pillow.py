@@ -23,6 +23,7 @@ import l2c
 import l2c.pillow
 from l2c.errors import L2CWarning
 from l2c.format.bitstream import read_header
+from l2c.images.listing import picture_suffixes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,6 +54,11 @@ def written(image: Image.Image, **options: object) -> bytes:
 def test_the_format_is_known() -> None:
     assert Image.registered_extensions()[".l2c"] == "L2C"
     assert Image.MIME["L2C"] == "image/x-l2c" and "L2C" in Image.OPEN and "L2C" in Image.SAVE
+
+
+def test_a_folder_of_pictures_is_what_it_was() -> None:
+    """L2C files are not what `l2c encode DIR` takes, though Pillow reads them now."""
+    assert ".l2c" not in picture_suffixes() and ".png" in picture_suffixes()
 
 
 def test_opening_is_lazy_and_loads_no_torch(picture: Image.Image, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from l2c.errors import ConfigError
 from l2c.files import Wanted, find_files, first_bytes
 from l2c.images import readers
 
-# Formats that Pillow opens but cannot (or, Ghostscript, should not) turn into pixels.
-_NO_PICTURES = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"})
+# Formats that Pillow opens but cannot (or, Ghostscript, should not) turn into pixels; and what is coded already
+# (`l2c.pillow`).
+_NO_PICTURES = frozenset({"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF", "L2C"})
 _NOT_IN_EVERY_PILLOW = frozenset({".avif", ".webp"})  # taken all the same, so that their error is told
 _LIST_SUFFIXES = frozenset({".txt", ".lst"})
 
