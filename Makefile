@@ -4,6 +4,7 @@
 #   make test    all tests
 #   make bench   all benchmarks, compared with the last record
 #   make lint    ruff, clang-format and mypy
+#   make wheel   dist/: the source distribution, and the wheel that is built from it (docs/BUILDING.md)
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=folder the place of the virtual environment. The tests run in as many
 # processes as there are cores, eight at most, with one thread each; JOBS=0 runs them in one process with all threads.
@@ -16,7 +17,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(wildcard csrc/*/*)
 CPP := $(wildcard csrc/*/* tests/*/*.cpp tests/*/*.h)
 
-.PHONY: demo test bench lint setup clean
+.PHONY: demo test bench lint wheel setup clean
 .DEFAULT_GOAL := test
 
 setup: $(VENV)/.installed
@@ -36,6 +37,10 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
+
+wheel: $(BIN)/python
+	$(INSTALL) build
+	$(BIN)/python -m build --outdir dist
 
 clean:
 	rm -rf $(VENV) build l2c.egg-info demo_out

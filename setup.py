@@ -1,8 +1,8 @@
 """Builds the extension `l2c._C` and, if asked to, `l2c._cuda`; metadata and settings are in pyproject.toml.
 
 Every csrc/*/*.cpp is compiled by ninja with csrc/ as the one include root and the flags of its instruction set, which
-the file's name tells: only the kernels in csrc/simd may use AVX, the rest runs on any machine. Needs setuptools,
-pybind11 and ninja; no torch.
+the file's name tells: only the kernels in csrc/simd may use AVX or dot products, the rest runs on any machine of its
+kind. Kernels of another kind of machine are left out. Needs setuptools, pybind11 and ninja; no torch.
 
     L2C_CUDA=1          build csrc/cuda as well, with the nvcc of CUDA_HOME or PATH; no GPU and no torch needed
     L2C_CUDA_ARCH=...   for which GPUs, as "80;90": machine code for each and PTX of the newest (default CUDA_ARCHS)
@@ -37,7 +37,12 @@ CFLAGS = [
     "-Wextra",
     "-DNDEBUG",
 ]
+# By how the names of files end: the machines that they are built for, and their flags beyond CFLAGS.
+X86 = ("x86_64", "amd64")
+ARM = ("aarch64", "arm64")
+MACHINES = {"_avx2.cpp": X86, "_avx512.cpp": X86, "_neon.cpp": ARM, "_neondot.cpp": ARM}
 ISA_FLAGS = {
+    "_neondot.cpp": ["-march=armv8.2-a+dotprod"],
     "_avx2.cpp": ["-mavx2", "-mno-fma"],
     "_avx512.cpp": [
         "-mavx512f",
@@ -55,10 +60,13 @@ CUDA_ARCHS = "80;86;89;90"
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-DNDEBUG"]
 
 
+def builds_on(source: Path, machine: str) -> bool:
+    """Whether a file is for machines of this kind (as `platform.machine()` says)."""
+    return all(machine.lower() in kinds for suffix, kinds in MACHINES.items() if source.name.endswith(suffix))
+
+
 def file_flags(source: Path) -> list[str]:
-    """Flags of one file beyond CFLAGS; none off x86-64, where the SIMD files compile to nothing."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return []
+    """Flags of one file beyond CFLAGS."""
     flags = [flag for suffix, isa in ISA_FLAGS.items() if source.name.endswith(suffix) for flag in isa]
     return flags + FILE_FLAGS.get(source.name, [])
 
@@ -164,8 +172,9 @@ class NinjaBuild(build_ext):
 
 
 def extension(name: str, *patterns: str) -> Extension:
-    """An extension of the sources in csrc that match."""
-    found = [path for pattern in patterns for path in CSRC.glob(pattern)]
+    """An extension of the sources in csrc that match and are for this kind of machine."""
+    machine = platform.machine()
+    found = [path for pattern in patterns for path in CSRC.glob(pattern) if builds_on(path, machine)]
     return Extension(name, sorted(str(path.relative_to(ROOT)) for path in found))
 
 

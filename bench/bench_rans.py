@@ -33,7 +33,7 @@ from l2c.entropy.coder import ObservingJob
 
 core = ops.cpp_extension()
 
-CPUS = [name for name in ("avx512", "avx2", "scalar") if core.cpu_has(name)]
+CPUS = [name for name in ("avx512", "avx2", "neon", "scalar") if core.cpu_has(name)]
 LANES = (64, 32, 16, 8, 4, 2, 1)
 
 

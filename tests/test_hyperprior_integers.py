@@ -60,7 +60,7 @@ def models() -> dict[tuple[str, str], HyperpriorIntegers]:
     }
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
+@pytest.fixture(params=["scalar", "avx2", "avx512", "neon"])
 def cpu(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per CPU path; skips paths that this machine lacks."""
     try:
@@ -401,7 +401,7 @@ def test_noise(models: Any, name: str, rounding: str) -> None:
         data = bytes([lanes]) + states + rng.bytes(2 * int(rng.integers(900)))
         size = (int(rng.integers(1, 7)), int(rng.integers(1, 9)))
         outcomes = set()
-        for path in ("scalar", "avx2", "avx512", "torch"):
+        for path in ("scalar", "avx2", "avx512", "neon", "torch"):
             if path != "torch" and not core.cpu_has(path):
                 continue
             core.set_cpu("" if path == "torch" else path)

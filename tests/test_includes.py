@@ -26,8 +26,8 @@ ARROWS = {
 
 # Beyond the C++ standard library, which has no folders and whose headers have no extension.
 LIBRARIES = {
-    "core": {"immintrin.h", "pthread.h"},
-    "simd": {"immintrin.h"},
+    "core": {"immintrin.h", "pthread.h", "sys/auxv.h", "sys/sysctl.h"},
+    "simd": {"arm_neon.h", "immintrin.h"},
     "multiscale": set(),
     "hyperprior": set(),
     "bindings": {"pybind11/numpy.h", "pybind11/pybind11.h", "pybind11/stl.h"},

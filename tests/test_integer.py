@@ -201,7 +201,7 @@ def test_exact_products_of_a_gpu() -> None:
 
 
 def test_cpu_paths_give_the_same_bytes(tmp_path, tiny_model_path) -> None:
-    """L2C_CPU = scalar, avx2, avx512 in processes of their own, as far as this machine has them."""
+    """L2C_CPU = scalar, avx2, avx512, neon in processes of their own, as far as this machine has them."""
     script = (
         "import sys, numpy as np, l2c;"
         "n = np.arange(75 * 93 * 3, dtype=np.int64).reshape(75, 93, 3);"
@@ -209,7 +209,7 @@ def test_cpu_paths_give_the_same_bytes(tmp_path, tiny_model_path) -> None:
         "c = l2c.Codec(sys.argv[1]); d = c.encode(x, quality=60); sys.stdout.write(d.hex() + ' ' + c.verify(d))"
     )
     outputs = {}
-    for name in ("scalar", "avx2", "avx512"):
+    for name in ("scalar", "avx2", "avx512", "neon"):
         done = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script, str(tiny_model_path)],
             env={**__import__("os").environ, "L2C_CPU": name}, capture_output=True, text=True,

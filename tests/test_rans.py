@@ -19,7 +19,7 @@ from l2c.ops import reference
 
 core = ops.cpp_extension()
 
-CPUS = [name for name in ("scalar", "avx2", "avx512") if core.cpu_has(name)]
+CPUS = [name for name in ("scalar", "avx2", "avx512", "neon") if core.cpu_has(name)]
 LANES = (1, 2, 4, 8, 16, 32, 64)
 WEIGHT_SUM = 65520
 U8, U16, I16 = npt.NDArray[np.uint8], npt.NDArray[np.uint16], npt.NDArray[np.int16]

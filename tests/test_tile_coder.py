@@ -53,7 +53,7 @@ def models() -> dict[str, multiscale.IntegerModel]:
     return {shape: make_model(shape) for shape in SHAPES}
 
 
-@pytest.fixture(params=["scalar", "avx2", "avx512"])
+@pytest.fixture(params=["scalar", "avx2", "avx512", "neon"])
 def cpu(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs the test once per CPU path; skips paths that this machine lacks."""
     try:
@@ -205,7 +205,7 @@ def test_noise(models: dict[str, multiscale.IntegerModel]) -> None:
         data = bytes([lanes]) + states + rng.bytes(2 * int(rng.integers(400)))
         size = (int(rng.integers(1, 12)), int(rng.integers(1, 12)))
         outcomes: list[Any] = []
-        for name in ("scalar", "avx2", "avx512"):
+        for name in ("scalar", "avx2", "avx512", "neon"):
             if not core.cpu_has(name):
                 continue
             core.set_cpu(name)

@@ -207,7 +207,7 @@ Raises:
         .def_property_readonly("kernel_size", &IntConv::kernel);
     module.def(
         "int_conv_backend", [] { return int_conv_backend(current_cpu()); },
-        "The back end that IntConv.run uses now: 'scalar', 'avx2' or 'avx512vnni'.");
+        "The back end that IntConv.run uses now: 'scalar', 'avx2', 'avx512vnni', 'neon' or 'neondot'.");
 }
 
 }  // namespace l2c

@@ -115,14 +115,14 @@ PYBIND11_MODULE(_C, m) {
 
     m.def(
         "cpu", [] { return cpu_name(current_cpu()); },
-        "The path in use: 'avx512', 'avx2' or 'scalar'. Reads L2C_CPU. Raises BackendError: L2C_CPU asks for what this "
-        "machine lacks.");
+        "The path in use: 'avx512', 'avx2', 'neon' or 'scalar'. Reads L2C_CPU. Raises BackendError: L2C_CPU asks for "
+        "what this machine lacks.");
     m.def("set_cpu", &set_cpu, py::arg("name"),
           "Chooses the path by name, before L2C_CPU; '' goes back to L2C_CPU and detection. Raises BackendError.");
     m.def(
         "cpu_has",
         [](const std::string& name) {
-            for (Cpu cpu : {Cpu::kScalar, Cpu::kAvx2, Cpu::kAvx512}) {
+            for (Cpu cpu : kAllCpus) {
                 if (name == cpu_name(cpu)) return cpu_has(cpu);
             }
             return false;

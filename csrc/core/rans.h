@@ -65,9 +65,12 @@ inline const Kernels& current_kernels() {
             return avx512_kernels();
         case Cpu::kAvx2:
             return avx2_kernels();
+        case Cpu::kNeon:
         case Cpu::kScalar:
             break;
     }
+#elif L2C_ARM64
+    if (current_cpu() == Cpu::kNeon) return neon_kernels();
 #endif
     return scalar_kernels();
 }

@@ -53,6 +53,8 @@ const Kernels& scalar_kernels();
 #if defined(__x86_64__)
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+#elif defined(__aarch64__)
+const Kernels& neon_kernels();
 #endif
 
 // Encodes one symbol on state x; `words` moves down. A state in [2^32, 2^48) ends in the same range after at most two

@@ -36,6 +36,8 @@ const ConvBackend& backend_of(Cpu cpu) {
 #if defined(__x86_64__)
     if (cpu == Cpu::kAvx512) return cpu_has_avx512_vnni() ? kConvAvx512 : kConvAvx2;
     if (cpu == Cpu::kAvx2) return kConvAvx2;
+#elif defined(__aarch64__)
+    if (cpu == Cpu::kNeon) return cpu_has_neon_dot() ? kConvNeonDot : kConvNeon;
 #endif
     (void)cpu;
     return kConvScalar;
@@ -60,6 +62,19 @@ void pack_weights(const std::vector<std::int8_t>& weight, int out_channels, int 
                 for (std::size_t tap = 0; tap < taps; ++tap) block[tap * tap_size + n] = *from++;
             }
         }
+    }
+}
+
+// Turns packed int8 weights w into uint8 w + 128, but for those of the inputs that have an offset.
+void flip_signs(int out_channels, int in_channels, int kernel, int step, int offset_channels, AlignedBuffer& buffer) {
+    const std::size_t groups = static_cast<std::size_t>(ceil_div(in_channels, step));
+    const std::size_t taps = static_cast<std::size_t>(kernel) * kernel;
+    const std::size_t tap_size = groups * kConvBlock * step;
+    const std::size_t kept = static_cast<std::size_t>(offset_channels) * kConvBlock;
+    auto* tap = static_cast<std::uint8_t*>(buffer.data());
+    for (std::size_t n = static_cast<std::size_t>(ceil_div(out_channels, kConvBlock)) * taps; n > 0; --n) {
+        for (std::size_t i = kept; i < tap_size; ++i) tap[i] ^= 0x80;
+        tap += tap_size;
     }
 }
 
@@ -163,8 +178,8 @@ const char* int_conv_backend(Cpu cpu) {
 
 // What the back ends read: weights per instruction set, made at first use, and padded bias and multiplier.
 struct IntConv::Packed {
-    std::once_flag once[3];    // by Cpu
-    AlignedBuffer weights[3];  // by Cpu
+    std::once_flag once[kNumCpus];    // by Cpu
+    AlignedBuffer weights[kNumCpus];  // by Cpu
     AlignedBuffer bias;
     AlignedBuffer multiplier;
 };
@@ -210,6 +225,9 @@ const void* IntConv::packed_weights(Cpu cpu) const {
         const ConvBackend& backend = backend_of(cpu);
         if (backend.weight_bytes == 1) {
             pack_weights<std::int8_t>(weight_, out_channels_, in_channels_, kernel_, backend.step, buffer);
+            if (backend.flips_signs) {
+                flip_signs(out_channels_, in_channels_, kernel_, backend.step, offset_channels_, buffer);
+            }
         } else {
             pack_weights<std::int16_t>(weight_, out_channels_, in_channels_, kernel_, backend.step, buffer);
         }

@@ -51,8 +51,8 @@ struct IntConvArguments {
     const std::int32_t* bias;  // instead of the layer's, under its bound; 64-byte aligned whole blocks of 16
 };
 
-// What runs for a CPU level: "scalar", "avx2" or "avx512vnni". The level avx512 on a machine without VNNI
-// gets "avx2".
+// What runs for a CPU level: "scalar", "avx2", "avx512vnni", "neon" or "neondot". The level avx512 on a machine without
+// VNNI gets "avx2"; the level neon gets "neondot" where there are dot products.
 const char* int_conv_backend(Cpu cpu);
 
 // One layer. Immutable after construction; run may be called from several threads at once.

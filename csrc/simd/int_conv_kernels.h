@@ -1,4 +1,4 @@
-// What the driver (int_conv.cpp) and the three instruction-set back ends of the integer convolution share.
+// What the driver (int_conv.cpp) and the instruction-set back ends of the integer convolution share.
 //
 // Read me first:
 //   - This header is compiled once per instruction set, so it holds plain structs and functions of internal
@@ -82,12 +82,16 @@ struct ConvBackend {
     int scratch_bytes;  // per element of the zero-padded copy of the input
     bool direct;        // reads x itself where call.in_place
     void (*run)(const ConvCall& call, const ConvTask& task, void* scratch);
+    bool flips_signs = false;  // int8 weights are kept as uint8 with 128 more, but for those of inputs with an offset
 };
 
 extern const ConvBackend kConvScalar;
 #if defined(__x86_64__)
 extern const ConvBackend kConvAvx2;
 extern const ConvBackend kConvAvx512;
+#elif defined(__aarch64__)
+extern const ConvBackend kConvNeon;
+extern const ConvBackend kConvNeonDot;
 #endif
 
 namespace {  // internal linkage, see above

@@ -213,7 +213,7 @@ def time_decoding(architecture: str, n: int, m: int, quality: int, x: Tensor, bu
     seconds["compressai"] = time.perf_counter() - start
     model = load(net.state_dict() | g_s_of(build, architecture, n, m), quality, "mse")
     picture = (x[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-    for cpu in ("avx512", "avx2", "scalar"):
+    for cpu in ("avx512", "avx2", "neon", "scalar"):
         with instruction_set(cpu):
             try:
                 codec = Codec(model, threads=1)

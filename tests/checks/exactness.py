@@ -2,8 +2,8 @@
 
     python tests/checks/exactness.py FOLDER [--pictures 4] [--model l2c-default]
 
-Ways: L2C_CPU scalar, avx2, avx512 (as far as this machine has them) x 1 and 2 threads x alone and in a batch of 8 x
-the integer implementations. The first `--pictures` pictures go through all of them, all pictures through the fast
+Ways: L2C_CPU scalar, avx2, avx512, neon (as far as this machine has them) x 1 and 2 threads x alone and in a batch of 8
+x the integer implementations. The first `--pictures` pictures go through all of them, all pictures through the fast
 ones, and crops of 96x80 pixels through the int64 reference. Exits with 1 on the first difference.
 """
 
@@ -137,7 +137,7 @@ def main() -> None:
     start = time.perf_counter()
     codec = l2c.Codec(args.model)
     pictures = [np.asarray(Image.open(p).convert("RGB")) for p in list_pictures(args.folder)]
-    cpus = [name for name in ("scalar", "avx2", "avx512") if ops.cpp_extension().cpu_has(name)]
+    cpus = [name for name in ("scalar", "avx2", "avx512", "neon") if ops.cpp_extension().cpu_has(name)]
     count = compare(codec, "all combinations", pictures[: args.pictures], cpus, ["cpu", "torch"])
     count += compare(codec, "fast path, every picture", pictures, cpus[-1:], ["cpu"])
     crops = [p[100:180, 200:296] for p in pictures]

@@ -169,7 +169,7 @@ Outcome decode(const std::vector<uint8_t>& stream, std::vector<Operation>& opera
 const std::vector<Cpu>& cpus() {
     static const std::vector<Cpu> all = [] {
         std::vector<Cpu> found;
-        for (Cpu cpu : {Cpu::kScalar, Cpu::kAvx2, Cpu::kAvx512}) {
+        for (Cpu cpu : kAllCpus) {
             if (cpu_has(cpu)) found.push_back(cpu);
         }
         return found;

@@ -189,7 +189,7 @@ void fuzz(uint64_t seed) {
     const RandomModel source(random);
     Batch batch(random, source);
     std::vector<Cpu> cpus;
-    for (Cpu cpu : {Cpu::kScalar, Cpu::kAvx2, Cpu::kAvx512}) {
+    for (Cpu cpu : kAllCpus) {
         if (cpu_has(cpu)) cpus.push_back(cpu);
     }
     const TileModel plain(source.view);
