@@ -244,13 +244,18 @@ class Codec:
         )
         most = [_most_bytes(bpp, max_bytes, picture) for picture in batch.pictures]
         kept = self.encoder.lossless(batch) if lossless == "auto" else {}
-        # What fits is as good as can be, and nothing is looked for.
-        done = {i: part for i, part in kept.items() if len(part.data) <= (most[i] or 0.0)}
+        # What fits, or is next to nothing, is as good as can be: nothing is looked for.
+        room = [_NEXT_TO_NOTHING * p.height * p.width / 8.0 if m is None else m for m, p in zip(most, batch.pictures)]
+        done = {i: part for i, part in kept.items() if len(part.data) <= room[i]}
         rest = batch.without(done)
         coded = iter(self.encoder.encode(rest, self._strategy(rest, bpp, max_bytes, psnr, msssim, quality)))
         results = [done[i] if i in done else next(coded) for i in range(len(batch.pictures))]
         for i, part in kept.items():
-            if most[i] is None and (len(part.data) <= len(results[i].data) or not results[i].target_reached):
+            if (
+                most[i] is None
+                and i not in done
+                and (len(part.data) <= len(results[i].data) or not results[i].target_reached)
+            ):
                 results[i] = part
         batch.clock["total"] = time.perf_counter() - start
         seconds = EncodeSeconds(**{stage: value / max(1, len(results)) for stage, value in batch.clock.items()})
@@ -614,6 +619,7 @@ class Codec:
         return self._others[wanted]
 
 
+_NEXT_TO_NOTHING = 0.02  # bits per pixel
 _codecs: dict[tuple[str, str], Codec] = {}
 _codecs_lock = threading.Lock()
 

@@ -4,9 +4,9 @@
 
 Of every picture two files are made, with tiles of 512 and adapted, and with tiles of 1024 and not; pictures are joined
 in pairs and cut so that no size is a multiple of anything. Pixels of random regions must be those of the whole picture:
-exits with 1 where one differs. Prints the bytes that were read of each file and the time by area. Then the time and the
-PSNR, against the whole picture scaled down, of scales 2, 4 and 8; and regions of 512x512 of a picture of so many
-megapixels that is made of these.
+exits with 1 where one differs. Prints the bytes that were read of each file and the time by area. Then, of scales 2, 4
+and 8, the time and the PSNR against the whole picture scaled down, and that of the two against the original scaled
+down; and regions of 512x512 of a picture of so many megapixels that is made of these.
 """
 
 from __future__ import annotations
@@ -83,8 +83,11 @@ def scales(codec: l2c.Codec, pixels: npt.NDArray[np.uint8], quality: float) -> N
         small, seconds = found[0][0], statistics.median(took for _, took in found)
         means = F.avg_pool2d(planes, scale, ceil_mode=True).permute(1, 2, 0).numpy()
         psnr = 10 * np.log10(255**2 / np.square(small - means).mean())
+        original = F.avg_pool2d(torch.from_numpy(pixels.transpose(2, 0, 1).copy()).double(), scale, ceil_mode=True)
+        lost = [10 * np.log10(255**2 / np.square(p - original.permute(1, 2, 0).numpy()).mean()) for p in (means, small)]
         rate = f"{1e3 * seconds:.0f} ms, {full / seconds:.1f} times as fast"
-        print(f"  quality {quality:g}, 1/{scale}: {psnr:.2f} dB, {rate}")
+        there = f"to the original {lost[0]:.2f} and {lost[1]:.2f} dB"
+        print(f"  quality {quality:g}, 1/{scale}: {psnr:.2f} dB, {there}, {rate}")
 
 
 def large(codec: l2c.Codec, pixels: npt.NDArray[np.uint8], megapixels: float, rng: np.random.Generator) -> None:
