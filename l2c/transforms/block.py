@@ -427,8 +427,8 @@ class BlockDecoder(Decoder):
     def scaled(self, y_hat: Tensor, cond: Tensor, adaptation: Adaptation | None, scale: int) -> Tensor:
         """See `Decoder.scaled`. At a quarter and an eighth the block transform alone, whose averages are a product.
 
-        What the networks add there (and local gains, which come out of them) is left out: on Kodak that costs 2 dB
-        against the picture scaled down, and saves nearly all of the time.
+        What the networks add there (and local gains, which come out of them) is left out: that costs 1 to 2 dB against
+        the original scaled down, and saves nearly all of the time (`tests/checks/views.py`).
         """
         if not _LINEAR_FROM <= scale <= self.s:
             return super().scaled(y_hat, cond, adaptation, scale)
