@@ -25,7 +25,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
-FOLDERS = ("core", "simd", "multiscale", "hyperprior", "bindings")  # of l2c._C; csrc/cuda is l2c._cuda
+FOLDERS = ("core", "simd", "exact", "multiscale", "hyperprior", "bindings")  # of l2c._C; csrc/cuda is l2c._cuda
 CFLAGS = [
     "-std=c++17",
     "-O3",
@@ -54,7 +54,7 @@ ISA_FLAGS = {
         "-Wno-uninitialized",
     ],  # GCC 12 sees them inside its own intrinsics (GCC bug 105593)
 }
-FILE_FLAGS = {"int_conv_avx512.cpp": ["-mavx512vnni"]}
+FILE_FLAGS = {name: ["-mavx512vnni"] for name in ("dense_conv_avx512.cpp", "int_conv_avx512.cpp")}
 CUDA_ARCHS = "80;86;89;90"
 # The CUDA runtime is linked in, so that the module loads next to any PyTorch and where there is no CUDA at all.
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall", "-DNDEBUG"]

@@ -22,8 +22,9 @@ from l2c.adapt.bias_sets import BiasSets
 from l2c.config import ModelConfig
 from l2c.entropy import EntropyModel
 from l2c.errors import ConfigError, ModelMismatchError
+from l2c.exact import EXACT_PREFIX, ExactDecoder, ExactWeights
 from l2c.files import write_atomically
-from l2c.transforms import Transform
+from l2c.transforms import BlockConfig, Transform
 
 WEIGHTS_FOLDER = Path(__file__).parent / "weights"
 DEFAULT_MODEL = "l2c-default"
@@ -45,6 +46,8 @@ class Model:
         bias_sets: what D's biases can be changed to for a patch, or None.
         rate_curve: (quality 0..1000, mean bpp) points, rising: where the rate search starts.
         card: free facts about the training, for `l2c models`.
+        exact: D in integers, or None: then pixels are float32's.
+        exact_answer: what `ExactDecoder.known_answer` must give on every backend.
     """
 
     name: str
@@ -57,15 +60,20 @@ class Model:
     rate_curve: list[tuple[float, float]]
     card: dict[str, str] = field(default_factory=dict)
     bias_sets: BiasSets | None = None
+    exact: ExactWeights | None = None
+    exact_answer: int = 0
 
 
 def model_id(config_json: str, tensors: dict[str, Tensor]) -> bytes:
-    """First 8 bytes of SHA-256 over the configuration and every tensor (name, dtype, shape, little-endian bytes)."""
+    """First 8 bytes of SHA-256 over the configuration and every tensor (name, dtype, shape, little-endian bytes).
+
+    The integer D does not count: a model may get one later, and its files still name it.
+    """
     digest = hashlib.sha256(config_json.encode())
-    for name in sorted(tensors):
+    for name in sorted(name for name in tensors if not name.startswith(EXACT_PREFIX)):
         tensor = tensors[name].contiguous()
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.view(torch.uint8).numpy().tobytes() if tensor.dim() else tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.digest()[:8]
 
 
@@ -77,10 +85,12 @@ def save_model(
     rate_curve: list[tuple[float, float]],
     card: dict[str, str] | None = None,
     bias_sets: BiasSets | None = None,
+    exact: ExactWeights | None = None,
 ) -> bytes:
     """Write a model file atomically and return its id.
 
-    Networks are stored as their configuration says, bias sets as float16. `rate_curve` and `card` do not enter the id.
+    Networks are stored as their configuration says, bias sets as float16. `rate_curve`, `card` and the integer D do not
+    enter the id.
     """
     stored, weights = config.transform.stored_dtype, transform.state_dict()
     tensors = {f"transform.{k}": v.detach().to(stored).contiguous() for k, v in weights.items()}
@@ -89,10 +99,24 @@ def save_model(
     tensors["probability.known_answer"] = torch.tensor([answer], dtype=torch.int64)
     if bias_sets is not None:
         tensors |= {k: v.contiguous() for k, v in bias_sets.to_tensors().items()}
+    if exact is not None:
+        tensors |= _exact_tensors(exact)
     metadata = {"config": config.to_json(), "rate_curve": json.dumps(rate_curve), "card": json.dumps(card or {})}
     data = safetensors_save(tensors, metadata)
     write_atomically(path, data)
     return model_id(metadata["config"], tensors)
+
+
+def add_exact(model: Model, target: str | os.PathLike[str], exact: ExactWeights) -> None:
+    """Write a model's file again, atomically, with an integer D; everything else in it, and its id, stays."""
+    tensors, metadata = _read(model.path)
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXACT_PREFIX)}
+    write_atomically(target, safetensors_save(kept | _exact_tensors(exact), metadata))
+
+
+def _exact_tensors(exact: ExactWeights) -> dict[str, Tensor]:
+    answer = ExactDecoder(exact, None, torch.device("cpu"), "torch").known_answer()
+    return exact.to_tensors() | {EXACT_PREFIX + "known_answer": torch.tensor([answer], dtype=torch.int64)}
 
 
 def load_model(model: str | os.PathLike[str] = DEFAULT_MODEL) -> Model:
@@ -184,6 +208,10 @@ def _load(path: Path) -> Model:
         probability = family.from_tensors(tensors, config.probability, config.transform.c)
         sets = BiasSets.from_tensors(tensors, transform)
         answer = int(tensors["probability.known_answer"][0])
+        exact = None
+        if isinstance(config.transform, BlockConfig):
+            exact = ExactWeights.from_tensors(tensors, config.transform)
+        exact_answer = 0 if exact is None else int(tensors[EXACT_PREFIX + "known_answer"][0])
         curve = [(float(q), float(bpp)) for q, bpp in json.loads(metadata.get("rate_curve", "[]"))]
         card = {str(k): str(v) for k, v in json.loads(metadata.get("card", "{}")).items()}
     except (ConfigError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
@@ -194,4 +222,6 @@ def _load(path: Path) -> Model:
     transform.eval().requires_grad_(False)
     transform.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     identity = model_id(metadata["config"], tensors)
-    return Model(path.stem, path, identity, config, transform, probability, answer, curve, card, sets)
+    return Model(
+        path.stem, path, identity, config, transform, probability, answer, curve, card, sets, exact, exact_answer
+    )

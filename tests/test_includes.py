@@ -20,7 +20,8 @@ ARROWS = {
     "simd": {"core"},
     "multiscale": {"core", "simd"},
     "hyperprior": {"core", "simd"},
-    "bindings": {"core", "simd", "multiscale", "hyperprior"},
+    "exact": {"core", "simd"},
+    "bindings": {"core", "simd", "exact", "multiscale", "hyperprior"},
     "cuda": {"core"},
 }
 
@@ -30,6 +31,7 @@ LIBRARIES = {
     "simd": {"arm_neon.h", "immintrin.h"},
     "multiscale": set(),
     "hyperprior": set(),
+    "exact": set(),
     "bindings": {"pybind11/numpy.h", "pybind11/pybind11.h", "pybind11/stl.h"},
     "cuda": {"pybind11/pybind11.h", "cuda_pipeline_primitives.h", "cuda_runtime.h"},
 }

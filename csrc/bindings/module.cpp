@@ -16,6 +16,7 @@
 namespace py = pybind11;
 
 namespace l2c {
+void register_exact(py::module_& m);         // exact.cpp
 void register_hyperprior(py::module_& m);    // hyperprior.cpp
 void register_int_conv(py::module_& m);      // int_conv.cpp
 void register_mixture_bits(py::module_& m);  // mixture_bits.cpp
@@ -358,6 +359,7 @@ PYBIND11_MODULE(_C, m) {
         "means int16, inv_scales uint16, each [K, valid cells * cg]. exp_table, inv_table uint16 [256]; valid uint8 "
         "[n_cells] or None. Definition: csrc/core/mixture_cdf.h. Raises ValueError.");
 
+    register_exact(m);
     register_hyperprior(m);
     register_int_conv(m);
     register_mixture_bits(m);

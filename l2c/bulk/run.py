@@ -138,7 +138,7 @@ def encode(
     *,
     model: str | None = None,
     device: str = "auto",
-    precision: str = "float32",
+    precision: str = "auto",
     settings: Settings = Settings(),
     told: Told | None = None,
     progress: Shown | None = None,
@@ -176,7 +176,7 @@ def decode(
     *,
     model: str | None = None,
     device: str = "auto",
-    precision: str = "float32",
+    precision: str = "auto",
     settings: Settings = Settings(),
     told: Told | None = None,
     progress: Shown | None = None,
@@ -404,7 +404,7 @@ def _due(
 def _job(spec: Spec) -> str:
     """What is asked for, in one line: what decides the outputs and is not as by default."""
     options = {"model": spec.model and Path(spec.model).stem, **spec.options}
-    if spec.precision != "float32":
+    if spec.precision != "auto":
         options["precision"] = spec.precision
     # A decoder's metric has no default: it is the file's own.
     defaults = _DEFAULTS | ({"metric": None} if spec.command == "decode" else {})

@@ -32,7 +32,7 @@ class Spec:
     command: Command
     model: str | None = None
     device: str = "cpu"
-    precision: Any = "float32"
+    precision: Any = "auto"
     threads: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     batch: int = 16

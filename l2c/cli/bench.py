@@ -30,7 +30,7 @@ def bench(
     metric: options.Metric = DEFAULT_METRIC,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of which the median is shown.")] = 5,
     device: options.Device = "cpu",
-    precision: options.Precision = "float32",
+    precision: options.Precision = "auto",
     model: options.Model = None,
     as_json: options.Json = False,
 ) -> int:

@@ -30,7 +30,7 @@ def decode(
         typer.Argument(metavar="OUT", help="Picture or folder (a name that ends in / is one); - for standard output."),
     ],
     device: options.Device = "cpu",
-    precision: options.Precision = "float32",
+    precision: options.Precision = "auto",
     model: options.Model = None,
     metric: options.Receiver = None,
     mode: options.PictureMode = "original",

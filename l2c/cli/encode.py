@@ -37,7 +37,7 @@ def encode(
     effort: options.Effort = 0,
     max_seconds: options.MaxSeconds = None,
     device: options.Device = "cpu",
-    precision: options.Precision = "float32",
+    precision: options.Precision = "auto",
     model: options.Model = None,
     tile: options.Tile = DEFAULT_TILE,
     metadata: options.Metadata = "all",

@@ -42,7 +42,11 @@ def one_of(names: Sequence[str], **details: Any) -> Any:
 Device = Annotated[str, typer.Option(help="Where the networks run: cpu, cuda, cuda:1, ...")]
 Precision = Annotated[
     str,
-    one_of(PRECISIONS, help="Of the networks. bfloat16 is faster on newer machines; pixels move by about a level."),
+    one_of(
+        PRECISIONS,
+        help="Of the networks. exact: pixels are the same on every machine, and on CPUs it is the fastest; auto: that, "
+        "where the model has it. bfloat16 is faster than float32 on newer machines; pixels move by about a level.",
+    ),
 ]
 Metric = Annotated[
     str,

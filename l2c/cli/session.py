@@ -24,7 +24,7 @@ class Reader:
         unlimited: see `Limits.unlimited`.
     """
 
-    def __init__(self, model: str | None, device: str, precision: Any = "float32", *, unlimited: bool = False) -> None:
+    def __init__(self, model: str | None, device: str, precision: Any = "auto", *, unlimited: bool = False) -> None:
         self.limits = Limits.unlimited() if unlimited else Limits()
         self._model, self._device, self._precision = model, device, precision
         self._codec: codec.Codec | None = None

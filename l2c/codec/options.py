@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Output: TypeAlias = Literal["numpy", "pil", "torch"]  # what decoding gives
 Mode: TypeAlias = Literal["original", "rgb"]  # what a decoded picture looks like
-Precision: TypeAlias = Literal["float32", "bfloat16"]  # of E and D
+Precision: TypeAlias = Literal["auto", "exact", "float32", "bfloat16"]  # of E and D
 Scale: TypeAlias = Literal[1, 2, 4, 8]  # of a decoded picture: that many pixels a side become one
 Damage: TypeAlias = Literal["raise", "conceal"]  # what to do about damaged tiles
 Lossless: TypeAlias = Literal["auto", "never"]  # whether a file may keep a picture without loss where that is smaller

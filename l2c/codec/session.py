@@ -72,11 +72,12 @@ class Codec:
         backend: how P's integers are computed: "auto", "cpu", "triton", "torch" or "reference"; see
             `EntropyModel.choose`. All give the same files. "auto" goes on to a slower one, with a warning, where the
             fast one computes other integers here than it should; one asked for by name raises.
-        precision: of E and D. "float32": pixels of any two devices differ by one level at most. "bfloat16": the
-            convolutions run in it (the block transforms and all that P does never do), about twice as fast on CPUs
-            with AVX512-BF16 or AMX and on GPUs. A file's latents stay exact; decoded pixels were seen to differ from
-            float32 by one level on photographs, by up to three on drawn textures. A picture may be encoded to other
-            latents.
+        precision: of E and D. "exact": D computes in integers (`l2c.exact`), so that pixels are the same on every
+            machine and device; E in float32. "auto": that where the model carries an integer D, else "float32".
+            "float32": pixels of any two devices differ by one level at most. "bfloat16": the convolutions run in it
+            (the block transforms and all that P does never do), about twice as fast as float32 on CPUs with
+            AVX512-BF16 or AMX and on GPUs. A file's latents stay exact; decoded pixels were seen to differ from float32
+            by one level on photographs, by up to three on drawn textures. A picture may be encoded to other latents.
         threads: threads of P and the coder, at most 64; None: as many as torch uses.
         limits: what a file may ask for when decoding.
         strict: a file of another model raises ModelMismatchError; otherwise the model is looked for by its id.
@@ -93,7 +94,7 @@ class Codec:
         device: str | torch.device = "cpu",
         *,
         backend: str = "auto",
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         threads: int | None = None,
         limits: Limits | None = None,
         strict: bool = False,
@@ -111,7 +112,7 @@ class Codec:
         self.latent_stage = LatentStage(self.model, self.device, backend, self.threads, self.limits)
         self.encoder = Encoder(self.model, self.transform_stage, self.latent_stage, self.limits)
         self.decoder = Decoder(self.transform_stage, self.latent_stage)
-        self._asked_backend = backend
+        self._asked_backend, self._asked_precision = backend, precision
         self._others: dict[bytes, Codec] = {}
 
     @property
@@ -121,7 +122,7 @@ class Codec:
 
     @property
     def precision(self) -> Precision:
-        """Of E and D."""
+        """Of E and D, "auto" resolved."""
         return self.transform_stage.precision
 
     @property
@@ -611,7 +612,7 @@ class Codec:
                 find_model(wanted),
                 self.device,
                 backend=self._asked_backend,
-                precision=self.precision,
+                precision=self._asked_precision,
                 threads=self.threads,
                 limits=self.limits,
                 strict=True,

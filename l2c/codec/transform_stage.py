@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from l2c import guard, transforms
@@ -24,6 +25,7 @@ from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.options import PRECISIONS, Precision
 from l2c.codec.views import View
 from l2c.errors import UnsupportedError
+from l2c.exact import Changes, ExactDecoder
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
 from l2c.format.alternatives_section import Alternative, unpack_alternatives
 from l2c.format.bitstream import ADAPT, ALTERNATIVES, Bitstream
@@ -59,18 +61,27 @@ class TransformStage:
     """E, I, Q and D of a model on a device.
 
     Args:
-        precision: "float32" or "bfloat16", of the convolutions; see `Codec`.
+        precision: "exact", "float32" or "bfloat16", or "auto"; see `Codec`.
         chunk: side in pixels of what E and D see at a time, a multiple of the largest patch of ADAPT.
     Raises:
-        UnsupportedError: an unknown precision.
+        UnsupportedError: an unknown precision, or "exact" with a model that has no integer D.
+        BackendError: the integer D gives other pixels here than it should.
     """
 
-    def __init__(
-        self, model: Model, device: torch.device, precision: Precision = "float32", chunk: int = CHUNK
-    ) -> None:
+    def __init__(self, model: Model, device: torch.device, precision: Precision = "auto", chunk: int = CHUNK) -> None:
         if precision not in PRECISIONS:
             raise UnsupportedError(f"precision is {precision!r}: it must be one of {', '.join(PRECISIONS)}")
+        if precision == "exact" and model.exact is None:
+            raise UnsupportedError(f"the model {model.name} has no integer D: precision cannot be 'exact'")
+        if precision == "auto":
+            precision = "float32" if model.exact is None else "exact"
         self.device, self.precision, self.chunk = device, precision, chunk
+        self.exact: ExactDecoder | None = None
+        if precision == "exact":
+            assert model.exact is not None
+            values = None if model.bias_sets is None else model.bias_sets.values
+            self.exact = ExactDecoder(model.exact, values, device)
+            self.exact.check(model.exact_answer)
         self._config, self._bias_sets = model.config, model.bias_sets
         self._pass_pixels = _CPU_PASS if device.type == "cpu" else _GPU_PASS
         # A model stays on the CPU, where other codecs may share it.
@@ -286,6 +297,8 @@ class TransformStage:
         s = self.s
         stacked = torch.stack([torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in symbols])
         stacked = stacked.to(self.device)
+        if self.exact is not None:
+            return self._decode_exactly(stacked, points, changes, seen, box, scale)
         b = torch.tensor([point.bits for point in points], device=self.device)
         y_hat = self.quantiser.dequantise(stacked.contiguous(memory_format=torch.channels_last), b)
         qualities = [point.quality_tenths for point in points]
@@ -294,6 +307,42 @@ class TransformStage:
             x_hat = self.transform.decoder.scaled(y_hat, cond, adaptation, scale)
         x_hat = x_hat[(..., *box.covering(scale).within(seen.times(s).covering(scale)).slices)]
         return x_hat.mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
+
+    def _decode_exactly(
+        self,
+        symbols: Tensor,
+        points: list[OperatingPoint],
+        changes: list[PatchChanges],
+        seen: Box,
+        box: Box,
+        scale: int,
+    ) -> Tensor:
+        """The same with the integer D; symbols uint8 [N, c, h, w]."""
+        assert self.exact is not None
+        wanted = box.covering(scale).within(seen.times(self.s).covering(scale))
+        pictures = []
+        for one, point, change in zip(symbols, points, changes):
+            levels = one << (8 - point.bits)
+            quality, mu = point.quality_tenths, point.mix
+            mine = self._exact_changes(quality, change, seen)
+            if transforms.LINEAR_FROM <= scale <= self.s:
+                pictures.append(self.exact.scaled(levels, quality, mu, scale, mine))
+                continue
+            pixels = self.exact.decode(levels, quality, mu, mine)
+            pictures.append(pixels if scale == 1 else _averages(pixels, scale))
+        return torch.stack([part[wanted.slices] for part in pictures])
+
+    def _exact_changes(self, quality: int, changes: PatchChanges, box: Box) -> Changes:
+        """Changes to D as the integer D sees them in a box of latents."""
+        sets, set_grid, band, conditions, condition_grid = None, None, 0, None, None
+        if changes.sets is not None:
+            assert self._bias_sets is not None
+            found, set_grid = _patches([changes.sets], NO_SET, BIAS_PATCH // self.s, box)
+            sets, band = found[0], self._bias_sets.band(quality, MAX_QUALITY)
+        if changes.conditions is not None:
+            found, condition_grid = _patches([changes.conditions], 0, CONDITION_PATCH // self.s, box)
+            conditions = found[0]
+        return Changes(sets, band, set_grid, conditions, condition_grid)
 
 
 def _patches(
@@ -305,6 +354,16 @@ def _patches(
     known = next(part for part in maps if part is not None)[..., rows, columns]
     stacked = [np.full_like(known, default) if part is None else part[..., rows, columns] for part in maps]
     return np.stack(stacked), Grid(side, top - rows.start * side, left - columns.start * side)
+
+
+def _averages(pixels: Tensor, scale: int) -> Tensor:
+    """uint8 [H, W, 3] -> [ceil(H / scale), ceil(W / scale), 3]: averages of whole pixels in integers, halves up."""
+    height, width = pixels.shape[:2]
+    ones = pixels.new_ones(1, 1, height, width, dtype=torch.float64)
+    planes = torch.cat((pixels.permute(2, 0, 1)[None].double(), ones), dim=1)
+    padded = F.pad(planes, (0, -width % scale, 0, -height % scale))
+    sums = padded.unflatten(3, (-1, scale)).unflatten(2, (-1, scale)).sum(dim=(3, 5)).long()[0]
+    return torch.div(2 * sums[:3] + sums[3], 2 * sums[3], rounding_mode="floor").to(torch.uint8).permute(1, 2, 0)
 
 
 def same_shape(shapes: Sequence[tuple[Any, ...]], most_pixels: int) -> list[list[int]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from l2c.ops import Grid, dequantise, quantise, to_levels
 from l2c.transforms.adaptation import Adaptation
 from l2c.transforms.base import FAMILIES, Decoder, Encoder, Transform, TransformConfig, TransformFamily, num_biases
-from l2c.transforms.block import BlockConfig, block_networks
+from l2c.transforms.block import LINEAR_FROM, BlockConfig, block_networks
 from l2c.transforms.check import check_contract
 from l2c.transforms.costs import kmac_per_pixel, transform_costs
 from l2c.transforms.hyperprior import HyperpriorTransformConfig, hyperprior_networks
@@ -31,6 +31,7 @@ from l2c.transforms.quantiser import LEVELS, WHOLE_NUMBERS, Quantiser
 __all__ = [
     "FAMILIES",
     "LEVELS",
+    "LINEAR_FROM",
     "WHOLE_NUMBERS",
     "Adaptation",
     "BlockConfig",

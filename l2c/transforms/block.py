@@ -38,7 +38,7 @@ _MAX_LEVEL = 127.0  # the largest latent
 _KNEE = 32.0  # latents: where the companding begins to show
 _CORRECTION_FROM = math.log(0.01)  # log lambda
 _SHARPNESS = 4.0  # of the smooth minimum with the largest gain
-_LINEAR_FROM = 4  # scale of pictures from which on D is its block transform alone
+LINEAR_FROM = 4  # scale of pictures from which on D is its block transform alone
 
 
 @dataclass(frozen=True)
@@ -430,7 +430,7 @@ class BlockDecoder(Decoder):
         What the networks add there (and local gains, which come out of them) is left out: that costs 1 to 2 dB against
         the original scaled down, and saves nearly all of the time (`tests/checks/views.py`).
         """
-        if not _LINEAR_FROM <= scale <= self.s:
+        if not LINEAR_FROM <= scale <= self.s:
             return super().scaled(y_hat, cond, adaptation, scale)
         with torch.autocast(y_hat.device.type, enabled=False):
             basis = self.transform.weight[:, : self.c, 0, 0].T.reshape(self.c, 3, self.s, self.s)
@@ -440,7 +440,7 @@ class BlockDecoder(Decoder):
 
     def halo_px(self, scale: int) -> int:
         """See `Decoder.halo_px`: blocks that are transformed alone see nothing but themselves."""
-        return 0 if _LINEAR_FROM <= scale <= self.s else self.receptive_halo_px
+        return 0 if LINEAR_FROM <= scale <= self.s else self.receptive_halo_px
 
 
 def block_networks(config: BlockConfig) -> tuple[BlockEncoder, BlockDecoder]:

@@ -1,0 +1,185 @@
+// numpy in, numpy out for an integer D; the work is in exact/decoder.cpp.
+
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "bindings/common.h"
+#include "exact/decoder.h"
+
+namespace l2c {
+namespace {
+
+constexpr py::ssize_t kMaxSize = 1 << 24;
+
+template <class T>
+py::array_t<T> shaped(const py::object& object, const char* name, std::vector<py::ssize_t> shape) {
+    auto array = array_arg<T>(object, name, static_cast<int>(shape.size()));
+    for (std::size_t i = 0; i < shape.size(); ++i) {
+        if (array.shape(static_cast<py::ssize_t>(i)) != shape[i]) {
+            throw py::value_error(std::string(name) + ": axis " + std::to_string(i) + " must have " +
+                                  std::to_string(shape[i]) + " entries, not " +
+                                  std::to_string(array.shape(static_cast<py::ssize_t>(i))));
+        }
+    }
+    return array;
+}
+
+// (weight int8 [O, I, k, k], bias int32 [O], multiplier float32 [O], zero uint8 [I]), held by `arrays`.
+ExactLayerView layer_arg(const py::handle& layer, std::vector<py::array>& arrays) {
+    const auto parts = py::cast<py::tuple>(layer);
+    if (parts.size() != 4) throw py::value_error("a layer must be (weight, bias, multiplier, zero)");
+    const auto weight = array_arg<std::int8_t>(parts[0], "weight", 4);
+    for (py::ssize_t axis = 0; axis < 4; ++axis) {
+        if (weight.shape(axis) > kMaxSize) throw py::value_error("a weight is too large");
+    }
+    if (weight.shape(2) != weight.shape(3)) throw py::value_error("a weight must be [O, I, k, k]");
+    const auto bias = shaped<std::int32_t>(parts[1], "bias", {weight.shape(0)});
+    const auto multiplier = shaped<float>(parts[2], "multiplier", {weight.shape(0)});
+    const auto zero = shaped<std::uint8_t>(parts[3], "zero", {weight.shape(1)});
+    for (const py::array& array : {py::array(weight), py::array(bias), py::array(multiplier), py::array(zero)}) {
+        arrays.push_back(array);
+    }
+    return {static_cast<int>(weight.shape(0)),
+            static_cast<int>(weight.shape(1)),
+            static_cast<int>(weight.shape(2)),
+            weight.data(),
+            bias.data(),
+            multiplier.data(),
+            zero.data()};
+}
+
+std::unique_ptr<ExactDecoder> make_decoder(int s, int c, int blocks, const py::dict& layers, const py::object& high,
+                                           const py::object& low) {
+    if (s < 1 || s > 64 || blocks < 0 || blocks > 64) throw py::value_error("s or blocks is out of range");
+    std::vector<py::array> arrays;
+    const auto take = [&](const std::string& name) {
+        if (!layers.contains(name.c_str())) throw py::value_error("there is no layer " + name);
+        return layer_arg(layers[name.c_str()], arrays);
+    };
+    ExactModelView view = {};
+    view.s = s;
+    view.c = c;
+    view.blocks = blocks;
+    view.first = take("first");
+    for (int i = 0; i < blocks; ++i) {
+        for (const char* part : {".conv1", ".conv2"}) {
+            view.convolutions.push_back(take("blocks." + std::to_string(i) + part));
+        }
+    }
+    view.head = take("head");
+    view.has_local_gain = layers.contains("local_gain");
+    if (view.has_local_gain) view.local_gain = take("local_gain");
+    view.has_fine = layers.contains("up");
+    if (view.has_fine) {
+        view.up = take("up");
+        view.fine1 = take("fine_block.conv1");
+        view.fine2 = take("fine_block.conv2");
+        view.last = take("last");
+    }
+    const py::ssize_t dims = 3 * static_cast<py::ssize_t>(s) * s;
+    const auto high_array = shaped<std::int16_t>(high, "high", {dims, dims});
+    const auto low_array = shaped<std::int16_t>(low, "low", {dims, dims});
+    view.high = high_array.data();
+    view.low = low_array.data();
+    return std::make_unique<ExactDecoder>(view);
+}
+
+// A map int32 [height, width] of numbers below `values`, or None where there is one value. Keeps it in `held`.
+PlaceMap map_arg(const py::object& object, const char* name, py::ssize_t height, py::ssize_t width, py::ssize_t values,
+                 std::vector<py::array>& held) {
+    if (values < 1) throw py::value_error(std::string(name) + ": there are no values");
+    if (object.is_none()) return nullptr;
+    const auto map = shaped<std::int32_t>(object, name, {height, width});
+    for (py::ssize_t i = 0; i < map.size(); ++i) {
+        if (map.data()[i] < 0 || map.data()[i] >= values) {
+            throw py::value_error(std::string(name) + " names a value that is not there");
+        }
+    }
+    held.push_back(map);
+    return map.data();
+}
+
+py::array_t<std::uint8_t> run(const ExactDecoder& decoder, const py::object& levels, const py::object& level,
+                              const py::object& constants_map, const py::object& input, const py::object& factor,
+                              const py::object& factor_unit, const py::object& head, const py::object& last,
+                              const py::object& scale_map, const py::sequence& scales, const py::object& bias_map,
+                              const py::object& biases, int threads) {
+    if (threads < 1) throw py::value_error("threads must be at least 1");
+    const py::ssize_t c = decoder.c(), s = decoder.s(), dims = 3 * s * s;
+    const auto latents = array_arg<std::uint8_t>(levels, "levels", 3);
+    if (latents.shape(0) != c) throw py::value_error("levels must be [c, h, w]");
+    const py::ssize_t height = latents.shape(1), width = latents.shape(2);
+    if (height > kMaxSize || width > kMaxSize) throw py::value_error("levels are too large");
+    std::vector<py::array> held;
+    ExactPicture picture = {};
+    const auto values = shaped<std::int32_t>(level, "level", {c, 256});
+    const auto inputs = array_arg<std::uint8_t>(input, "input", 3);
+    const py::ssize_t told = inputs.shape(0), entries = decoder.has_local_gain() ? (1 << 9) + 1 : 2;
+    shaped<std::uint8_t>(input, "input", {told, c, 256});
+    picture.constants_map = map_arg(constants_map, "constants_map", height, width, told, held);
+    const auto factors = shaped<std::int32_t>(factor, "factor", {told, c, entries});
+    const auto units = shaped<float>(factor_unit, "factor_unit", {told, c});
+    const auto head_multiplier = shaped<float>(head, "head", {told, dims});
+    py::array_t<float> last_multiplier;
+    if (decoder.has_fine()) last_multiplier = shaped<float>(last, "last", {told, 3 * (s / 2) * (s / 2)});
+    if (static_cast<int>(py::len(scales)) != decoder.num_modulators()) {
+        throw py::value_error("there must be scales of every modulator");
+    }
+    for (int k = 0; k < decoder.num_modulators(); ++k) {
+        const auto mine = array_arg<float>(py::object(scales[static_cast<std::size_t>(k)]), "scales", 2);
+        shaped<float>(mine, "scales", {mine.shape(0), decoder.modulator_channels(k)});
+        picture.scale_map = map_arg(scale_map, "scale_map", height, width, mine.shape(0), held);
+        picture.scales.push_back(mine.data());
+        held.push_back(mine);
+    }
+    if (!biases.is_none()) {
+        const auto changes = array_arg<std::int32_t>(biases, "biases", 2);
+        shaped<std::int32_t>(biases, "biases", {changes.shape(0), decoder.num_biases()});
+        if (changes.shape(0) > kMaxSize) throw py::value_error("there are too many biases");
+        picture.bias_map = map_arg(bias_map, "bias_map", height, width, changes.shape(0), held);
+        picture.num_biases = static_cast<int>(changes.shape(0));
+        picture.biases = changes.data();
+        held.push_back(changes);
+    }
+    picture.height = height;
+    picture.width = width;
+    picture.levels = latents.data();
+    picture.input = inputs.data();
+    picture.level = values.data();
+    picture.factor = factors.data();
+    picture.factor_entries = static_cast<int>(entries);
+    picture.factor_unit = units.data();
+    picture.head = head_multiplier.data();
+    picture.last = decoder.has_fine() ? last_multiplier.data() : nullptr;
+    py::array_t<std::uint8_t> out({height * s, width * s, py::ssize_t{3}});
+    picture.out = out.mutable_data();
+    const Cpu cpu = current_cpu();
+    {
+        py::gil_scoped_release release;
+        decoder.run(picture, threads, cpu);
+    }
+    return out;
+}
+
+}  // namespace
+
+void register_exact(py::module_& m) {
+    py::class_<ExactDecoder>(m, "ExactDecoder", "D of the block family in integers; see csrc/exact/decoder.h.")
+        .def(py::init(&make_decoder), py::arg("s"), py::arg("c"), py::arg("blocks"), py::arg("layers"), py::arg("high"),
+             py::arg("low"),
+             R"(layers: {name: (weight int8 [O, I, k, k], bias int32 [O], multiplier float32 [O], zero uint8 [I])};
+high, low: int16 [3 s^2, 3 s^2], rows are pixels. Raises ValueError: sizes that do not fit, sums beyond int32.)")
+        .def("run", &run, py::arg("levels"), py::arg("level"), py::arg("constants_map"), py::arg("input"),
+             py::arg("factor"), py::arg("factor_unit"), py::arg("head"), py::arg("last"), py::arg("scale_map"),
+             py::arg("scales"), py::arg("bias_map"), py::arg("biases"), py::arg("threads"),
+             R"(Latents + 128, uint8 [c, h, w] -> uint8 [s h, s w, 3].
+
+The tables are those of l2c.exact.constants.Constants, `input` to `last` with a leading axis of values. scales: float32
+[values, channels] of every modulator; biases: int32 [values, B] or None; maps: int32 [h, w], which value holds at each
+latent, or None: the first. Raises ValueError: shapes, types or maps that do not fit.)");
+}
+
+}  // namespace l2c

@@ -1,0 +1,14 @@
+#include "simd/dense_conv.h"
+
+namespace l2c {
+
+const DenseBackend& dense_backend(Cpu cpu) {
+#if L2C_X86
+    if (cpu == Cpu::kAvx512) return cpu_has_avx512_vnni() ? kDenseAvx512 : kDenseAvx2;
+    if (cpu == Cpu::kAvx2) return kDenseAvx2;
+#endif
+    (void)cpu;
+    return kDenseScalar;
+}
+
+}  // namespace l2c

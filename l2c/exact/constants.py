@@ -1,0 +1,158 @@
+"""What an integer D needs to know of one trade-off: tables and multipliers, the same on every machine.
+
+Everything is integers, or single operations on float64 (`l2c.exact.fixed`). The formulae are those of
+`transforms.block` and `transforms.modulators`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from l2c.exact.fixed import BITS, ONE, Float64, Int64, rounded
+from l2c.exact.weights import (
+    COEFFICIENT_BITS,
+    FACTOR_ENTRIES,
+    FACTOR_MOST,
+    FACTOR_STEP_BITS,
+    LEVEL_BITS,
+    LOCAL_BITS,
+    ExactWeights,
+)
+
+_KNEE = 32
+_MAX_LEVEL = 127
+_SHARPNESS_BITS = 2  # 4, of the smooth minimum
+_LOG_LMBDA_CENTRE = -4828871  # log 0.01 in Q20
+_LOG_STEP_CONSTANT = 2263113  # log(6 / ln 2) in Q20
+_LN2_STEP = 304849353914  # ln 2 / 2.5, an octave of lambda in a condition, in Q40
+_LOG_8 = 2.0794415416798357  # log 8
+_FAR_ABOVE = 403.0  # levels of a mean: beyond any that are used
+_LEVELS = np.arange(-128, 128, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Constants:
+    """At one trade-off: of a picture, or of a place in it.
+
+    Attributes:
+        input: uint8 [c, 256], the first layer's input for each latent -128..127.
+        level: int32 [c, 256], the latents companded back, Q8.
+        factor: int32 [c, FACTOR_ENTRIES], what they are multiplied with for each argument of the local gain, or
+            [c, 2], equal entries, without local gains; < FACTOR_MOST.
+        factor_unit: float32 [c], a power of two: units of a coefficient per level and factor.
+        head, last: float32, multipliers of these convolutions.
+        plain: float64 [c], coefficients per companded level without local gains.
+    """
+
+    input: npt.NDArray[np.uint8]
+    level: npt.NDArray[np.int32]
+    factor: npt.NDArray[np.int32]
+    factor_unit: npt.NDArray[np.float32]
+    head: npt.NDArray[np.float32]
+    last: npt.NDArray[np.float32] | None
+    plain: Float64
+
+
+def condition(weights: ExactWeights, level: int, mu: int) -> Int64:
+    """What D is told of a quality 0..1000 and a metric mix 0..8: int64 [2] in Q20."""
+    return np.array([rounded(weights.quality_base + weights.quality_step * level, BITS), mu << (BITS - 3)], np.int64)
+
+
+def moved(cond: Int64, change: int) -> Int64:
+    """A condition moved by so many units of `format.adapt_section.CONDITION_UNIT`, 1/64."""
+    return cond + np.array([change << (BITS - 6), 0], np.int64)
+
+
+def lowered(weights: ExactWeights, cond: Int64, octaves: float) -> Int64:
+    """A condition whose lambda is lower by so many octaves, at least that of quality 0."""
+    change = round(octaves * _LN2_STEP)
+    least = rounded(weights.quality_base, BITS)
+    return np.array([max(int(cond[0]) - rounded(change, BITS), min(least, int(cond[0]))), cond[1]], np.int64)
+
+
+def scales(weights: ExactWeights, k: int, cond: Int64) -> npt.NDArray[np.float32]:
+    """Of modulator k at a condition: float32 [channels]."""
+    value = weights.tables.softplus(weights.modulators[k](cond[None])[0])
+    return (np.ldexp(value.astype(np.float64), -BITS) * weights.ratios[k].astype(np.float64)).astype(np.float32)
+
+
+def constants(weights: ExactWeights, cond: Int64) -> Constants:
+    """At a condition int64 [2]."""
+    tables, config = weights.tables, weights.config
+    log_lmbda = rounded(5 * int(cond[0]), 1) + _LOG_LMBDA_CENTRE
+    wanted = rounded(np.int64(log_lmbda - _LOG_STEP_CONSTANT), 1) + weights.gain(cond[None])[0]
+    correction = 1.0
+    if config.companding:
+        late = min(0, _LOG_LMBDA_CENTRE - log_lmbda)
+        correction = float(tables.exp(np.array(rounded(late, 1), np.int64)))
+    entries = FACTOR_ENTRIES if config.local_gain else 2
+    local = np.zeros(entries, np.float64)
+    if config.local_gain:
+        argument = ((np.arange(entries, dtype=np.int64) << FACTOR_STEP_BITS) - (1 << 15)) << (BITS - LOCAL_BITS)
+        local = tables.tanh(argument) * _LOG_8
+    factor = _factors(weights, wanted, local, correction)
+    level_table = _level_table(weights)
+    plain = _plain_factor(weights, wanted)
+    middle = np.ldexp(level_table.astype(np.float64), -LEVEL_BITS) * plain[:, None]
+    zero = weights.convolutions["first"].zero.astype(np.float64)[:, None]
+    first = (np.rint(middle * weights.input_scale.astype(np.float64)[:, None]) + zero).clip(0.0, 255.0)
+    _, exponent = np.frexp(factor.max(axis=1))
+    shift = 23 - exponent
+    integers = np.minimum(np.rint(np.ldexp(factor, shift[:, None])), FACTOR_MOST - 1)
+    unit = np.ldexp(np.ones(config.c), COEFFICIENT_BITS - LEVEL_BITS - shift)
+
+    def corrected(name: str) -> npt.NDArray[np.float32]:
+        return (weights.convolutions[name].multiplier.astype(np.float64) * correction).astype(np.float32)
+
+    return Constants(
+        first.astype(np.uint8), level_table, integers.astype(np.int32), unit.astype(np.float32), corrected("head"),
+        corrected("last") if config.fine_width else None,
+        plain,
+    )  # fmt: skip
+
+
+def _level_table(weights: ExactWeights) -> npt.NDArray[np.int32]:
+    """Latents -128..127 without companding, Q8: int32 [c, 256]."""
+    plain = _LEVELS << LEVEL_BITS
+    if not weights.config.companding:
+        return np.repeat(plain[None].astype(np.int32), weights.config.c, axis=0)
+    power = weights.tables.exp((np.abs(_LEVELS) << BITS) // _KNEE) - 1.0
+    curved = (np.sign(_LEVELS) * np.rint(power * float(_KNEE << LEVEL_BITS))).astype(np.int64)
+    return np.where(weights.is_mean[:, None], plain, curved).astype(np.int32)
+
+
+def _plain_factor(weights: ExactWeights, wanted: Int64) -> Float64:
+    """Coefficients per companded level without local gains: float64 [c]."""
+    if not weights.config.companding:
+        return weights.tables.exp(-wanted)
+    return _bounded_factor(weights, wanted, wanted)
+
+
+def _factors(weights: ExactWeights, wanted: Int64, local: Float64, correction: float) -> Float64:
+    """The same for each log factor of the local gains, float64 [entries]: float64 [c, entries]."""
+    if not weights.config.companding:
+        change = np.rint(local * ONE).astype(np.int64)
+        return weights.tables.exp(change[None] - wanted[:, None])
+    change = np.rint(local * correction * ONE).astype(np.int64)
+    return _bounded_factor(weights, wanted, wanted[:, None] - change[None])
+
+
+def _bounded_factor(weights: ExactWeights, wanted: Int64, changed: Int64) -> Float64:
+    """1 / g of `Companding.log_gain`: `wanted` [c] without local changes, `changed` [c, ...] with them."""
+    tables = weights.tables
+    shape = (-1, *(1,) * (changed.ndim - 1))
+    limit = weights.limit.reshape(shape)
+    bounded = limit - rounded(tables.softplus((limit - changed) << _SHARPNESS_BITS), _SHARPNESS_BITS)
+    return np.where(weights.is_mean.reshape(shape), _mean_factor(weights, wanted).reshape(shape), tables.exp(-bounded))
+
+
+def _mean_factor(weights: ExactWeights, wanted: Int64) -> Float64:
+    """1 / g of the means, `Companding.snapped`: B over a whole number. float64 [c]."""
+    bound = weights.bound.astype(np.float64)
+    extreme = np.minimum(weights.tables.exp(np.minimum(wanted, 40 << BITS)) * bound, _FAR_ABOVE)
+    whole = np.maximum(np.rint(extreme), 1.0)
+    sixths = np.minimum(np.rint(extreme / 6.0) * 6.0, float(_MAX_LEVEL // 6 * 6))
+    return bound / np.where(extreme < 48.0, whole, sixths)
