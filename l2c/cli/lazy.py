@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from l2c.evaluate import compare, run, tables
     from l2c.format import adapt_section, alternatives_section
     from l2c.images import listing
-    from l2c.train import config, export, pack, stages
+    from l2c.train import config, exact, export, pack, stages
 else:
     np = LazyModule("numpy")
     torch = LazyModule("torch")
@@ -54,6 +54,7 @@ else:
     alternatives_section = LazyModule("l2c.format.alternatives_section")
     listing = LazyModule("l2c.images.listing")
     config = LazyModule("l2c.train.config")
+    exact = LazyModule("l2c.train.exact")
     export = LazyModule("l2c.train.export")
     pack = LazyModule("l2c.train.pack")
     stages = LazyModule("l2c.train.stages")

@@ -119,6 +119,20 @@ def export(
     print(json.dumps(lazy.export.export(recipe, model, out, init, target, notes), indent=1))
 
 
+@app.command("exact", short_help="Give a model a decoder in integers: equal pixels on every machine.")
+def exact(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Name or file of a model.")],
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="Model file to write (.safetensors).")],
+    val: Val = None,
+) -> None:
+    """Measure the ranges of D's activations on pictures (and drawn ones), round its weights, and write the model again.
+
+    Its id stays: files that it made are read as before. `l2c train export` does the same to models that it writes.
+    Prints the loss in PSNR at several qualities as JSON.
+    """
+    print(json.dumps(lazy.exact.add_exact(lazy.models.load_model(model), target, val or []), indent=1))
+
+
 @app.command("pack", short_help="Pack a stage's checkpoint and records for a journey.")
 def pack(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of the run.")],

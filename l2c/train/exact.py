@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,7 @@ def check_losses(found: list[Loss]) -> float:
     return most
 
 
-def add_exact(model: Model, target: Path, sources: list[str]) -> dict[str, Any]:
+def add_exact(model: Model, target: Path, sources: Sequence[str]) -> dict[str, Any]:
     """Write a model again with an integer D; its id stays.
 
     Args:

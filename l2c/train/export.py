@@ -21,6 +21,7 @@ from l2c.text_tables import heading, row
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import TrainConfig
 from l2c.train.data import centre_crops
+from l2c.train.exact import add_exact
 from l2c.train.losses import Conditions, Networks
 from l2c.train.quantize import check_rate_loss, rates
 from l2c.train.stages import check_chain, newest
@@ -51,7 +52,7 @@ def rate_curve(nets: Networks, pictures: list[Tensor]) -> list[tuple[float, floa
 def export(
     recipe: TrainConfig, config: ModelConfig, folder: Path, init: Path | None, target: Path, notes: str
 ) -> dict[str, Any]:
-    """Quantise P, check it, write the model file and its card (same name, .md).
+    """Quantise P and D, check them, write the model file and its card (same name, .md).
 
     Args:
         recipe, config: of the run; the recipe names the validation pictures and the rate loss that is accepted.
@@ -59,7 +60,8 @@ def export(
         target: .safetensors.
         notes: a line for the card.
     Returns:
-        What is in it: id, bytes, rate curve, rate loss of the integer P, history.
+        What is in it: id, bytes, rate curve, rate loss of the integer P, losses of the integer D (of the block family),
+        history.
     Raises:
         ConfigError: no checkpoint, one that is older than the stage it was made from, no validation pictures, networks
             that do not keep their contract or give what is not finite.
@@ -89,17 +91,21 @@ def export(
     sets = BiasSets.from_tensors(checkpoint.bias_sets, nets.transform)
     rows = validate(nets, pictures, torch.device("cpu"))
     target.parent.mkdir(parents=True, exist_ok=True)
+    in_integers: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:  # nothing is replaced before all checks have passed
         written = Path(scratch) / target.name
         identity = save_model(written, config, nets.transform, probability, curve, facts, sets)
         model = load_model(written)  # reads back what was written, all checks included
         model.integer.check_all(model.known_answer)
-        text = card(model, history, len(pictures), growth, rows, notes)
+        if isinstance(config.transform, transforms.BlockConfig):
+            in_integers = add_exact(model, written, recipe.data.val)["losses"]
+            model = load_model(written)
+        text = card(model, history, len(pictures), growth, rows, notes, in_integers)
         os.replace(written, target)
     write_atomically(target.with_suffix(".md"), text.encode())
     return {
         "id": identity.hex(), "bytes": target.stat().st_size, "rate_curve": curve,
-        "integer_rate_growth": growth, "history": history,
+        "integer_rate_growth": growth, "integer_decoder": in_integers, "history": history,
     }  # fmt: skip
 
 
@@ -110,6 +116,7 @@ def card(
     growth: float,
     rows: list[dict[str, float]],
     notes: str,
+    in_integers: list[dict[str, Any]],
 ) -> str:
     """The model card, Markdown."""
     config = model.config
@@ -119,12 +126,13 @@ def card(
         f"# {model.name}",
         "",
         f"Model id `{model.model_id.hex()}`, {model.path.stat().st_size / 1e6:.1f} MB: E and D in float16, P in int8"
-        f"{_sets_text(model)}.",
+        f"{', D in int8 as well' if model.exact is not None else ''}{_sets_text(model)}.",
         "",
         f"Networks: {', '.join(f'{key} {value}' for key, value in t.to_mapping().items())}; "
         f"E {encoder:.1f}, D {decoder:.1f} kMAC per pixel. lambda {config.lmbda_min:g}..{config.lmbda_max:g}, "
         f"b <= {config.bits}.",
         f"Integer P against float P: {100 * growth:+.2f} % of the rate.",
+        *([f"Integer D against float D: {_losses_text(in_integers)}."] if in_integers else []),
         notes,
         "",
         "## Training",
@@ -142,6 +150,11 @@ def card(
         figures = f"{part['bpp']:.4f}", f"{part['psnr']:.2f}", f"{part['msssim']:.4f}", f"{part['loss']:.4f}"
         lines.append(row(metric_name(int(part["mu"])), f"{part['quality'] / 10:g}", *figures))
     return "\n".join(lines) + "\n"
+
+
+def _losses_text(found: list[dict[str, Any]]) -> str:
+    parts = [f"{-loss['loss']:+.3f} dB at quality {loss['quality'] / 10:g}" for loss in found]
+    return ", ".join(parts)
 
 
 def _sets_text(model: Model) -> str:
