@@ -1,0 +1,172 @@
+"""Decodes pictures in every way there is with the integer D and compares all pixels; what it costs, and its speed.
+
+    python tests/checks/pixels.py PICTURES [--every N] [--qualities 20 50 80] [--efforts 0 6]
+    python tests/checks/pixels.py PICTURES --speed
+    python tests/checks/pixels.py PICTURES --rates [--every N]
+
+The first form prints how many pixels were compared and how many differ: instruction sets, threads, PyTorch, chunks of
+512, regions, batches. The second times decodes against float32 and bfloat16, the third prints the BD-rate of the
+integer D against the float one, from one set of files, in PSNR and in dB of MS-SSIM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import bjontegaard
+import numpy as np
+import torch
+from PIL import Image
+
+import l2c
+from l2c.errors import BackendError
+from l2c.metrics import msssim, psnr
+from l2c.ops import extension
+
+_QUALITIES = (6, 12, 20, 30, 40, 50, 60, 70, 80, 90)  # of the curves
+
+
+def pictures(folder: str, every: int) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and pixels uint8 [H, W, 3]."""
+    for path in sorted(Path(folder).iterdir())[::every]:
+        if path.suffix.lower() in (".png", ".jpg", ".avif", ".webp"):
+            yield path.name, np.asarray(Image.open(path).convert("RGB"))
+
+
+def instruction_sets() -> list[str]:
+    """Those of this machine."""
+    found = []
+    for name in ("avx512", "avx2", "neon", "scalar"):
+        try:
+            extension.cpp_extension().set_cpu(name)
+        except BackendError:
+            continue
+        found.append(name)
+    extension.cpp_extension().set_cpu("")
+    return found
+
+
+def ways(codec: l2c.Codec, plain: l2c.Codec, data: bytes, reference: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Other decodes of a file: (how, whole pictures or parts of the reference put back into it)."""
+    for name, threads in itertools.product(instruction_sets(), (1, 2)):
+        extension.cpp_extension().set_cpu(name)
+        torch.set_num_threads(threads)
+        yield f"{name}, {threads} threads", codec.decode(data)
+    extension.cpp_extension().set_cpu("")
+    yield "PyTorch", plain.decode(data)
+    yield "batch of 3", codec.decode_batch([data] * 3)[2]
+    height, width = reference.shape[:2]
+    left, top, right, bottom = width // 5, height // 7, width - width // 3, height - height // 4
+    pasted = reference.copy()
+    pasted[top:bottom, left:right] = codec.decode(data, region=(left, top, right, bottom))
+    yield "region", pasted
+    chunk, codec.transform_stage.chunk = codec.transform_stage.chunk, 512
+    yield "chunks of 512", codec.decode(data)
+    codec.transform_stage.chunk = chunk
+
+
+def equality(options: argparse.Namespace) -> None:
+    """Pixels that differ, over all ways."""
+    codec = l2c.Codec()
+    os.environ["L2C_BACKEND"] = "torch"
+    plain = l2c.Codec()
+    del os.environ["L2C_BACKEND"]
+    compared: dict[str, list[int]] = {}
+    for name, pixels in pictures(options.folder, options.every):
+        for quality, effort in itertools.product(options.qualities, options.efforts):
+            for tile in (512, 1024):
+                data = codec.encode(pixels, quality=quality, effort=effort, tile=tile)
+                reference = codec.decode(data)
+                for way, decoded in ways(codec, plain, data, reference):
+                    counts = compared.setdefault(way, [0, 0])
+                    counts[0] += reference.shape[0] * reference.shape[1]
+                    counts[1] += int((decoded != reference).any(axis=2).sum())
+        print(name, "differing:", sum(counts[1] for counts in compared.values()), flush=True)
+    for way, (count, wrong) in compared.items():
+        print(f"{way:24s} {count:12d} pixels, {wrong} differ")
+
+
+def median_seconds(call: Callable[[], Any], times: int = 7) -> float:
+    """After a first call."""
+    call()
+    taken = []
+    for _ in range(times):
+        started = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def speed(folder: str) -> None:
+    """Decodes at 0.5 bpp in turns, medians and ratios."""
+    _, first = next(pictures(folder, 1))
+    tall = np.tile(first, (3, 3, 1))
+    codecs = {name: l2c.Codec(precision=name) for name in ("exact", "float32", "bfloat16")}
+    for label, pixels in (("768x512", first[:512, :768]), ("2000x1128", tall[:1128, :2000])):
+        data = codecs["exact"].encode(np.ascontiguousarray(pixels), bpp=0.5)
+        megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            seconds = {name: median_seconds(partial(codec.decode, data)) for name, codec in codecs.items()}
+            extension.cpp_extension().set_cpu("avx2")
+            seconds["exact, AVX2"] = median_seconds(partial(codecs["exact"].decode, data), 3)
+            extension.cpp_extension().set_cpu("")
+            for name, value in seconds.items():
+                ratio = seconds["float32"] / value
+                print(
+                    f"{label} {threads} threads {name:12s} {1e3 * value:7.1f} ms {megapixels / value:6.2f} Mpixel/s, "
+                    f"{ratio:.2f} of float32's speed",
+                    flush=True,
+                )
+
+
+def rates(options: argparse.Namespace) -> None:
+    """BD-rate of the integer D against the float one."""
+    exact, floats = l2c.Codec(), l2c.Codec(precision="float32")
+    found: dict[str, list[float]] = {"psnr": [], "msssim": []}
+    for name, pixels in pictures(options.folder, options.every):
+        for metric in found:
+            curves: list[list[tuple[float, float]]] = [[], []]
+            for quality in _QUALITIES:
+                data = exact.encode(pixels, quality=quality, metric=metric)
+                x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255.0
+                for curve, codec in zip(curves, (floats, exact)):
+                    y = torch.from_numpy(codec.decode(data).copy()).permute(2, 0, 1)[None].float() / 255.0
+                    figure = float(psnr(x, y)) if metric == "psnr" else -10.0 * float(torch.log10(1.0 - msssim(x, y)))
+                    curve.append((8.0 * len(data) / pixels[..., 0].size, figure))
+            columns = [list(column) for curve in curves for column in zip(*curve)]
+            value = bjontegaard.bd_rate(*columns, method="pchip", require_matching_points=False, min_overlap=0)
+            found[metric].append(float(value))
+        print(name, *(f"{metric} {values[-1]:+.3f} %" for metric, values in found.items()), flush=True)
+    for metric, values in found.items():
+        mean, worst = statistics.mean(values), max(values)
+        print(f"{metric}: BD-rate {mean:+.3f} % in the mean, {worst:+.3f} % at worst, {len(values)} pictures")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder")
+    parser.add_argument("--every", type=int, default=1, help="take every N-th picture")
+    parser.add_argument("--qualities", type=float, nargs="+", default=[20, 50, 80])
+    parser.add_argument("--efforts", type=int, nargs="+", default=[0, 6])
+    parser.add_argument("--speed", action="store_true", help="time decoding instead")
+    parser.add_argument("--rates", action="store_true", help="measure BD-rates instead")
+    options = parser.parse_args()
+    if options.speed:
+        speed(options.folder)
+    elif options.rates:
+        rates(options)
+    else:
+        equality(options)
+
+
+if __name__ == "__main__":
+    main()
