@@ -1,13 +1,15 @@
 """Compiles every Triton kernel for a GPU that is not there: `python tests/compile_kernels.py 90` (compute capability).
 
-A driver that only names the GPU takes the place of CUDA's, and launches stop once the machine code exists. Prints one
-line for each kernel; run by test_kernels_compile.py in a process of its own, since nothing may be interpreted in it.
+A driver that only names the GPU takes the place of CUDA's, and launches stop once the machine code exists. Of variants
+that differ in nothing but sizes (channels, blocks, lanes, mixtures) the first is compiled; `--all` compiles each of
+them, three times as long, for a change of a kernel. Prints one line for each kernel; run by test_kernels_compile.py in
+a process of its own, since nothing may be interpreted in it.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
-import sys
 from typing import Any
 
 import torch
@@ -167,11 +169,27 @@ def float_kernels() -> None:
         quantise.dequantise_fwd(torch.zeros(2, 24, 16, 16, dtype=torch.uint8), b)
 
 
+def kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """What makes another program of a kernel, whatever the sizes: types of tensors, flags, taps, written out or not."""
+    types = [arg.dtype if isinstance(arg, torch.Tensor) else arg is None for arg in args]
+    flags = [(name, value) for name, value in kwargs.items() if isinstance(value, bool) or name == "KERNEL"]
+    unrolled = kwargs.get("KERNEL", 0) ** 2 * kwargs.get("CIN", 0) <= 16 * kwargs.get("BLOCK_K", 0)  # MOST_UNROLLED
+    return *types, *flags, unrolled
+
+
 def main() -> None:
-    driver.set_active(NoGpu(int(sys.argv[1])))
-    launch, seen = JITFunction.run, {}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("capability", type=int)
+    parser.add_argument("--all", action="store_true")
+    options = parser.parse_args()
+    driver.set_active(NoGpu(options.capability))
+    launch, kinds, seen = JITFunction.run, set(), {}
 
     def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> Any:
+        kind = self.fn.__name__, kind_of(args, kwargs)
+        if kind in kinds and not options.all:
+            return None
+        kinds.add(kind)
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
         seen.setdefault(self.fn.__name__, set()).add(kernel.hash)
         assert kernel.asm["cubin"]
@@ -179,11 +197,11 @@ def main() -> None:
 
     JITFunction.run = compile_only
     stand_in()
-    integer_kernels()
     hyperprior_kernels()
+    integer_kernels()
     float_kernels()
     for name, variants in sorted(seen.items()):
-        print(f"{name}: {len(variants)} compiled for sm_{sys.argv[1]}")
+        print(f"{name}: {len(variants)} compiled for sm_{options.capability}")
 
 
 if __name__ == "__main__":

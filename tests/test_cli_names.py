@@ -15,44 +15,48 @@ from command import Run, one_error
 from l2c.codec import Codec
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "ascii:surrogateescape", "utf-8"])
-def test_names_that_the_terminal_lacks(
-    run: Run, png: Path, tmp_path: Path, encoding: str, tiny_model_path: Path
-) -> None:
+def test_names_that_the_terminal_lacks(run: Run, png: Path, tmp_path: Path, tiny_model_path: Path) -> None:
     """Printed with escapes after the work, in every command; the exit code is that of the work.
 
-    One process for all commands, since starting one takes longer than they do; form feeds keep them apart.
+    One process for all commands on terminals of all encodings, since starting one takes longer than they do; form feeds
+    keep them apart.
     """
     photos = tmp_path / "photos"
     photos.mkdir()
     for name in (os.fsdecode("caf\u00e9 \u65e5\u672c.png".encode()), os.fsdecode(b"\xff\xfe.png")):
         shutil.copy(png, photos / name)
-    commands: list[tuple[str | Path, ...]] = [
-        ("encode", photos, tmp_path / "o", "--model", "tiny"),
-        ("verify", tmp_path / "o"),
-        ("decode", tmp_path / "o", tmp_path / "back"),
-        *(("info", tmp_path / "o" / f"{path.stem}.l2c") for path in sorted(photos.iterdir())),
-        ("info", tmp_path / "\u65e5\u672c.l2c"),
-    ]
+    encodings, commands = ["ascii", "latin-1", "ascii:surrogateescape", "utf-8"], []
+    for k in range(len(encodings)):
+        coded, back = tmp_path / f"o{k}", tmp_path / f"back{k}"
+        commands += [
+            ("encode", photos, coded, "--model", "tiny"), ("verify", coded), ("decode", coded, back),
+            *(("info", coded / f"{path.stem}.l2c") for path in sorted(photos.iterdir())),
+            ("info", tmp_path / "\u65e5\u672c.l2c"),
+        ]  # fmt: skip
     script = (
         "import json, sys; from l2c.cli import main\n"
-        "for command in json.loads(sys.argv[1]):\n"
+        "commands, encodings = json.loads(sys.argv[1]), sys.argv[2:]\n"
+        "for i, command in enumerate(commands):\n"
+        "    encoding, _, errors = encodings[i // 6].partition(':')\n"
+        "    sys.stdout.reconfigure(encoding=encoding, errors=errors or 'strict')\n"
+        "    sys.stderr.reconfigure(encoding=encoding, errors='backslashreplace')\n"
         "    code = main(command)\n"
         "    print(code, end='\\f', flush=True); print(end='\\f', file=sys.stderr, flush=True)\n"
         "sys.exit(code)"
     )
-    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "1"}
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "1"}
     lines = json.dumps([[str(part) for part in command] for command in commands])
-    done = subprocess.run([sys.executable, "-c", script, lines], capture_output=True, env=environment)
+    done = subprocess.run([sys.executable, "-c", script, lines, *encodings], capture_output=True, env=environment)
     assert done.returncode == 1, done.stderr
     *outs, out_at_exit = done.stdout.split(b"\f")
     *errs, err_at_exit = done.stderr.split(b"\f")
-    assert out_at_exit == err_at_exit == b"" and len(outs) == len(errs) == len(commands) == 6
-    for out, err in zip(outs[:-1], errs[:-1]):
-        assert out.endswith(b"\n0") and err == b""
-    assert len(os.listdir(tmp_path / "o")) == len(os.listdir(tmp_path / "back")) == 2
-    assert outs[-1] == b"1" and errs[-1].count(b"\n") == 1
-    assert b"internal" not in errs[-1] and b"no such file" in errs[-1].lower()
+    assert out_at_exit == err_at_exit == b"" and len(outs) == len(errs) == len(commands) == 24
+    for k in range(len(encodings)):
+        *good, (out, err) = zip(outs[6 * k : 6 * k + 6], errs[6 * k : 6 * k + 6])
+        assert all(said.endswith(b"\n0") and errors == b"" for said, errors in good), encodings[k]
+        assert len(os.listdir(tmp_path / f"o{k}")) == len(os.listdir(tmp_path / f"back{k}")) == 2
+        assert out == b"1" and err.count(b"\n") == 1
+        assert b"internal" not in err and b"no such file" in err.lower()
 
 
 def test_the_c_locale_prints_names_as_the_bytes_they_are(png: Path, tiny_model_path: Path, tmp_path: Path) -> None:

@@ -478,9 +478,9 @@ class TestTables:
         # The papers' searches, and shorter ones in their place here.
         assert l2c.Effort(iterations=10) == Tables.overfitting
         assert inspect.signature(Tables.figure_four).parameters["steps"].default == 20
-        short = functools.partialmethod(Tables.__init__, overfitting=l2c.Effort(iterations=4))
+        short = functools.partialmethod(Tables.__init__, overfitting=l2c.Effort(iterations=2))
         monkeypatch.setattr(Tables, "__init__", short)
-        monkeypatch.setattr(Tables, "figure_four", functools.partialmethod(Tables.figure_four, 5))
+        monkeypatch.setattr(Tables, "figure_four", functools.partialmethod(Tables.figure_four, 2))
         arguments = [
             "tables",
             str(crops),
@@ -498,7 +498,7 @@ class TestTables:
         assert text == (tmp_path / "tables.md").read_text()
         assert "| chelsea | 0.7" in text and "| jpegai03 | 2.031 | 0.9982 | 94.32 |" in text
         assert "coffee |" not in text  # one example
-        assert "before and after 4 iterations" in text and "adapted with 5 steps" in text
+        assert "before and after 2 iterations" in text and "adapted with 2 steps" in text
         (row,) = [line for line in text.splitlines() if line.startswith("| 0.75 ±")]
         cells = [float(cell) for cell in row.split("|")[2:-1]]
         assert cells[0] == 2 and cells[5:] == [0.95, 0.825, 0.9917, 0.9908]
@@ -509,7 +509,7 @@ class TestTables:
         rows = [json.loads(line) for line in (tmp_path / "tables.jsonl").read_text().splitlines()]
         by_key = {(row["picture"], row["codec"], row["target"]): row for row in rows}
         assert len(by_key) == len(rows)
-        adapted = [row for row in rows if row["codec"] == f"tables-psnr-{l2c.Effort(steps=5)}"]
+        adapted = [row for row in rows if row["codec"] == f"tables-psnr-{l2c.Effort(steps=2)}"]
         assert len(adapted) == 4
         for row in adapted:  # at the quality of the plain file, never worse than it
             plain = by_key[row["picture"], "tables-psnr", row["target"]]

@@ -513,7 +513,7 @@ class TestFullDisk:
 class TestProcesses:
     def test_killed_run_equals_straight_run(self, pictures: Path, model: ModelConfig, tmp_path: Path) -> None:
         """kill -9 of the real command after some checkpoints, then a resume to the end."""
-        recipe = write_recipe(tmp_path, model, recipe_for(pictures, steps=12, decay=0.5, save_minutes=0.0))
+        recipe = write_recipe(tmp_path, model, recipe_for(pictures, steps=8, decay=0.5, save_minutes=0.0))
         threads = str(torch.get_num_threads())
         command = ["train", "pretrain", str(recipe), "--device", "cpu", "--threads", threads, "--out"]
         killed = tmp_path / "killed" / "pretrain"
@@ -530,7 +530,7 @@ class TestProcesses:
             process.communicate()
         assert process.returncode == -signal.SIGKILL
         at = Checkpoint.load(killed / "checkpoint.pt").step
-        assert 1 <= at < 12
+        assert 1 <= at < 8
         (killed / "checkpoint.pt.1.tmp").write_bytes(b"what a kill during a save leaves")
         for folder in (killed.parent, tmp_path / "straight"):
             assert main([*command, str(folder)]) == 0
@@ -538,7 +538,7 @@ class TestProcesses:
         ends = [Checkpoint.load(folder / "checkpoint.pt") for folder in (killed, straight)]
         assert_same(*ends, "seconds", "entry")
         logs = [table(folder / "log.csv") for folder in (killed, straight)]
-        assert [row["step"] for row in logs[0]] == list(range(1, 13))
+        assert [row["step"] for row in logs[0]] == list(range(1, 9))
         assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
 
     def test_two_processes_equal_one(
@@ -897,7 +897,8 @@ class TestCommands:
         (tmp_path / "model.json").write_text(tiny_config.to_json())
         short = {"batch": 2, "steps": 2, "warmup": 1}
         settings = {
-            "model": "model.json", "val_pictures": 1, "val_drawn": 0, "autocast": "off",
+            "model": "model.json", "val_pictures": 1, "val_drawn": 0, "autocast": "off", "val_size": 64,
+            "val_lmbdas": [0.01], "plots": False, "peak_seconds": 1e-3,
             "data": {"crop": 64, "train": [str(pictures)], "val": [str(pictures)]},
             "pretrain": short, "meta": {**short, "inner_steps": 1, "learn_alpha": "step"}, "modulators": short,
             "bias_sets": {"patch": 64, "patches": 4, "sets": 2, "iterations": 2, "curvature_patches": 1},
@@ -926,10 +927,12 @@ class TestCommands:
     ) -> None:
         run = tmp_path / "run"
         for name in STAGES:
-            code, _, err = cli(name, recipe, "--out", run, "--device", "cpu")
+            plots = ("--set", "plots=true") if name == "pretrain" else ()
+            code, _, err = cli(name, recipe, "--out", run, "--device", "cpu", *plots)
             assert code == 0 and f"{name} is complete" in err, err
             assert newest(run) == run / name / "checkpoint.pt"
         assert "the same integers on these paths: cpu, torch, reference" in err
+        assert (run / "pretrain" / "curves.png").exists() and not (run / "meta" / "curves.png").exists()
         left = {name: Checkpoint.load(run / name / "checkpoint.pt") for name in STAGES}
         assert all(left[name].stage == name for name in STAGES)
         assert [entry["stage"] for entry in left["quantize"].past()] == list(STAGES)

@@ -102,7 +102,7 @@ class Counted(io.BytesIO):
 
 
 def test_a_region_is_a_crop_of_the_whole(codec: l2c.Codec, data: bytes, whole: Pixels) -> None:
-    for region in regions(HEIGHT, WIDTH, 14):
+    for region in regions(HEIGHT, WIDTH, 10):
         assert np.array_equal(codec.decode(data, region=region), crop(whole, region)), region
 
 
