@@ -48,6 +48,8 @@ ARROWS = {
               "metrics", "objective", "guard", "rate_control", "search"},
     "pillow": {"errors", "format", "images", "codec"},
     "bulk": {"errors", "files", "format", "images", "models", "codec"},
+    "torch_data": {"errors", "files", "format", "models", "codec", "bulk.batching", "bulk.places", "bulk.shards",
+                   "bulk.sources"},
     "metrics": set(),
     "objective": {"format", "metrics", "transforms"},
     "models": {"errors", "files", "config", "transforms", "entropy", "adapt"},
