@@ -150,7 +150,7 @@ def main() -> int:
         arguments.side, arguments.count = min(arguments.side, 48), min(arguments.count, 4)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            compare(arguments.out or Path(folder), arguments, 2 if arguments.quick else EPOCHS)
+            compare(arguments.out or Path(folder), arguments, 1 if arguments.quick else EPOCHS)
         except l2c.L2CError as error:
             print(f"train_classifier: error: {error}", file=sys.stderr)
             return 1
@@ -173,6 +173,8 @@ def compare(root: Path, arguments: argparse.Namespace, epochs: int) -> None:
         "L2C, scale 8": {"scale": 8},
         f"L2C, {crop}x{crop} region": {"region": RandomCrop(crop)},
     }
+    if arguments.quick:
+        del forms["L2C, scale 2"], forms["L2C, scale 8"]
     print(f"{'pictures/s':<22} {'main process':>13} {f'{workers} workers':>13}")
     settings: Any = {"batch_size": BATCH, "num_workers": workers, "persistent_workers": workers > 0}
     for name, region in (("PNG", None), (f"PNG, {crop}x{crop} region", RandomCrop(crop))):

@@ -99,7 +99,7 @@ def drawn_number(picture: Tensor) -> tuple[Tensor, float]:
 @pytest.mark.parametrize("scale", [1, 2, 4, 8])
 @pytest.mark.parametrize("region", [None, third])
 def test_pixels_are_those_of_decode(codec: l2c.Codec, folder: Path, model: Any, scale: Any, region: Any) -> None:
-    asked = [(read_header(file.read_bytes()), file) for file in files(folder)]
+    asked = [(read_header(file.read_bytes()).header, file) for file in files(folder)]
     wanted = [
         codec.decode(file, as_="torch", scale=scale, region=region and region(head.height, head.width, None))
         for head, file in asked
@@ -209,8 +209,8 @@ def test_damaged_error(damaged: list[Path], model: Any) -> None:
             data[number]
     with pytest.raises(OSError, match=r"5\.l2c"):
         data[5]
-    with pytest.raises(BitstreamError, match=r"1\.l2c: "):
-        list(DataLoader(data, 7, num_workers=1))
+    with pytest.raises(BitstreamError, match=r"1\.l2c: .*CRC"):
+        list(DataLoader(data, 2, num_workers=1))
     with pytest.raises(IndexError):
         data[7]
     with pytest.raises(LimitError, match=r"1\.l2c: "):
@@ -230,13 +230,8 @@ def test_damaged_skip(damaged: list[Path], model: Any, codec: l2c.Codec, workers
     assert all(torch.equal(picture, good) for pictures, _ in batches for picture in pictures)
     assert [labels.tolist() for _, labels in single] == [[0]] + 6 * [[6]]  # the next that can be read
     told = [str(one.message) for one in caught if issubclass(one.category, L2CWarning)]
-    assert workers or {number for number in range(7) if any(f"{number}.l2c" in text for text in told)} == {
-        1,
-        2,
-        3,
-        4,
-        5,
-    }
+    named = [number for number in range(7) if any(f"{number}.l2c" in text for text in told)]
+    assert workers or named == [1, 2, 3, 4, 5]
     with pytest.raises(OSError, match="none of 2 files"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         L2CDataset(damaged[3:5], damaged="skip", **model).__getitems__([0])
@@ -264,7 +259,7 @@ def test_main_process(damaged: list[Path], folder: Path, model: Any, codec: l2c.
         found = list(loader)
     assert len(loader) == 4 and [labels.tolist() for _, labels in found] == [[0], [6], [6]]
     pair = L2CDataset(files(folder)[:2], labels="folder", output="bytes", **model)
-    ((pictures, labels),) = DecodingLoader(DataLoader(pair, 2, collate_fn=collate), codec=codec, transform=tuple)
+    ((pictures, _labels),) = DecodingLoader(DataLoader(pair, 2, collate_fn=collate), codec=codec, transform=tuple)
     assert pictures.is_contiguous(memory_format=torch.channels_last) and pictures.shape == (2, 3, 40, 56)
     (batch,) = DataLoader([{"x": pair[0][0], "n": 5}, {"x": pair[1][0], "n": 6}], 2, collate_fn=collate)
     assert isinstance(batch["x"], CodedBatch)
@@ -373,7 +368,7 @@ def shards(folder: Path, tmp_path: Path) -> Path:
 def test_shards(shards: Path, folder: Path, codec: l2c.Codec, model: Any, workers: int) -> None:
     wanted = [codec.decode(files(folder)[(0, 1, 5)[i % 3]], as_="torch", scale=2) for i in range(6)]
     own = L2CShards(shards / "{0..2}.tar", labels="cls", scale=2, **model)
-    found = dict((label, picture) for picture, label in DataLoader(own, None, num_workers=workers))
+    found = {label: picture for picture, label in DataLoader(own, None, num_workers=workers)}
     assert sorted(found) == list(range(6)) and equal([found[i] for i in range(6)], wanted)
     urls = [str(path) for path in sorted(shards.glob("*.tar"))]
     pipeline = webdataset.WebDataset(urls, shardshuffle=False).decode(webdataset_decoder(scale=2, **model))
@@ -398,19 +393,17 @@ def test_shards_shuffled_and_shared(shards: Path, model: Any) -> None:
 def test_damaged_shards(shards: Path, damaged: list[Path], codec: l2c.Codec, model: Any) -> None:
     whole = (shards / "0.tar").read_bytes()
     cut = shards / "cut.tar"
-    cut.write_bytes(whole[: len(whole) * 2 // 3])
+    cut.write_bytes(whole[: whole.index(b"s/1.l2c") + 600])
     bad = shard(shards / "bad.tar", {"x.l2c": damaged[4].read_bytes(), "x.cls": b"1", "y.l2c": damaged[0].read_bytes()})
     for path, reason in ((cut, r"cut\.tar: cannot read"), (bad, "x: .*not an L2C file"), (shards / "no.tar", "no.tar")):
         with pytest.raises((BitstreamError, OSError), match=reason):
             list(L2CShards([path], **model))
-    with pytest.raises(BitstreamError, match="y.cls: no label"), pytest.warns(L2CWarning, match="x: "):
-        data = L2CShards([bad], labels="cls", damaged="skip", **model)
-        found = list(data)
-        assert found == []
-        L2CShards([bad], labels="cls", **model)._label(next(s for s in data._samples(str(bad)) if s.key == "y"))
-    with pytest.warns(L2CWarning, match=r"skipped: .*cut\.tar"):
+    with pytest.warns(L2CWarning) as told:
+        assert list(L2CShards([bad], labels="cls", damaged="skip", **model)) == []
         found = list(L2CShards([cut, bad, shards / "no.tar"], damaged="skip", **model))
-    assert torch.equal(found[-1], codec.decode(damaged[0], as_="torch"))
+    texts = "\n".join(str(one.message) for one in told)
+    assert "y.cls: no label" in texts and "cut.tar: cannot read" in texts and "no.tar" in texts
+    assert equal(found, 2 * [codec.decode(damaged[0], as_="torch")])
 
     def theirs(handler: Any) -> list[Any]:
         loaded = webdataset.WebDataset(str(bad), shardshuffle=False)
@@ -418,9 +411,9 @@ def test_damaged_shards(shards: Path, damaged: list[Path], codec: l2c.Codec, mod
 
     with pytest.warns(L2CWarning, match="skipped: x: .*not an L2C file"):
         assert equal(theirs(skip_damaged), [codec.decode(damaged[0], as_="torch")])
-    with pytest.raises(Exception, match="x") as caught:
+    with pytest.raises(webdataset.autodecode.DecodingError) as caught:
         theirs(webdataset.reraise_exception)
-    assert isinstance(caught.value.__cause__, BitstreamError)
+    assert caught.value.key == "x" and isinstance(caught.value.__cause__, BitstreamError)
     with pytest.raises(ValueError, match="of the pipeline"):
         skip_damaged(ValueError("of the pipeline"))
     with pytest.raises(UnsupportedError, match="handler=skip_damaged"):
@@ -445,4 +438,4 @@ def test_the_example() -> None:
     script = Path(__file__).parent.parent / "examples/train_classifier.py"
     run = subprocess.run([sys.executable, script, "--quick", "--workers", "0"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("L2C, scale 4") == 2 and run.stdout.count("%") == 7
+    assert run.stdout.count("L2C, scale 4") == 2 and run.stdout.count("%") == 5

@@ -144,8 +144,7 @@ def _thumbnail(file: bytes | str, chosen: Chosen, codec: Codec, damaged: Damage)
     """`Codec.thumbnail` as a tensor."""
     assert chosen.thumbnail is not None
     image = codec.thumbnail(file, chosen.thumbnail, region=chosen.region, metric=chosen.metric, damaged=damaged)
-    pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    return torch.from_numpy(np.ascontiguousarray(pixels)).to(codec.device)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).to(codec.device)
 
 
 def _resized(pictures: Sequence[Tensor], size: tuple[int, int]) -> list[Tensor]:
