@@ -3,8 +3,9 @@
     python examples/train_classifier.py [--side 256] [--count 40] [--workers 2] [--device cpu] [--out FOLDER] [--quick]
 
 The pictures are drawn by code: five textures in random colours, sizes and directions, under noise. The first table has
-pictures per second that a `DataLoader` gives, decoded in its workers and in the main process; the second one the share
-of test pictures that a network gets right that was trained on what each gives.
+pictures per second that a `DataLoader` gives, decoded in the main process (and the milliseconds that this keeps a core
+busy with a picture) and in its workers; the second one the share of test pictures that a network gets right that was
+trained on what each gives.
 """
 
 from __future__ import annotations
@@ -90,13 +91,13 @@ class PngFolder(Dataset[Any]):
         return picture.contiguous(), self._labels[self._files[index].parent.name]
 
 
-def seconds_of(loader: Iterable[Any]) -> float:
-    """Time of the second epoch: workers and codecs are there by then."""
+def seconds_of(loader: Iterable[Any]) -> tuple[float, float]:
+    """Time of the second epoch, when workers and codecs are there, and how long it kept cores busy in this process."""
     for _ in range(2):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         for _pictures, _labels in loader:
             pass
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - busy
 
 
 def network() -> nn.Sequential:
@@ -175,7 +176,7 @@ def compare(root: Path, arguments: argparse.Namespace, epochs: int) -> None:
     }
     if arguments.quick:
         del forms["L2C, scale 2"], forms["L2C, scale 8"]
-    print(f"{'pictures/s':<22} {'main process':>13} {f'{workers} workers':>13}")
+    print(f"{'pictures/s':<22} {'main process':>13} {'busy, ms':>13} {f'{workers} workers':>13}")
     settings: Any = {"batch_size": BATCH, "num_workers": workers, "persistent_workers": workers > 0}
     for name, region in (("PNG", None), (f"PNG, {crop}x{crop} region", RandomCrop(crop))):
         png = PngFolder(root / "png/train", region)
@@ -202,8 +203,8 @@ def compare(root: Path, arguments: argparse.Namespace, epochs: int) -> None:
 
 
 def _row(name: str, number: int, here: Iterable[Any], there: Iterable[Any]) -> None:
-    rates = [number / seconds_of(loader) for loader in (here, there)]
-    print(f"{name:<22} {rates[0]:13.0f} {rates[1]:13.0f}", flush=True)
+    (mine, busy), (theirs, _) = seconds_of(here), seconds_of(there)
+    print(f"{name:<22} {number / mine:13.0f} {1000 * busy / number:13.1f} {number / theirs:13.0f}", flush=True)
 
 
 def _result(
