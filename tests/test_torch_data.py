@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 import l2c
 from l2c.errors import BitstreamError, L2CWarning, LimitError, UnsupportedError
 from l2c.format.bitstream import read_header
+from l2c.format.source import OnDisk
 from l2c.torch_data import (
     CenterCrop,
     CodedBatch,
@@ -126,13 +127,18 @@ def test_thumbnails_and_sizes(codec: l2c.Codec, folder: Path, model: Any) -> Non
     assert tuple(L2CDataset(folder, scale=2, resize=7, **model)[3].shape) == (3, 7, 7)
 
 
-def test_a_region_reads_its_own_tiles_alone(codec: l2c.Codec, folder: Path, model: Any, tmp_path: Path) -> None:
+def test_a_region_reads_its_own_tiles_alone(
+    codec: l2c.Codec, folder: Path, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The file is damaged in its last tile: who asks for that, or for all, is told so."""
-    data = bytearray(files(folder)[3].read_bytes())
+    data, ends = bytearray(files(folder)[3].read_bytes()), []
     whole, data[-1] = codec.decode(bytes(data)), data[-1] ^ 255
     (tmp_path / "x.l2c").write_bytes(data)
+    read = OnDisk.read
+    monkeypatch.setattr(OnDisk, "read", lambda self, at, size: ends.append(at + size) or read(self, at, size))
     (found,) = L2CDataset(tmp_path, region=(0, 0, 64, 64), **model)
     assert np.array_equal(found.permute(1, 2, 0), whole[:64, :64])
+    assert ends and max(ends) < len(data)
     for region in (None, (WIDTH - 9, HEIGHT - 9, WIDTH, HEIGHT)):
         with pytest.raises(BitstreamError, match=r"x\.l2c: .*CRC"):
             L2CDataset(tmp_path, region=region, **model)[0]
@@ -261,6 +267,10 @@ def test_main_process(damaged: list[Path], folder: Path, model: Any, codec: l2c.
     pair = L2CDataset(files(folder)[:2], labels="folder", output="bytes", **model)
     ((pictures, _labels),) = DecodingLoader(DataLoader(pair, 2, collate_fn=collate), codec=codec, transform=tuple)
     assert pictures.is_contiguous(memory_format=torch.channels_last) and pictures.shape == (2, 3, 40, 56)
+    named = L2CDataset(damaged, labels=lambda name: Path(name).name, damaged="skip", output="bytes", **model)
+    with pytest.warns(L2CWarning, match=r"skipped: .*1\.l2c"):
+        ((_, names),) = DecodingLoader(DataLoader(named, 3, collate_fn=collate, sampler=[0, 1, 6]), codec=codec)
+    assert names == ["0.l2c", "6.l2c"]
     (batch,) = DataLoader([{"x": pair[0][0], "n": 5}, {"x": pair[1][0], "n": 6}], 2, collate_fn=collate)
     assert isinstance(batch["x"], CodedBatch)
     (decoded,) = DecodingLoader([batch], codec=codec)

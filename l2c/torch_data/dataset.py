@@ -159,7 +159,7 @@ class L2CDataset(Dataset[Any]):
             indices = [(operator.index(indices[-1]) + 1) % len(self)]
 
     def _read(self, indices: Sequence[SupportsIndex]) -> list[Any]:
-        numbers = [range(len(self))[index] for index in indices]  # IndexError as of a list
+        numbers = [range(len(self))[operator.index(index)] for index in indices]  # IndexError as of a list
         coded: list[tuple[int, Coded]] = []
         for index in numbers:
             place, _ = self.samples[index]

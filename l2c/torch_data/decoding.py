@@ -67,20 +67,23 @@ def fetch(
     """
     try:
         data: str | bytes = places.local_path(place) if isinstance(place, str) else place
-        if isinstance(data, str) and (whole or places.is_url(data)):
-            data = _read(data)
-        header = Container.open(Memory(data) if isinstance(data, bytes) else OnDisk(data), limits).header
+        if isinstance(data, str) and places.is_url(data):
+            data = _fetched(data)
+        container = Container.open(Memory(data) if isinstance(data, bytes) else OnDisk(data), limits)
+        if isinstance(data, str) and whole:  # no more than is a file of ours, and a byte that tells if there is more
+            data = bytes(container.source.read(0, min(container.source.size, container.index.file_size + 1)))
     except BackendError:
         raise
     except (L2CError, OSError) as error:
         return named(error, name)
     try:
-        return Coded(name, data, views.of(header, generator_of(number)), damaged)
+        return Coded(name, data, views.of(container.header, generator_of(number)), damaged)
     except L2CError as error:
         raise named(error, name) from error
 
 
-def _read(place: str) -> bytes:
+def _fetched(place: str) -> bytes:
+    """All of a URL's file."""
     try:
         return places.read(place)
     except (OSError, L2CError):

@@ -283,7 +283,8 @@ def webdataset_decoder(
     limits: Limits = Limits(),
 ) -> WebDatasetDecoder:
     """What `webdataset.WebDataset(...).decode(...)` takes for members that end in .l2c; all others are left to the
-    decoders beside it. Arguments as of `L2CDataset`; the random numbers of a sample depend on its bytes.
+    decoders beside it. Arguments as of `L2CDataset`; the random numbers of a sample depend on its bytes. `webdataset`'s
+    handler says what to skip; damaged="skip" says it of output="bytes" to `DecodingLoader`.
 
         wds.WebDataset(shards).decode(webdataset_decoder(scale=2), handler=skip_damaged).to_tuple("l2c", "cls")
 
@@ -292,7 +293,7 @@ def webdataset_decoder(
             `webdataset` wraps in a DecodingError that names key and shard.
     """
     check_output(output)
-    if damaged == "skip":
+    if damaged == "skip" and output == "pixels":
         raise UnsupportedError("webdataset skips what its handler says: give decode(..., handler=skip_damaged)")
     check_damaged(damaged)
     settings = CodecSettings(model, device, threads, precision, limits)
