@@ -49,6 +49,8 @@ ARROWS = {
               "models", "metrics", "objective", "guard", "rate_control", "search"},
     "pillow": {"errors", "format", "images", "codec"},
     "bulk": {"errors", "files", "format", "images", "models", "codec"},
+    "torch_data": {"errors", "files", "format", "models", "codec", "bulk.batching", "bulk.places", "bulk.shards",
+                   "bulk.sources"},
     "metrics": set(),
     "objective": {"format", "metrics", "transforms"},
     "models": {"errors", "files", "config", "transforms", "exact", "entropy", "adapt"},
