@@ -306,14 +306,16 @@ def regions_of(
     Args:
         quantised: whether the subjects' latents are what D gets, and not what comes before Q.
     """
-    x, y, kept, around, corner, places = [], [], [], [], (0, 0), []
+    x, y, kept, around, corner, places, weights = [], [], [], [], (0, 0), [], []
     for number, box in batch:
         subject = subjects[number]
         pixels, surround, corner = _frame(transform, subject, box)
         x.append(torch.from_numpy(subject.pixels[pixels[0] : pixels[2], pixels[1] : pixels[3]].copy()))
         y.append(subject.y[:, box[0] : box[2], box[1] : box[3]])
-        seen = box if surround is None else surround
-        places.append(None if subject.places is None else subject.places.part(*seen.slices))
+        if subject.places is not None:
+            places.append(subject.places.part(*(box if surround is None else surround).slices))
+            size = pixels[2] - pixels[0], pixels[3] - pixels[1]
+            weights.append(subject.places.part(*box.slices).weights(subject.cond.to(device), transform.s, size))
         if subject.kept is not None:
             kept.append(subject.kept[:, box[0] : box[2], box[1] : box[3]])
         if surround is not None:
@@ -332,4 +334,5 @@ def regions_of(
         torch.stack(around).to(device) if around else None,
         corner,
         Places.joined(places),
+        torch.cat(weights) if weights else None,
     )

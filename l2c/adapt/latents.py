@@ -64,8 +64,8 @@ class Regions:
         surround: float32 [N, c, h', w'], latents around and including the region, which D sees as well; None: the
             region is the whole picture.
         corner: row and column of the region in `surround`.
-        places: conditions that differ within what D sees, in the place of `cond`; errors weigh by their lambda. None:
-            there are none.
+        places: conditions that differ within what D sees, in the place of `cond`; None: there are none.
+        weights: what errors weigh then, float32 [N, 1, H, W]; None: 1 everywhere.
     """
 
     x: Tensor
@@ -77,6 +77,7 @@ class Regions:
     surround: Tensor | None = None
     corner: tuple[int, int] = (0, 0)
     places: Places | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -91,6 +92,7 @@ class Regions:
         return Regions(
             self.x[members], self.y[members], kept, self.cond[members], self.header[there], self.lmbda[members],
             surround, self.corner, None if self.places is None else self.places.pick(members),
+            None if self.weights is None else self.weights[members],
         )  # fmt: skip
 
     @property
@@ -118,16 +120,6 @@ class Regions:
     @functools.cached_property
     def _distortion(self) -> DistortionTo:
         return DistortionTo(self.x, self.blend, self.weights)
-
-    @functools.cached_property
-    def weights(self) -> Tensor | None:
-        """What errors weigh, float32 [N, 1, H, W]; None: all the same."""
-        if self.places is None:
-            return None
-        (top, left), (rows, columns) = self.corner, self.y.shape[2:]
-        own = self.places.part(slice(top, top + rows), slice(left, left + columns))
-        height, width = self.x.shape[2:]
-        return own.weights(self.cond, -(-height // rows), (height, width))
 
     @functools.cached_property
     def blend(self) -> Blend:

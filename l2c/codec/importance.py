@@ -7,6 +7,7 @@ that the file says, all others are coded coarser, by at most a factor of 2^(MOST
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
@@ -58,6 +59,15 @@ def one_for_each(importance: Importance | Sequence[Importance | None] | None, co
     if len(importance) != count:
         raise UnsupportedError(f"importance has {len(importance)} parts for {count} pictures: it must be one for each")
     return [_read(part, i if count > 1 else None) for i, part in enumerate(importance)]
+
+
+def portable(importance: Importance) -> UInt8Array | list[tuple[float, ...]]:
+    """One importance that says the same without its file: a map uint8 [h, w], or boxes with weights. Raises as above."""
+    (wanted,) = one_for_each(importance, 1)
+    if isinstance(wanted, tuple):
+        return [dataclasses.astuple(box) for box in wanted]
+    assert wanted is not None
+    return wanted
 
 
 def quality_map_of(wanted: Wanted, height: int, width: int, least_side: int = _LEAST_SIDE) -> QualityMap | None:
