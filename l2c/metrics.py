@@ -194,9 +194,7 @@ class SimilarityTo:
             y, maps = _at_least_window(x_hat.float().contiguous()), []
             for scale in self._scales:
                 mean, _, contrast = _contrast(y, scale)
-                maps.append(
-                    scale.weighed(contrast * _luminance(scale.mean, mean)[0] if scale.last else contrast)
-                )
+                maps.append(scale.weighed(contrast * _luminance(scale.mean, mean)[0] if scale.last else contrast))
                 y = y if scale.last else _halved(y)
             return maps
 

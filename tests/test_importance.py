@@ -1,4 +1,4 @@
-"""Parts that matter more (`importance`): where bits go, what a map is, its section, and what E, D and searches make of it."""
+"""Parts that matter more (`importance`): where bits go, what a map is, its section, networks and searches."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_maps_of_any_size(tmp_path: Path) -> None:
 
 
 def test_values_are_weights() -> None:
-    """Half the importance is half an octave of lambda twice; boxes lie over each other; large maps get larger patches."""
+    """Halves are drops of 2; boxes lie over each other; maps that cost too much get larger patches."""
     values = np.array([[1.0, 0.5, 0.25, 0.0]]).repeat(8, axis=1)
     found = quality_map_of(one_for_each(values, 1)[0], 16, 512)
     assert found is not None and found.drops[0, ::8].tolist() == [0, 2, 4, MOST_DROP]
@@ -160,7 +160,8 @@ def test_refused(
 def test_batches_regions_scales(tiny: l2c.Codec) -> None:
     """Each picture has its own map; parts of a file of several tiles are those of the whole; search and tiles agree."""
     rng = np.random.default_rng(3)
-    large = np.clip(np.add.outer(np.arange(540), np.arange(560))[..., None] / 5 + rng.normal(0, 9, (540, 560, 3)), 0, 255)
+    slope = np.add.outer(np.arange(540), np.arange(560))[..., None] / 5
+    large = np.clip(slope + rng.normal(0, 9, (540, 560, 3)), 0, 255)
     pictures = [large.astype(np.uint8), large[:64, :96].astype(np.uint8), large[:64, 9:105].astype(np.uint8)]
     maps = [[(100, 100, 300, 530)], None, np.eye(4)]
     asked: dict[str, Any] = {"quality": 60, "tile": 512}
@@ -182,7 +183,7 @@ def test_batches_regions_scales(tiny: l2c.Codec) -> None:
 
 
 def test_adaptation_and_receivers(tiny: l2c.Codec, drawn_picture: npt.NDArray[np.uint8]) -> None:
-    """The search, conditions of modulators, receivers and other targets go with maps; D in the search is the decoder's."""
+    """The search, conditions of modulators, receivers and targets go with maps."""
     asked: dict[str, Any] = {"importance": [(0, 0, 20, 20)], "lossless": "never"}
     file = tiny.encode_detailed(
         drawn_picture, quality=50, effort=l2c.Effort(2, 0, 2), adapt_for=("psnr", "msssim"), **asked
@@ -241,9 +242,9 @@ def test_section(tiny: l2c.Codec, drawn_picture: npt.NDArray[np.uint8], monkeypa
         found = QualityMap.unpack(QualityMap(side, drops).pack(), width, height)
         assert found.side == side and np.array_equal(found.drops, drops)
     good = bytes([4]) + deflated(bytes([0] * 19 + [3]))
-    wrong = [b"", b"\3" + good[1:], b"\12" + good[1:], good[:1], good[:-1], good + b"\0", bytes([4]) + deflated(b"\1" * 19),
-             bytes([4]) + deflated(b"\1" * 21), bytes([4]) + deflated(b"\1" * 10**7), bytes([4]) + deflated(b"\x19" * 20),
-             bytes([4]) + deflated(b"\0" * 20), b"\4\xff\xff\xff"]  # fmt: skip
+    values = [b"\1" * 19, b"\1" * 21, b"\1" * 10**7, b"\x19" * 20, b"\0" * 20]
+    wrong = [b"", b"\3" + good[1:], b"\12" + good[1:], good[:1], good[:-1], good + b"\0", b"\4\xff\xff\xff"]
+    wrong += [b"\4" + deflated(part) for part in values]
     QualityMap.unpack(good, 70, 50)
     for body in wrong:
         with pytest.raises(BitstreamError, match="section QUALITY_MAP"):
@@ -330,7 +331,7 @@ def test_weighted_similarity_is_a_mean_of_places() -> None:
 
 
 def test_shell_and_pillow(run: Run, png: Path, tmp_path: Path, tiny: l2c.Codec) -> None:
-    """`l2c encode --importance` and `save(importance=)` write what the library does; `info` shows it; folders share it."""
+    """`l2c encode --importance` and `save(importance=)` write what the library does; so does `l2c bulk`."""
     mask = tmp_path / "mask.png"
     Image.fromarray(np.eye(4, dtype=np.uint8) * 255).save(mask)
     expected = tiny.encode(png, quality=60, importance=mask)

@@ -165,8 +165,9 @@ def search_sets(
     predicted = torch.einsum("nkb,nbrc->nrck", values, gradient)
     curvature = sets.curvature[list(bands)].to(z.device)  # [N, k, terms], of a whole patch's mean
     bend = (curvature * regions.blend.weights[:, None]).sum(dim=2)
-    # What weighs less bends less.
-    areas = patch_areas(regions.x, BIAS_PATCH)[None] if regions.weights is None else patch_sums(regions.weights, BIAS_PATCH)[:, 0]
+    areas = patch_areas(regions.x, BIAS_PATCH)[None]
+    if regions.weights is not None:  # what weighs less bends less
+        areas = patch_sums(regions.weights, BIAS_PATCH)[:, 0]
     predicted += regions.lmbda[:, None, None, None] * areas[..., None] * bend[:, None, None, :]
     ranked = predicted.topk(min(count, values.shape[1]), dim=3, largest=False).indices
     base = measure(x_hat.detach()) * weight

@@ -180,8 +180,8 @@ def _print_info(result: Result) -> None:
         rows.append(
             (
                 "quality map",
-                f"{100 * found['patches_at_full_quality']:.1f} % of the patches of {found['patch_side']} pixels at this "
-                f"quality, errors weigh down to {least:.3g} in others",
+                f"{100 * found['patches_at_full_quality']:.1f} % of the patches ({found['patch_side']} pixels a side) "
+                f"have it; in the others errors weigh down to {least:.3g}",
             )
         )
     rows += [

@@ -97,8 +97,8 @@ Lossless = Annotated[
 Importance = Annotated[
     list[str] | None,
     typer.Option(
-        help="Where quality matters most: a grey picture of any size, or a box of pixels, where errors weigh 16 times what "
-        "they do elsewhere (or WEIGHT times); boxes may be given several times.",
+        help="Where quality matters most: a grey picture of any size, or a box of pixels, in which errors weigh 16 "
+        "times as much as elsewhere (or WEIGHT times); boxes may be given several times.",
         metavar="FILE|LEFT,TOP,RIGHT,BOTTOM[,WEIGHT]",
     ),
 ]

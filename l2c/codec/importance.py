@@ -1,8 +1,8 @@
 """What a caller says of the parts of a picture -> the map of qualities that its file gets (`encode(importance=)`).
 
-An importance is a map or boxes. It says what an error weighs: of two places of which one is half as important, errors
-count half there, so the squared error may be twice as large. Only ratios count. The most important place has the quality
-that the file says, all others are coded coarser, by at most a factor of 2^(MOST_DROP / 2) = 64 in weight.
+An importance is a map or boxes. It says what an error weighs: where a place is half as important as another one, a
+squared error counts half. Only ratios count. The most important place has the quality that the file says, all others
+are coded coarser, by at most a factor of 2^(MOST_DROP / 2) = 64 in weight.
 """
 
 from __future__ import annotations
@@ -62,7 +62,10 @@ def one_for_each(importance: Importance | Sequence[Importance | None] | None, co
 
 
 def portable(importance: Importance) -> UInt8Array | list[tuple[float, ...]]:
-    """One importance that says the same without its file: a map uint8 [h, w], or boxes with weights. Raises as above."""
+    """One importance that says the same without its file: a map uint8 [h, w], or boxes with weights.
+
+    Raises as `one_for_each`.
+    """
     (wanted,) = one_for_each(importance, 1)
     if isinstance(wanted, tuple):
         return [dataclasses.astuple(box) for box in wanted]

@@ -189,10 +189,10 @@ class Codec:
                 floating in [0, 1], ...) or booleans, of any size: it is laid over the whole picture as it is shown, and
                 a patch of 16 pixels, of larger ones if that costs too many bytes, counts as its most important part.
                 Its values are what errors weigh, as shares of the greatest; less than 1/64 counts as that. Boxes are
-                (left, top, right, bottom) or (left, top, right, bottom, weight) in pixels, one or a list: in them errors
-                weigh 16 times what they do outside, or `weight` times, 1/64..64. What is equally important everywhere
-                changes nothing, and nor does it where a picture is kept without loss. Readers from before this know no
-                such files, and say so.
+                (left, top, right, bottom) or (left, top, right, bottom, weight) in pixels, one or a list: in them
+                errors weigh 16 times what they do outside, or `weight` times, 1/64..64. What is equally important
+                everywhere changes nothing, and nor does importance where a picture is kept without loss. Readers from
+                before this do not know such files, and say so.
         Raises:
             ImageError: the picture cannot be read. LimitError: it has more pixels than the limits allow.
             RateError: the target lies below what this picture can reach; names the least rate.

@@ -98,7 +98,7 @@ class TransformStage:
         return transforms.condition(*pair).to(self.device)
 
     def places(self, level: int, mu: int, quality_map: QualityMap | None, size: tuple[int, int]) -> Places | None:
-        """What E and D are told at each latent of a picture of a height and width, N = 1, on the device; None: one thing.
+        """What E and D are told at each latent of a picture of a height and width: N = 1, on the device; or None.
 
         Raises:
             BitstreamError: the model cannot be told so much, or not in such patches.

@@ -1,9 +1,8 @@
 """The QUALITY_MAP section of a file: parts of the picture that are coded coarser than its header says.
 
-E and D of a model are told a trade-off lambda that follows from the header's quality; it sets the quantiser's steps. In a
-patch whose drop is n they are told lambda * 2^(-n/2) instead, or the least lambda of the model where that is more. So a
-drop of 2 doubles what an error may cost there: the squared error is about 3 dB more, the rate lower. P and the coder are
-not concerned: they are told the header's quality everywhere.
+E and D of a model are told a trade-off lambda that follows from the header's quality; it sets the quantiser's steps.
+In a patch whose drop is n they are told lambda * 2^(-n/2) instead, or the least lambda of the model where that is more:
+a squared error counts half where the drop is 2. P and the coder are told the header's quality everywhere.
 
 Patches are squares in rows from the picture's top left; those at the right and at the bottom end at its edge.
 
