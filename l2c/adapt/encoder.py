@@ -279,7 +279,8 @@ def _store(
         rows, columns = part.shape[-2:]
         mine[..., top // side : top // side + rows, left // side : left // side + columns] = part
         maps[name] = mine
-        result.changes = dataclasses.replace(result.changes, **maps)
+        quality_map = result.changes.quality_map
+        result.changes = PatchChanges(maps["sets"], maps["conditions"], quality_map)  # type: ignore[arg-type]
         result.saved_cost += float(saved[i])
 
 
