@@ -203,10 +203,12 @@ def test_rest_comes_nearer(shipped: l2c.Codec, photo: npt.NDArray[np.uint8]) -> 
     assert file.target_reached and file.bpp <= 1.5 and 0 < section.drops.max() < MOST_DROP
 
 
-def test_kept_without_loss(tiny: l2c.Codec) -> None:
-    """What is kept exactly has no use for a map."""
-    file = tiny.encode_detailed(np.full((70, 90, 3), 9, np.uint8), importance=[(0, 0, 9, 9)])
-    assert file.lossless and QUALITY_MAP not in read_bitstream(file.data).metadata
+def test_kept_without_loss(tiny: l2c.Codec, drawn_picture: npt.NDArray[np.uint8]) -> None:
+    """What is kept exactly has no use for a map; the others of a batch keep theirs."""
+    flat, boxes = np.full((70, 90, 3), 9, np.uint8), [(0, 0, 9, 9)]
+    first, second = tiny.encode_batch_detailed([flat, drawn_picture], importance=[boxes, [(20, 20, 60, 40)]])
+    assert first.lossless and QUALITY_MAP not in read_bitstream(first.data).metadata
+    assert second.data == tiny.encode(drawn_picture, importance=[(20, 20, 60, 40)])
 
 
 def test_models_without(tmp_path: Path, tiny_config: ModelConfig, drawn_picture: npt.NDArray[np.uint8]) -> None:
