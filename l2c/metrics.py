@@ -138,12 +138,17 @@ def _halved(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Scale:
-    """What one scale of MS-SSIM needs of the picture that does not change."""
+    """What one scale of MS-SSIM needs of the picture that does not change; `places`: what positions weigh, or None."""
 
     x: Tensor
     mean: Tensor
     variance: Tensor
     last: bool
+    places: Tensor | None = None
+
+    def weighed(self, values: Tensor) -> Tensor:
+        """A map of similarities, each drawn towards 1 by how little it weighs."""
+        return values if self.places is None else 1.0 + self.places * (values - 1.0)
 
 
 class SimilarityTo:
@@ -154,17 +159,21 @@ class SimilarityTo:
 
     Args:
         x: float32 [N, C, H, W] in [0, 1].
+        places: float32 [N, 1, H, W] in 0..1, what dissimilarity weighs at each pixel: every mean is of
+            1 - weight * (1 - similarity). None: 1 everywhere.
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, places: Tensor | None = None) -> None:
         self._shape = x.shape
         x = _at_least_window(x.float().contiguous())
-        scales = _num_scales(x)
+        places = None if places is None else _at_least_window(places)
+        scales, edge = _num_scales(x), _WINDOW // 2
         self._scales: list[_Scale] = []
         for scale in range(scales):
             mean, square = _blur(torch.stack((x, x * x)))
-            self._scales.append(_Scale(x, mean, square - mean * mean, scale == scales - 1))
-            x = _halved(x)
+            here = None if places is None else places[:, :, edge:-edge, edge:-edge]
+            self._scales.append(_Scale(x, mean, square - mean * mean, scale == scales - 1, here))
+            x, places = _halved(x), None if places is None else _halved(places)
 
     def __call__(self, x_hat: Tensor) -> Tensor:
         """Pictures of x's shape in [0, 1] -> float32 [N], differentiable once."""
@@ -185,7 +194,7 @@ class SimilarityTo:
             y, maps = _at_least_window(x_hat.float().contiguous()), []
             for scale in self._scales:
                 mean, _, contrast = _contrast(y, scale)
-                maps.append(contrast * _luminance(scale.mean, mean)[0] if scale.last else contrast)
+                maps.append(scale.weighed(contrast * _luminance(scale.mean, mean)[0] if scale.last else contrast))
                 y = y if scale.last else _halved(y)
             return maps
 
@@ -199,10 +208,11 @@ class PatchSimilarity:
     Args:
         x: float32 [N, C, H, W] in [0, 1].
         side: of a patch in pixels; the grid starts at the top left.
+        places: as for `SimilarityTo`.
     """
 
-    def __init__(self, x: Tensor, side: int) -> None:
-        self._similarity, self._side, self._sides = SimilarityTo(x), side, (x.shape[2], x.shape[3])
+    def __init__(self, x: Tensor, side: int, places: Tensor | None = None) -> None:
+        self._similarity, self._side, self._sides = SimilarityTo(x, places), side, (x.shape[2], x.shape[3])
         self._factors: list[Tensor] | None = None
 
     @torch.no_grad()
@@ -251,7 +261,7 @@ class _MeanContrast(torch.autograd.Function):
         ctx.scale = scale
         ctx.save_for_backward(y, mean, denominator, contrast)
         value = contrast * _luminance(scale.mean, mean)[0] if scale.last else contrast
-        return value.flatten(2).mean(dim=2)
+        return scale.weighed(value).flatten(2).mean(dim=2)
 
     @staticmethod
     @once_differentiable
@@ -259,6 +269,8 @@ class _MeanContrast(torch.autograd.Function):
         y, mean, denominator, contrast = ctx.saved_tensors
         scale: _Scale = ctx.scale
         slope = (slope / contrast[0, 0].numel())[:, :, None, None]
+        if scale.places is not None:
+            slope = slope * scale.places
         by_contrast, extra = slope, None
         if scale.last:
             luminance, below = _luminance(scale.mean, mean)

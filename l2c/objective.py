@@ -179,9 +179,10 @@ def terms(x: Tensor, x_hat: Tensor, needs: Needs) -> Tensor:
         return torch.stack(columns, dim=1)
 
 
-def mse_of(error: Tensor) -> Tensor:
-    """Mean square of errors [N, C, H, W]: [N]."""
-    return error.square().flatten(1).mean(dim=1)
+def mse_of(error: Tensor, places: Tensor | None = None) -> Tensor:
+    """Mean square of errors [N, C, H, W], which weigh as `places`, [N, 1, H, W], say: [N]."""
+    squares = error.square() if places is None else error.square() * places
+    return squares.flatten(1).mean(dim=1)
 
 
 def weighted(values: Tensor, weights: Tensor) -> Tensor:
@@ -199,22 +200,28 @@ class DistortionTo:
 
     Args:
         x: float32 [N, 3, H, W] in [0, 1].
+        places: float32 [N, 1, H, W], what errors weigh at each pixel; None: 1 everywhere.
     """
 
-    def __init__(self, x: Tensor, blend: Blend) -> None:
-        self._x, self._weights, self._needs = x, blend.weights, blend.needs
-        self._luma = SimilarityTo(luma(_pick(x, blend.needs.luma))) if len(blend.needs.luma) else None
-        self._rgb = SimilarityTo(_pick(x, blend.needs.rgb)) if len(blend.needs.rgb) else None
+    def __init__(self, x: Tensor, blend: Blend, places: Tensor | None = None) -> None:
+        self._x, self._weights, self._needs, self._places = x, blend.weights, blend.needs, places
+        self._luma = self._rgb = None
+        if len(blend.needs.luma):
+            self._luma = SimilarityTo(luma(_pick(x, blend.needs.luma)), _of(places, blend.needs.luma))
+        if len(blend.needs.rgb):
+            self._rgb = SimilarityTo(_pick(x, blend.needs.rgb), _of(places, blend.needs.rgb))
 
     def __call__(self, x_hat: Tensor) -> Tensor:
         """Decoded pictures, about [0, 1] -> float32 [N], differentiable once."""
         x_hat = x_hat.clamp(0.0, 1.0)
-        total = self._weights[:, 0] * mse(self._x, x_hat) * _PEAK
+        squares = mse(self._x, x_hat) if self._places is None else mse_of(x_hat - self._x, self._places)
+        total = self._weights[:, 0] * squares * _PEAK
         if self._luma is not None:
             members = self._needs.luma
             weights, decoded = _pick(self._weights, members), _pick(x_hat, members)
-            error = decoded - _pick(self._x, members)
-            value = _PEAK * (weights[:, 1] * mse_of(luma(error)) + weights[:, 2] * mse_of(chroma(error)))
+            error, places = decoded - _pick(self._x, members), _of(self._places, members)
+            value = weights[:, 1] * mse_of(luma(error), places) + weights[:, 2] * mse_of(chroma(error), places)
+            value = _PEAK * value
             total = total + _put(value + weights[:, 3] * (1.0 - self._luma(luma(decoded))), members, len(x_hat), 0.0)
         if self._rgb is not None:
             members = self._needs.rgb
@@ -232,13 +239,17 @@ class PatchDistortion:
     Args:
         x: float32 [N, 3, H, W] in [0, 1].
         side: of a patch in pixels; the grid starts at the top left.
+        places: as for `DistortionTo`.
     """
 
-    def __init__(self, x: Tensor, blend: Blend, side: int) -> None:
-        self._x, self._weights, self._needs, self._side = x, blend.weights, blend.needs, side
+    def __init__(self, x: Tensor, blend: Blend, side: int, places: Tensor | None = None) -> None:
+        self._x, self._weights, self._needs, self._side, self._places = x, blend.weights, blend.needs, side, places
         self.rows, self.columns = -(-x.shape[2] // side), -(-x.shape[3] // side)
-        self._luma = PatchSimilarity(luma(_pick(x, blend.needs.luma)), side) if len(blend.needs.luma) else None
-        self._rgb = PatchSimilarity(_pick(x, blend.needs.rgb), side) if len(blend.needs.rgb) else None
+        self._luma = self._rgb = None
+        if len(blend.needs.luma):
+            self._luma = PatchSimilarity(luma(_pick(x, blend.needs.luma)), side, _of(places, blend.needs.luma))
+        if len(blend.needs.rgb):
+            self._rgb = PatchSimilarity(_pick(x, blend.needs.rgb), side, _of(places, blend.needs.rgb))
 
     @torch.no_grad()
     def __call__(self, x_hat: Tensor) -> Tensor:
@@ -250,6 +261,8 @@ class PatchDistortion:
         if self._luma is not None:
             squares = squares + weights[:, 1] * luma(error).square()
             squares = squares + weights[:, 2] * chroma(error).square().mean(dim=1, keepdim=True)
+        if self._places is not None:
+            squares = squares * self._places
         total = patch_sums(squares, self._side)[:, 0] * (_PEAK / squares[0].numel())
         for similarity, members, column in ((self._luma, self._needs.luma, 3), (self._rgb, self._needs.rgb, 4)):
             if similarity is not None:
@@ -269,6 +282,10 @@ def _pick(batch: Tensor, members: Sequence[int]) -> Tensor:
     if _consecutive(members):
         return batch.narrow(0, members[0], len(members))
     return batch[torch.tensor(list(members), device=batch.device)]
+
+
+def _of(places: Tensor | None, members: Sequence[int]) -> Tensor | None:
+    return None if places is None else _pick(places, members)
 
 
 def _put(values: Tensor, members: Sequence[int], count: int, fill: float = float("nan")) -> Tensor:

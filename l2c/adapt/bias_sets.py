@@ -15,6 +15,7 @@ from torch import Tensor
 from l2c.adapt.latents import Regions
 from l2c.errors import ConfigError
 from l2c.format.adapt_section import BIAS_PATCH, NO_SET
+from l2c.metrics import patch_sums
 from l2c.objective import TERMS, Blend, PatchDistortion, distortion
 from l2c.transforms import Adaptation, Grid, Transform, num_biases
 
@@ -149,7 +150,7 @@ def search_sets(
         return None
     side = BIAS_PATCH // transform.s
     grid = Grid(side, -regions.corner[0], -regions.corner[1])
-    measure = PatchDistortion(regions.x, regions.blend, BIAS_PATCH)
+    measure = PatchDistortion(regions.x, regions.blend, BIAS_PATCH, regions.weights)
     shape = (len(regions), measure.rows, measure.columns)
     weight = (regions.lmbda * regions.pixels)[:, None, None]
 
@@ -164,8 +165,10 @@ def search_sets(
     predicted = torch.einsum("nkb,nbrc->nrck", values, gradient)
     curvature = sets.curvature[list(bands)].to(z.device)  # [N, k, terms], of a whole patch's mean
     bend = (curvature * regions.blend.weights[:, None]).sum(dim=2)
-    area = patch_areas(regions.x, BIAS_PATCH)
-    predicted += regions.lmbda[:, None, None, None] * area[None, :, :, None] * bend[:, None, None, :]
+    areas = patch_areas(regions.x, BIAS_PATCH)[None]
+    if regions.weights is not None:  # what weighs less bends less
+        areas = patch_sums(regions.weights, BIAS_PATCH)[:, 0]
+    predicted += regions.lmbda[:, None, None, None] * areas[..., None] * bend[:, None, None, :]
     ranked = predicted.topk(min(count, values.shape[1]), dim=3, largest=False).indices
     base = measure(x_hat.detach()) * weight
     best, least = torch.full(shape, NO_SET, device=z.device), z.new_zeros(shape)

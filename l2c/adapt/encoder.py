@@ -25,8 +25,9 @@ from l2c.entropy import FloatModel
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges, grid_shape
 from l2c.format.bitstream import SECTION_OVERHEAD
 from l2c.format.levels import MAX_QUALITY, OperatingPoint
+from l2c.format.quality_map_section import QualityMap
 from l2c.format.tiles import Box
-from l2c.transforms import Adaptation, Grid, Transform, num_modulators
+from l2c.transforms import Adaptation, Grid, Places, Transform, num_modulators
 
 _BATCH_PIXELS = 1 << 20  # regions of one shape share a pass up to this many pixels
 
@@ -42,6 +43,8 @@ class Subject:
         boxes: (top, left, bottom, right) of its tiles in latents.
         cond: float32 [1, 2]. lmbda: the raw trade-off. point: what the file will say.
         aim: share of its unadapted size that the picture should come to; None: whatever J says.
+        quality_map: which parts of it are coded coarser, and places: what E and D are told there, of all its latents;
+            None: it has none.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -52,6 +55,13 @@ class Subject:
     lmbda: float
     point: OperatingPoint
     aim: float | None = None
+    quality_map: QualityMap | None = None
+    places: Places | None = None
+
+    @property
+    def unchanged(self) -> PatchChanges:
+        """What is changed in D before any adaptation."""
+        return PatchChanges(quality_map=self.quality_map)
 
 
 @dataclass(frozen=True)
@@ -191,7 +201,7 @@ def adapt(
     Must not run in inference mode; a caller's autocast does not reach in here. The work is `effort`'s unless the time
     runs out: then what was found so far is kept.
     """
-    results = [Adapted(subject) for subject in subjects]
+    results = [Adapted(subject, changes=subject.unchanged) for subject in subjects]
     batches = batches_of(transform, subjects)
     progress = Progress(float(len(batches) * effort.units), tell, out_of_time)
     for batch in batches:
@@ -205,7 +215,7 @@ def adapt(
             _change_decoder(transform, bias_sets, search, batch, results, effort, progress)
     for result in results:  # what costs more than it saves as a whole is left out
         if result.saved_cost <= 8.0 * (len(result.changes.pack()) + SECTION_OVERHEAD):
-            result.changes, result.saved_cost = PatchChanges(), 0.0
+            result.changes, result.saved_cost = result.subject.unchanged, 0.0
     tell(1.0, "adapted")
     return results
 
@@ -218,7 +228,7 @@ def batches_of(transform: Transform, subjects: Sequence[Subject]) -> list[list[t
             pixels, surround, corner = _frame(transform, subject, box)
             seen = (0, 0) if surround is None else (surround[2] - surround[0], surround[3] - surround[1])
             shape = (pixels[2] - pixels[0], pixels[3] - pixels[1])
-            groups.setdefault((*shape, *seen, *corner), []).append((number, box))
+            groups.setdefault((*shape, *seen, *corner, subject.places is None), []).append((number, box))
     batches: list[list[tuple[int, Box]]] = []
     for key, members in groups.items():
         most = max(1, _BATCH_PIXELS // max(1, key[0] * key[1]))
@@ -269,7 +279,8 @@ def _store(
         rows, columns = part.shape[-2:]
         mine[..., top // side : top // side + rows, left // side : left // side + columns] = part
         maps[name] = mine
-        result.changes = PatchChanges(maps["sets"], maps["conditions"])  # type: ignore[arg-type]
+        quality_map = result.changes.quality_map
+        result.changes = PatchChanges(maps["sets"], maps["conditions"], quality_map)  # type: ignore[arg-type]
         result.saved_cost += float(saved[i])
 
 
@@ -296,12 +307,16 @@ def regions_of(
     Args:
         quantised: whether the subjects' latents are what D gets, and not what comes before Q.
     """
-    x, y, kept, around, corner = [], [], [], [], (0, 0)
+    x, y, kept, around, corner, places, weights = [], [], [], [], (0, 0), [], []
     for number, box in batch:
         subject = subjects[number]
         pixels, surround, corner = _frame(transform, subject, box)
         x.append(torch.from_numpy(subject.pixels[pixels[0] : pixels[2], pixels[1] : pixels[3]].copy()))
         y.append(subject.y[:, box[0] : box[2], box[1] : box[3]])
+        if subject.places is not None:
+            places.append(subject.places.part(*(box if surround is None else surround).slices))
+            size = pixels[2] - pixels[0], pixels[3] - pixels[1]
+            weights.append(subject.places.part(*box.slices).weights(subject.cond.to(device), transform.s, size))
         if subject.kept is not None:
             kept.append(subject.kept[:, box[0] : box[2], box[1] : box[3]])
         if surround is not None:
@@ -319,4 +334,6 @@ def regions_of(
         torch.tensor([subject.lmbda for subject in members], dtype=torch.float32, device=device),
         torch.stack(around).to(device) if around else None,
         corner,
+        Places.joined(places),
+        torch.cat(weights) if weights else None,
     )

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from l2c import ops
 from l2c.entropy import FloatModel
 from l2c.objective import Blend, DistortionTo
 from l2c.rate_control import Steering
-from l2c.transforms import Adaptation, Transform
+from l2c.transforms import Adaptation, Places, Transform
 
 _SHARE = 0.3  # of the moves that promise a gain, how many an iteration makes
 _DAMPING = 1.5  # on the curvature, at the start
@@ -64,6 +64,8 @@ class Regions:
         surround: float32 [N, c, h', w'], latents around and including the region, which D sees as well; None: the
             region is the whole picture.
         corner: row and column of the region in `surround`.
+        places: conditions that differ within what D sees, in the place of `cond`; None: there are none.
+        weights: what errors weigh then, float32 [N, 1, H, W]; None: 1 everywhere.
     """
 
     x: Tensor
@@ -74,6 +76,8 @@ class Regions:
     lmbda: Tensor
     surround: Tensor | None = None
     corner: tuple[int, int] = (0, 0)
+    places: Places | None = None
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -87,7 +91,8 @@ class Regions:
         there = members.to(self.header.device)
         return Regions(
             self.x[members], self.y[members], kept, self.cond[members], self.header[there], self.lmbda[members],
-            surround, self.corner,
+            surround, self.corner, None if self.places is None else self.places.pick(members),
+            None if self.weights is None else self.weights[members],
         )  # fmt: skip
 
     @property
@@ -102,6 +107,8 @@ class Regions:
         if self.surround is not None:
             seen = self.surround.clone()
             seen[:, :, top : top + z.shape[2], left : left + z.shape[3]] = z
+        if self.places is not None:
+            adaptation = replace(adaptation or Adaptation(), places=self.places)
         x_hat = transform.decoder(seen.contiguous(memory_format=torch.channels_last), self.cond, adaptation)
         s, (height, width) = transform.s, self.x.shape[2:]
         return x_hat[:, :, top * s : top * s + height, left * s : left * s + width].float()
@@ -112,7 +119,7 @@ class Regions:
 
     @functools.cached_property
     def _distortion(self) -> DistortionTo:
-        return DistortionTo(self.x, self.blend)
+        return DistortionTo(self.x, self.blend, self.weights)
 
     @functools.cached_property
     def blend(self) -> Blend:

@@ -111,7 +111,7 @@ def search_conditions(
     """
     k = num_modulators(transform)
     grid = Grid(CONDITION_PATCH // transform.s, -regions.corner[0], -regions.corner[1])
-    measure = PatchDistortion(regions.x, regions.blend, CONDITION_PATCH)
+    measure = PatchDistortion(regions.x, regions.blend, CONDITION_PATCH, regions.weights)
     weight = (regions.lmbda * regions.pixels)[:, None, None]
     shape = (len(regions), k, measure.rows, measure.columns)
     force = biases if biases is not None else Adaptation()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
+
+import numpy as np
 
 from l2c import images
 from l2c.bulk import places, sources
@@ -17,6 +20,7 @@ from l2c.bulk.engines import Engine, Here, Local, cores, gpus
 from l2c.bulk.manifest import NAME, Manifest, Record
 from l2c.bulk.ray_engine import OnRay
 from l2c.bulk.tasks import Item, Outcome, Spec
+from l2c.codec.importance import portable
 from l2c.codec.options import DEFAULT_TILE, DecodeOptions, EncodeOptions, check_decode_options, check_options
 from l2c.errors import UnsupportedError, one_line
 from l2c.files import LeftOut, Wanted
@@ -153,7 +157,8 @@ def encode(
         device: "auto": a GPU where a worker has one; else as of `Codec`.
         told: called with each new record of the manifest, and the error where there is one.
         progress: called about twice a second.
-        options: of `Codec.encode`, e.g. bpp=0.5, effort=4. With max_seconds, pictures are worked on one by one.
+        options: of `Codec.encode`, e.g. bpp=0.5, effort=4. With max_seconds, pictures are worked on one by one. One
+            importance holds for all of them.
     Raises:
         OSError: no such source, or nothing in it. UnsupportedError: an option or place that cannot be; the manifest
             is that of another job, or in use. BackendError: a package or device that is asked for is not at hand.
@@ -166,6 +171,8 @@ def encode(
     check_options(goals, **shaped, others=others, adapt_for=options.get("adapt_for"))
     if options.get("progress") is not None:
         raise UnsupportedError("progress of a single picture goes with Codec.encode")
+    if options.get("importance") is not None:
+        options["importance"] = portable(options["importance"])
     spec = Spec("encode", model, device, precision, options=options)
     return _run(spec, os.fspath(source), dest, listing.readable_pictures(), ".l2c", settings, told, progress)
 
@@ -408,6 +415,8 @@ def _job(spec: Spec) -> str:
         options["precision"] = spec.precision
     # A decoder's metric has no default: it is the file's own.
     defaults = _DEFAULTS | ({"metric": None} if spec.command == "decode" else {})
+    if isinstance(options.get("importance"), np.ndarray):
+        options["importance"] = f"map-{zlib.crc32(np.ascontiguousarray(options['importance'])):08x}"
     told = [
         f"{name}={'+'.join(map(str, value)) if isinstance(value, (tuple, list)) else value}"
         for name, value in sorted(options.items())

@@ -81,6 +81,7 @@ def encode(
     no_metadata: options.NoMetadata = False,
     alpha_quality: options.AlphaQuality = None,
     lossless: options.Lossless = "auto",
+    importance: options.Importance = None,
     truncated: options.Truncated = False,
     jobs: Jobs = None,
     ray: Ray = None,
@@ -105,6 +106,7 @@ def encode(
         metadata="none" if no_metadata else metadata,
         alpha_quality=alpha_quality,
         lossless=lossless,
+        importance=importance,
         truncated=truncated,
     )
     where = {"model": model, "device": device, "precision": precision}

@@ -10,7 +10,7 @@ import typer
 
 from l2c.bulk.batching import attempt
 from l2c.cli import existing, lazy, options, parallel
-from l2c.cli.messages import say
+from l2c.cli.messages import errors_of, say
 from l2c.cli.plan import SUFFIX, Job, check_target, make_plan, write_target
 from l2c.cli.progress import share_done
 from l2c.cli.report import Result
@@ -44,6 +44,7 @@ def encode(
     no_metadata: options.NoMetadata = False,
     alpha_quality: options.AlphaQuality = None,
     lossless: options.Lossless = "auto",
+    importance: options.Importance = None,
     truncated: options.Truncated = False,
     jobs: options.Jobs = 1,
     overwrite: options.Overwrite = False,
@@ -69,6 +70,7 @@ def encode(
         metadata="none" if no_metadata else metadata,
         alpha_quality=alpha_quality,
         lossless=lossless,
+        importance=importance,
         truncated=truncated,
     )
     options.check_choice(overwrite, skip_existing)
@@ -102,7 +104,7 @@ def encode(
     return run(plan, lambda jobs: (attempt(work, job) for job in jobs), _line, as_json)
 
 
-def asked_of(*, adapt_for: str | None, **given: Any) -> dict[str, Any]:
+def asked_of(*, adapt_for: str | None, importance: list[str] | None, **given: Any) -> dict[str, Any]:
     """Options as `Codec.encode_detailed` has them. Raises typer.BadParameter: they cannot be."""
     receivers = None if adapt_for is None else options.names(adapt_for)
     options.check_usage(
@@ -114,7 +116,9 @@ def asked_of(*, adapt_for: str | None, **given: Any) -> dict[str, Any]:
             shown=options.flag,
         )
     )
-    return {**given, "adapt_for": receivers}
+    with errors_of(", ".join(importance or ())):
+        found = options.importance_of(importance)
+    return {**given, "adapt_for": receivers, "importance": found}
 
 
 def _is_due(job: Job) -> bool:

@@ -12,7 +12,16 @@ from l2c.cli.report import Result, print_json, print_rows
 from l2c.cli.terminal import read_input, shown
 from l2c.codec.facts import file_facts
 from l2c.errors import BitstreamError
-from l2c.format.bitstream import ADAPT, ALTERNATIVES, VERSION, Bitstream, Limits, read_bitstream, section_name
+from l2c.format.bitstream import (
+    ADAPT,
+    ALTERNATIVES,
+    QUALITY_MAP,
+    VERSION,
+    Bitstream,
+    Limits,
+    read_bitstream,
+    section_name,
+)
 from l2c.format.levels import metric_name
 
 
@@ -77,6 +86,7 @@ def _facts(stream: Bitstream, size: int) -> Result:
         ],
         "adaptation": _adaptation_facts(stream),
         "alternatives": _alternatives_facts(stream),
+        "quality_map": _quality_map_facts(stream),
         "damaged_sections": [section_name(type_) for type_ in stream.damaged_sections],
         "damaged_tiles": list(stream.damaged_tiles),
     }
@@ -119,6 +129,19 @@ def _alternatives_facts(stream: Bitstream) -> list[Result]:
     ]
 
 
+def _quality_map_facts(stream: Bitstream) -> Result:
+    """Which parts of a file are coded coarser; empty without a section that can be read."""
+    body, header = stream.metadata.get(QUALITY_MAP), stream.header
+    if body is None:
+        return {}
+    try:
+        found = lazy.quality_map_section.QualityMap.unpack(bytes(body), header.width, header.height)
+    except BitstreamError:
+        return {}
+    share = float((found.drops == 0).mean())
+    return {"patch_side": found.side, "patches_at_full_quality": share, "greatest_drop": int(found.drops.max())}
+
+
 def _print_info(result: Result) -> None:
     tiles, sizes = result["tiles"], [tile["size"] for tile in result["tiles"]]
     channels = [tile["channels"] for tile in tiles]
@@ -149,6 +172,16 @@ def _print_info(result: Result) -> None:
                 f"{facts.get('patches_with_bias_set', 0)} patches with one of "
                 f"{len(facts.get('bias_sets_in_use', []))} bias sets, "
                 f"{facts.get('patches_with_conditions', 0)} with modulator conditions",
+            )
+        )
+    if result["quality_map"]:
+        found = result["quality_map"]
+        least = 2.0 ** (-found["greatest_drop"] / 2)
+        rows.append(
+            (
+                "quality map",
+                f"{100 * found['patches_at_full_quality']:.1f} % of the patches ({found['patch_side']} pixels a side) "
+                f"have it; in the others errors weigh down to {least:.3g}",
             )
         )
     rows += [

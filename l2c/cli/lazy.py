@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from l2c import bulk, compressai, devices, images, models, transforms
     from l2c.bulk import run as bulk_run
     from l2c.bulk import tasks as bulk_tasks
+    from l2c.codec import importance
     from l2c.evaluate import compare, run, tables
-    from l2c.format import adapt_section, alternatives_section
+    from l2c.format import adapt_section, alternatives_section, quality_map_section
     from l2c.images import listing
     from l2c.train import config, exact, export, pack, stages
 else:
@@ -47,11 +48,13 @@ else:
     images = LazyModule("l2c.images")
     models = LazyModule("l2c.models")
     transforms = LazyModule("l2c.transforms")
+    importance = LazyModule("l2c.codec.importance")
     compare = LazyModule("l2c.evaluate.compare")
     run = LazyModule("l2c.evaluate.run")
     tables = LazyModule("l2c.evaluate.tables")
     adapt_section = LazyModule("l2c.format.adapt_section")
     alternatives_section = LazyModule("l2c.format.alternatives_section")
+    quality_map_section = LazyModule("l2c.format.quality_map_section")
     listing = LazyModule("l2c.images.listing")
     config = LazyModule("l2c.train.config")
     exact = LazyModule("l2c.train.exact")

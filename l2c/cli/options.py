@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 
 from l2c.adapt.effort import MAX_EFFORT
+from l2c.cli import lazy
 from l2c.codec.options import BEST_QUALITY, DEFAULT_QUALITY, LOSSLESS, METADATA, PICTURE_MODES, PRECISIONS, SCALES
 from l2c.errors import UnsupportedError
 from l2c.format.bitstream import TILE_SIZES
@@ -97,6 +98,14 @@ AlphaQuality = Annotated[
 Lossless = Annotated[
     str, one_of(LOSSLESS, help="auto: keep tiny and drawn pictures without loss where that is smaller.")
 ]
+Importance = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Where quality matters most: a grey picture of any size, or a box of pixels, in which errors weigh 16 "
+        "times as much as elsewhere (or WEIGHT times); boxes may be given several times.",
+        metavar="FILE|LEFT,TOP,RIGHT,BOTTOM[,WEIGHT]",
+    ),
+]
 Truncated = Annotated[bool, typer.Option("--truncated", help="Take what there is of pictures that are cut.")]
 
 # Of decoding.
@@ -168,6 +177,27 @@ def numbers(text: str, kind: type[_Number], what: str) -> list[_Number]:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise UnsupportedError(f"{what} is {text!r}: it must be numbers with commas between them") from None
+
+
+def importance_of(parts: Sequence[str] | None) -> Any:
+    """The map or the boxes that are asked for, or None.
+
+    Raises:
+        UnsupportedError: more than one map, maps and boxes together, or no box. ImageError, LimitError: no map.
+    """
+    if not parts:
+        return None
+    boxes = [[float(value) for value in part.split(",")] for part in parts if _is_box(part)]
+    if len(boxes) < len(parts) > 1:
+        raise UnsupportedError("--importance: give one picture, or boxes")
+    return lazy.importance.portable(boxes if boxes else parts[0])
+
+
+def _is_box(text: str) -> bool:
+    try:
+        return len([float(value) for value in text.split(",")]) > 1
+    except ValueError:
+        return False
 
 
 def names(text: str) -> list[str]:

@@ -6,6 +6,7 @@ parallel and on their own; E and D do not. Values go down this list, and come up
     session             a model on a device, `encode` and `decode`: what the public API and the command line use
     options, results    what a call may ask for, and what it gives back
     opened, views       files as they are handed over, and what is wanted of them: a region, a smaller picture
+    importance          parts of a picture that matter more -> the map of qualities that its file gets
     receivers           what a file gets for those who want another metric than its own, once its latents are chosen
     encoder, decoder    pictures -> coded latents -> files, and back; what to try next a strategy says (`l2c.search`)
     transform_stage     pictures <-> latents: E, Q, D

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from l2c import images
 from l2c.adapt.effort import RECEIVER_STEPS, Effort
+from l2c.codec.importance import Importance, one_for_each, quality_map_of
 from l2c.codec.support import names_of, naming
 from l2c.errors import L2CWarning, LimitError
 from l2c.format import lossy_alpha_section
-from l2c.format.bitstream import DPI, EXIF, ICC, PIXEL_TYPES, SECTION_OVERHEAD, XMP, Limits, file_size
+from l2c.format.adapt_section import PatchChanges
+from l2c.format.bitstream import (
+    ADAPT,
+    DPI,
+    EXIF,
+    ICC,
+    PIXEL_TYPES,
+    QUALITY_MAP,
+    SECTION_OVERHEAD,
+    XMP,
+    Limits,
+    file_size,
+)
 from l2c.format.metadata_sections import pack_dpi, pack_xmp
+from l2c.format.quality_map_section import QualityMap
 from l2c.images.transparent import fill_transparent
 
 _LEAST_FILE = file_size([0], [])  # bytes of a file whose only tile is empty
@@ -64,6 +78,7 @@ class Batch:
         sections: of each file, by type.
         clock: seconds per stage. deadline: of the adaptation, as `time.perf_counter` counts.
         progress: told the share that is done, never falling.
+        quality_maps: which parts of each picture are coded coarser; None: none.
     """
 
     names: list[str]
@@ -73,6 +88,7 @@ class Batch:
     clock: dict[str, float]
     deadline: float
     progress: Progress
+    quality_maps: list[QualityMap | None]
 
     @property
     def mu(self) -> int:
@@ -100,7 +116,24 @@ class Batch:
             names=[self.names[i] for i in rest],
             pictures=[self.pictures[i] for i in rest],
             sections=[self.sections[i] for i in rest],
+            quality_maps=[self.quality_maps[i] for i in rest],
         )
+
+    def with_nearer(self, steps: int) -> Batch:
+        """The batch with the unimportant parts of pictures nearer to the important ones; see `QualityMap.raised`."""
+        maps = [None if here is None else here.raised(steps) for here in self.quality_maps]
+        return replace(self, quality_maps=maps)
+
+    def unchanged(self, i: int) -> PatchChanges:
+        """What is changed in D for a picture before any adaptation."""
+        return PatchChanges(quality_map=self.quality_maps[i])
+
+    def sections_with(self, i: int, change: PatchChanges) -> dict[int, bytes]:
+        """Those of a picture's file, by type, where D is changed so."""
+        bodies = {ADAPT: change.pack()}
+        if change.quality_map is not None:
+            bodies[QUALITY_MAP] = change.quality_map.pack()
+        return self.sections[i] | {kind: body for kind, body in bodies.items() if body}
 
     def late(self) -> bool:
         """Whether the time for the adaptation is over."""
@@ -108,7 +141,8 @@ class Batch:
 
     def overhead(self, i: int) -> float:
         """Bytes of a picture's file that no quality changes, about: metadata and alpha, the header, a coder's flush."""
-        return _LEAST_FILE + sum(len(body) + SECTION_OVERHEAD for body in self.sections[i].values())
+        bodies = self.sections_with(i, self.unchanged(i)).values()
+        return _LEAST_FILE + sum(len(body) + SECTION_OVERHEAD for body in bodies)
 
 
 def read_batch(
@@ -122,17 +156,21 @@ def read_batch(
     truncated: bool,
     max_seconds: float | None,
     progress: Progress | None,
+    importance: Importance | Sequence[Importance | None] | None = None,
+    least_side: int = 16,
 ) -> Batch:
     """Read the pictures and what is kept beside them; refuse what the codec would not decode.
 
     Args:
         sources: as `images.load_picture` takes them.
         limits: the codec's. check_limits: of width, height and tile, see `LatentStage`.
+        least_side: of the patches of a quality map, in pixels.
         others: as for `Codec.encode_detailed`.
     """
     start = time.perf_counter()
     sources = list(sources)
     names, pictures, sections = names_of(len(sources)), [], []
+    wanted = one_for_each(importance, len(sources))
     for name, source in zip(names, sources):
         with naming(name):
             picture = images.load_picture(source, max_pixels=limits.max_pixels, truncated=truncated)
@@ -151,6 +189,10 @@ def read_batch(
         with naming(name):
             check_limits(picture.width, picture.height, settings.tile)
             _check_file(picture, kept, settings.tile, limits)
+    quality_maps = []
+    for name, picture, here in zip(names, pictures, wanted):
+        with naming(name):
+            quality_maps.append(quality_map_of(here, picture.height, picture.width, least_side))
     return Batch(
         names,
         pictures,
@@ -159,6 +201,7 @@ def read_batch(
         {"load": time.perf_counter() - start, "encoder": 0.0, "adapt": 0.0, "entropy": 0.0},
         float("inf") if max_seconds is None else start + max_seconds,
         _rising(progress) if progress is not None else silent,
+        quality_maps,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,16 +18,17 @@ from l2c.adapt.effort import EFFORTS, Effort
 from l2c.adapt.encoder import AdaptationReport, Adapted, Subject, adapt
 from l2c.arrays import UInt8Array
 from l2c.codec.batch import Batch, Settings, read_batch, silent
+from l2c.codec.importance import Importance
 from l2c.codec.latent_stage import Latents, LatentStage
 from l2c.codec.options import DEFAULT_TILE
 from l2c.codec.receivers import Receivers, Serving
 from l2c.codec.results import Encoded, Receiver
 from l2c.codec.support import naming
 from l2c.codec.transform_stage import TransformStage
+from l2c.errors import UnsupportedError
 from l2c.format import lossless_section
 from l2c.format.adapt_section import PatchChanges
 from l2c.format.bitstream import (
-    ADAPT,
     LOSSLESS,
     Header,
     Limits,
@@ -34,12 +36,13 @@ from l2c.format.bitstream import (
     write_bitstream,
 )
 from l2c.format.levels import MAX_QUALITY, OperatingPoint
+from l2c.format.quality_map_section import DROPS_PER_OCTAVE, QualityMap
 from l2c.format.tiles import grid, latent_tiles
 from l2c.metrics import msssim as msssim_of
 from l2c.metrics import psnr as psnr_of
 from l2c.models import Model
-from l2c.objective import Blend, distortion
-from l2c.rate_control import dissimilarity_db
+from l2c.objective import Blend, DistortionTo, distortion
+from l2c.rate_control import dissimilarity_db, interpolate, log_curve
 from l2c.search import (
     Adapt,
     Best,
@@ -134,6 +137,7 @@ class Encoder:
         truncated: bool = False,
         max_seconds: float | None = None,
         progress: Callable[[float, str], None] | None = None,
+        importance: Importance | Sequence[Importance | None] | None = None,
     ) -> Batch:
         """Read the pictures and what is kept beside them; refuse what this codec would not decode.
 
@@ -141,16 +145,19 @@ class Encoder:
             sources: as `images.load_picture` takes them.
             mu: the metric mix 0..8. receivers: those of `adapt_for`. Others: as for `Codec.encode_detailed`.
         Raises:
-            UnsupportedError: there are receivers, and the model has no modulators.
+            UnsupportedError: there are receivers, and the model has no modulators; or importance, and E and D of the
+                model have the same steps everywhere.
         """
         if receivers:
             self.receivers.check()
+        if importance is not None and not self.model.config.transform.takes_places:
+            raise UnsupportedError(f"importance: model {self.model.name} has the same quality everywhere in a picture")
         bits = self.model.config.bits if bits is None else bits
         return read_batch(
             sources, self.limits, self.latent_stage.check_limits,
             Settings(mu, bits, tile, effort, tuple(sorted(set(receivers)))),
             metadata=metadata, alpha_quality=alpha_quality, truncated=truncated, max_seconds=max_seconds,
-            progress=progress,
+            progress=progress, importance=importance, least_side=max(16, self.transform_stage.s),
         )  # fmt: skip
 
     def known(self, batch: Batch) -> list[search.Picture]:
@@ -162,10 +169,30 @@ class Encoder:
                 picture.height,
                 batch.overhead(i),
                 guard.is_flat(picture.rgb),
-                self.model.rate_curve,
+                self._curve(batch.quality_maps[i]),
                 reserve=self.receivers.reserve(batch, i),
             )
             for i, picture in enumerate(batch.pictures)
+        ]
+
+    def _curve(self, quality_map: QualityMap | None) -> Sequence[tuple[float, float]]:
+        """(quality, mean bpp) points of the model for pictures with such a map, rising in both."""
+        curve = self.model.rate_curve
+        if quality_map is None or len(curve) < 2:
+            return curve
+        lmbda, logs = self.model.config.lmbda, log_curve(curve)
+        step = math.log(2.0) / DROPS_PER_OCTAVE / math.log(lmbda(1.0) / lmbda(0.0)) * MAX_QUALITY
+        drops, counts = np.unique(quality_map.drops, return_counts=True)
+        return [
+            (
+                quality,
+                sum(
+                    int(count) * math.exp(interpolate(logs, max(0.0, quality - step * int(drop))))
+                    for drop, count in zip(drops, counts)
+                )
+                / quality_map.drops.size,
+            )
+            for quality, _ in curve
         ]
 
     def encode(self, batch: Batch, strategy: Strategy) -> list[Encoded]:
@@ -254,12 +281,13 @@ class Encoder:
         start = time.perf_counter()
         members, levels = [question.i for question in asked], [question.quality for question in asked]
         pixels = [batch.pictures[i].rgb for i in members]
-        analysed = self.transform_stage.analyse(pixels, levels, batch.mu, batch.bits)
+        maps = [batch.quality_maps[i] for i in members]
+        analysed = self.transform_stage.analyse(pixels, levels, batch.mu, batch.bits, maps)
         batch.clock["encoder"] += time.perf_counter() - start
         latents = [
             Latents(part.symbols, OperatingPoint(level, batch.mu, batch.bits)) for part, level in zip(analysed, levels)
         ]
-        coded = self._code(batch, members, latents, [PatchChanges()] * len(latents))
+        coded = self._code(batch, members, latents, [batch.unchanged(i) for i in members])
         return [Trial(mine.size, level, mine, part.clipped) for mine, level, part in zip(coded, levels, analysed)]
 
     def adapted_trial(
@@ -267,7 +295,7 @@ class Encoder:
     ) -> Trial:
         """An adapted picture as it is now; `change` as in `Trial`. fixed: what was coded of it, if that stays."""
         if fixed is not None:
-            coded = replace(fixed, changes=adapted.changes, sections=self._sections(batch, i, adapted.changes))
+            coded = replace(fixed, changes=adapted.changes, sections=batch.sections_with(i, adapted.changes))
         else:
             latents = Latents(adapted.symbols(), adapted.subject.point)
             (coded,) = self._code(batch, [i], [latents], [adapted.changes])
@@ -288,14 +316,10 @@ class Encoder:
         pictures = [batch.pictures[i] for i in members]
         written = self.latent_stage.write([(p.height, p.width) for p in pictures], latents, batch.tile)
         results = [
-            Coded(*part, self._sections(batch, i, change), change) for i, part, change in zip(members, written, changes)
+            Coded(*part, batch.sections_with(i, change), change) for i, part, change in zip(members, written, changes)
         ]
         batch.clock["entropy"] += time.perf_counter() - start
         return results
-
-    def _sections(self, batch: Batch, i: int, change: PatchChanges) -> dict[int, bytes]:
-        adaptation = change.pack()
-        return batch.sections[i] | ({ADAPT: adaptation} if adaptation else {})
 
     def lossless(self, batch: Batch) -> dict[int, Encoded]:
         """Files that keep colours as they are, of the pictures for which that may pay."""
@@ -368,11 +392,23 @@ class Encoder:
         pixels, cost = self.decoded(batch, i, coded), 0.0
         lmbda = self.model.config.lmbda(level / MAX_QUALITY)
         blend = Blend.of(torch.tensor([batch.mu], device="cpu"), torch.tensor([lmbda], device="cpu"))
+        weights = self._weights(batch, i, level)
         for box in grid(pixels.shape[0], pixels.shape[1], batch.tile):
             pair = (part[box.slices].astype(np.float32) for part in (batch.pictures[i].rgb, pixels))
             x, x_hat = (torch.from_numpy(part).permute(2, 0, 1)[None] / 255.0 for part in pair)
-            cost += float(distortion(x, x_hat, blend)) * box.height * box.width
+            if weights is None:
+                error = distortion(x, x_hat, blend)
+            else:
+                error = DistortionTo(x, blend, weights[(..., *box.slices)])(x_hat)
+            cost += float(error) * box.height * box.width
         return lmbda * cost + 8.0 * coded.size
+
+    def _weights(self, batch: Batch, i: int, level: int) -> torch.Tensor | None:
+        """What errors weigh in a picture, float32 [1, 1, H, W] on the CPU; None: all the same."""
+        picture, stage = batch.pictures[i], self.transform_stage
+        size = (picture.height, picture.width)
+        places = stage.places(level, batch.mu, batch.quality_maps[i], size)
+        return None if places is None else places.weights(stage.condition(level, batch.mu), stage.s, size).cpu()
 
     def _adapt(self, batch: Batch, asked: Sequence[Adapt], bench: Bench) -> dict[int, Trial]:
         """Answers to the first questions, as many as go together."""
@@ -435,8 +471,9 @@ class Encoder:
     def subjects(self, batch: Batch, members: Sequence[int], levels: Sequence[int]) -> list[Subject]:
         """Some of the pictures as the adaptation takes them at qualities 0..1000, E's latents included."""
         pictures = [batch.pictures[i] for i in members]
+        maps = [batch.quality_maps[i] for i in members]
         analysed = self.transform_stage.analyse(
-            [p.rgb for p in pictures], list(levels), batch.mu, batch.bits, keep=True
+            [p.rgb for p in pictures], list(levels), batch.mu, batch.bits, maps, keep=True
         )
         return [
             Subject(
@@ -447,6 +484,8 @@ class Encoder:
                 self.transform_stage.condition(level, batch.mu),
                 self.model.config.lmbda(level / MAX_QUALITY),
                 OperatingPoint(level, batch.mu, batch.bits),
+                quality_map=here,
+                places=self.transform_stage.places(level, batch.mu, here, (picture.height, picture.width)),
             )
-            for picture, part, level in zip(pictures, analysed, levels)
+            for picture, part, level, here in zip(pictures, analysed, levels, maps)
         ]

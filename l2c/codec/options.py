@@ -54,6 +54,7 @@ class EncodeOptions(TypedDict, total=False):
     truncated: bool
     max_seconds: float | None
     progress: Callable[[float, str], None] | None
+    importance: Any
 
 
 class ViewOptions(TypedDict, total=False):

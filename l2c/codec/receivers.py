@@ -8,7 +8,7 @@ and for which the file has room.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import numpy as np
@@ -53,7 +53,7 @@ class Serving:
 
     def offer_own(self, conditions: npt.NDArray[np.int8], saved: float) -> None:
         """Conditions for the file's own metric, int8 [K, rows, columns]: taken if they pay and fit."""
-        changes = PatchChanges(self.changes.sets, conditions)
+        changes = replace(self.changes, conditions=conditions)
         size = _size(changes) - _size(self.changes)
         if conditions.any() and saved > 8.0 * size and size <= self.room:
             self.changes, self.room = changes, self.room - size
@@ -164,6 +164,10 @@ class Receivers:
             stage.condition(point.quality_tenths, point.mix),
             self._model.config.lmbda(point.quality_tenths / MAX_QUALITY),
             point,
+            quality_map=part.changes.quality_map,
+            places=stage.places(
+                point.quality_tenths, point.mix, part.changes.quality_map, (picture.height, picture.width)
+            ),
         )
 
 

@@ -20,6 +20,7 @@ from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.batch import Batch
 from l2c.codec.decoder import Decoder, present
 from l2c.codec.encoder import Encoder
+from l2c.codec.importance import Importance
 from l2c.codec.latent_stage import LatentStage
 from l2c.codec.opened import File, Opened, Wanted
 from l2c.codec.options import (
@@ -182,10 +183,22 @@ class Codec:
                 what comes before and after it (the search for a quality, writing) takes its own time.
             progress: called with the share done (0..1) and the name of the stage while pictures are adapted, in the
                 calling thread; never at effort 0 without adapt_for.
+            importance: which parts of the picture matter more: a map, or boxes. Bits move there, at every effort; rates
+                and targets stay what was asked for, and figures are of the whole picture, every pixel alike. The most
+                important parts have the quality that the file says (and that `quality=` asks for), the rest is coded
+                coarser. A map is all that `load_picture` takes as one grey channel (a path, an array [H, W] uint8 or
+                floating in [0, 1], ...) or booleans, of any size: it is laid over the whole picture as it is shown, and
+                a patch of 16 pixels, of larger ones if that costs too many bytes, counts as its most important part.
+                Its values are what errors weigh, as shares of the greatest; less than 1/64 counts as that. Boxes are
+                (left, top, right, bottom) or (left, top, right, bottom, weight) in pixels, one or a list: in them
+                errors weigh 16 times what they do outside, or `weight` times, 1/64..64. What is equally important
+                everywhere changes nothing, and nor does importance where a picture is kept without loss. Readers from
+                before this do not know such files, and say so.
         Raises:
             ImageError: the picture cannot be read. LimitError: it has more pixels than the limits allow.
             RateError: the target lies below what this picture can reach; names the least rate.
-            UnsupportedError: an option that does not exist, or adapt_for with a model that has no modulators.
+            UnsupportedError: an option that does not exist, adapt_for with a model that has no modulators, or
+                importance with one that cannot have several qualities in a picture (those of CompressAI).
         """
         return self.encode_batch_detailed([image], **options)[0]
 
@@ -216,8 +229,12 @@ class Codec:
         truncated: bool = False,
         max_seconds: float | None = None,
         progress: Callable[[float, str], None] | None = None,
+        importance: Importance | Sequence[Importance | None] | None = None,
     ) -> list[Encoded]:
-        """As `encode_detailed`, for several pictures; times are the batch's, shared equally."""
+        """As `encode_detailed`, for several pictures; times are the batch's, shared equally.
+
+        `importance` is one for all of them, or a list with one for each, None where there is none.
+        """
         start = time.perf_counter()
         bits = self.model.config.bits if b is None else b
         goals = {"bpp": bpp, "max_bytes": max_bytes, "psnr": psnr, "msssim": msssim, "quality": quality}
@@ -242,6 +259,7 @@ class Codec:
             truncated=truncated,
             max_seconds=max_seconds,
             progress=progress,
+            importance=importance,
         )
         most = [_most_bytes(bpp, max_bytes, picture) for picture in batch.pictures]
         kept = self.encoder.lossless(batch) if lossless == "auto" else {}
@@ -249,7 +267,7 @@ class Codec:
         room = [_NEXT_TO_NOTHING * p.height * p.width / 8.0 if m is None else m for m, p in zip(most, batch.pictures)]
         done = {i: part for i, part in kept.items() if len(part.data) <= room[i]}
         rest = batch.without(done)
-        coded = iter(self.encoder.encode(rest, self._strategy(rest, bpp, max_bytes, psnr, msssim, quality)))
+        coded = iter(self._encoded(rest, lambda part: self._strategy(part, bpp, max_bytes, psnr, msssim, quality)))
         results = [done[i] if i in done else next(coded) for i in range(len(batch.pictures))]
         for i, part in kept.items():
             if (
@@ -261,6 +279,24 @@ class Codec:
         batch.clock["total"] = time.perf_counter() - start
         seconds = EncodeSeconds(**{stage: value / max(1, len(results)) for stage, value in batch.clock.items()})
         return [replace(result, seconds=seconds) for result in results]
+
+    def _encoded(self, batch: Batch, strategy: Callable[[Batch], Strategy]) -> list[Encoded]:
+        """The files of a batch; where the best quality in the most important parts is not enough for a target, the
+        others come nearer to it."""
+        results = self.encoder.encode(batch, strategy(batch))
+        for steps in _NEARER:
+            short = {
+                i
+                for i, (result, here) in enumerate(zip(results, batch.quality_maps))
+                if here is not None and not result.target_reached
+            }
+            if not short or batch.late():
+                break
+            nearer = batch.without([i for i in range(len(results)) if i not in short]).with_nearer(steps)
+            for i, result in zip(sorted(short), self.encoder.encode(nearer, strategy(nearer))):
+                results[i] = result
+                batch.quality_maps[i] = nearer.quality_maps[sorted(short).index(i)]
+        return results
 
     def _strategy(
         self,
@@ -621,6 +657,7 @@ class Codec:
 
 
 _NEXT_TO_NOTHING = 0.02  # bits per pixel
+_NEARER = (2, 2, 4, 4)  # by how much drops of quality maps are made less in turn: in the end there are none
 _codecs: dict[tuple[str, str], Codec] = {}
 _codecs_lock = threading.Lock()
 

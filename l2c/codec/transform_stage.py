@@ -24,17 +24,18 @@ from l2c.adapt.modulators import condition_maps
 from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.options import PRECISIONS, Precision
 from l2c.codec.views import View
-from l2c.errors import UnsupportedError
+from l2c.errors import BitstreamError, UnsupportedError
 from l2c.exact import Changes, ExactDecoder
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
 from l2c.format.alternatives_section import Alternative, unpack_alternatives
-from l2c.format.bitstream import ADAPT, ALTERNATIVES, Bitstream
+from l2c.format.bitstream import ADAPT, ALTERNATIVES, QUALITY_MAP, Bitstream
 from l2c.format.levels import MAX_MU, MAX_QUALITY, METRICS, Metric, OperatingPoint
+from l2c.format.quality_map_section import DROPS_PER_OCTAVE, QualityMap
 from l2c.format.tiles import Box, grid
 from l2c.models import Model
 from l2c.objective import Blend, distortion
 from l2c.ops import arithmetic
-from l2c.transforms import Adaptation, Grid, Quantiser
+from l2c.transforms import Adaptation, Grid, Places, Quantiser
 
 CHUNK = 2048  # pixels a side that E and D see at a time; a matter of memory only
 _GPU_PASS = 1 << 22  # pictures of one size share a pass of E or D up to this many pixels
@@ -107,6 +108,26 @@ class TransformStage:
         )
         return transforms.condition(*pair).to(self.device)
 
+    def places(self, level: int, mu: int, quality_map: QualityMap | None, size: tuple[int, int]) -> Places | None:
+        """What E and D are told at each latent of a picture of a height and width: N = 1, on the device; or None.
+
+        Raises:
+            BitstreamError: the model cannot be told so much, or not in such patches.
+        """
+        if quality_map is None:
+            return None
+        if not self._config.transform.takes_places or quality_map.side % self.s:
+            raise BitstreamError("section QUALITY_MAP: it is not made for this model")
+        drops, index = np.unique(quality_map.on_latents(*size, self.s), return_inverse=True)
+        lmbda, least = self._config.lmbda(level / MAX_QUALITY), self._config.lmbda(0.0)
+        lmbdas = [max(lmbda * 2.0 ** (-int(drop) / DROPS_PER_OCTAVE), least) for drop in drops]
+        lower = torch.tensor(lmbdas, dtype=torch.float32, device="cpu")
+        cond = transforms.condition(lower, torch.full_like(lower, mu / MAX_MU))
+        shape = tuple(-(-length // self.s) for length in size)
+        return Places(
+            cond[None].to(self.device), torch.from_numpy(index.astype(np.uint8).reshape(1, *shape)).to(self.device)
+        )
+
     @contextlib.contextmanager
     def float_mode(self) -> Iterator[None]:
         """E and D in this codec's precision, whatever a caller has set. On a GPU float32 means no TF32."""
@@ -118,18 +139,30 @@ class TransformStage:
 
     @torch.inference_mode()
     def analyse(
-        self, pixels: list[UInt8Array], levels: list[int], mu: int, bits: int, *, keep: bool = False
+        self,
+        pixels: list[UInt8Array],
+        levels: list[int],
+        mu: int,
+        bits: int,
+        quality_maps: Sequence[QualityMap | None] = (),
+        *,
+        keep: bool = False,
     ) -> list[Analysed]:
         """E, I and Q: uint8 [H, W, 3] -> symbols [c, ceil(H/s), ceil(W/s)]. Equal sizes share a pass.
 
-        With `keep` the latents before Q and the mask of every picture come as well.
+        Args:
+            quality_maps: one for each picture, None where there is none; or none at all.
+            keep: whether the latents before Q and the mask of every picture come as well.
         """
         s, c, quantiser = self.s, self._config.transform.c, self.quantiser
         halo = -(-self.transform.encoder.receptive_halo_px // s) * s
         results: dict[int, Analysed] = {}
-        for members in same_shape([p.shape[:2] for p in pixels], self._pass_pixels):
+        maps = list(quality_maps) or [None] * len(pixels)
+        shapes = [(*part.shape[:2], here is None) for part, here in zip(pixels, maps)]
+        for members in same_shape(shapes, self._pass_pixels):
             height, width = pixels[members[0]].shape[:2]
             cond = torch.cat([self.condition(levels[i], mu) for i in members])
+            places = Places.joined([self.places(levels[i], mu, maps[i], (height, width)) for i in members])
             canvas = np.empty((len(members), c, -(-height // s), -(-width // s)), dtype=quantiser.dtype)
             before = np.empty(canvas.shape if keep else 0, dtype=np.float32)
             masks = np.ones(canvas.shape if keep else 0, dtype=np.bool_)
@@ -140,7 +173,10 @@ class TransformStage:
                 x = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float() / 255.0
                 x = transforms.pad_to_multiple(x, s).contiguous(memory_format=torch.channels_last)
                 with self.float_mode():
-                    y, tau = self.transform.encoder(x, cond)
+                    if places is None:
+                        y, tau = self.transform.encoder(x, cond)
+                    else:
+                        y, tau = self.transform.encoder(x, cond, places.part(*seen.covering(s).slices))
                     z = quantiser.quantise(y, bits, tau)
                 to, part = (..., *box.covering(s).slices), (..., *box.within(seen).covering(s).slices)
                 canvas[to] = z[part].cpu().numpy()
@@ -181,13 +217,17 @@ class TransformStage:
         """What a file changes in D, by default (None) or for receivers of a metric.
 
         Raises:
-            BitstreamError: ADAPT, or ALTERNATIVES where a metric needs it, does not fit the picture or the model.
+            BitstreamError: ADAPT or QUALITY_MAP, or ALTERNATIVES where a metric needs it, does not fit the picture or
+                the model.
         """
         default, header, sets = PatchChanges(), stream.header, self._bias_sets
         if ADAPT in stream.metadata:
             count = 0 if sets is None else sets.values.shape[1]
             mods = transforms.num_modulators(self.transform)
             default = PatchChanges.unpack(bytes(stream.metadata[ADAPT]), header.width, header.height, count, mods)
+        if QUALITY_MAP in stream.metadata:
+            quality_map = QualityMap.unpack(bytes(stream.metadata[QUALITY_MAP]), header.width, header.height)
+            default = replace(default, quality_map=quality_map)
         alternative = self.alternative(stream, metric)
         return default if alternative is None else alternative.applied(default)
 
@@ -211,10 +251,12 @@ class TransformStage:
         return unpack_alternatives(body, header.width, header.height, header.metric_mix, mods)
 
     def _adaptation(
-        self, qualities: list[int], cond: Tensor, changes: list[PatchChanges], box: Box
+        self, qualities: list[int], cond: Tensor, changes: list[PatchChanges], places: Places | None, box: Box
     ) -> Adaptation | None:
         """Changes to D for pictures of one shape, as D sees them in a box of latents."""
         result, s = Adaptation(), self.s
+        if places is not None:
+            result.places = places.part(*box.slices)
         if any(part.sets is not None for part in changes):
             index, result.bias_grid = _patches([part.sets for part in changes], NO_SET, BIAS_PATCH // s, box)
             assert self._bias_sets is not None
@@ -224,7 +266,8 @@ class TransformStage:
             moved, patches = _patches([part.conditions for part in changes], 0, CONDITION_PATCH // s, box)
             result.conditions = condition_maps(cond, torch.from_numpy(moved).to(self.device))
             result.condition_grid = patches
-        return result if result.biases is not None or result.conditions is not None else None
+        parts = (result.biases, result.conditions, result.places)
+        return None if all(part is None for part in parts) else result
 
     def reach(self, size: tuple[int, int], view: View) -> Box:
         """The latents that D sees for what is wanted of a picture of a height and width."""
@@ -259,7 +302,8 @@ class TransformStage:
         results: dict[int, Any] = {}
         views = [View()] * len(sizes) if views is None else views
         wanted = [view.snapped(*size) for view, size in zip(views, sizes)]
-        shapes = [(box.height, box.width, box, size, v.scale) for box, size, v in zip(wanted, sizes, views)]
+        told = [change.quality_map is None for change in changes]
+        shapes = [(b.height, b.width, b, size, v.scale, here) for b, size, v, here in zip(wanted, sizes, views, told)]
         for members in same_shape(shapes, self._pass_pixels):
             size, area, scale = sizes[members[0]], wanted[members[0]], views[members[0]].scale
             small = area.covering(scale)
@@ -271,12 +315,16 @@ class TransformStage:
             )
             mine = [points[i] for i in members]
             cond = torch.cat([self.condition(point.quality_tenths, point.mix) for point in mine])
+            places = Places.joined(
+                [self.places(points[i].quality_tenths, points[i].mix, changes[i].quality_map, size) for i in members]
+            )
             origin = Box(0, 0, 0, 0) if views[members[0]].area is None else self._seen(size, area, scale)
             for part in grid(area.height, area.width, self.chunk):
                 box = part.moved(area.top, area.left)
                 seen = self._seen(size, box, scale)
                 latents = [symbols[i][(slice(None), *seen.within(origin).slices)] for i in members]
-                pixels = self._decode_chunk(latents, mine, cond, [changes[i] for i in members], seen, box, scale)
+                mine_changes = [changes[i] for i in members]
+                pixels = self._decode_chunk(latents, size, mine, cond, mine_changes, places, seen, box, scale)
                 to = box.covering(scale).within(small)
                 out[(slice(None), *to.slices)] = pixels if keep_on_device else pixels.cpu().numpy()
             for k, i in enumerate(members):
@@ -286,9 +334,11 @@ class TransformStage:
     def _decode_chunk(
         self,
         symbols: list[Symbols | Tensor],
+        size: tuple[int, int],
         points: list[OperatingPoint],
         cond: Tensor,
         changes: list[PatchChanges],
+        places: Places | None,
         seen: Box,
         box: Box,
         scale: int,
@@ -298,12 +348,12 @@ class TransformStage:
         stacked = torch.stack([torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in symbols])
         stacked = stacked.to(self.device)
         if self.exact is not None:
-            return self._decode_exactly(stacked, points, changes, seen, box, scale)
+            return self._decode_exactly(stacked, size, points, changes, seen, box, scale)
         b = torch.tensor([point.bits for point in points], device=self.device)
         y_hat = self.quantiser.dequantise(stacked.contiguous(memory_format=torch.channels_last), b)
         qualities = [point.quality_tenths for point in points]
         with self.float_mode():
-            adaptation = self._adaptation(qualities, cond, changes, seen)
+            adaptation = self._adaptation(qualities, cond, changes, places, seen)
             x_hat = self.transform.decoder.scaled(y_hat, cond, adaptation, scale)
         x_hat = x_hat[(..., *box.covering(scale).within(seen.times(s).covering(scale)).slices)]
         return x_hat.mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
@@ -311,6 +361,7 @@ class TransformStage:
     def _decode_exactly(
         self,
         symbols: Tensor,
+        size: tuple[int, int],
         points: list[OperatingPoint],
         changes: list[PatchChanges],
         seen: Box,
@@ -324,7 +375,7 @@ class TransformStage:
         for one, point, change in zip(symbols, points, changes):
             levels = one << (8 - point.bits)
             quality, mu = point.quality_tenths, point.mix
-            mine = self._exact_changes(quality, change, seen)
+            mine = self._exact_changes(quality, change, size, seen)
             if transforms.LINEAR_FROM <= scale <= self.s:
                 pictures.append(self.exact.scaled(levels, quality, mu, scale, mine))
                 continue
@@ -332,9 +383,9 @@ class TransformStage:
             pictures.append(pixels if scale == 1 else _averages(pixels, scale))
         return torch.stack([part[wanted.slices] for part in pictures])
 
-    def _exact_changes(self, quality: int, changes: PatchChanges, box: Box) -> Changes:
-        """Changes to D as the integer D sees them in a box of latents."""
-        sets, set_grid, band, conditions, condition_grid = None, None, 0, None, None
+    def _exact_changes(self, quality: int, changes: PatchChanges, size: tuple[int, int], box: Box) -> Changes:
+        """Changes to D as the integer D sees them in a box of latents, for a picture of a height and width."""
+        sets, set_grid, band, conditions, condition_grid, octaves = None, None, 0, None, None, None
         if changes.sets is not None:
             assert self._bias_sets is not None
             found, set_grid = _patches([changes.sets], NO_SET, BIAS_PATCH // self.s, box)
@@ -342,7 +393,9 @@ class TransformStage:
         if changes.conditions is not None:
             found, condition_grid = _patches([changes.conditions], 0, CONDITION_PATCH // self.s, box)
             conditions = found[0]
-        return Changes(sets, band, set_grid, conditions, condition_grid)
+        if changes.quality_map is not None:
+            octaves = changes.quality_map.on_latents(*size, self.s)[box.slices] / DROPS_PER_OCTAVE
+        return Changes(sets, band, set_grid, conditions, condition_grid, octaves)
 
 
 def _patches(

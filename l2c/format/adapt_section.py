@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from l2c.format.packed import PackedReader, pack_bits
+from l2c.format.quality_map_section import QualityMap
 
 BIAS_PATCH = 256
 CONDITION_PATCH = 512
@@ -43,13 +44,15 @@ class PatchChanges:
     Attributes:
         sets: uint8 [rows, columns] of 256-pixel patches, number of the bias set, NO_SET: none; or None.
         conditions: int8 [K, rows, columns] of 512-pixel patches, in CONDITION_UNIT; or None.
+        quality_map: what a section of its own says, QUALITY_MAP; or None.
     """
 
     sets: npt.NDArray[np.uint8] | None = None
     conditions: npt.NDArray[np.int8] | None = None
+    quality_map: QualityMap | None = None
 
     def pack(self) -> bytes:
-        """The section's bytes; empty where nothing is changed."""
+        """The bytes of ADAPT; empty where nothing is changed."""
         sets = self.sets if self.sets is not None and bool((self.sets != NO_SET).any()) else None
         conditions = self.conditions if self.conditions is not None and bool(self.conditions.any()) else None
         body = bytearray()

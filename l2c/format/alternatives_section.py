@@ -22,7 +22,7 @@ without alternatives is not written. K is the model's; a reader without the mode
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -58,7 +58,7 @@ class Alternative:
         shape = (self.values.shape[1], *self.patches.shape)
         conditions = np.zeros(shape, np.int8) if default.conditions is None else default.conditions.copy()
         conditions[:, self.patches] = self.values.T
-        return PatchChanges(default.sets, conditions)
+        return replace(default, conditions=conditions)
 
     @property
     def size(self) -> int:

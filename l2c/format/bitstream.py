@@ -55,6 +55,8 @@ know the type refuses the file. A type from 0x8000 on is ancillary: a reader tha
                    defines: size, CRC and channels of every tile, and the latents' CRC, are 0
     0x0010  ADAPT  what encode-time adaptation changes in the decoder (bias set and modulator conditions per
                    patch), in the form that the docstring of format/adapt_section.py defines
+    0x0011  QUALITY_MAP  parts of the picture that are coded coarser than the header's quality, in the form that the
+                   docstring of format/quality_map_section.py defines
     0x8001  ICC    the picture's ICC profile as it was
     0x8002  EXIF   the picture's EXIF: a TIFF structure ("II" or "MM" first), Orientation set to 1
     0x8003  XMP    the picture's XMP packet, Orientation set to 1, in the form that format/metadata_sections.py defines
@@ -93,6 +95,7 @@ ALPHA = 0x0001
 LOSSY_ALPHA = 0x0002
 LOSSLESS = 0x0003
 ADAPT = 0x0010
+QUALITY_MAP = 0x0011
 ICC = 0x8001
 EXIF = 0x8002
 XMP = 0x8003
@@ -104,6 +107,7 @@ SECTION_NAMES = {
     LOSSY_ALPHA: "LOSSY_ALPHA",
     LOSSLESS: "LOSSLESS",
     ADAPT: "ADAPT",
+    QUALITY_MAP: "QUALITY_MAP",
     ICC: "ICC",
     EXIF: "EXIF",
     XMP: "XMP",

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2c.ops import Grid, dequantise, quantise, to_levels
-from l2c.transforms.adaptation import Adaptation
+from l2c.transforms.adaptation import Adaptation, Places
 from l2c.transforms.base import FAMILIES, Decoder, Encoder, Transform, TransformConfig, TransformFamily, num_biases
 from l2c.transforms.block import LINEAR_FROM, BlockConfig, block_networks
 from l2c.transforms.check import check_contract
@@ -40,6 +40,7 @@ __all__ = [
     "Grid",
     "HyperpriorTransformConfig",
     "PaperConfig",
+    "Places",
     "Quantiser",
     "Transform",
     "TransformConfig",

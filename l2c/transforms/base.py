@@ -43,6 +43,8 @@ class TransformConfig:
         c: latent channels, 1..4096.
         family: the name under which the family is registered.
         former: keys that files of before say, with the values that mean what the family does: they are left out.
+        takes_places: whether E has a third argument and D regards `Adaptation.places`: conditions that differ within
+            a picture (`encode(importance=)`).
     """
 
     s: int
@@ -50,6 +52,7 @@ class TransformConfig:
 
     family: ClassVar[str]
     former: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    takes_places: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.s not in (2, 4, 8, 16, 32):

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from l2c.errors import ConfigError
-from l2c.transforms.adaptation import Adaptation, Adapter
+from l2c.transforms.adaptation import Adaptation, Adapter, Places, everywhere
 from l2c.transforms.base import MAX_BLOCKS, MAX_WIDTH, Decoder, Encoder, TransformConfig
 from l2c.transforms.modulators import Modulator, for_each, log_lmbda
 
@@ -66,6 +66,7 @@ class BlockConfig(TransformConfig):
     companding: bool = False
 
     family: ClassVar[str] = "block"
+    takes_places: ClassVar[bool] = True
     former: ClassVar[Mapping[str, tuple[Any, ...]]] = {"modulated": (True, False)}  # there always are modulators
 
     def __post_init__(self) -> None:
@@ -205,17 +206,17 @@ class Companding(nn.Module):
         self.register_buffer("is_mean", is_mean[None, :, None, None], persistent=False)
         self.register_buffer("limit", limit.log()[None, :, None, None], persistent=False)
 
-    def log_gain(self, cond: Tensor, local: Tensor | None = None) -> Tensor:
+    def log_gain(self, cond: Tensor, local: Tensor | None = None, places: Places | None = None) -> Tensor:
         """log g for conditions [N, 2], changed by `local`, log factors [N, c, h, w] (the means have none), or None.
 
         Returns:
-            float32 [N, c, 1, 1], or [N, c, h, w] with `local`; at most log of the largest g.
+            float32 [N, c, 1, 1], or [N, c, h, w] with `local` or `places`; at most log of the largest g.
         """
         with torch.autocast(cond.device.type, enabled=False):
-            wanted = self.gain.logarithm(cond)
+            wanted = everywhere(self.gain.logarithm, cond, places)
             snapped = self.snapped(wanted)
             if local is not None:
-                wanted = wanted + local.float() * self.correction(cond)
+                wanted = wanted + local.float() * everywhere(self.correction, cond, places)
             # A smooth minimum: at most ln 2 / _SHARPNESS below the smaller one.
             bounded = self.limit - F.softplus(_SHARPNESS * (self.limit - wanted)) / _SHARPNESS
             return torch.where(self.is_mean, snapped, bounded)
@@ -304,12 +305,13 @@ class BlockEncoder(Encoder):
         # One 3x3 layer each for first, head and two per block, at H/s.
         self.receptive_halo_px = config.s * (2 + 2 * config.encoder_blocks)
 
-    def forward(self, x: Tensor, cond: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, cond: Tensor, places: Places | None = None) -> tuple[Tensor, Tensor | None]:
         """Latents and importance map.
 
         Args:
             x: float32 [N, 3, H, W] in [0, 1], H and W multiples of s.
             cond: float32 [N, 2] from `modulators.condition`.
+            places: conditions that differ within the pictures, in the place of `cond`, or None.
         Returns:
             y: float32 [N, c, H/s, W/s] in quantiser steps; tau: float32 [N, 1, H/s, W/s] in (0, 1), or None.
         """
@@ -319,7 +321,7 @@ class BlockEncoder(Encoder):
                 coefficients = F.conv2d(blocks, bounded_transform(self.transform.weight, self.sums))
             else:
                 coefficients = self.transform(blocks)
-        adapter = Adapter(None, cond, coefficients.shape[2])
+        adapter = Adapter(Adaptation(places=places), cond, coefficients.shape[2])
         features = adapter.finish(self.first(coefficients * self.whitening), slope=_SLOPE)
         for block, mod in zip(self.blocks, self.mods):
             features = block(features, adapter, mod)
@@ -329,13 +331,13 @@ class BlockEncoder(Encoder):
         if companding is not None:
             local = self.local_gain.logarithm(features) if self.local_gain is not None else None
             with torch.autocast(x.device.type, enabled=False):
-                u = kept + delta * companding.correction(cond)
-                y = companding.to_latents(u, companding.log_gain(cond, local))
+                u = kept + delta * everywhere(companding.correction, cond, places)
+                y = companding.to_latents(u, companding.log_gain(cond, local, places))
         else:
             if self.local_gain is not None:
                 kept = kept * self.local_gain(features)
             assert self.gain is not None
-            y = (kept + delta) * self.gain(cond)
+            y = (kept + delta) * everywhere(self.gain, cond, places)
         tau = self.importance(features).float().sigmoid() if self.importance is not None else None
         return y, tau
 
@@ -392,17 +394,18 @@ class BlockDecoder(Decoder):
             float32 [N, 3, s h, s w], about [0, 1] (not clamped).
         """
         adapter = Adapter(adaptation, cond, y_hat.shape[2])
-        scaled = self._dequantised(y_hat, cond)
+        places = adaptation.places if adaptation is not None else None
+        scaled = self._dequantised(y_hat, cond, places)
         x = adapter.finish(self.first(scaled * self.whitening[:, : self.c]), slope=_SLOPE)
         for block, mod in zip(self.blocks, self.mods):
             x = block(x, adapter, mod)
         delta = adapter.finish(self.head(x)).float() / self.whitening
-        correction = self.companding.correction(cond) if self.companding is not None else None
+        correction = everywhere(self.companding.correction, cond, places) if self.companding is not None else None
         if correction is not None:
             delta = delta * correction
         if self.local_gain is not None and self.companding is not None:
             with torch.autocast(y_hat.device.type, enabled=False):
-                changed = self.companding.log_gain(cond, -self.local_gain.logarithm(x))
+                changed = self.companding.log_gain(cond, -self.local_gain.logarithm(x), places)
                 scaled = self.companding.to_coefficients(y_hat.float(), changed)
         elif self.local_gain is not None:
             scaled = scaled * self.local_gain(x)
@@ -413,16 +416,18 @@ class BlockDecoder(Decoder):
             fine = F.pixel_shuffle(adapter.finish(self.up(x), slope=_SLOPE), 2)
             fine = self.fine_block(fine, adapter, self.mods[-1])
             detail = F.pixel_shuffle(adapter.finish(self.last(fine)), self.s // 2).float()
-            out = out + (detail if correction is None else detail * correction)
+            if correction is not None:
+                detail = detail * _finer(correction, detail)
+            out = out + detail
         return out
 
-    def _dequantised(self, y_hat: Tensor, cond: Tensor) -> Tensor:
+    def _dequantised(self, y_hat: Tensor, cond: Tensor, places: Places | None) -> Tensor:
         """Latents -> coefficients of the block transform, without local gains; both [N, c, h, w]."""
         if self.companding is None:
             assert self.gain is not None
-            return y_hat / self.gain(cond)
+            return y_hat / everywhere(self.gain, cond, places)
         with torch.autocast(y_hat.device.type, enabled=False):
-            return self.companding.to_coefficients(y_hat.float(), self.companding.log_gain(cond))
+            return self.companding.to_coefficients(y_hat.float(), self.companding.log_gain(cond, places=places))
 
     def scaled(self, y_hat: Tensor, cond: Tensor, adaptation: Adaptation | None, scale: int) -> Tensor:
         """See `Decoder.scaled`. At a quarter and an eighth the block transform alone, whose averages are a product.
@@ -435,12 +440,18 @@ class BlockDecoder(Decoder):
         with torch.autocast(y_hat.device.type, enabled=False):
             basis = self.transform.weight[:, : self.c, 0, 0].T.reshape(self.c, 3, self.s, self.s)
             averages = F.avg_pool2d(basis, scale).reshape(self.c, -1).T[:, :, None, None]
-            blocks = F.conv2d(self._dequantised(y_hat.float(), cond), averages)
+            places = adaptation.places if adaptation is not None else None
+            blocks = F.conv2d(self._dequantised(y_hat.float(), cond, places), averages)
             return F.pixel_shuffle(blocks, self.s // scale) * (1.0 / _PIXEL_SCALE) + 0.5
 
     def halo_px(self, scale: int) -> int:
         """See `Decoder.halo_px`: blocks that are transformed alone see nothing but themselves."""
         return 0 if LINEAR_FROM <= scale <= self.s else self.receptive_halo_px
+
+
+def _finer(values: Tensor, x: Tensor) -> Tensor:
+    """Values [N, 1, h, w] repeated for the pixels x [N, C, k h, k w]; [N, 1, 1, 1] stay."""
+    return F.interpolate(values, size=x.shape[2:], mode="nearest") if values.shape[2:] != (1, 1) else values
 
 
 def block_networks(config: BlockConfig) -> tuple[BlockEncoder, BlockDecoder]:

@@ -65,6 +65,7 @@ from l2c.format.bitstream import (
     EXIF,
     ICC,
     LOSSY_ALPHA,
+    QUALITY_MAP,
     Header,
     Limits,
     read_bitstream,
@@ -72,6 +73,7 @@ from l2c.format.bitstream import (
     write_bitstream,
 )
 from l2c.format.levels import METRICS
+from l2c.format.quality_map_section import QualityMap
 from l2c.format.tiles import latent_tiles
 from l2c.models import load_model, save_model
 from l2c.transforms import BlockConfig, Transform, num_modulators
@@ -431,6 +433,11 @@ class Fuzzer:
             patches, mixes = np.ones(moved.shape[1:], np.bool_), sorted(rng.sample(range(9), rng.randrange(1, 5)))
             packed = pack_alternatives([Alternative(mix, patches, moved.reshape(k, -1).T) for mix in mixes])
             sections[ALTERNATIVES] = packed if rng.random() < 0.7 else mutate(packed, rng, [packed]) or b"\0"
+        if rng.random() < 0.3:
+            side = 1 << rng.randrange(4, 10)
+            drops = generator.integers(0, 25, grid_shape(width, height, side)).astype(np.uint8)
+            packed = QualityMap(side, drops).pack()
+            sections[QUALITY_MAP] = packed if rng.random() < 0.7 else mutate(packed, rng, [packed]) or b"\0"
         return sections
 
     def _built(self, rng: random.Random) -> bytes:
