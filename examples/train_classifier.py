@@ -57,7 +57,7 @@ def draw(kind: str, side: int, rng: np.random.Generator) -> Pixels:
 def write(root: Path, side: int, count: int) -> dict[str, int]:
     """`count` pictures of each class to learn from, half as many to test, as PNG and as L2C; bytes of each form."""
     codec, sizes = l2c.Codec(), {"png": 0, "l2c": 0}
-    for part, number, seed in (("train", count, 0), ("test", max(2, count // 2), 1)):
+    for part, number, seed in (("train", count, 0), ("test", max(1, count // 2), 1)):
         for kind in CLASSES:
             rng = np.random.default_rng([seed, len(kind), ord(kind[0])])
             pictures = [draw(kind, side, rng) for _ in range(number)]
@@ -148,7 +148,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="few small pictures: that all of it runs")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.side, arguments.count = min(arguments.side, 48), min(arguments.count, 4)
+        arguments.side, arguments.count = min(arguments.side, 48), min(arguments.count, 2)
     with tempfile.TemporaryDirectory() as folder:
         try:
             compare(arguments.out or Path(folder), arguments, 1 if arguments.quick else EPOCHS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-import subprocess
+import runpy
 import sys
 import tarfile
 import warnings
@@ -444,8 +444,9 @@ def test_webdataset_to_the_main_process(shards: Path, folder: Path, codec: l2c.C
     assert torch.equal(pictures, again[0]) and labels.tolist() == [0, 1] and pictures.shape == (2, 3, 16, 16)
 
 
-def test_the_example() -> None:
+def test_the_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     script = Path(__file__).parent.parent / "examples/train_classifier.py"
-    run = subprocess.run([sys.executable, script, "--quick", "--workers", "0"], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("L2C, scale 4") == 2 and run.stdout.count("%") == 5
+    monkeypatch.setattr(sys, "argv", [str(script), "--quick", "--workers", "0"])
+    assert runpy.run_path(str(script))["main"]() == 0
+    out = capsys.readouterr().out
+    assert out.count("L2C, scale 4") == 2 and out.count("%") == 5
