@@ -118,7 +118,7 @@ py::array_t<std::uint8_t> run(const ExactDecoder& decoder, const py::object& lev
     const auto values = shaped<std::int32_t>(level, "level", {c, 256});
     const auto inputs = array_arg<std::uint8_t>(input, "input", 3);
     const py::ssize_t told = inputs.shape(0), entries = decoder.has_local_gain() ? (1 << 9) + 1 : 2;
-    shaped<std::uint8_t>(input, "input", {told, c, 256});
+    shaped<std::uint8_t>(input, "input", {told, 2 * c, 256});
     picture.constants_map = map_arg(constants_map, "constants_map", height, width, told, held);
     const auto factors = shaped<std::int32_t>(factor, "factor", {told, c, entries});
     const auto units = shaped<float>(factor_unit, "factor_unit", {told, c});

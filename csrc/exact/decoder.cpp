@@ -404,6 +404,8 @@ class ExactDecoder::Impl::Run {
                 out.stream_pixel = stream.channels;
                 out.bytes = bytes.at(y, x);
                 out.bytes_pixel = bytes.channels;
+                if (reader->inputs == 2 * conv2.outputs)
+                    out.rest = out.bytes + conv2.outputs;  // two bytes of each input
                 backend_.residual(out);
             },
             reader, picture_.scales[static_cast<std::size_t>(k)]);
@@ -416,9 +418,11 @@ class ExactDecoder::Impl::Run {
             for (std::int64_t x = x0; x < x1; ++x) {
                 std::uint8_t* out = to.at(y, x);
                 const std::uint8_t* level = picture_.levels + y * width + x;
-                const std::uint8_t* table = picture_.input + constants_map(1).at(y, x) * model_.c * 256;
-                for (int i = 0; i < model_.c; ++i) out[i] = table[i * 256 + level[i * plane]];
-                for (int i = model_.c; i < to.channels; ++i) out[i] = 0;
+                const std::uint8_t* table = picture_.input + constants_map(1).at(y, x) * 2 * model_.c * 256;
+                for (int half = 0; half < 2; ++half) {
+                    for (int i = 0; i < model_.c; ++i, table += 256) *out++ = table[level[i * plane]];
+                }
+                for (int i = 2 * model_.c; i < to.channels; ++i) *out++ = 0;
             }
         });
     }
@@ -610,7 +614,7 @@ ExactDecoder::ExactDecoder(const ExactModelView& model) : impl_(new Impl) {
         return layer;
     };
     const int width = model.first.outputs;
-    impl.first = add(model.first, width, model.c, 3);
+    impl.first = add(model.first, width, 2 * model.c, 3);
     for (const ExactLayerView& view : model.convolutions) impl.convolutions.push_back(add(view, width, width, 3));
     impl.head = add(model.head, impl.dims, width, 1);
     if (model.has_local_gain) {
@@ -629,7 +633,7 @@ ExactDecoder::ExactDecoder(const ExactModelView& model) : impl_(new Impl) {
         impl.up = add(model.up, 4 * fine, width, 3, std::move(order));
         impl.fine1 = add(model.fine1, fine, fine, 3);
         impl.fine2 = add(model.fine2, fine, fine, 3);
-        impl.last = add(model.last, 3 * (model.s / 2) * (model.s / 2), fine, 3);
+        impl.last = add(model.last, 3 * (model.s / 2) * (model.s / 2), 2 * fine, 3);
     }
     for (const PackedLayer* layer : {impl.local_gain.get(), impl.up.get()}) {
         if (layer != nullptr && layer->zero != impl.head->zero) {

@@ -49,7 +49,7 @@ struct ExactPicture {
     const std::uint8_t* levels;  // [c][height][width], latents + 128
     const std::int32_t* level;   // [c][256]
     PlaceMap constants_map;      // of the following, each with a leading axis:
-    const std::uint8_t* input;   // [c][256]
+    const std::uint8_t* input;   // [2 c][256]: first bytes, then second ones
     const std::int32_t* factor;  // [c][entries]
     int factor_entries;
     const float* factor_unit;  // [c]

@@ -54,6 +54,7 @@ struct DenseOutput {
     std::ptrdiff_t stream_pixel;
     std::uint8_t* bytes;
     std::ptrdiff_t bytes_pixel;
+    std::uint8_t* rest;  // second bytes of what goes to `bytes`, at the same distances; or null (`residual` alone)
 };
 
 struct DenseBackend {
@@ -71,6 +72,10 @@ struct DenseBackend {
 
 // Below the bits of a stream that bytes of it leave out: `STREAM_BITS` of l2c/exact/weights.py.
 constexpr int kStreamBits = 6;
+
+// By how many bits second bytes are finer than first ones, and their zero: `REST_BITS`, `REST_ZERO`.
+constexpr int kRestBits = 3;
+constexpr int kRestZero = 128;
 
 const DenseBackend& dense_backend(Cpu cpu);
 

@@ -142,7 +142,15 @@ inline void store_both(const DenseOutput& out, int p, int c, __m256i value) {
     store_words(out.stream + p * out.stream_pixel + c, value);
     const __m256i half = _mm256_set1_epi32(1 << (kStreamBits - 1));
     const __m256i coarse = _mm256_srai_epi32(_mm256_add_epi32(value, half), kStreamBits);
-    store_bytes(out.bytes + p * out.bytes_pixel + c, _mm256_add_epi32(coarse, load8(out.zero + c)));
+    const __m256i zero = load8(out.zero + c);
+    __m256i byte = _mm256_add_epi32(coarse, zero);
+    store_bytes(out.bytes + p * out.bytes_pixel + c, byte);
+    if (out.rest == nullptr) return;
+    constexpr int kShift = kStreamBits - kRestBits;
+    byte = _mm256_min_epi32(_mm256_max_epi32(byte, _mm256_setzero_si256()), _mm256_set1_epi32(255));
+    const __m256i rest = _mm256_sub_epi32(value, _mm256_slli_epi32(_mm256_sub_epi32(byte, zero), kStreamBits));
+    const __m256i fine = _mm256_srai_epi32(_mm256_add_epi32(rest, _mm256_set1_epi32(1 << (kShift - 1))), kShift);
+    store_bytes(out.rest + p * out.bytes_pixel + c, _mm256_add_epi32(fine, _mm256_set1_epi32(kRestZero)));
 }
 
 void leaky_stream(const DenseOutput& out) {

@@ -181,7 +181,15 @@ inline void store_both(const DenseOutput& out, int p, int c, __mmask16 mask, __m
     _mm256_mask_storeu_epi16(out.stream + p * out.stream_pixel + c, mask, _mm512_cvtepi32_epi16(value));
     const __m512i half = _mm512_set1_epi32(1 << (kStreamBits - 1));
     const __m512i coarse = _mm512_srai_epi32(_mm512_add_epi32(value, half), kStreamBits);
-    store_bytes(out.bytes + p * out.bytes_pixel + c, mask, _mm512_add_epi32(coarse, zeros(out, c, mask)));
+    const __m512i zero = zeros(out, c, mask);
+    __m512i byte = _mm512_add_epi32(coarse, zero);
+    store_bytes(out.bytes + p * out.bytes_pixel + c, mask, byte);
+    if (out.rest == nullptr) return;
+    constexpr int kShift = kStreamBits - kRestBits;
+    byte = _mm512_min_epi32(_mm512_max_epi32(byte, _mm512_setzero_si512()), _mm512_set1_epi32(255));
+    const __m512i rest = _mm512_sub_epi32(value, _mm512_slli_epi32(_mm512_sub_epi32(byte, zero), kStreamBits));
+    const __m512i fine = _mm512_srai_epi32(_mm512_add_epi32(rest, _mm512_set1_epi32(1 << (kShift - 1))), kShift);
+    store_bytes(out.rest + p * out.bytes_pixel + c, mask, _mm512_add_epi32(fine, _mm512_set1_epi32(kRestZero)));
 }
 
 void leaky_stream(const DenseOutput& out) {

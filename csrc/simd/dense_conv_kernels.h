@@ -35,6 +35,13 @@ inline std::uint8_t byte_of(std::int32_t value, std::int16_t zero) {
     return static_cast<std::uint8_t>(clamped(((value + (1 << (kStreamBits - 1))) >> kStreamBits) + zero, 0, 255));
 }
 
+// What the byte leaves of it, as a second byte.
+inline std::uint8_t rest_of(std::int32_t value, std::uint8_t byte, std::int16_t zero) {
+    constexpr int kShift = kStreamBits - kRestBits;
+    const std::int32_t rest = value - (byte - zero) * (1 << kStreamBits);
+    return static_cast<std::uint8_t>(clamped(((rest + (1 << (kShift - 1))) >> kShift) + kRestZero, 0, 255));
+}
+
 inline void plain_leaky_stream(const DenseOutput& out, int first) {
     for (int p = 0; p < out.pixels; ++p) {
         const std::int32_t* __restrict sums = out.sums + p * out.sums_pixel;
@@ -81,6 +88,7 @@ inline void plain_residual(const DenseOutput& out, int first) {
             const auto value = static_cast<std::int32_t>(rounded_within(total * scale[c], -32768.0f, 32767.0f));
             stream[c] = static_cast<std::int16_t>(value);
             bytes[c] = byte_of(value, zero[c]);
+            if (out.rest != nullptr) out.rest[p * out.bytes_pixel + c] = rest_of(value, bytes[c], zero[c]);
         }
     }
 }

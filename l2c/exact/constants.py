@@ -19,6 +19,8 @@ from l2c.exact.weights import (
     FACTOR_STEP_BITS,
     LEVEL_BITS,
     LOCAL_BITS,
+    REST_BITS,
+    REST_ZERO,
     ExactWeights,
 )
 
@@ -38,7 +40,7 @@ class Constants:
     """At one trade-off: of a picture, or of a place in it.
 
     Attributes:
-        input: uint8 [c, 256], the first layer's input for each latent -128..127.
+        input: uint8 [2 c, 256], the first layer's input, in two bytes, for each latent -128..127.
         level: int32 [c, 256], the latents companded back, Q8.
         factor: int32 [c, FACTOR_ENTRIES], what they are multiplied with for each argument of the local gain, or
             [c, 2], equal entries, without local gains; < FACTOR_MOST.
@@ -97,8 +99,10 @@ def constants(weights: ExactWeights, cond: Int64) -> Constants:
     level_table = _level_table(weights)
     plain = _plain_factor(weights, wanted)
     middle = np.ldexp(level_table.astype(np.float64), -LEVEL_BITS) * plain[:, None]
-    zero = weights.convolutions["first"].zero.astype(np.float64)[:, None]
-    first = (np.rint(middle * weights.input_scale.astype(np.float64)[:, None]) + zero).clip(0.0, 255.0)
+    zero = weights.convolutions["first"].zero[: config.c].astype(np.float64)[:, None]
+    scaled = middle * weights.input_scale.astype(np.float64)[:, None]
+    first = (np.rint(scaled) + zero).clip(0.0, 255.0)
+    second = (np.rint((scaled - (first - zero)) * float(1 << REST_BITS)) + float(REST_ZERO)).clip(0.0, 255.0)
     _, exponent = np.frexp(factor.max(axis=1))
     shift = 23 - exponent
     integers = np.minimum(np.rint(np.ldexp(factor, shift[:, None])), FACTOR_MOST - 1)
@@ -108,9 +112,8 @@ def constants(weights: ExactWeights, cond: Int64) -> Constants:
         return (weights.convolutions[name].multiplier.astype(np.float64) * correction).astype(np.float32)
 
     return Constants(
-        first.astype(np.uint8), level_table, integers.astype(np.int32), unit.astype(np.float32), corrected("head"),
-        corrected("last") if config.fine_width else None,
-        plain,
+        np.concatenate((first, second)).astype(np.uint8), level_table, integers.astype(np.int32),
+        unit.astype(np.float32), corrected("head"), corrected("last") if config.fine_width else None, plain,
     )  # fmt: skip
 
 

@@ -22,6 +22,9 @@ from l2c.exact.weights import (
     LEVEL_BITS,
     LOW_BITS,
     PIXEL_BITS,
+    REST_BITS,
+    REST_ZERO,
+    SPLIT,
     STREAM_BITS,
     TRANSFORM_BITS,
     ExactWeights,
@@ -115,7 +118,7 @@ class _Run:
 
     def pixels(self) -> Tensor:
         weights, config, index = self._weights, self._weights.config, self._levels.long()
-        x = self._told(lambda known: self._pick(known.input, index).double()[None])
+        x = self._told(lambda known: self._pick(known.input, torch.cat((index, index))).double()[None])
         stream = self._leaky("first", self._sums("first", x), 32767.0)
         for i in range(config.decoder_blocks):
             stream = self._block(f"blocks.{i}", f"blocks.{i}.conv1", stream, i)
@@ -176,8 +179,13 @@ class _Run:
     def _bytes(self, stream: Tensor, name: str) -> Tensor:
         """A residual stream as the inputs of a layer."""
         zero = self._column(self._weights.convolutions[name].zero.astype(np.int64))
-        values = ((stream.long() + (1 << (STREAM_BITS - 1))) >> STREAM_BITS) + zero
-        return values.clamp(0, 255).double()
+        first = (((stream.long() + (1 << (STREAM_BITS - 1))) >> STREAM_BITS) + zero[:, : stream.shape[1]]).clamp(0, 255)
+        if name not in SPLIT:
+            return first.double()
+        rest = stream.long() - ((first - zero[:, : stream.shape[1]]) << STREAM_BITS)
+        shift = STREAM_BITS - REST_BITS
+        second = (((rest + (1 << (shift - 1))) >> shift) + REST_ZERO).clamp(0, 255)
+        return torch.cat((first, second), dim=1).double()
 
     def _dequantised(self, constants: Constants, index: Tensor, local: Tensor) -> Tensor:
         """Coefficients of the latents, float64 of integers [c, h, w]."""

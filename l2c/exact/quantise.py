@@ -16,6 +16,9 @@ from l2c.exact.weights import (
     COEFFICIENT_BITS,
     DETAIL_BITS,
     LOCAL_BITS,
+    REST_BITS,
+    REST_ZERO,
+    SPLIT,
     STREAM_BITS,
     TRANSFORM_BITS,
     ExactConv,
@@ -26,7 +29,8 @@ from l2c.transforms.block import BlockConfig, BlockDecoder, Gain
 from l2c.transforms.modulators import Modulator, log_lmbda
 
 _SHARE = 1e-4  # of the values of a channel that may lie beyond its range, on each side
-_BALANCE = 0.65  # how far a channel's range is its own: 0, all of a layer share one; 1, each has its own
+_MARGIN = 1.1  # ranges are taken so much wider than they were measured
+_BALANCE = 0.9  # how far a channel's range is its own: 0, all of a layer share one; 1, each has its own
 _WEIGHT_MOST = 127
 _SHARING = ("local_gain", "up")  # layers whose input is the head's
 _LEAST_RANGE = 1e-3  # of a layer's widest channel, for those that are silent
@@ -112,7 +116,7 @@ class _Bytes:
 
     @classmethod
     def of(cls, low: Float64, high: Float64, balance: float) -> _Bytes:
-        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+        low, high = _MARGIN * np.minimum(low, 0.0), _MARGIN * np.maximum(high, 0.0)
         span = high - low
         widest = max(float(span.max()), 1e-6)
         step = np.maximum(span, _LEAST_RANGE * widest) ** balance * widest ** (1.0 - balance) / 255.0
@@ -154,7 +158,7 @@ def from_float(
         units["last"] = np.full(3 * (config.s // 2) ** 2, 255.0 * (1 << DETAIL_BITS))
         ratios.append(fine.step / last.step)
     convolutions = {
-        name: _convolution(decoder.get_submodule(name), inputs[name], units[name])  # type: ignore[arg-type]
+        name: _convolution(decoder.get_submodule(name), inputs[name], units[name], name in SPLIT)  # type: ignore[arg-type]
         for name in layer_shapes(config)
     }
     companding = decoder.companding
@@ -183,13 +187,17 @@ def small_net(net: Gain | Modulator) -> SmallNet:
     return SmallNet(*(to_fixed(part.detach().double().numpy()) for part in parts))
 
 
-def _convolution(conv: nn.Conv2d, inputs: _Bytes, units: Float64) -> ExactConv:
+def _convolution(conv: nn.Conv2d, inputs: _Bytes, units: Float64, split: bool) -> ExactConv:
     weight = conv.weight.detach().double().numpy() * inputs.step[:, None, None]
     step = np.maximum(np.abs(weight).max(axis=(1, 2, 3)), 1e-12) / _WEIGHT_MOST
+    zero = inputs.zero
+    if split:
+        weight = np.concatenate((weight, weight / (1 << REST_BITS)), axis=1)
+        zero = np.concatenate((zero, np.full(len(zero), float(REST_ZERO))))
     integers = np.rint(weight / step[:, None, None, None])
     bias = np.zeros(len(weight)) if conv.bias is None else conv.bias.detach().double().numpy()
-    offset = np.rint(bias / step) - (integers.sum(axis=(2, 3)) * inputs.zero).sum(axis=1)
+    offset = np.rint(bias / step) - (integers.sum(axis=(2, 3)) * zero).sum(axis=1)
     return ExactConv(
         integers.astype(np.int8), offset.astype(np.int32), (step * units).astype(np.float32),
-        (1.0 / step).astype(np.float32), inputs.zero.astype(np.uint8),
+        (1.0 / step).astype(np.float32), zero.astype(np.uint8),
     )  # fmt: skip

@@ -20,6 +20,8 @@ TRANSFORM_BITS = 19  # of an entry of the inverse transform: hi * 2^LOW_BITS + l
 LOW_BITS = 9
 PIXEL_BITS = TRANSFORM_BITS + COEFFICIENT_BITS - LOW_BITS  # of a pixel before the last rounding, in levels
 DETAIL_BITS = 6  # of the fine stage's part of it: int16
+REST_BITS = 3  # where an input has two bytes, the second has units so much finer than the first
+REST_ZERO = 128
 STREAM_BITS = 6  # a unit of a residual stream, int16, is so much finer than a unit of the activations made of it
 LOCAL_BITS = 13  # of the argument of the local gains' tanh: int16, -4..4
 LEVEL_BITS = 8  # of a companded level behind the point
@@ -31,6 +33,7 @@ SUM_LIMIT = (
 )  # 255 sum|w| + |bias| stays below it in every output channel, zero points and changed biases counted
 MOST_CONDITION = 8 << BITS  # of a condition's magnitude: far beyond what a header and moved conditions can say
 
+SPLIT = ("first", "last")  # layers whose inputs have two bytes: there 8 bits cost most
 _T = TypeVar("_T", bound=np.generic)
 EXACT_PREFIX = "exact."  # of its tensors in a model file
 
@@ -66,7 +69,7 @@ class ExactWeights:
         modulators: log-softplus arguments of each modulator.
         ratios: float32 [channels] of each: what its scales are multiplied with, the change of units.
         convolutions: by name, in the order in which they run.
-        input_scale: float32 [c], bytes of the first layer's input per unit of a coefficient.
+        input_scale: float32 [c], first bytes of the first layer's input per unit of a coefficient.
         limit, bound, is_mean: of the companding: int64 [c] log of the largest gain, Q20; float32 [c]; bool [c].
         transform: int32 [3 s^2, 3 s^2], the inverse block transform, rows are pixels, Q19.
     """
@@ -191,9 +194,12 @@ class ExactWeights:
 
 
 def layer_shapes(config: BlockConfig) -> dict[str, tuple[int, int, int]]:
-    """(outputs, inputs, kernel) of D's convolutions by name, in the order in which they run."""
+    """(outputs, inputs, kernel) of D's convolutions by name, in the order in which they run.
+
+    The inputs of `SPLIT` come in two bytes: all first bytes, then all second ones.
+    """
     width, fine, dims = config.width, config.fine_width, 3 * config.s**2
-    shapes = {"first": (width, config.c, 3)}
+    shapes = {"first": (width, 2 * config.c, 3)}
     for i in range(config.decoder_blocks):
         shapes |= {f"blocks.{i}.conv1": (width, width, 3), f"blocks.{i}.conv2": (width, width, 3)}
     shapes["head"] = (dims, width, 1)
@@ -202,7 +208,7 @@ def layer_shapes(config: BlockConfig) -> dict[str, tuple[int, int, int]]:
     if fine:
         shapes["up"] = (4 * fine, width, 3)
         shapes |= {"fine_block.conv1": (fine, fine, 3), "fine_block.conv2": (fine, fine, 3)}
-        shapes["last"] = (3 * (config.s // 2) ** 2, fine, 3)
+        shapes["last"] = (3 * (config.s // 2) ** 2, 2 * fine, 3)
     return shapes
 
 
