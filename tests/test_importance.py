@@ -119,6 +119,10 @@ def test_values_are_weights() -> None:
     assert found is not None and found.drops[0, ::8].tolist() == [0, 2, 4, MOST_DROP]
     found = quality_map_of(one_for_each([(0, 0, 16, 16, 4), (0, 0, 32, 16, 2), (40, 0, 70, 16, 0.25)], 1)[0], 16, 80)
     assert found is not None and found.drops.tolist() == [[0, 2, 4, 8, 4]]  # of what is less important, whole patches
+    dot = np.zeros((60, 60), np.uint8)
+    dot[20, 37] = 1
+    found = quality_map_of(one_for_each(dot, 1)[0], 60, 60)
+    assert found is not None and found.drops[1, 2] == 0 and (found.drops == MOST_DROP).sum() == 15
     noise = np.random.default_rng(0).random((64, 64))
     coarse = quality_map_of(one_for_each(noise, 1)[0], 1024, 1024)
     assert coarse is not None and coarse.side > 16 and len(coarse.pack()) <= 0.0005 * 1024 * 1024
@@ -206,9 +210,10 @@ def test_rest_comes_nearer(shipped: l2c.Codec, photo: npt.NDArray[np.uint8]) -> 
 def test_kept_without_loss(tiny: l2c.Codec, drawn_picture: npt.NDArray[np.uint8]) -> None:
     """What is kept exactly has no use for a map; the others of a batch keep theirs."""
     flat, boxes = np.full((70, 90, 3), 9, np.uint8), [(0, 0, 9, 9)]
-    first, second = tiny.encode_batch_detailed([flat, drawn_picture], importance=[boxes, [(20, 20, 60, 40)]])
+    first, second = tiny.encode_batch_detailed([flat, drawn_picture], importance=[boxes, [(20, 20, 60, 40)]], bpp=3.0)
     assert first.lossless and QUALITY_MAP not in read_bitstream(first.data).metadata
-    assert second.data == tiny.encode(drawn_picture, importance=[(20, 20, 60, 40)])
+    assert second.data == tiny.encode(drawn_picture, importance=[(20, 20, 60, 40)], bpp=3.0)
+    assert QUALITY_MAP in read_bitstream(second.data).metadata
 
 
 def test_models_without(tmp_path: Path, tiny_config: ModelConfig, drawn_picture: npt.NDArray[np.uint8]) -> None:

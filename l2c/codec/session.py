@@ -52,7 +52,7 @@ from l2c.codec.transform_stage import TransformStage
 from l2c.codec.views import View
 from l2c.devices import checked_device
 from l2c.entropy import FloatModel
-from l2c.errors import L2CWarning, ModelMismatchError, UnsupportedError
+from l2c.errors import L2CWarning, ModelMismatchError, RateError, UnsupportedError
 from l2c.format.bitstream import Bitstream, Limits, section_name
 from l2c.format.levels import DEFAULT_METRIC, MAX_QUALITY, METRICS, Metric
 from l2c.models import DEFAULT_MODEL, Model, find_model, load_model
@@ -285,17 +285,17 @@ class Codec:
         others come nearer to it."""
         results = self.encoder.encode(batch, strategy(batch))
         for steps in _NEARER:
-            short = {
-                i
-                for i, (result, here) in enumerate(zip(results, batch.quality_maps))
-                if here is not None and not result.target_reached
-            }
+            mapped = [here is not None for here in batch.quality_maps]
+            short = [i for i, result in enumerate(results) if mapped[i] and not result.target_reached]
             if not short or batch.late():
                 break
-            nearer = batch.without([i for i in range(len(results)) if i not in short]).with_nearer(steps)
-            for i, result in zip(sorted(short), self.encoder.encode(nearer, strategy(nearer))):
-                results[i] = result
-                batch.quality_maps[i] = nearer.quality_maps[sorted(short).index(i)]
+            nearer = batch.without(set(range(len(results))).difference(short)).with_nearer(steps)
+            try:
+                found = self.encoder.encode(nearer, strategy(nearer))
+            except RateError:  # a tiny size that no quality meets: with more in the picture it is out of reach
+                break
+            for i, result, quality_map in zip(short, found, nearer.quality_maps):
+                results[i], batch.quality_maps[i] = result, quality_map
         return results
 
     def _strategy(
