@@ -3,6 +3,7 @@
 import dataclasses
 import decimal
 import math
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import torch
 
 import l2c
 from l2c.config import ModelConfig
-from l2c.errors import BackendError, ConfigError, ModelMismatchError, TrainingError, UnsupportedError
+from l2c.errors import BackendError, BitstreamError, ConfigError, ModelMismatchError, TrainingError, UnsupportedError
 from l2c.exact import Changes, ExactDecoder, ExactWeights
 from l2c.exact.constants import condition, constants, lowered, moved, scales
 from l2c.exact.fixed import ONE, FunctionTables
 from l2c.exact.weights import split_transform
+from l2c.format.bitstream import PIXELS, read_bitstream, write_bitstream
 from l2c.models import Model, load_model, save_model
 from l2c.ops import Grid, extension
 from l2c.train.exact import Loss, calibrate, check_losses, losses
@@ -378,6 +380,38 @@ def test_flat_and_hard_pictures() -> None:
             data = codec.encode(pixels, quality=quality, lossless="never")
             errors = [max(((c.decode(data).astype(int) - picture) ** 2).mean(), 0.7) for c in (codec, floats)]  # 50 dB
             assert 10 * math.log10(errors[0] / errors[1]) < 1.0  # dB
+
+
+def test_crc_of_pixels(run: Any, png: Path, tmp_path: Path) -> None:
+    codec = l2c.Codec()
+    picture = skimage.data.astronaut()[:72, :88]
+    plain = codec.encode(picture, quality=30, effort=l2c.Effort(sets=2))
+    data = codec.encode(picture, quality=30, effort=l2c.Effort(sets=2), pixels_crc=True)
+    assert len(data) == len(plain) + 14
+    expected = zlib.crc32(codec.decode(data).tobytes())
+    verified = codec.verified([data, plain], pixels=True)
+    assert [part.pixels_crc32 for part in verified] == [expected] * 2
+    assert verified[0].latents_sha256 == codec.verify(data) and codec.verified([data])[0].pixels_crc32 is None
+    stream = read_bitstream(data)
+    sections = {kind: bytes(body) for kind, body in stream.metadata.items()} | {PIXELS: bytes(4)}
+    payloads, used = [bytes(part) for part in stream.payloads], [part.channels for part in stream.tiles]
+    wrong = write_bitstream(stream.header, payloads, used, sections)
+    assert np.array_equal(codec.decode(wrong), codec.decode(data))
+    with pytest.raises(BitstreamError, match="section PIXELS"):
+        codec.verified([wrong], pixels=True)
+    with pytest.raises(UnsupportedError, match="precision 'exact'"):
+        l2c.Codec(precision="float32").verified([data], pixels=True)
+    with pytest.raises(UnsupportedError, match="pixels_crc"):
+        l2c.Codec(precision="float32").encode(picture, pixels_crc=True)
+    flat = codec.encode_detailed(np.full((40, 50, 3), 9, np.uint8), bpp=0.5, pixels_crc=True)
+    assert flat.lossless
+    assert codec.verified([flat.data], pixels=True)[0].pixels_crc32 == zlib.crc32(bytes([9]) * 6000)
+    target = tmp_path / "a.l2c"
+    assert run("encode", png, target, "--pixels-crc", "--quality", "20", "--lossless", "never")[0] == 0
+    status, out, _ = run("verify", target, "--pixels")
+    assert status == 0 and "pixels_crc32 " in out
+    status, out, _ = run("verify", target, "--json")
+    assert status == 0 and "pixels_crc32" not in out
 
 
 def test_models_without_integers(tiny_model_path: Path, tmp_path: Path) -> None:

@@ -35,6 +35,7 @@ _DEFAULTS: dict[str, Any] = {
     "tile": DEFAULT_TILE,
     "metadata": "all",
     "lossless": "auto",
+    "pixels_crc": False,
     "truncated": False,
     "format": "png",
     "mode": "original",

@@ -81,6 +81,7 @@ def encode(
     no_metadata: options.NoMetadata = False,
     alpha_quality: options.AlphaQuality = None,
     lossless: options.Lossless = "auto",
+    pixels_crc: options.PixelsCrc = False,
     importance: options.Importance = None,
     truncated: options.Truncated = False,
     jobs: Jobs = None,
@@ -106,6 +107,7 @@ def encode(
         metadata="none" if no_metadata else metadata,
         alpha_quality=alpha_quality,
         lossless=lossless,
+        pixels_crc=pixels_crc,
         importance=importance,
         truncated=truncated,
     )

@@ -98,6 +98,9 @@ AlphaQuality = Annotated[
 Lossless = Annotated[
     str, one_of(LOSSLESS, help="auto: keep tiny and drawn pictures without loss where that is smaller.")
 ]
+PixelsCrc = Annotated[
+    bool, typer.Option("--pixels-crc", help="Store a CRC-32 of the decoded pixels, which `l2c verify --pixels` checks.")
+]
 Importance = Annotated[
     list[str] | None,
     typer.Option(

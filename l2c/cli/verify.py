@@ -15,36 +15,44 @@ from l2c.cli.report import Result
 from l2c.cli.run import run
 from l2c.cli.session import Reader
 from l2c.codec.facts import rounded
+from l2c.codec.results import Verified
 
 
 def verify(
     source: Annotated[str, typer.Argument(metavar="FILE", help="L2C file or folder; - for standard input.")],
     device: options.Device = "cpu",
     model: options.Model = None,
+    pixels: Annotated[bool, typer.Option("--pixels", help="Decode the pixels, too: their CRC-32.")] = False,
     unlimited: options.Unlimited = False,
     as_json: options.Json = False,
 ) -> int:
-    """Check every section of a file, decode its latents and print their SHA-256; or say which tiles are damaged."""
+    """Check every section of a file, decode its latents and print their SHA-256; or say which tiles are damaged.
+
+    With --pixels the CRC-32 of the decoded colours, the same on every machine where the model computes them in
+    integers; where the file states it (`l2c encode --pixels-crc`), another one is an error.
+    """
     plan = make_plan(source, None, L2C_FILES, "", as_json)
     reader = Reader(model, device, unlimited=unlimited)
 
-    def together(files: Sequence[Opened]) -> list[tuple[str, float, float]]:
+    def together(files: Sequence[Opened]) -> list[tuple[Verified, float, float]]:
         """Digests, with each file's part of the seconds that the model and the latents took."""
         started = time.perf_counter()
         session = reader.session(files[0].stream)
         loaded = time.perf_counter()
-        digests = session.verify_batch([file.stream for file in files])
-        seconds, pixels = time.perf_counter() - loaded, sum(file.stream.header.pixels for file in files)
-        shares = [file.stream.header.pixels / pixels for file in files]
-        return [(digest, (loaded - started) * share, seconds * share) for digest, share in zip(digests, shares)]
+        streams = [file.stream for file in files]
+        found = session.verified(streams, pixels=pixels)
+        seconds, size = time.perf_counter() - loaded, sum(stream.header.pixels for stream in streams)
+        shares = [stream.header.pixels / size for stream in streams]
+        return [(part, (loaded - started) * share, seconds * share) for part, share in zip(found, shares)]
 
-    def told(file: Opened, verified: tuple[str, float, float]) -> Result:
-        digest, load, entropy = verified
+    def told(file: Opened, verified: tuple[Verified, float, float]) -> Result:
+        part, load, entropy = verified
         load += file.seconds
         return {
             **reader.facts(file.stream, file.size),
             "parts": file.stream.index.part_sizes(),
-            "latents_sha256": digest,
+            "latents_sha256": part.latents_sha256,
+            **({} if part.pixels_crc32 is None else {"pixels_crc32": f"{part.pixels_crc32:08x}"}),
             "seconds": rounded({"load": load, "entropy": entropy, "total": load + entropy}),
         }
 
@@ -52,4 +60,5 @@ def verify(
 
 
 def _line(result: Result) -> str:
-    return f"latents_sha256 {result['latents_sha256']}"
+    pixels = f" pixels_crc32 {result['pixels_crc32']}" if "pixels_crc32" in result else ""
+    return f"latents_sha256 {result['latents_sha256']}{pixels}"

@@ -37,7 +37,7 @@ from l2c.format.levels import Metric
 
 if TYPE_CHECKING:
     from l2c.adapt.encoder import AdaptationReport
-    from l2c.codec.results import Decoded, DecodeSeconds, Encoded, EncodeSeconds, Receiver
+    from l2c.codec.results import Decoded, DecodeSeconds, Encoded, EncodeSeconds, Receiver, Verified
     from l2c.codec.session import Codec, decode, encode, shared_codec
 
 __all__ = [
@@ -61,13 +61,16 @@ __all__ = [
     "Receiver",
     "Region",
     "Scale",
+    "Verified",
     "decode",
     "encode",
     "shared_codec",
 ]
 
 _LAZY = dict.fromkeys(("Codec", "decode", "encode", "shared_codec"), "l2c.codec.session")
-_LAZY |= dict.fromkeys(("Decoded", "DecodeSeconds", "Encoded", "EncodeSeconds", "Receiver"), "l2c.codec.results")
+_LAZY |= dict.fromkeys(
+    ("Decoded", "DecodeSeconds", "Encoded", "EncodeSeconds", "Receiver", "Verified"), "l2c.codec.results"
+)
 _LAZY["AdaptationReport"] = "l2c.adapt.encoder"
 
 

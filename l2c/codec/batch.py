@@ -21,6 +21,7 @@ from l2c.format.bitstream import (
     EXIF,
     ICC,
     PIXEL_TYPES,
+    PIXELS,
     QUALITY_MAP,
     SECTION_OVERHEAD,
     XMP,
@@ -158,6 +159,7 @@ def read_batch(
     progress: Progress | None,
     importance: Importance | Sequence[Importance | None] | None = None,
     least_side: int = 16,
+    pixels_crc: bool = False,
 ) -> Batch:
     """Read the pictures and what is kept beside them; refuse what the codec would not decode.
 
@@ -184,7 +186,8 @@ def read_batch(
                 # From here on also what distortion and targets are measured against.
                 picture = replace(picture, rgb=fill_transparent(picture.rgb, seen))
             pictures.append(images.keep(picture, metadata))
-            sections.append(sections_of(pictures[-1]) | alpha)
+            crc = {PIXELS: bytes(4)} if pixels_crc else {}  # known when the file is written
+            sections.append(sections_of(pictures[-1]) | alpha | crc)
     for name, picture, kept in zip(names, pictures, sections):
         with naming(name):
             check_limits(picture.width, picture.height, settings.tile)

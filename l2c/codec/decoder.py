@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,15 +21,15 @@ from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.conceal import fill
 from l2c.codec.latent_stage import LatentStage, crc_holds
 from l2c.codec.options import Mode, Output
-from l2c.codec.results import Decoded, DecodeSeconds
+from l2c.codec.results import Decoded, DecodeSeconds, Verified
 from l2c.codec.support import naming, parts
 from l2c.codec.transform_stage import TransformStage
 from l2c.codec.views import View
-from l2c.errors import BitstreamError
+from l2c.errors import BitstreamError, UnsupportedError
 from l2c.format import lossless_section, lossy_alpha_section
 from l2c.format.adapt_section import PatchChanges
 from l2c.format.alpha_section import unpack_alpha
-from l2c.format.bitstream import ALPHA, DPI, EXIF, ICC, LOSSLESS, LOSSY_ALPHA, XMP, Bitstream, Header
+from l2c.format.bitstream import ALPHA, DPI, EXIF, ICC, LOSSLESS, LOSSY_ALPHA, PIXELS, XMP, Bitstream, Header
 from l2c.format.levels import METRICS, Metric, metric_name
 from l2c.format.metadata_sections import unpack_dpi, unpack_xmp
 
@@ -246,8 +247,8 @@ class Decoder:
             results.append(Decoded(picture, digest, mine, metric_name(applied), part.damaged, stream.damaged_sections))
         return results
 
-    def verify(self, streams: Sequence[Bitstream], names: Sequence[str]) -> list[str]:
-        """Decode all but the pixels; the SHA-256 of each file's latent symbols."""
+    def verify(self, streams: Sequence[Bitstream], names: Sequence[str], pixels: bool) -> list[Verified]:
+        """Decode all of files, with or without their pixels."""
         for name, stream in zip(names, streams):
             with naming(name):
                 self._transform_stage.changes(stream)
@@ -261,7 +262,28 @@ class Decoder:
                 if i not in symbols:
                     symbols[i] = lossless_pixels(stream)
                 alpha_of(stream)
-        return [hashlib.sha256(symbols[i]).hexdigest() for i in range(len(streams))]
+        checks = [self._pixels_crc(*part, symbols[i]) if pixels else None for i, part in enumerate(zip(streams, names))]
+        return [Verified(hashlib.sha256(symbols[i]).hexdigest(), check) for i, check in enumerate(checks)]
+
+    def _pixels_crc(self, stream: Bitstream, name: str, symbols: Any) -> int:
+        """CRC-32 of a file's colours. Raises where the file states another one."""
+        stated = stream.metadata.get(PIXELS)
+        with naming(name):
+            if stream.index.is_lossless:
+                colours = symbols
+            elif stated is not None and self._transform_stage.exact is None:
+                raise UnsupportedError(
+                    "the file states a CRC of pixels: it can be checked with precision 'exact' alone"
+                )
+            else:
+                changes = self._transform_stage.changes(stream)
+                colours = self._synthesise([stream], [View()], [symbols], [changes], False)[0]
+            crc = zlib.crc32(np.ascontiguousarray(colours))
+            if stated is not None and bytes(stated) != crc.to_bytes(4, "little"):
+                raise BitstreamError(
+                    f"section PIXELS: the colours' CRC-32 is {crc:08x}, not the one that the file states"
+                )
+        return crc
 
     def _synthesise(
         self,

@@ -30,6 +30,7 @@ from l2c.format import lossless_section
 from l2c.format.adapt_section import PatchChanges
 from l2c.format.bitstream import (
     LOSSLESS,
+    PIXELS,
     Header,
     Limits,
     file_size,
@@ -138,6 +139,7 @@ class Encoder:
         max_seconds: float | None = None,
         progress: Callable[[float, str], None] | None = None,
         importance: Importance | Sequence[Importance | None] | None = None,
+        pixels_crc: bool = False,
     ) -> Batch:
         """Read the pictures and what is kept beside them; refuse what this codec would not decode.
 
@@ -146,8 +148,10 @@ class Encoder:
             mu: the metric mix 0..8. receivers: those of `adapt_for`. Others: as for `Codec.encode_detailed`.
         Raises:
             UnsupportedError: there are receivers, and the model has no modulators; or importance, and E and D of the
-                model have the same steps everywhere.
+                model have the same steps everywhere; or a CRC of pixels, and D does not compute in integers.
         """
+        if pixels_crc and self.transform_stage.exact is None:
+            raise UnsupportedError("pixels_crc: pixels are the same everywhere with precision 'exact' alone")
         if receivers:
             self.receivers.check()
         if importance is not None and not self.model.config.transform.takes_places:
@@ -158,6 +162,7 @@ class Encoder:
             Settings(mu, bits, tile, effort, tuple(sorted(set(receivers)))),
             metadata=metadata, alpha_quality=alpha_quality, truncated=truncated, max_seconds=max_seconds,
             progress=progress, importance=importance, least_side=max(16, self.transform_stage.s),
+            pixels_crc=pixels_crc,
         )  # fmt: skip
 
     def known(self, batch: Batch) -> list[search.Picture]:
@@ -333,7 +338,8 @@ class Encoder:
             return None
         header = self._header(batch, i, OperatingPoint(MAX_QUALITY, batch.mu, batch.bits), 0)
         tiles = header.tile_count
-        data = write_bitstream(header, [b""] * tiles, [0] * tiles, batch.sections[i] | {LOSSLESS: body})
+        crc = {PIXELS: _crc(rgb)} if PIXELS in batch.sections[i] else {}
+        data = write_bitstream(header, [b""] * tiles, [0] * tiles, batch.sections[i] | {LOSSLESS: body} | crc)
         rate = 8.0 * len(data) / header.pixels
         return Encoded(data, rate, 100.0, probes=0, latents_sha256=hashlib.sha256(rgb).hexdigest(), lossless=True)
 
@@ -358,7 +364,8 @@ class Encoder:
         picture, coded = batch.pictures[i], best.trial.coded
         symbols, point = coded.latents.symbols, coded.latents.point
         header = self._header(batch, i, point, zlib.crc32(symbols))
-        data = write_bitstream(header, coded.payloads, coded.used, coded.sections)
+        crc = {PIXELS: _crc(self.decoded(batch, i, coded))} if PIXELS in coded.sections else {}
+        data = write_bitstream(header, coded.payloads, coded.used, coded.sections | crc)
         digest = hashlib.sha256(symbols).hexdigest()
         batch.clock["entropy"] += time.perf_counter() - start
         return Encoded(
@@ -489,3 +496,8 @@ class Encoder:
             )
             for picture, part, level, here in zip(pictures, analysed, levels, maps)
         ]
+
+
+def _crc(pixels: UInt8Array) -> bytes:
+    """The body of PIXELS."""
+    return zlib.crc32(np.ascontiguousarray(pixels)).to_bytes(4, "little")

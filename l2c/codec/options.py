@@ -50,6 +50,7 @@ class EncodeOptions(TypedDict, total=False):
     tile: int
     metadata: images.Metadata
     alpha_quality: float | None
+    pixels_crc: bool
     lossless: Lossless
     truncated: bool
     max_seconds: float | None

@@ -69,6 +69,19 @@ class Receiver:
 
 
 @dataclass(frozen=True)
+class Verified:
+    """What was found out about a file that is sound.
+
+    Attributes:
+        latents_sha256: of all latent symbols, or of the colours of a lossless file.
+        pixels_crc32: of its decoded colours, uint8 RGB; None: they were not decoded.
+    """
+
+    latents_sha256: str
+    pixels_crc32: int | None
+
+
+@dataclass(frozen=True)
 class Encoded:
     """Result of an encode.
 

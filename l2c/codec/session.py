@@ -46,7 +46,7 @@ from l2c.codec.options import (
     check_options,
     check_step,
 )
-from l2c.codec.results import Decoded, Encoded, EncodeSeconds
+from l2c.codec.results import Decoded, Encoded, EncodeSeconds, Verified
 from l2c.codec.support import checked_threads, names_of, naming, of_device
 from l2c.codec.transform_stage import TransformStage
 from l2c.codec.views import View
@@ -174,6 +174,8 @@ class Codec:
                 PSNR of about 25 + alpha_quality / 4 dB over what is neither opaque nor transparent; areas of 0 and of
                 255 stay exactly that. 16-bit alpha then comes back with 8 bits, with a warning. For soft and noisy
                 masks; `l2c.format.lossy_alpha_section` says what a decoded plane depends on.
+            pixels_crc: whether the file gets a CRC-32 of its decoded colours (14 bytes), which `verified` checks on any
+                machine; with precision "exact".
             lossless: "auto": a picture that is tiny, or drawn (half of its pixels equal their neighbour: text,
                 screenshots, diagrams), is kept without any loss of colour where that takes no more bytes than its
                 target, or than its file would have otherwise; `Encoded.lossless` says so, and nothing is adapted.
@@ -225,6 +227,7 @@ class Codec:
         tile: int = DEFAULT_TILE,
         metadata: images.Metadata = True,
         alpha_quality: float | None = None,
+        pixels_crc: bool = False,
         lossless: Lossless = "auto",
         truncated: bool = False,
         max_seconds: float | None = None,
@@ -260,6 +263,7 @@ class Codec:
             max_seconds=max_seconds,
             progress=progress,
             importance=importance,
+            pixels_crc=pixels_crc,
         )
         most = [_most_bytes(bpp, max_bytes, picture) for picture in batch.pictures]
         kept = self.encoder.lossless(batch) if lossless == "auto" else {}
@@ -571,14 +575,23 @@ class Codec:
     @of_device
     def verify_batch(self, files: Iterable[File]) -> list[str]:
         """As `verify`, for several files together; errors name the file, counted from 1."""
+        return [part.latents_sha256 for part in self.verified(files)]
+
+    @of_device
+    def verified(self, files: Iterable[File], *, pixels: bool = False) -> list[Verified]:
+        """As `verify_batch`, and with `pixels` decode the colours, whose CRC-32 a file may state (`pixels_crc`).
+
+        Raises as `verify`, and with `pixels`:
+            BitstreamError: the CRC is another one. UnsupportedError: the file states one, and D computes in floats.
+        """
         opened = self._opened(files)
-        results: dict[int, str] = {}
+        results: dict[int, Verified] = {}
         for codec, members in self._by_model(opened):
             streams = [opened[i].read(None, "conceal") for i in members]
             for i, stream in zip(members, streams):
                 with naming(opened[i].name):
                     stream.check_damage()
-            results |= zip(members, codec.decoder.verify(streams, [opened[i].name for i in members]))
+            results |= zip(members, codec.decoder.verify(streams, [opened[i].name for i in members], pixels))
         return [results[i] for i in range(len(opened))]
 
     @of_device

@@ -63,6 +63,7 @@ know the type refuses the file. A type from 0x8000 on is ancillary: a reader tha
     0x8004  DPI    the picture's dots per inch, in the form that format/metadata_sections.py defines
     0x8010  ALTERNATIVES  modulator conditions for receivers who want another metric than the file's, in the form that
                    the docstring of format/alternatives_section.py defines
+    0x8011  PIXELS  4 bytes, CRC-32 of the colours that D in integers makes of the file: uint8 [height, width, 3], RGB
 
 What a payload holds is the codec's affair (l2c/codec, csrc/core/rans.h). A payload starts at head_size + the sizes
 of all sections + the sizes of the payloads before it, so a reader can decode a region from the tiles that it
@@ -101,6 +102,7 @@ EXIF = 0x8002
 XMP = 0x8003
 DPI = 0x8004
 ALTERNATIVES = 0x8010
+PIXELS = 0x8011
 FIRST_ANCILLARY = 0x8000
 SECTION_NAMES = {
     ALPHA: "ALPHA",
@@ -113,6 +115,7 @@ SECTION_NAMES = {
     XMP: "XMP",
     DPI: "DPI",
     ALTERNATIVES: "ALTERNATIVES",
+    PIXELS: "PIXELS",
 }
 ALPHA_TYPES = frozenset({ALPHA, LOSSY_ALPHA})
 PIXEL_TYPES = ALPHA_TYPES | {LOSSLESS}  # whose decoded size is that of the picture
