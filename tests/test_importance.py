@@ -210,9 +210,9 @@ def test_rest_comes_nearer(shipped: l2c.Codec, photo: npt.NDArray[np.uint8]) -> 
 def test_kept_without_loss(tiny: l2c.Codec, drawn_picture: npt.NDArray[np.uint8]) -> None:
     """What is kept exactly has no use for a map; the others of a batch keep theirs."""
     flat, boxes = np.full((70, 90, 3), 9, np.uint8), [(0, 0, 9, 9)]
-    first, second = tiny.encode_batch_detailed([flat, drawn_picture], importance=[boxes, [(20, 20, 60, 40)]], bpp=3.0)
+    first, second = tiny.encode_batch_detailed([flat, drawn_picture], importance=[boxes, [(20, 20, 60, 40)]], bpp=0.9)
     assert first.lossless and QUALITY_MAP not in read_bitstream(first.data).metadata
-    assert second.data == tiny.encode(drawn_picture, importance=[(20, 20, 60, 40)], bpp=3.0)
+    assert second.data == tiny.encode(drawn_picture, importance=[(20, 20, 60, 40)], bpp=0.9)
     assert QUALITY_MAP in read_bitstream(second.data).metadata
 
 
