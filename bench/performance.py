@@ -142,7 +142,7 @@ def stages(page: Page, device: str) -> list[str]:
         note = f"as dense layers {row['macs'] / row['median'] / 1e9:.0f} GMAC/s, {page.share(row, 'int8')}"
         add("P with its parameters", "P alone with its parameters; zeros are left out", note)
     for size in ("768x512", "2000x1128"):
-        for precision in ("float32", "bfloat16"):
+        for precision in ("exact", "float32", "bfloat16"):
             row = page.row(f"decode {size}, {precision}", device)
             if row is not None:
                 add(row["part"], row["part"], f"{row['megapixels'] / row['median']:.1f} megapixels/s")
