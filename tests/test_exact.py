@@ -12,17 +12,18 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
+import torch.nn.functional as F
 
 import l2c
 from l2c.config import ModelConfig
 from l2c.errors import BackendError, BitstreamError, ConfigError, ModelMismatchError, TrainingError, UnsupportedError
-from l2c.exact import Changes, ExactDecoder, ExactWeights
+from l2c.exact import Changes, ExactDecoder, ExactWeights, plain
 from l2c.exact.constants import condition, constants, lowered, moved, scales
 from l2c.exact.fixed import ONE, FunctionTables
 from l2c.exact.weights import split_transform
 from l2c.format.bitstream import PIXELS, read_bitstream, write_bitstream
 from l2c.models import Model, load_model, save_model
-from l2c.ops import Grid, extension
+from l2c.ops import Grid, arithmetic, extension
 from l2c.train.exact import Loss, calibrate, check_losses, losses
 from l2c.transforms import BlockConfig, Transform, num_biases
 from l2c.transforms.modulators import condition as float_condition
@@ -104,9 +105,9 @@ def test_backends_give_equal_pixels(small: tuple[Transform, ExactWeights]) -> No
     transform, weights = small
     rng = np.random.default_rng(0)
     sets = torch.from_numpy(rng.normal(0.0, 0.1, (1, 4, num_biases(transform.decoder))).astype(np.float32))
-    plain = ExactDecoder(weights, sets, CPU, "torch")
+    floats = ExactDecoder(weights, sets, CPU, "torch")
     slow, fast = (ExactDecoder(weights, sets, CPU, backend) for backend in ("reference", "cpu"))
-    assert plain.known_answer() == slow.known_answer() == fast.known_answer()
+    assert floats.known_answer() == slow.known_answer() == fast.known_answer()
     different = set()
     for number, size in enumerate([(1, 1), (3, 5), (2, 77), (9, 41)]):
         for kind in range(5):
@@ -116,7 +117,7 @@ def test_backends_give_equal_pixels(small: tuple[Transform, ExactWeights]) -> No
             )
             quality, mu = int(rng.integers(0, 1001)), int(rng.integers(0, 9))
             changes = random_changes(rng, transform, size, kind)
-            expected = plain.decode(levels, quality, mu, changes)
+            expected = floats.decode(levels, quality, mu, changes)
             if number < 2:
                 assert torch.equal(slow.decode(levels, quality, mu, changes), expected)
             for cpu in cpus():
@@ -128,6 +129,26 @@ def test_backends_give_equal_pixels(small: tuple[Transform, ExactWeights]) -> No
                     extension.cpp_extension().set_cpu("")
             different.add(expected.numpy().tobytes())
     assert len(different) == 20
+
+
+def test_float32_carries_small_sums(
+    companding: tuple[Transform, ExactWeights], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What PyTorch does on a GPU, on the CPU: float32 where sums stay below 2^24, else float64."""
+    _, weights = companding
+    rng = np.random.default_rng(3)
+    levels = torch.from_numpy(rng.integers(0, 256, (weights.config.c, 5, 7)).astype(np.uint8))
+    expected = ExactDecoder(weights, None, CPU, "reference").decode(levels, 700, 2)
+    monkeypatch.setattr(arithmetic, "carrier", lambda device: torch.float32)
+    seen = []
+    monkeypatch.setattr(plain, "convolve_exactly", lambda x, weight: seen.append(weight.dtype) or F.conv2d(x, weight))
+    with torch.backends.mkldnn.flags(enabled=False):  # whose Winograd forms round, as cuDNN's do
+        decoder = plain.PlainDecoder(weights, plain.convolve_exactly)
+        large = dataclasses.replace(weights.convolutions["up"], weight=np.full((8, 64, 3, 3), -128, np.int8))
+        assert plain._carrier(large, CPU) == torch.float64
+        settings = ExactDecoder(weights, None, CPU, "torch")._settings(700, 2, Changes(), levels.shape[1:])
+        assert torch.equal(decoder(levels, settings).permute(1, 2, 0), expected)
+    assert torch.float32 in seen and torch.float64 in seen  # the transform's sums are larger
 
 
 def test_latents_at_their_limits(small: tuple[Transform, ExactWeights]) -> None:
@@ -355,9 +376,9 @@ def test_pixels_do_not_depend_on_how_they_are_asked_for(monkeypatch: pytest.Monk
     monkeypatch.setattr(codec.transform_stage, "chunk", 512)
     assert np.array_equal(codec.decode(data), whole)
     monkeypatch.setenv("L2C_BACKEND", "torch")
-    plain = l2c.Codec()
-    assert plain.transform_stage.exact is not None and plain.transform_stage.exact.backend == "torch"
-    assert np.array_equal(plain.decode(data), whole)
+    slow = l2c.Codec()
+    assert slow.transform_stage.exact is not None and slow.transform_stage.exact.backend == "torch"
+    assert np.array_equal(slow.decode(data), whole)
     half = codec.decode(data, scale=2).astype(float)
     squares = whole.reshape(80, 2, 320, 2, 3).mean(axis=(1, 3))
     assert np.abs(half - squares).max() <= 0.5

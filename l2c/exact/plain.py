@@ -1,6 +1,7 @@
 """An integer D in PyTorch: the definition that C++ and the kernels are tested against, and what runs without them.
 
-Sums are int64 (`convolve_integers`, slow: for tests), or float64 of integers below 2^53, the same in any order.
+Sums are int64 (`convolve_integers`, slow: for tests), or floats of integers that these hold exactly in any order:
+float64 below 2^53, on GPUs float32 for layers whose sums stay below 2^24.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from l2c.exact.weights import (
     SPLIT,
     STREAM_BITS,
     TRANSFORM_BITS,
+    ExactConv,
     ExactWeights,
     split_transform,
 )
 from l2c.ops import arithmetic
+from l2c.ops.contract import SUM_LIMIT as NARROW_SUM_LIMIT
 
 SLOPE = 0.1  # of every LeakyReLU: below zero a multiplier is float32(0.1) times what it is above, in one product
 CLAMP = 65536.0  # products are clamped to +- this before they become integers
@@ -57,7 +60,7 @@ class Settings:
 
 
 def convolve_exactly(x: Tensor, weight: Tensor) -> Tensor:
-    """float64 [N, I, h, w] and [O, I, k, k] of integers -> float64 [N, O, h - k + 1, w - k + 1], exact below 2^53.
+    """Floats of integers, [N, I, h, w] and [O, I, k, k] -> [N, O, h - k + 1, w - k + 1] in the same type.
 
     On GPUs inside `ops.arithmetic.exact_products`, so that nothing there chooses a form that rounds.
     """
@@ -86,7 +89,10 @@ class PlainDecoder:
     ) -> None:
         self.weights, self._convolve = weights, convolve
         self._device = torch.device("cpu") if device is None else device
-        self._layers = {name: self._on_device(layer.weight).double() for name, layer in weights.convolutions.items()}
+        self._layers = {
+            name: self._on_device(layer.weight).to(_carrier(layer, self._device))
+            for name, layer in weights.convolutions.items()
+        }
         self._transform = [self._on_device(p).double()[:, :, None, None] for p in split_transform(weights.transform)]
 
     @torch.no_grad()
@@ -104,7 +110,13 @@ class PlainDecoder:
         if weight.shape[2] > 1:
             zero = self._on_device(layer.zero).double()[None, :, None, None]
             x = F.pad(x - zero, (1, 1, 1, 1)) + zero
-        return self._convolve(x, weight)
+        return self._convolve(x.to(weight.dtype), weight)
+
+
+def _carrier(layer: ExactConv, device: torch.device) -> torch.dtype:
+    """The float type that carries a layer's sums exactly, in any order: the device's own for integers where it can."""
+    most = 255 * int(np.abs(layer.weight.astype(np.int64)).sum(axis=(1, 2, 3)).max())
+    return arithmetic.carrier(device) if most < NARROW_SUM_LIMIT else torch.float64
 
 
 class _Run:
