@@ -254,6 +254,16 @@ def tampered(weights: ExactWeights, change: Callable[[dict[str, torch.Tensor]], 
     return ExactWeights.from_tensors(tensors, weights.config)
 
 
+def test_absurd_gains_give_finite_tables(companding: tuple[Transform, ExactWeights]) -> None:
+    _, weights = companding
+    for value in (-(2**40), 2**40):
+        gain = dataclasses.replace(weights.gain, b2=np.full_like(weights.gain.b2, value))
+        for limit in (weights.limit, np.full_like(weights.limit, 2**26 - 1), np.full_like(weights.limit, -(2**26) + 1)):
+            known = constants(dataclasses.replace(weights, gain=gain, limit=limit), condition(weights, 500, 4))
+            assert ((known.factor >= 0) & (known.factor < 1 << 23)).all()
+            assert np.isfinite(known.factor_unit).all() and np.isfinite(known.plain).all()
+
+
 def test_tensors_there_and_back_and_their_checks(companding: tuple[Transform, ExactWeights]) -> None:
     _, weights = companding
     again = tampered(weights, lambda tensors: None)

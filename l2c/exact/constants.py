@@ -32,6 +32,7 @@ _LOG_STEP_CONSTANT = 2263113  # log(6 / ln 2) in Q20
 _LN2_STEP = 304849353914  # ln 2 / 2.5, an octave of lambda in a condition, in Q40
 _LOG_8 = 2.0794415416798357  # log 8
 _FAR_ABOVE = 403.0  # levels of a mean: beyond any that are used
+_MOST_LOG = 20 << BITS  # of a gain's magnitude: no trained one comes near, and no table overflows
 _LEVELS = np.arange(-128, 128, dtype=np.int64)
 
 
@@ -86,6 +87,7 @@ def constants(weights: ExactWeights, cond: Int64) -> Constants:
     tables, config = weights.tables, weights.config
     log_lmbda = rounded(5 * int(cond[0]), 1) + _LOG_LMBDA_CENTRE
     wanted = rounded(np.int64(log_lmbda - _LOG_STEP_CONSTANT), 1) + weights.gain(cond[None])[0]
+    wanted = np.clip(wanted, -_MOST_LOG, _MOST_LOG)
     correction = 1.0
     if config.companding:
         late = min(0, _LOG_LMBDA_CENTRE - log_lmbda)
