@@ -25,7 +25,7 @@ def test_the_typed_program_runs(tiny_model_path: Path, drawn_picture: np.ndarray
 def test_literals_name_what_is_there() -> None:
     assert get_args(Metric) == tuple(METRICS) and DEFAULT_METRIC in METRICS
     assert get_args(EffortLevel) == tuple(range(len(EFFORTS)))
-    assert get_args(Precision) == PRECISIONS == ("float32", "bfloat16")
+    assert get_args(Precision) == PRECISIONS == ("auto", "exact", "float32", "bfloat16")
 
 
 def test_results_by_name(tiny_model_path: Path, drawn_picture: np.ndarray) -> None:

@@ -439,8 +439,8 @@ def test_writer_refuses_what_the_reader_would() -> None:
         write_bitstream(HEADER, [b"", b""], [1, 1], {ICC: b""})
     with pytest.raises(BitstreamError, match="type 65536 is outside"):
         write_bitstream(HEADER, [b"", b""], [1, 1], {65536: b"a"})
-    with pytest.raises(UnsupportedError, match="critical section 0x0011"):
-        write_bitstream(HEADER, [b"", b""], [1, 1], {0x0011: b"a"})
+    with pytest.raises(UnsupportedError, match="critical section 0x0012"):
+        write_bitstream(HEADER, [b"", b""], [1, 1], {0x0012: b"a"})
 
 
 @settings(max_examples=500, deadline=None)

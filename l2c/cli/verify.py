@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,9 @@ from l2c.cli.report import Result
 from l2c.cli.run import run
 from l2c.cli.session import Reader
 from l2c.codec.facts import rounded
-from l2c.codec.results import Verified
+
+if TYPE_CHECKING:
+    from l2c.codec.results import Verified
 
 
 def verify(
