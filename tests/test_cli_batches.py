@@ -48,6 +48,9 @@ def spoilt(data: bytes) -> bytes:
     return write_bitstream(stream.header, payloads, [tile.channels for tile in stream.tiles])
 
 
+_CALLS = {"decode": "decode_batch_detailed", "verify": "verified"}  # of a codec, with several files at once
+
+
 def sizes_of_batches(monkeypatch: pytest.MonkeyPatch, call: str) -> list[int]:
     """How many files come to a call of the session at a time, from here on."""
     seen: list[int] = []
@@ -95,7 +98,7 @@ def test_a_damaged_file_spoils_no_other(
         targets = (tmp_path / "alone.png",) if command == "decode" else ()
         code, _, alone[name] = run(command, packed / f"{name}.l2c", *targets)
         assert code == 3
-    seen = sizes_of_batches(monkeypatch, f"{command}_batch" + ("_detailed" if command == "decode" else ""))
+    seen = sizes_of_batches(monkeypatch, _CALLS[command])
     code, out, err = run(command, packed, *((tmp_path / "back",) if command == "decode" else ()))
     assert code == 1 and err == alone["1a"] + alone["2a"]
     assert seen == [len(whole) + 1] + [1] * (len(whole) + 1)
@@ -112,7 +115,7 @@ def test_batches_are_bounded(
     files = sorted(path for path in packed.iterdir() if path.stem.isdigit())
     for path in set(packed.iterdir()) - set(files):
         path.unlink()
-    call = f"{command}_batch" + ("_detailed" if command == "decode" else "")
+    call = _CALLS[command]
     targets = (tmp_path / "back", "-f") if command == "decode" else ()
     for name, most, expected in (
         ("BATCH_PIXELS", 50 * 70 + 20 * 33, [2, 2]),

@@ -85,7 +85,7 @@ def test_bytes_psnr_and_msssim_as_targets(codec: l2c.Codec, photo: np.ndarray) -
         x, x_hat = (
             torch.from_numpy(a.copy()).permute(2, 0, 1)[None] / 255 for a in (photo, codec.decode(similar.data))
         )
-        assert 0.97 <= float(msssim_of(x, x_hat)) < 0.9725
+        assert 0.97 <= float(msssim_of(x, x_hat)) < 0.973
     assert len(good.data) < len(codec.encode(photo, psnr=31.0, metric="psnr"))
 
 

@@ -166,7 +166,8 @@ def test_each_machine_has_its_own_sources(setup_module: Any) -> None:
     sources = sorted((ROOT / "csrc" / "simd").glob("*.cpp"))
     x86, arm = ({s.name for s in sources if setup_module.builds_on(s, machine)} for machine in ("x86_64", "arm64"))
     assert x86 - arm == {
-        "int_conv_avx2.cpp", "int_conv_avx512.cpp", "mixture_bits_avx2.cpp", "rans_avx2.cpp", "rans_avx512.cpp",
+        "dense_conv_avx2.cpp", "dense_conv_avx512.cpp", "int_conv_avx2.cpp", "int_conv_avx512.cpp",
+        "mixture_bits_avx2.cpp", "rans_avx2.cpp", "rans_avx512.cpp",
     }  # fmt: skip
     assert arm - x86 == {"int_conv_neon.cpp", "int_conv_neondot.cpp", "rans_neon.cpp"}
     assert setup_module.file_flags(Path("int_conv_neondot.cpp")) == ["-march=armv8.2-a+dotprod"]
