@@ -412,11 +412,17 @@ def _patches(
 def _averages(pixels: Tensor, scale: int) -> Tensor:
     """uint8 [H, W, 3] -> [ceil(H / scale), ceil(W / scale), 3]: averages of whole pixels in integers, halves up."""
     height, width = pixels.shape[:2]
-    ones = pixels.new_ones(1, 1, height, width, dtype=torch.float64)
-    planes = torch.cat((pixels.permute(2, 0, 1)[None].double(), ones), dim=1)
-    padded = F.pad(planes, (0, -width % scale, 0, -height % scale))
-    sums = padded.unflatten(3, (-1, scale)).unflatten(2, (-1, scale)).sum(dim=(3, 5)).long()[0]
-    return torch.div(2 * sums[:3] + sums[3], 2 * sums[3], rounding_mode="floor").to(torch.uint8).permute(1, 2, 0)
+    padded = F.pad(pixels.int(), (0, 0, 0, -width % scale, 0, -height % scale))
+    sums = padded.unflatten(1, (-1, scale)).unflatten(0, (-1, scale)).sum(dim=(1, 3), dtype=torch.int32)
+    rows, columns = (_counts(length, scale, pixels.device) for length in (height, width))
+    count = (rows[:, None] * columns)[..., None]
+    return torch.div(2 * sums + count, 2 * count, rounding_mode="floor").to(torch.uint8)
+
+
+def _counts(length: int, scale: int, device: torch.device) -> Tensor:
+    """How many of so many pixels each square has along an axis, int32."""
+    begins = torch.arange(0, length, scale, dtype=torch.int32, device=device)
+    return (length - begins).clamp_max(scale)
 
 
 def same_shape(shapes: Sequence[tuple[Any, ...]], most_pixels: int) -> list[list[int]]:
