@@ -94,15 +94,24 @@ def equality(options: argparse.Namespace) -> None:
         print(f"{way:24s} {count:12d} pixels, {wrong} differ")
 
 
-def median_seconds(call: Callable[[], Any], times: int = 7) -> float:
-    """After a first call."""
-    call()
-    taken = []
-    for _ in range(times):
-        started = time.perf_counter()
+def medians(calls: dict[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
+    """Seconds of each, in turns, after a first round."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values[1:]) for name, values in taken.items()}
+
+
+def with_avx2(call: Callable[[], Any]) -> None:
+    """The same call on AVX2."""
+    extension.cpp_extension().set_cpu("avx2")
+    try:
         call()
-        taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    finally:
+        extension.cpp_extension().set_cpu("")
 
 
 def speed(folder: str) -> None:
@@ -113,17 +122,16 @@ def speed(folder: str) -> None:
     for label, pixels in (("768x512", first[:512, :768]), ("2000x1128", tall[:1128, :2000])):
         data = codecs["exact"].encode(np.ascontiguousarray(pixels), bpp=0.5)
         megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
+        calls: dict[str, Callable[[], Any]] = {name: partial(codec.decode, data) for name, codec in codecs.items()}
+        if "avx512" in instruction_sets():
+            calls["exact, AVX2"] = partial(with_avx2, calls["exact"])
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            seconds = {name: median_seconds(partial(codec.decode, data)) for name, codec in codecs.items()}
-            extension.cpp_extension().set_cpu("avx2")
-            seconds["exact, AVX2"] = median_seconds(partial(codecs["exact"].decode, data), 3)
-            extension.cpp_extension().set_cpu("")
+            seconds = medians(calls)
             for name, value in seconds.items():
-                ratio = seconds["float32"] / value
                 print(
                     f"{label} {threads} threads {name:12s} {1e3 * value:7.1f} ms {megapixels / value:6.2f} Mpixel/s, "
-                    f"{ratio:.2f} of float32's speed",
+                    f"{seconds['float32'] / value:.2f} of float32's speed",
                     flush=True,
                 )
 
