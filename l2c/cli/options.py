@@ -45,7 +45,7 @@ Precision = Annotated[
     str,
     one_of(
         PRECISIONS,
-        help="Of the networks. exact: pixels are the same on every machine, and on CPUs it is the fastest; auto: that, "
+        help="Of the networks. exact: pixels are the same on every machine, and fastest on newer CPUs; auto: that, "
         "where the model has it. bfloat16 is faster than float32 on newer machines; pixels move by about a level.",
     ),
 ]
