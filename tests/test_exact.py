@@ -460,7 +460,10 @@ def test_models_without_integers(tiny_model_path: Path, tmp_path: Path) -> None:
     assert l2c.Codec(str(target)).decode(data).shape == (64, 64, 3)
     again.exact_answer ^= 1
     with pytest.raises(BackendError, match="other pixels"):
-        l2c.Codec(again)
+        l2c.Codec(again, precision="exact")
+    with pytest.warns(l2c.L2CWarning, match="other pixels.*float32"):
+        fallen = l2c.Codec(again)
+    assert fallen.precision == "float32" and np.array_equal(fallen.decode(data), codec.decode(data))
 
 
 def saved(model: Model, target: Path, weights: ExactWeights) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,7 +25,7 @@ from l2c.adapt.modulators import condition_maps
 from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.options import PRECISIONS, Precision
 from l2c.codec.views import View
-from l2c.errors import BitstreamError, UnsupportedError
+from l2c.errors import BackendError, BitstreamError, L2CWarning, UnsupportedError
 from l2c.exact import Changes, ExactDecoder
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
 from l2c.format.alternatives_section import Alternative, unpack_alternatives
@@ -66,7 +67,7 @@ class TransformStage:
         chunk: side in pixels of what E and D see at a time, a multiple of the largest patch of ADAPT.
     Raises:
         UnsupportedError: an unknown precision, or "exact" with a model that has no integer D.
-        BackendError: the integer D gives other pixels here than it should.
+        BackendError: the integer D gives other pixels here than it should; with "auto" a warning, and float32.
     """
 
     def __init__(self, model: Model, device: torch.device, precision: Precision = "auto", chunk: int = CHUNK) -> None:
@@ -74,15 +75,18 @@ class TransformStage:
             raise UnsupportedError(f"precision is {precision!r}: it must be one of {', '.join(PRECISIONS)}")
         if precision == "exact" and model.exact is None:
             raise UnsupportedError(f"the model {model.name} has no integer D: precision cannot be 'exact'")
+        asked, self.exact = precision, None
         if precision == "auto":
             precision = "float32" if model.exact is None else "exact"
-        self.device, self.precision, self.chunk = device, precision, chunk
-        self.exact: ExactDecoder | None = None
         if precision == "exact":
-            assert model.exact is not None
-            values = None if model.bias_sets is None else model.bias_sets.values
-            self.exact = ExactDecoder(model.exact, values, device)
-            self.exact.check(model.exact_answer)
+            try:
+                self.exact = _exact_decoder(model, device)
+            except BackendError as error:
+                if asked == "exact":
+                    raise
+                warnings.warn(f"{error}; pixels are computed in float32", L2CWarning, stacklevel=4)
+                precision = "float32"
+        self.device, self.precision, self.chunk = device, precision, chunk
         self._config, self._bias_sets = model.config, model.bias_sets
         self._pass_pixels = _CPU_PASS if device.type == "cpu" else _GPU_PASS
         # A model stays on the CPU, where other codecs may share it.
@@ -407,6 +411,14 @@ def _patches(
     known = next(part for part in maps if part is not None)[..., rows, columns]
     stacked = [np.full_like(known, default) if part is None else part[..., rows, columns] for part in maps]
     return np.stack(stacked), Grid(side, top - rows.start * side, left - columns.start * side)
+
+
+def _exact_decoder(model: Model, device: torch.device) -> ExactDecoder:
+    """The model's integer D. Raises BackendError where it computes other pixels than it should."""
+    assert model.exact is not None
+    decoder = ExactDecoder(model.exact, None if model.bias_sets is None else model.bias_sets.values, device)
+    decoder.check(model.exact_answer)
+    return decoder
 
 
 def _averages(pixels: Tensor, scale: int) -> Tensor:

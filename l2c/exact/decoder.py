@@ -22,7 +22,7 @@ from l2c.ops import Grid, extension
 
 BACKENDS = ("cpu", "torch", "reference")
 _ANSWER_SIDE = 4  # latents a side of the known answer
-_CACHED = 256  # trade-offs
+_CACHED = 48  # trade-offs, a third of a megabyte each
 _TABLES = ("input", "factor", "factor_unit", "head")  # as C++ takes them
 
 
@@ -71,7 +71,7 @@ class ExactDecoder:
         self._constants = functools.lru_cache(maxsize=_CACHED)(
             lambda first, second: constants(weights, np.array([first, second], np.int64))
         )
-        self._scales = functools.lru_cache(maxsize=_CACHED)(
+        self._scales = functools.lru_cache(maxsize=16 * _CACHED)(
             lambda k, first, second: scales(weights, k, np.array([first, second], np.int64))
         )
 
@@ -111,7 +111,7 @@ class ExactDecoder:
         return scaled_pixels(self.weights, self._settings(quality, mu, changes, levels.shape[1:]), levels, scale)
 
     def known_answer(self) -> int:
-        """CRC-32 of what D makes of fixed latents with changes of every kind: equal everywhere."""
+        """CRC-32 of what D makes of fixed latents with moved and lowered conditions: equal everywhere."""
         c, side = self.weights.config.c, _ANSWER_SIDE
         place = np.arange(c * side * side, dtype=np.int64)
         noise = (place * 2654435761 >> 7) % 256

@@ -43,12 +43,11 @@ class Ranges:
     """Where the inputs of D's convolutions lie.
 
     Attributes:
-        low, high: float64 [channels] by layer: quantiles of its inputs, the means over pictures.
+        low, high: float64 [channels] by layer: quantiles of its inputs, the extremes over pictures.
     """
 
     low: dict[str, Float64] = field(default_factory=dict)
     high: dict[str, Float64] = field(default_factory=dict)
-    count: int = 0
 
 
 @torch.no_grad()
@@ -79,7 +78,6 @@ def measure_ranges(decoder: BlockDecoder, passes: Iterable[tuple[Tensor, Tensor]
             for name, (low, high) in seen.items():
                 ranges.low[name] = np.minimum(ranges.low.get(name, low), low)
                 ranges.high[name] = np.maximum(ranges.high.get(name, high), high)
-            ranges.count += 1
     finally:
         for hook in hooks:
             hook.remove()
