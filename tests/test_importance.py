@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import zlib
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,7 @@ def in_and_out(x: npt.NDArray[np.uint8], x_hat: npt.NDArray[np.uint8], box: tupl
     return psnr(x[inside], x_hat[inside]), psnr(x[~inside], x_hat[~inside])
 
 
+PSNRS = (r"face ([\d.]+) dB", r"rest ([\d.]+) dB")  # in the example's lines
 BOX = (FACE[0] - 60, FACE[1] - 24, FACE[2] - 60, FACE[3] - 24)  # of `photo`
 
 
@@ -71,6 +74,16 @@ def test_bits_move(shipped: l2c.Codec, photo: npt.NDArray[np.uint8]) -> None:
     assert all(0.98 * 0.6 <= file.bpp <= 0.6 and file.target_reached for file in files)
     (face, rest), (some, _), (most, lost) = (in_and_out(photo, shipped.decode(file.data), BOX) for file in files)
     assert some > face + 1.0 and most > some + 1.0 and rest - 1.7 * (most - face) < lost < rest
+
+
+def test_the_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "examples" / "importance.py"
+    monkeypatch.setattr("sys.argv", [str(script), "--weights", "1,16", "--out", str(tmp_path / "out")])
+    runpy.run_path(str(script), run_name="__main__")
+    plain, wanted = capsys.readouterr().out.splitlines()
+    faces, rests = ([float(re.findall(pattern, line)[0]) for line in (plain, wanted)] for pattern in PSNRS)
+    assert faces[1] > faces[0] + 4.0 and rests[1] > rests[0] - 2.5
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["face_1.png", "face_16.png"]
 
 
 def test_the_search_goes_for_it_too(shipped: l2c.Codec) -> None:
