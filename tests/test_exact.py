@@ -42,7 +42,9 @@ SHAPES = {
 def random_transform(config: BlockConfig, seed: int = 0) -> Transform:
     """Networks whose every part does something."""
     generator = torch.Generator().manual_seed(seed)
-    transform = Transform(config).eval().requires_grad_(False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transform = Transform(config).eval().requires_grad_(False)
     for name, parameter in transform.named_parameters():
         if "transform" not in name:
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator))

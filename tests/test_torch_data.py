@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 import webdataset
 from torch import Tensor
@@ -450,3 +451,12 @@ def test_the_example(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     assert runpy.run_path(str(script))["main"]() == 0
     out = capsys.readouterr().out
     assert out.count("L2C, scale 4") == 2 and out.count("%") == 5
+
+
+def test_the_default_precision_is_that_of_decode(tmp_path: Path) -> None:
+    """With a model that computes pixels in integers: the same ones, and not those of floats."""
+    data = l2c.encode(skimage.data.astronaut()[:120, :160], quality=60)
+    (tmp_path / "a.l2c").write_bytes(data)
+    pixels = L2CDataset(tmp_path)[0].permute(1, 2, 0).numpy()
+    assert np.array_equal(pixels, l2c.decode(data))
+    assert not np.array_equal(pixels, l2c.Codec(precision="float32").decode(data))

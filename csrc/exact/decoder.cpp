@@ -294,10 +294,10 @@ class ExactDecoder::Impl::Run {
     }
 
  private:
-    // What a layer needs of this picture: its biases for each patch, and its reader's zero points.
+    // What this picture makes of a layer: its biases where they are changed, and its zero points in 16 bits.
     struct Prepared {
         const PackedLayer* layer;
-        AlignedBuffer biases;  // int32 [patches][padded], where they are changed
+        AlignedBuffer biases;  // int32 [values][padded], where they are changed
         std::vector<std::int16_t> zero;
     };
 

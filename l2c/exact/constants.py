@@ -157,7 +157,7 @@ def _bounded_factor(weights: ExactWeights, wanted: Int64, changed: Int64) -> Flo
 def _mean_factor(weights: ExactWeights, wanted: Int64) -> Float64:
     """1 / g of the means, `Companding.snapped`: B over a whole number. float64 [c]."""
     bound = weights.bound.astype(np.float64)
-    extreme = np.minimum(weights.tables.exp(np.minimum(wanted, 40 << BITS)) * bound, _FAR_ABOVE)
+    extreme = np.minimum(weights.tables.exp(wanted) * bound, _FAR_ABOVE)
     whole = np.maximum(np.rint(extreme), 1.0)
     sixths = np.minimum(np.rint(extreme / 6.0) * 6.0, float(_MAX_LEVEL // 6 * 6))
     return bound / np.where(extreme < 48.0, whole, sixths)

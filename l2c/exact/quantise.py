@@ -51,7 +51,7 @@ class Ranges:
 
 
 @torch.no_grad()
-def measure_ranges(decoder: BlockDecoder, passes: Iterable[tuple[Tensor, Tensor]], share: float = _SHARE) -> Ranges:
+def measure_ranges(decoder: BlockDecoder, passes: Iterable[tuple[Tensor, Tensor]]) -> Ranges:
     """Quantiles of what every convolution gets.
 
     Args:
@@ -64,7 +64,7 @@ def measure_ranges(decoder: BlockDecoder, passes: Iterable[tuple[Tensor, Tensor]
     def watch(name: str) -> Callable[..., None]:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             values = inputs[0].float().transpose(0, 1).flatten(1)
-            most = max(1, round(share * values.shape[1]))
+            most = max(1, round(_SHARE * values.shape[1]))
             low, high = (values.topk(most, dim=1, largest=largest).values[:, -1] for largest in (False, True))
             seen[name] = low.double().numpy(), high.double().numpy()
 
@@ -113,20 +113,18 @@ class _Bytes:
     zero: Float64
 
     @classmethod
-    def of(cls, low: Float64, high: Float64, balance: float) -> _Bytes:
+    def of(cls, low: Float64, high: Float64) -> _Bytes:
         low, high = _MARGIN * np.minimum(low, 0.0), _MARGIN * np.maximum(high, 0.0)
         span = high - low
         widest = max(float(span.max()), 1e-6)
-        step = np.maximum(span, _LEAST_RANGE * widest) ** balance * widest ** (1.0 - balance) / 255.0
+        step = np.maximum(span, _LEAST_RANGE * widest) ** _BALANCE * widest ** (1.0 - _BALANCE) / 255.0
         # What is left over beyond the range is shared out to both sides.
         zero = np.rint(-low / step + 0.5 * (255.0 - span / step))
         return cls(step, zero.clip(0.0, 255.0))
 
 
 @torch.no_grad()
-def from_float(
-    decoder: BlockDecoder, lmbda: tuple[float, float], ranges: Ranges, balance: float = _BALANCE
-) -> ExactWeights:
+def from_float(decoder: BlockDecoder, lmbda: tuple[float, float], ranges: Ranges) -> ExactWeights:
     """The integer form of a trained D.
 
     Args:
@@ -135,7 +133,7 @@ def from_float(
         ranges: of its layers' inputs, from `measure_ranges`.
     """
     config = decoder_config(decoder)
-    inputs = {name: _Bytes.of(ranges.low[name], ranges.high[name], balance) for name in _measured(config)}
+    inputs = {name: _Bytes.of(ranges.low[name], ranges.high[name]) for name in _measured(config)}
     inputs |= dict.fromkeys(_SHARING, inputs["head"])
     blocks = config.decoder_blocks
     streams = [inputs[f"blocks.{i}.conv1"] for i in range(blocks)] + [inputs["head"]]

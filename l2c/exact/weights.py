@@ -28,9 +28,7 @@ LEVEL_BITS = 8  # of a companded level behind the point
 FACTOR_STEP_BITS = 7  # values of that argument between two entries of a table of factors
 FACTOR_ENTRIES = (1 << (16 - FACTOR_STEP_BITS)) + 1
 FACTOR_MOST = 1 << 23  # entries stay below it
-SUM_LIMIT = (
-    1 << 31
-)  # 255 sum|w| + |bias| stays below it in every output channel, zero points and changed biases counted
+SUM_LIMIT = 1 << 31  # 255 sum|w| + |bias| stays below it in every output channel, changed biases counted
 MOST_CONDITION = 8 << BITS  # of a condition's magnitude: far beyond what a header and moved conditions can say
 
 SPLIT = ("first", "last")  # layers whose inputs have two bytes: there 8 bits cost most

@@ -42,7 +42,7 @@ class CodecSettings:
     model: str | os.PathLike[str] = DEFAULT_MODEL
     device: str | torch.device = "cpu"
     threads: int | None = None
-    precision: Precision = "float32"
+    precision: Precision = "auto"
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:

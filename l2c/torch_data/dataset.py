@@ -88,7 +88,7 @@ class L2CDataset(Dataset[Any]):
         model: str | os.PathLike[str] = DEFAULT_MODEL,
         device: str | torch.device = "cpu",
         threads: int | None = None,
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         limits: Limits = Limits(),
     ) -> None:
         check_output(output)

@@ -96,7 +96,7 @@ class DecodingLoader:
         transform: Callable[[Any], Any] | None = None,
         model: str = DEFAULT_MODEL,
         threads: int | None = None,
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         limits: Limits = Limits(),
     ) -> None:
         if codec is not None and not isinstance(codec, Codec):

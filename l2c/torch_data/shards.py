@@ -93,7 +93,7 @@ class L2CShards(IterableDataset[Any]):
         model: str | os.PathLike[str] = DEFAULT_MODEL,
         device: str | torch.device = "cpu",
         threads: int | None = None,
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         limits: Limits = Limits(),
     ) -> None:
         check_output(output)
@@ -279,7 +279,7 @@ def webdataset_decoder(
     model: str | os.PathLike[str] = DEFAULT_MODEL,
     device: str | torch.device = "cpu",
     threads: int | None = None,
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     limits: Limits = Limits(),
 ) -> WebDatasetDecoder:
     """What `webdataset.WebDataset(...).decode(...)` takes for members that end in .l2c; all others are left to the
