@@ -5,7 +5,7 @@ The contract, for the block family (`transforms.block`); latents come out of the
 1. **Convolutions** are int8 weights times uint8 inputs, summed in int32 in any order: 255 sum|w| + |bias| < 2^31 in
    every output channel, which a model file is checked for (`ExactWeights.check`). Inputs have a zero point per
    channel; beyond the picture's border they are that. The first layer and the last one have two bytes of each input,
-   the second in eighths of the first: there 8 bits cost most (three quarters of the error, at 4 % of the work).
+   the second in eighths of the first: there 8 bits cost most.
 2. **After a convolution** comes one product of float32(sum) with a float32 multiplier per channel, clamped to +-65536
    and rounded to the nearest integer, ties to even; a LeakyReLU is another multiplier below zero. Nothing is fused to
    the product, so it is the same wherever IEEE 754 holds. Each of these steps is monotone.
