@@ -13,6 +13,7 @@
 #include "core/aligned_buffer.h"
 #include "core/thread_pool.h"
 #include "simd/dense_conv.h"
+#include "simd/dense_pack.h"
 
 namespace l2c {
 namespace {
@@ -40,44 +41,22 @@ struct PackedLayer {
     int first_bias = 0;               // of the changes of biases; -1: none
     std::vector<int> order;           // output o is the model's output order[o]
     std::vector<std::int8_t> weight;  // [outputs][inputs][kernel][kernel], in that order
-    AlignedBuffer bias;               // int32 [blocks * 16]
+    std::vector<std::int32_t> bias;   // [outputs]
     std::vector<float> above, below;  // [outputs]
     std::vector<std::uint8_t> zero;   // [in_padded]
     mutable std::once_flag once[kNumCpus];
-    mutable AlignedBuffer packed[kNumCpus];
+    mutable DensePacked packed[kNumCpus];
 
-    const std::int32_t* bias_data() const { return static_cast<const std::int32_t*>(bias.data()); }
     int padded() const { return blocks * kDenseBlock; }
 };
 
-// int8 [O][I][taps] -> T [block][tap][I / step][16][step].
-template <typename T>
-void pack(const PackedLayer& layer, int step, AlignedBuffer& buffer) {
-    const int taps = layer.kernel * layer.kernel, groups = layer.in_padded / step;
-    const std::size_t size = static_cast<std::size_t>(layer.padded()) * taps * layer.in_padded;
-    T* const to = static_cast<T*>(buffer.reserve(size * sizeof(T)));
-    std::fill(to, to + size, T{0});
-    for (int o = 0; o < layer.outputs; ++o) {
-        for (int i = 0; i < layer.inputs; ++i) {
-            for (int tap = 0; tap < taps; ++tap) {
-                const std::size_t group = (static_cast<std::size_t>(o / kDenseBlock) * taps + tap) * groups + i / step;
-                to[(group * kDenseBlock + o % kDenseBlock) * step + i % step] =
-                    layer.weight[(static_cast<std::size_t>(o) * layer.inputs + i) * taps + tap];
-            }
-        }
-    }
-}
-
-const void* weights_of(const PackedLayer& layer, Cpu cpu, const DenseBackend& backend) {
+const DensePacked& packed_for(const PackedLayer& layer, Cpu cpu, const DenseBackend& backend) {
     const int index = static_cast<int>(cpu);
     std::call_once(layer.once[index], [&] {
-        if (backend.weight_bytes == 1) {
-            pack<std::int8_t>(layer, backend.step, layer.packed[index]);
-        } else {
-            pack<std::int16_t>(layer, backend.step, layer.packed[index]);
-        }
+        pack_dense(backend, layer.outputs, layer.inputs, layer.in_padded, layer.kernel, layer.weight.data(),
+                   layer.bias.data(), layer.packed[index]);
     });
-    return layer.packed[index].data();
+    return layer.packed[index];
 }
 
 std::unique_ptr<PackedLayer> make_layer(const ExactLayerView& view, int first_bias, std::vector<int> order = {}) {
@@ -95,8 +74,6 @@ std::unique_ptr<PackedLayer> make_layer(const ExactLayerView& view, int first_bi
         for (int o = 0; o < view.outputs; ++o) order.push_back(o);
     }
     const std::size_t per_output = static_cast<std::size_t>(view.inputs) * view.kernel * view.kernel;
-    auto* bias = static_cast<std::int32_t*>(layer->bias.reserve(sizeof(std::int32_t) * layer->padded()));
-    std::fill(bias, bias + layer->padded(), 0);
     for (int o = 0; o < view.outputs; ++o) {
         const int from = order[static_cast<std::size_t>(o)];
         const std::int8_t* weight = view.weight + from * per_output;
@@ -105,7 +82,7 @@ std::unique_ptr<PackedLayer> make_layer(const ExactLayerView& view, int first_bi
         if (bound >= std::int64_t{1} << 31) throw std::invalid_argument("255 * sum|weight| + |bias| reaches 2^31");
         if (!std::isfinite(view.multiplier[from])) throw std::invalid_argument("a multiplier is not finite");
         layer->weight.insert(layer->weight.end(), weight, weight + per_output);
-        bias[o] = view.bias[from];
+        layer->bias.push_back(view.bias[from]);
         layer->above.push_back(view.multiplier[from]);
         layer->below.push_back(view.multiplier[from] * kSlope);
     }
@@ -115,22 +92,14 @@ std::unique_ptr<PackedLayer> make_layer(const ExactLayerView& view, int first_bi
     return layer;
 }
 
-// int16 rows [outputs][inputs] -> [block][inputs / 2][16][2].
-void pack_matrix(const std::int16_t* matrix, int size, AlignedBuffer& buffer) {
-    const int padded = round_up(size, 2), blocks = round_up(size, kDenseBlock) / kDenseBlock;
-    const std::size_t total = static_cast<std::size_t>(blocks) * kDenseBlock * padded;
-    auto* const to = static_cast<std::int16_t*>(buffer.reserve(total * sizeof(std::int16_t)));
-    std::fill(to, to + total, std::int16_t{0});
+// A square int16 matrix, rows are outputs, for the kernels. Throws std::invalid_argument: its sums could wrap.
+void check_and_pack(const std::int16_t* matrix, int size, AlignedBuffer& buffer) {
     for (int o = 0; o < size; ++o) {
         std::int64_t bound = 0;
-        for (int i = 0; i < size; ++i) {
-            const std::int16_t value = matrix[static_cast<std::size_t>(o) * size + i];
-            bound += std::abs(static_cast<int>(value));
-            const std::size_t pair = static_cast<std::size_t>(o / kDenseBlock) * (padded / 2) + i / 2;
-            to[(pair * kDenseBlock + o % kDenseBlock) * 2 + i % 2] = value;
-        }
+        for (int i = 0; i < size; ++i) bound += std::abs(static_cast<int>(matrix[std::ptrdiff_t{o} * size + i]));
         if (bound << 15 >= std::int64_t{1} << 31) throw std::invalid_argument("the transform's sums reach 2^31");
     }
+    pack_matrix(matrix, size, size, round_up(size, 2), buffer);
 }
 
 // Bytes [height + 2][width + 2][channels] whose border is filled, and what lies beside them.
@@ -306,7 +275,7 @@ class ExactDecoder::Impl::Run {
         Prepared& mine = prepared_.back();
         mine.layer = &layer;
         mine.zero.assign(layer.zero.begin(), layer.zero.end());
-        weights_of(layer, cpu_, backend_);
+        const std::int32_t* const plain = packed_for(layer, cpu_, backend_).biases();
         if (picture_.biases == nullptr || layer.first_bias < 0) return;
         const std::size_t count = static_cast<std::size_t>(picture_.num_biases);
         auto* const to = static_cast<std::int32_t*>(
@@ -314,7 +283,7 @@ class ExactDecoder::Impl::Run {
         for (std::size_t i = 0; i < count; ++i) {
             const std::int32_t* changes = picture_.biases + i * model_.num_biases + layer.first_bias;
             std::int32_t* row = to + i * static_cast<std::size_t>(layer.padded());
-            std::copy(layer.bias_data(), layer.bias_data() + layer.padded(), row);
+            std::copy(plain, plain + layer.padded(), row);
             for (int o = 0; o < layer.outputs; ++o) row[o] += changes[layer.order[static_cast<std::size_t>(o)]];
         }
     }
@@ -333,7 +302,7 @@ class ExactDecoder::Impl::Run {
 
     const std::int32_t* biases(const PackedLayer& layer, std::int64_t which) const {
         const Prepared& mine = prepared(layer);
-        if (mine.biases.data() == nullptr) return layer.bias_data();
+        if (mine.biases.data() == nullptr) return packed_for(layer, cpu_, backend_).biases();
         return static_cast<const std::int32_t*>(mine.biases.data()) + which * layer.padded();
     }
 
@@ -346,7 +315,7 @@ class ExactDecoder::Impl::Run {
         call.x_pixel = x.channels;
         call.kernel = layer.kernel;
         call.in_padded = layer.in_padded;
-        call.weights = weights_of(layer, cpu_, backend_);
+        call.weights = packed_for(layer, cpu_, backend_).weights.data();
         call.bias = biases(layer, which);
         call.blocks = layer.blocks;
         call.pixels = pixels;
@@ -641,8 +610,8 @@ ExactDecoder::ExactDecoder(const ExactModelView& model) : impl_(new Impl) {
         }
     }
     impl.num_biases = biases;
-    pack_matrix(model.high, impl.dims, impl.high);
-    pack_matrix(model.low, impl.dims, impl.low);
+    check_and_pack(model.high, impl.dims, impl.high);
+    check_and_pack(model.low, impl.dims, impl.low);
 }
 
 ExactDecoder::~ExactDecoder() = default;

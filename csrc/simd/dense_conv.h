@@ -4,6 +4,10 @@
 // int16; both are exact in any order, since no partial sum can wrap (csrc/exact/decoder.cpp checks that). What follows
 // is one float32 product, rounded to nearest even, between clamps: see `scaled` in dense_conv_kernels.h.
 //
+// Kernels whose products are of signed bytes read x - 128 (`DenseBackend::centre`), and biases hold 128 sum w for it.
+// Any partial sum is then what the whole sum would be with 128 in place of the inputs that are not in it yet: the same
+// bound holds, |bias| + 255 sum|w| < 2^31, for the bias that is read as well.
+//
 // Every instruction set gives the same integers.
 
 #pragma once
@@ -25,7 +29,7 @@ struct DenseCall {
     int kernel;                     // 1 or 3
     int in_padded;                  // a multiple of 4
     const void* weights;            // as `DenseBackend::step` says, 64-byte aligned
-    const std::int32_t* bias;       // [blocks * 16], 64-byte aligned
+    const std::int32_t* bias;       // [blocks * 16], 64-byte aligned, see DenseBackend::centre
     int blocks;
     int pixels;
     std::int32_t* sums;  // [pixels][blocks * 16], 64-byte aligned
@@ -68,6 +72,7 @@ struct DenseBackend {
     void (*leaky_bytes)(const DenseOutput& out);   // LeakyReLU -> bytes
     void (*residual)(const DenseOutput& out);      // (stream + product) * scale -> stream, and bytes of it
     void (*words)(const DenseOutput& out);         // product -> stream
+    int centre = 0;  // what `sums` takes from every input before it is multiplied; biases hold so much times sum w
 };
 
 // Below the bits of a stream that bytes of it leave out: `STREAM_BITS` of l2c/exact/weights.py.
@@ -83,6 +88,9 @@ extern const DenseBackend kDenseScalar;
 #if L2C_X86
 extern const DenseBackend kDenseAvx2;
 extern const DenseBackend kDenseAvx512;
+#elif L2C_ARM64
+extern const DenseBackend kDenseNeon;
+extern const DenseBackend kDenseNeonDot;
 #endif
 
 }  // namespace l2c

@@ -14,15 +14,7 @@ namespace {
 
 constexpr int kMostPixels = 6;  // 6 pixels x 2 registers of outputs: 12 sums, 2 weights, an input, a product
 
-struct Tile {
-    const std::int16_t* x;
-    std::ptrdiff_t x_row, x_pixel;  // elements
-    int rows, pairs;
-    const std::int16_t* weights;  // of one block
-    const std::int32_t* bias;     // or null
-    std::int32_t* sums;
-    std::ptrdiff_t sums_pixel;
-};
+using Tile = DenseTile<std::int16_t, std::int16_t>;
 
 template <int P>
 void run_tile(const Tile& tile) {
@@ -39,7 +31,7 @@ void run_tile(const Tile& tile) {
     const std::int16_t* w = tile.weights;
     for (int row = 0; row < tile.rows; ++row) {
         const std::int16_t* x = tile.x + row * tile.x_row;
-        for (int i = 0; i < tile.pairs; ++i, x += 2, w += 2 * kDenseBlock) {
+        for (int i = 0; i < tile.inputs; i += 2, x += 2, w += 2 * kDenseBlock) {
             const __m256i w0 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w));
             const __m256i w1 = _mm256_load_si256(reinterpret_cast<const __m256i*>(w + kDenseBlock));
 #pragma GCC unroll 6
@@ -63,21 +55,6 @@ void run_tile(const Tile& tile) {
 constexpr void (*kTiles[kMostPixels + 1])(const Tile&) = {nullptr,     run_tile<1>, run_tile<2>, run_tile<3>,
                                                           run_tile<4>, run_tile<5>, run_tile<6>};
 
-void run(Tile tile, std::ptrdiff_t block_size, int blocks, int pixels) {
-    const Tile whole = tile;
-    const int tiles = (pixels + kMostPixels - 1) / kMostPixels;
-    for (int block = 0; block < blocks; ++block) {
-        tile.weights = whole.weights + block * block_size;
-        tile.bias = whole.bias == nullptr ? nullptr : whole.bias + block * kDenseBlock;
-        for (int t = 0; t < tiles; ++t) {
-            const int begin = pixels * t / tiles, length = pixels * (t + 1) / tiles - begin;
-            tile.x = whole.x + begin * tile.x_pixel;
-            tile.sums = whole.sums + begin * tile.sums_pixel + block * kDenseBlock;
-            kTiles[length](tile);
-        }
-    }
-}
-
 void sums(const DenseCall& call, void* scratch) {
     const int columns = call.pixels + call.kernel - 1;
     const std::ptrdiff_t row = std::ptrdiff_t{columns} * call.in_padded;
@@ -87,16 +64,20 @@ void sums(const DenseCall& call, void* scratch) {
         std::int16_t* __restrict to = wide + y * row;
         for (std::ptrdiff_t i = 0; i < row; ++i) to[i] = from[i];
     }
-    run({wide, row, call.in_padded, call.kernel, call.kernel * call.in_padded / 2,
-         static_cast<const std::int16_t*>(call.weights), call.bias, call.sums,
-         std::ptrdiff_t{call.blocks} * kDenseBlock},
-        std::ptrdiff_t{call.kernel} * call.kernel * call.in_padded * kDenseBlock, call.blocks, call.pixels);
+    const Tile first = {wide,
+                        row,
+                        call.in_padded,
+                        call.kernel,
+                        call.kernel * call.in_padded,
+                        static_cast<const std::int16_t*>(call.weights),
+                        call.bias,
+                        call.sums,
+                        std::ptrdiff_t{call.blocks} * kDenseBlock};
+    run_tiles(kTiles, first, block_size(call), call.blocks, call.pixels);
 }
 
 void matrix(const MatrixCall& call) {
-    run({call.x, 0, call.in_padded, 1, call.in_padded / 2, call.weights, nullptr, call.sums,
-         std::ptrdiff_t{call.blocks} * kDenseBlock},
-        std::ptrdiff_t{call.in_padded} * kDenseBlock, call.blocks, call.pixels);
+    run_tiles(kTiles, first_tile(call), block_size(call), call.blocks, call.pixels);
 }
 
 inline __m256i round_within(__m256 value, float least, float most) {

@@ -1,6 +1,6 @@
-// What follows the sums of a dense convolution, written plainly: the scalar path, and the channels that are left over
-// from vectors on the others. Compiled once per instruction set, so internal linkage alone: see int_conv_kernels.h.
-// `first` is the channel to begin at.
+// What kernels share: tiles of one block of outputs, and what follows the sums of a dense convolution, written plainly:
+// the scalar path, and the channels that are left over from vectors on the others (`first` is the channel to begin at).
+// Compiled once per instruction set, so internal linkage alone: see int_conv_kernels.h.
 
 #pragma once
 
@@ -8,6 +8,71 @@
 
 namespace l2c {
 namespace {
+
+// Neighbouring pixels of one block of outputs.
+template <typename X, typename W>
+struct DenseTile {
+    const X* x;
+    std::ptrdiff_t x_row, x_pixel;  // elements
+    int rows, inputs;               // runs of taps, and what is multiplied in one
+    const W* weights;               // of the block
+    const std::int32_t* bias;       // or null
+    std::int32_t* sums;
+    std::ptrdiff_t sums_pixel;
+};
+
+// All blocks and pixels of a call, whose first tile is given: kernels[P] does P pixels, and widths are nearly equal.
+template <std::size_t kKernels, typename X, typename W>
+void run_tiles(void (*const (&kernels)[kKernels])(const DenseTile<X, W>&), DenseTile<X, W> tile,
+               std::ptrdiff_t block_size, int blocks, int pixels) {
+    constexpr int kMost = static_cast<int>(kKernels) - 1;
+    const DenseTile<X, W> whole = tile;
+    const int tiles = (pixels + kMost - 1) / kMost;
+    for (int block = 0; block < blocks; ++block) {
+        tile.weights = whole.weights + block * block_size;
+        tile.bias = whole.bias == nullptr ? nullptr : whole.bias + block * kDenseBlock;
+        for (int t = 0; t < tiles; ++t) {
+            const int begin = pixels * t / tiles, length = pixels * (t + 1) / tiles - begin;
+            tile.x = whole.x + begin * tile.x_pixel;
+            tile.sums = whole.sums + begin * tile.sums_pixel + block * kDenseBlock;
+            kernels[length](tile);
+        }
+    }
+}
+
+// The first tile of a call, and the weights of a block, for back ends that read a call's own inputs.
+template <typename X, typename W>
+DenseTile<X, W> first_tile(const DenseCall& call) {
+    return {call.x,
+            call.x_row,
+            call.x_pixel,
+            call.kernel,
+            call.kernel * call.in_padded,
+            static_cast<const W*>(call.weights),
+            call.bias,
+            call.sums,
+            std::ptrdiff_t{call.blocks} * kDenseBlock};
+}
+
+inline DenseTile<std::int16_t, std::int16_t> first_tile(const MatrixCall& call) {
+    return {call.x,
+            0,
+            call.in_padded,
+            1,
+            call.in_padded,
+            call.weights,
+            nullptr,
+            call.sums,
+            std::ptrdiff_t{call.blocks} * kDenseBlock};
+}
+
+inline std::ptrdiff_t block_size(const DenseCall& call) {
+    return std::ptrdiff_t{call.kernel} * call.kernel * call.in_padded * kDenseBlock;
+}
+
+inline std::ptrdiff_t block_size(const MatrixCall& call) {
+    return std::ptrdiff_t{call.in_padded} * kDenseBlock;
+}
 
 // Limit on a product before it becomes an integer, and the number that rounds a float32 below 2^22 to nearest even when
 // it is added and taken away again (the default rounding mode is assumed).

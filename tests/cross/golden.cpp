@@ -19,43 +19,11 @@
 #include <vector>
 
 #include "multiscale/tile_coder.h"
+#include "tools.h"
 
 namespace {
 
 using namespace l2c;
-
-[[noreturn]] void fail(const std::string& what) {
-    std::fprintf(stderr, "golden: %s\n", what.c_str());
-    std::exit(1);
-}
-
-class Reader {
- public:
-    explicit Reader(const char* path) {
-        std::FILE* file = std::fopen(path, "rb");
-        if (file == nullptr) fail("the file cannot be opened");
-        char buffer[1 << 16];
-        for (size_t n; (n = std::fread(buffer, 1, sizeof(buffer), file)) > 0;)
-            bytes_.insert(bytes_.end(), buffer, buffer + n);
-        std::fclose(file);
-    }
-
-    template <class T>
-    std::vector<T> array(size_t count) {
-        if (count * sizeof(T) > bytes_.size() - at_) fail("the file ends too early");
-        std::vector<T> values(count);
-        if (count > 0) std::memcpy(values.data(), bytes_.data() + at_, count * sizeof(T));
-        at_ += count * sizeof(T);
-        return values;
-    }
-    int number() { return array<std::int32_t>(1)[0]; }
-    size_t size() { return static_cast<size_t>(number()); }
-    bool done() const { return at_ == bytes_.size(); }
-
- private:
-    std::vector<char> bytes_;
-    size_t at_ = 0;
-};
 
 // The model, with the arrays that its view points at.
 struct Model {
