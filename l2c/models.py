@@ -22,7 +22,7 @@ from l2c.adapt.bias_sets import BiasSets
 from l2c.config import ModelConfig
 from l2c.entropy import EntropyModel
 from l2c.errors import ConfigError, ModelMismatchError
-from l2c.exact import EXACT_PREFIX, ExactDecoder, ExactWeights
+from l2c.exact import EXACT_PREFIX, ExactDecoder, ExactWeights, Ranges
 from l2c.files import write_atomically
 from l2c.transforms import BlockConfig, Transform
 
@@ -48,6 +48,7 @@ class Model:
         card: free facts about the training, for `l2c models`.
         exact: D in integers, or None: then pixels are float32's.
         exact_answer: what `ExactDecoder.known_answer` must give on every backend.
+        encoder_ranges: with which E can run in integers, or None.
     """
 
     name: str
@@ -62,12 +63,13 @@ class Model:
     bias_sets: BiasSets | None = None
     exact: ExactWeights | None = None
     exact_answer: int = 0
+    encoder_ranges: Ranges | None = None
 
 
 def model_id(config_json: str, tensors: dict[str, Tensor]) -> bytes:
     """First 8 bytes of SHA-256 over the configuration and every tensor (name, dtype, shape, little-endian bytes).
 
-    The integer D does not count: a model may get one later, and its files still name it.
+    Integer D and E do not count: a model may get them later, and its files still name it.
     """
     digest = hashlib.sha256(config_json.encode())
     for name in sorted(name for name in tensors if not name.startswith(EXACT_PREFIX)):
@@ -86,6 +88,7 @@ def save_model(
     card: dict[str, str] | None = None,
     bias_sets: BiasSets | None = None,
     exact: ExactWeights | None = None,
+    encoder_ranges: Ranges | None = None,
 ) -> bytes:
     """Write a model file atomically and return its id.
 
@@ -100,23 +103,24 @@ def save_model(
     if bias_sets is not None:
         tensors |= {k: v.contiguous() for k, v in bias_sets.to_tensors().items()}
     if exact is not None:
-        tensors |= _exact_tensors(exact)
+        tensors |= _exact_tensors(exact, encoder_ranges)
     metadata = {"config": config.to_json(), "rate_curve": json.dumps(rate_curve), "card": json.dumps(card or {})}
     data = safetensors_save(tensors, metadata)
     write_atomically(path, data)
     return model_id(metadata["config"], tensors)
 
 
-def add_exact(model: Model, target: str | os.PathLike[str], exact: ExactWeights) -> None:
-    """Write a model's file again, atomically, with an integer D; everything else in it, and its id, stays."""
+def add_exact(model: Model, target: str | os.PathLike[str], exact: ExactWeights, ranges: Ranges | None) -> None:
+    """Write a model's file again, atomically, with an integer D and ranges of E; all else, and its id, stays."""
     tensors, metadata = _read(model.path)
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(EXACT_PREFIX)}
-    write_atomically(target, safetensors_save(kept | _exact_tensors(exact), metadata))
+    write_atomically(target, safetensors_save(kept | _exact_tensors(exact, ranges), metadata))
 
 
-def _exact_tensors(exact: ExactWeights) -> dict[str, Tensor]:
+def _exact_tensors(exact: ExactWeights, ranges: Ranges | None) -> dict[str, Tensor]:
     answer = ExactDecoder(exact, None, torch.device("cpu"), "torch").known_answer()
-    return exact.to_tensors() | {EXACT_PREFIX + "known_answer": torch.tensor([answer], dtype=torch.int64)}
+    tensors = exact.to_tensors() | {EXACT_PREFIX + "known_answer": torch.tensor([answer], dtype=torch.int64)}
+    return tensors if ranges is None else tensors | ranges.to_tensors()
 
 
 def load_model(model: str | os.PathLike[str] = DEFAULT_MODEL) -> Model:
@@ -208,9 +212,10 @@ def _load(path: Path) -> Model:
         probability = family.from_tensors(tensors, config.probability, config.transform.c)
         sets = BiasSets.from_tensors(tensors, transform)
         answer = int(tensors["probability.known_answer"][0])
-        exact = None
+        exact = ranges = None
         if isinstance(config.transform, BlockConfig):
             exact = ExactWeights.from_tensors(tensors, config.transform)
+            ranges = Ranges.from_tensors(tensors, transform.encoder)
         exact_answer = 0 if exact is None else int(tensors[EXACT_PREFIX + "known_answer"][0])
         curve = [(float(q), float(bpp)) for q, bpp in json.loads(metadata.get("rate_curve", "[]"))]
         card = {str(k): str(v) for k, v in json.loads(metadata.get("card", "{}")).items()}
@@ -223,5 +228,17 @@ def _load(path: Path) -> Model:
     transform.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     identity = model_id(metadata["config"], tensors)
     return Model(
-        path.stem, path, identity, config, transform, probability, answer, curve, card, sets, exact, exact_answer
+        path.stem,
+        path,
+        identity,
+        config,
+        transform,
+        probability,
+        answer,
+        curve,
+        card,
+        sets,
+        exact,
+        exact_answer,
+        ranges,
     )

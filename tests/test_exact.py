@@ -65,7 +65,7 @@ def model_config(config: BlockConfig) -> ModelConfig:
 
 def made(name: str) -> tuple[Transform, ExactWeights]:
     transform = random_transform(SHAPES[name])
-    return transform, calibrate(transform, model_config(SHAPES[name]), pictures(), passes=18)
+    return transform, calibrate(transform, model_config(SHAPES[name]), pictures(), passes=18)[0]
 
 
 @pytest.fixture(scope="module", params=list(SHAPES))
@@ -454,7 +454,7 @@ def test_models_without_integers(tiny_model_path: Path, tmp_path: Path) -> None:
         l2c.Codec(str(tiny_model_path), precision="exact")
     model = load_model(tiny_model_path)
     target = tmp_path / tiny_model_path.name
-    weights = calibrate(model.transform, model.config, pictures(), passes=4)
+    weights, _ = calibrate(model.transform, model.config, pictures(), passes=4)
     assert saved(model, target, weights) == model.model_id  # its files are read by both
     again = load_model(target)
     assert again.exact is not None and l2c.Codec(str(target)).precision == "exact"
@@ -474,7 +474,7 @@ def saved(model: Model, target: Path, weights: ExactWeights) -> bytes:
 
 def test_a_broken_integer_d_is_a_broken_model(tiny_model_path: Path, tmp_path: Path) -> None:
     model = load_model(tiny_model_path)
-    weights = calibrate(model.transform, model.config, pictures(), passes=2)
+    weights, _ = calibrate(model.transform, model.config, pictures(), passes=2)
     narrow = dataclasses.replace(weights, input_scale=weights.input_scale[:-1])
     target = tmp_path / "broken.safetensors"
     with pytest.raises((ValueError, ConfigError, RuntimeError)):

@@ -1,4 +1,4 @@
-// numpy in, numpy out for an integer D; the work is in exact/decoder.cpp.
+// numpy in, numpy out for D and E in integers; the work is in exact/.
 
 #include <pybind11/stl.h>
 
@@ -8,6 +8,7 @@
 
 #include "bindings/common.h"
 #include "exact/decoder.h"
+#include "exact/encoder.h"
 
 namespace l2c {
 namespace {
@@ -51,33 +52,55 @@ ExactLayerView layer_arg(const py::handle& layer, std::vector<py::array>& arrays
             zero.data()};
 }
 
+// Layers by name, as views of arrays that `arrays` holds.
+class Layers {
+ public:
+    Layers(const py::dict& layers, std::vector<py::array>& arrays) : layers_(layers), arrays_(arrays) {}
+
+    bool contains(const char* name) const { return layers_.contains(name); }
+
+    ExactLayerView take(const std::string& name) const {
+        if (!layers_.contains(name.c_str())) throw py::value_error("there is no layer " + name);
+        return layer_arg(layers_[name.c_str()], arrays_);
+    }
+
+    // conv1, conv2 of each residual block.
+    std::vector<ExactLayerView> blocks(int count) const {
+        if (count < 0 || count > 64) throw py::value_error("blocks is out of range");
+        std::vector<ExactLayerView> found;
+        for (int i = 0; i < count; ++i) {
+            for (const char* part : {".conv1", ".conv2"}) {
+                found.push_back(take("blocks." + std::to_string(i) + part));
+            }
+        }
+        return found;
+    }
+
+ private:
+    const py::dict& layers_;
+    std::vector<py::array>& arrays_;
+};
+
 std::unique_ptr<ExactDecoder> make_decoder(int s, int c, int blocks, const py::dict& layers, const py::object& high,
                                            const py::object& low) {
-    if (s < 1 || s > 64 || blocks < 0 || blocks > 64) throw py::value_error("s or blocks is out of range");
+    if (s < 1 || s > 64) throw py::value_error("s is out of range");
     std::vector<py::array> arrays;
-    const auto take = [&](const std::string& name) {
-        if (!layers.contains(name.c_str())) throw py::value_error("there is no layer " + name);
-        return layer_arg(layers[name.c_str()], arrays);
-    };
+    const Layers named(layers, arrays);
     ExactModelView view = {};
     view.s = s;
     view.c = c;
     view.blocks = blocks;
-    view.first = take("first");
-    for (int i = 0; i < blocks; ++i) {
-        for (const char* part : {".conv1", ".conv2"}) {
-            view.convolutions.push_back(take("blocks." + std::to_string(i) + part));
-        }
-    }
-    view.head = take("head");
-    view.has_local_gain = layers.contains("local_gain");
-    if (view.has_local_gain) view.local_gain = take("local_gain");
-    view.has_fine = layers.contains("up");
+    view.first = named.take("first");
+    view.convolutions = named.blocks(blocks);
+    view.head = named.take("head");
+    view.has_local_gain = named.contains("local_gain");
+    if (view.has_local_gain) view.local_gain = named.take("local_gain");
+    view.has_fine = named.contains("up");
     if (view.has_fine) {
-        view.up = take("up");
-        view.fine1 = take("fine_block.conv1");
-        view.fine2 = take("fine_block.conv2");
-        view.last = take("last");
+        view.up = named.take("up");
+        view.fine1 = named.take("fine_block.conv1");
+        view.fine2 = named.take("fine_block.conv2");
+        view.last = named.take("last");
     }
     const py::ssize_t dims = 3 * static_cast<py::ssize_t>(s) * s;
     const auto high_array = shaped<std::int16_t>(high, "high", {dims, dims});
@@ -100,6 +123,25 @@ PlaceMap map_arg(const py::object& object, const char* name, py::ssize_t height,
     }
     held.push_back(map);
     return map.data();
+}
+
+// Scales float32 [values, channels] of every modulator, and where they hold.
+template <typename Channels>
+std::vector<const float*> scales_arg(const py::sequence& scales, const py::object& scale_map, int modulators,
+                                     Channels channels, py::ssize_t height, py::ssize_t width,
+                                     std::vector<py::array>& held, PlaceMap& map) {
+    if (static_cast<int>(py::len(scales)) != modulators) {
+        throw py::value_error("there must be scales of every modulator");
+    }
+    std::vector<const float*> found;
+    for (int k = 0; k < modulators; ++k) {
+        const auto mine = array_arg<float>(py::object(scales[static_cast<std::size_t>(k)]), "scales", 2);
+        shaped<float>(mine, "scales", {mine.shape(0), channels(k)});
+        map = map_arg(scale_map, "scale_map", height, width, mine.shape(0), held);
+        found.push_back(mine.data());
+        held.push_back(mine);
+    }
+    return found;
 }
 
 py::array_t<std::uint8_t> run(const ExactDecoder& decoder, const py::object& levels, const py::object& level,
@@ -125,16 +167,9 @@ py::array_t<std::uint8_t> run(const ExactDecoder& decoder, const py::object& lev
     const auto head_multiplier = shaped<float>(head, "head", {told, dims});
     py::array_t<float> last_multiplier;
     if (decoder.has_fine()) last_multiplier = shaped<float>(last, "last", {told, 3 * (s / 2) * (s / 2)});
-    if (static_cast<int>(py::len(scales)) != decoder.num_modulators()) {
-        throw py::value_error("there must be scales of every modulator");
-    }
-    for (int k = 0; k < decoder.num_modulators(); ++k) {
-        const auto mine = array_arg<float>(py::object(scales[static_cast<std::size_t>(k)]), "scales", 2);
-        shaped<float>(mine, "scales", {mine.shape(0), decoder.modulator_channels(k)});
-        picture.scale_map = map_arg(scale_map, "scale_map", height, width, mine.shape(0), held);
-        picture.scales.push_back(mine.data());
-        held.push_back(mine);
-    }
+    picture.scales = scales_arg(
+        scales, scale_map, decoder.num_modulators(), [&](int k) { return decoder.modulator_channels(k); }, height,
+        width, held, picture.scale_map);
     if (!biases.is_none()) {
         const auto changes = array_arg<std::int32_t>(biases, "biases", 2);
         shaped<std::int32_t>(biases, "biases", {changes.shape(0), decoder.num_biases()});
@@ -164,6 +199,49 @@ py::array_t<std::uint8_t> run(const ExactDecoder& decoder, const py::object& lev
     return out;
 }
 
+std::unique_ptr<IntegerEncoder> make_encoder(int blocks, const py::dict& layers) {
+    std::vector<py::array> arrays;
+    const Layers named(layers, arrays);
+    IntegerEncoderView view = {};
+    view.first = named.take("first");
+    view.convolutions = named.blocks(blocks);
+    view.head = named.take("head");
+    view.has_local_gain = named.contains("local_gain");
+    if (view.has_local_gain) view.local_gain = named.take("local_gain");
+    return std::make_unique<IntegerEncoder>(view);
+}
+
+py::tuple run_encoder(const IntegerEncoder& encoder, const py::object& input, const py::object& scale_map,
+                      const py::sequence& scales, int threads) {
+    if (threads < 1) throw py::value_error("threads must be at least 1");
+    const auto bytes = array_arg<std::uint8_t>(input, "input", 3);
+    const py::ssize_t height = bytes.shape(0), width = bytes.shape(1);
+    if (bytes.shape(2) != encoder.inputs()) throw py::value_error("input must be [h, w, I]");
+    if (height > kMaxSize || width > kMaxSize) throw py::value_error("the input is too large");
+    std::vector<py::array> held;
+    IntegerEncoderPicture picture = {};
+    picture.height = height;
+    picture.width = width;
+    picture.input = bytes.data();
+    picture.scales = scales_arg(
+        scales, scale_map, encoder.num_modulators(), [&](int) { return encoder.width(); }, height, width, held,
+        picture.scale_map);
+    py::array_t<std::int32_t> head({height, width, static_cast<py::ssize_t>(encoder.outputs())});
+    picture.head = head.mutable_data();
+    py::object local = py::none();
+    if (encoder.has_local_gain()) {
+        py::array_t<std::int32_t> sums({height, width, static_cast<py::ssize_t>(encoder.outputs())});
+        picture.local_gain = sums.mutable_data();
+        local = std::move(sums);
+    }
+    const Cpu cpu = current_cpu();
+    {
+        py::gil_scoped_release release;
+        encoder.run(picture, threads, cpu);
+    }
+    return py::make_tuple(std::move(head), std::move(local));
+}
+
 }  // namespace
 
 void register_exact(py::module_& m) {
@@ -180,6 +258,14 @@ high, low: int16 [3 s^2, 3 s^2], rows are pixels. Raises ValueError: sizes that 
 The tables are those of l2c.exact.constants.Constants, `input` to `last` with a leading axis of values. scales: float32
 [values, channels] of every modulator; biases: int32 [values, B] or None; maps: int32 [h, w], which value holds at each
 latent, or None: the first. Raises ValueError: shapes, types or maps that do not fit.)");
+    py::class_<IntegerEncoder>(m, "IntegerEncoder", "The convolutions of E in integers; see csrc/exact/encoder.h.")
+        .def(py::init(&make_encoder), py::arg("blocks"), py::arg("layers"),
+             "layers: as those of ExactDecoder. Raises ValueError: sizes that do not fit, sums beyond int32.")
+        .def("run", &run_encoder, py::arg("input"), py::arg("scale_map"), py::arg("scales"), py::arg("threads"),
+             R"(Bytes [h, w, I] -> sums int32 [h, w, O] of the head, and of the local gains or None.
+
+scales: float32 [values, channels] of every modulator; scale_map: int32 [h, w], which value holds at each latent, or
+None: the first. Raises ValueError: shapes, types or maps that do not fit.)");
 }
 
 }  // namespace l2c

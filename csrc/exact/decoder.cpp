@@ -1,95 +1,27 @@
 #include "exact/decoder.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cmath>
 #include <cstdlib>
-#include <cstring>
-#include <mutex>
-#include <new>
 #include <stdexcept>
 #include <utility>
 
 #include "core/aligned_buffer.h"
-#include "core/thread_pool.h"
+#include "exact/layers.h"
 #include "simd/dense_conv.h"
 #include "simd/dense_pack.h"
 
 namespace l2c {
 namespace {
 
-constexpr float kSlope = 0.1f;      // of every LeakyReLU
-constexpr float kClamp = 65536.0f;  // of products before they become integers
-constexpr int kLowBits = 9;         // these four as in l2c/exact/weights.py
+constexpr float kClamp = 2097152.0f;  // of products before they become integers
+constexpr int kLowBits = 9;           // these four as in l2c/exact/weights.py
 constexpr int kPixelBits = 13;
 constexpr int kDetailBits = 6;
 constexpr int kFactorStepBits = 7;
-constexpr int kMostBlock = 64;      // s at most
-constexpr int kTilePixels = 36;     // whole tiles of the kernels; sums of 192 channels fit in the first-level cache
-constexpr int kTasksPerThread = 6;  // at least, where a picture has so many pixels
+constexpr int kMostBlock = 64;  // s at most
 
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-    return (a + b - 1) / b;
-}
 int round_up(int a, int b) {
     return (a + b - 1) / b * b;
-}
-
-// A convolution as the kernels read it.
-struct PackedLayer {
-    int outputs = 0, inputs = 0, kernel = 0, in_padded = 0, blocks = 0;
-    int first_bias = 0;               // of the changes of biases; -1: none
-    std::vector<int> order;           // output o is the model's output order[o]
-    std::vector<std::int8_t> weight;  // [outputs][inputs][kernel][kernel], in that order
-    std::vector<std::int32_t> bias;   // [outputs]
-    std::vector<float> above, below;  // [outputs]
-    std::vector<std::uint8_t> zero;   // [in_padded]
-    mutable std::once_flag once[kNumCpus];
-    mutable DensePacked packed[kNumCpus];
-
-    int padded() const { return blocks * kDenseBlock; }
-};
-
-const DensePacked& packed_for(const PackedLayer& layer, Cpu cpu, const DenseBackend& backend) {
-    const int index = static_cast<int>(cpu);
-    std::call_once(layer.once[index], [&] {
-        pack_dense(backend, layer.outputs, layer.inputs, layer.in_padded, layer.kernel, layer.weight.data(),
-                   layer.bias.data(), layer.packed[index]);
-    });
-    return layer.packed[index];
-}
-
-std::unique_ptr<PackedLayer> make_layer(const ExactLayerView& view, int first_bias, std::vector<int> order = {}) {
-    auto layer = std::make_unique<PackedLayer>();
-    if (view.outputs < 1 || view.inputs < 1 || (view.kernel != 1 && view.kernel != 3)) {
-        throw std::invalid_argument("a layer needs channels and a kernel of 1x1 or 3x3");
-    }
-    layer->outputs = view.outputs;
-    layer->inputs = view.inputs;
-    layer->kernel = view.kernel;
-    layer->in_padded = round_up(view.inputs, 4);
-    layer->blocks = round_up(view.outputs, kDenseBlock) / kDenseBlock;
-    layer->first_bias = first_bias;
-    if (order.empty()) {
-        for (int o = 0; o < view.outputs; ++o) order.push_back(o);
-    }
-    const std::size_t per_output = static_cast<std::size_t>(view.inputs) * view.kernel * view.kernel;
-    for (int o = 0; o < view.outputs; ++o) {
-        const int from = order[static_cast<std::size_t>(o)];
-        const std::int8_t* weight = view.weight + from * per_output;
-        std::int64_t bound = std::abs(static_cast<std::int64_t>(view.bias[from]));
-        for (std::size_t i = 0; i < per_output; ++i) bound += 255 * std::abs(static_cast<int>(weight[i]));
-        if (bound >= std::int64_t{1} << 31) throw std::invalid_argument("255 * sum|weight| + |bias| reaches 2^31");
-        if (!std::isfinite(view.multiplier[from])) throw std::invalid_argument("a multiplier is not finite");
-        layer->weight.insert(layer->weight.end(), weight, weight + per_output);
-        layer->bias.push_back(view.bias[from]);
-        layer->above.push_back(view.multiplier[from]);
-        layer->below.push_back(view.multiplier[from] * kSlope);
-    }
-    layer->zero.assign(view.zero, view.zero + view.inputs);
-    layer->zero.resize(static_cast<std::size_t>(layer->in_padded));
-    layer->order = std::move(order);
-    return layer;
 }
 
 // A square int16 matrix, rows are outputs, for the kernels. Throws std::invalid_argument: its sums could wrap.
@@ -100,109 +32,6 @@ void check_and_pack(const std::int16_t* matrix, int size, AlignedBuffer& buffer)
         if (bound << 15 >= std::int64_t{1} << 31) throw std::invalid_argument("the transform's sums reach 2^31");
     }
     pack_matrix(matrix, size, size, round_up(size, 2), buffer);
-}
-
-// Bytes [height + 2][width + 2][channels] whose border is filled, and what lies beside them.
-struct Activations {
-    std::int64_t height = 0, width = 0;
-    int channels = 0;  // padded
-    AlignedBuffer memory;
-
-    void reserve(std::int64_t rows, std::int64_t columns, const PackedLayer& reader) {
-        height = rows;
-        width = columns;
-        channels = reader.in_padded;
-        memory.reserve(static_cast<std::size_t>((height + 2) * row()));
-        const auto put = [&](std::int64_t y, std::int64_t x) { std::memcpy(at(y, x), reader.zero.data(), channels); };
-        for (std::int64_t x = -1; x <= width; ++x) {
-            put(-1, x);
-            put(height, x);
-        }
-        for (std::int64_t y = 0; y < height; ++y) {
-            put(y, -1);
-            put(y, width);
-        }
-    }
-    std::ptrdiff_t row() const { return (width + 2) * channels; }
-    std::uint8_t* at(std::int64_t y, std::int64_t x) {
-        return static_cast<std::uint8_t*>(memory.data()) + (y + 1) * row() + (x + 1) * channels;
-    }
-    const std::uint8_t* at(std::int64_t y, std::int64_t x) const { return const_cast<Activations*>(this)->at(y, x); }
-};
-
-struct Stream {
-    std::int64_t width = 0;
-    int channels = 0;
-    AlignedBuffer memory;
-
-    void reserve(std::int64_t rows, std::int64_t columns, int depth) {
-        width = columns;
-        channels = depth;
-        memory.reserve(static_cast<std::size_t>(rows * columns * depth) * sizeof(std::int16_t));
-    }
-    std::int16_t* at(std::int64_t y, std::int64_t x) {
-        return static_cast<std::int16_t*>(memory.data()) + (y * width + x) * channels;
-    }
-};
-
-// A map as a layer with `fineness` positions per latent, each way, sees it.
-struct LayerMap {
-    PlaceMap map;
-    std::int64_t width;  // of the map
-    int fineness;
-
-    std::int64_t at(std::int64_t y, std::int64_t x) const {
-        return map == nullptr ? 0 : map[y / fineness * width + x / fineness];
-    }
-    // The end of the positions from (y, x) on, in the row, that have one value; at most `end`.
-    std::int64_t until(std::int64_t y, std::int64_t x, std::int64_t end) const {
-        if (map == nullptr) return end;
-        const std::int64_t value = at(y, x);
-        do {
-            x = (x / fineness + 1) * fineness;
-        } while (x < end && at(y, x) == value);
-        return std::min(x, end);
-    }
-};
-
-class Loop {
- public:
-    // Calls body(y, x0, x1) for parts of all rows.
-    template <typename Body>
-    static void rows(std::int64_t height, std::int64_t width, int threads, Body body) {
-        const std::int64_t wanted = threads > 1 ? threads * kTasksPerThread : 1;
-        const std::int64_t most = std::max<std::int64_t>(1, ceil_div(width, kTilePixels));
-        const std::int64_t parts = std::clamp<std::int64_t>(ceil_div(wanted, height), 1, most);
-        Context<Body> context{&body, width, parts, {false}};
-        parallel_for(threads, height * parts, task<Body>, &context);
-        if (context.out_of_memory) throw std::bad_alloc();
-    }
-
- private:
-    template <typename Body>
-    struct Context {
-        Body* body;
-        std::int64_t width, parts;
-        std::atomic<bool> out_of_memory;
-    };
-
-    template <typename Body>
-    static void task(void* opaque, std::int64_t i) {
-        auto& context = *static_cast<Context<Body>*>(opaque);
-        const std::int64_t y = i / context.parts, part = i % context.parts;
-        try {
-            (*context.body)(y, context.width* part / context.parts, context.width * (part + 1) / context.parts);
-        } catch (const std::bad_alloc&) {
-            context.out_of_memory = true;
-        }
-    }
-};
-
-// Memory of one thread: `count` T, 64-byte aligned.
-template <typename T, int kPlace>
-T* scratch(std::size_t count) {
-    static thread_local AlignedBuffer buffer;
-    return static_cast<T*>(buffer.reserve(count * sizeof(T)));
 }
 
 }  // namespace
@@ -217,42 +46,20 @@ struct ExactDecoder::Impl {
 };
 
 // One picture.
-class ExactDecoder::Impl::Run {
+class ExactDecoder::Impl::Run : private LayerRun {
  public:
     Run(const Impl& model, const ExactPicture& picture, int threads, Cpu cpu)
-        : model_(model), picture_(picture), threads_(threads), cpu_(cpu), backend_(dense_backend(cpu)) {
-        prepare(*model.first);
-        for (const auto& layer : model.convolutions) prepare(*layer);
-        prepare(*model.head);
-        if (model.local_gain) prepare(*model.local_gain);
-        for (const auto* layer : {model.up.get(), model.fine1.get(), model.fine2.get(), model.last.get()}) {
-            if (layer != nullptr) prepare(*layer);
-        }
-    }
+        : LayerRun({picture.width, picture.scale_map, picture.bias_map, picture.num_biases, picture.biases,
+                    model.num_biases},
+                   layers_of(model), threads, cpu),
+          model_(model),
+          picture_(picture) {}
 
     void decode() {
         const std::int64_t height = picture_.height, width = picture_.width;
-        const int channels = model_.first->outputs, blocks = model_.blocks;
-        Activations bytes, inner;
-        Stream stream;
-        read_levels(inner);
-        stream.reserve(height, width, channels);
-        const auto reader = [&](int i) { return i < blocks ? model_.convolutions[2 * i].get() : model_.head.get(); };
-        bytes.reserve(height, width, *reader(0));
-        layer(
-            *model_.first, inner, 1,
-            [&](DenseOutput& out, std::int64_t y, std::int64_t x) {
-                out.stream = stream.at(y, x);
-                out.stream_pixel = channels;
-                out.bytes = bytes.at(y, x);
-                out.bytes_pixel = bytes.channels;
-                backend_.leaky_stream(out);
-            },
-            reader(0));
-        for (int i = 0; i < blocks; ++i) {
-            block(*model_.convolutions[2 * i], *model_.convolutions[2 * i + 1], reader(i + 1), i, 1, bytes, inner,
-                  stream);
-        }
+        Activations bytes, levels;
+        read_levels(levels);
+        trunk(*model_.first, model_.convolutions, *model_.head, picture_.scales, levels, bytes);
         Activations fine;
         if (model_.up) fine_stage(bytes, fine);
         Loop::rows(height, width, threads_, [&](std::int64_t y, std::int64_t x0, std::int64_t x1) {
@@ -263,135 +70,30 @@ class ExactDecoder::Impl::Run {
     }
 
  private:
-    // What this picture makes of a layer: its biases where they are changed, and its zero points in 16 bits.
-    struct Prepared {
-        const PackedLayer* layer;
-        AlignedBuffer biases;  // int32 [values][padded], where they are changed
-        std::vector<std::int16_t> zero;
-    };
-
-    void prepare(const PackedLayer& layer) {
-        prepared_.emplace_back();
-        Prepared& mine = prepared_.back();
-        mine.layer = &layer;
-        mine.zero.assign(layer.zero.begin(), layer.zero.end());
-        const std::int32_t* const plain = packed_for(layer, cpu_, backend_).biases();
-        if (picture_.biases == nullptr || layer.first_bias < 0) return;
-        const std::size_t count = static_cast<std::size_t>(picture_.num_biases);
-        auto* const to = static_cast<std::int32_t*>(
-            mine.biases.reserve(count * static_cast<std::size_t>(layer.padded()) * sizeof(std::int32_t)));
-        for (std::size_t i = 0; i < count; ++i) {
-            const std::int32_t* changes = picture_.biases + i * model_.num_biases + layer.first_bias;
-            std::int32_t* row = to + i * static_cast<std::size_t>(layer.padded());
-            std::copy(plain, plain + layer.padded(), row);
-            for (int o = 0; o < layer.outputs; ++o) row[o] += changes[layer.order[static_cast<std::size_t>(o)]];
-        }
-    }
-
-    const Prepared& prepared(const PackedLayer& layer) const {
-        for (const Prepared& one : prepared_) {
-            if (one.layer == &layer) return one;
-        }
-        std::abort();  // every layer is prepared
-    }
-
-    // Which biases a layer has at each position.
-    LayerMap bias_map(const PackedLayer& layer, int fineness) const {
-        return {prepared(layer).biases.data() == nullptr ? nullptr : picture_.bias_map, picture_.width, fineness};
-    }
-
-    const std::int32_t* biases(const PackedLayer& layer, std::int64_t which) const {
-        const Prepared& mine = prepared(layer);
-        if (mine.biases.data() == nullptr) return packed_for(layer, cpu_, backend_).biases();
-        return static_cast<const std::int32_t*>(mine.biases.data()) + which * layer.padded();
-    }
-
-    void sums(const PackedLayer& layer, const Activations& x, std::int64_t y, std::int64_t x0, int pixels,
-              std::int64_t which, std::int32_t* out) const {
-        const int radius = layer.kernel / 2;
-        DenseCall call;
-        call.x = x.at(y - radius, x0 - radius);
-        call.x_row = x.row();
-        call.x_pixel = x.channels;
-        call.kernel = layer.kernel;
-        call.in_padded = layer.in_padded;
-        call.weights = packed_for(layer, cpu_, backend_).weights.data();
-        call.bias = biases(layer, which);
-        call.blocks = layer.blocks;
-        call.pixels = pixels;
-        call.sums = out;
-        const std::size_t inputs =
-            static_cast<std::size_t>(layer.kernel) * (pixels + layer.kernel - 1) * layer.in_padded;
-        backend_.sums(call, scratch<unsigned char, 0>(inputs * backend_.scratch_bytes));
-    }
-
-    // A whole layer at so many positions per latent; `finish` puts the outputs of neighbouring pixels from (y, x) on.
-    template <typename Finish>
-    void layer(const PackedLayer& layer, const Activations& x, int fineness, Finish finish, const PackedLayer* reader,
-               const float* scales = nullptr) const {
-        const LayerMap biased = bias_map(layer, fineness);
-        const LayerMap scaled = {scales == nullptr ? nullptr : picture_.scale_map, picture_.width, fineness};
-        const std::int16_t* zero = reader == nullptr ? nullptr : prepared(*reader).zero.data();
-        Loop::rows(x.height, x.width, threads_, [&](std::int64_t y, std::int64_t x0, std::int64_t x1) {
-            auto* const buffer = scratch<std::int32_t, 1>(static_cast<std::size_t>(kTilePixels) * layer.padded());
-            for (std::int64_t at = x0, end; at < x1; at = end) {
-                end = std::min<std::int64_t>(x1, at + kTilePixels);
-                end = scaled.until(y, at, biased.until(y, at, end));
-                const int pixels = static_cast<int>(end - at);
-                sums(layer, x, y, at, pixels, biased.at(y, at), buffer);
-                DenseOutput out = {};
-                out.sums = buffer;
-                out.sums_pixel = layer.padded();
-                out.pixels = pixels;
-                out.channels = layer.outputs;
-                out.above = layer.above.data();
-                out.below = layer.below.data();
-                out.zero = zero;
-                if (scales != nullptr) out.scale = scales + scaled.at(y, at) * layer.outputs;
-                finish(out, y, at);
-            }
-        });
-    }
-
-    // (stream + conv2(LeakyReLU(conv1(bytes)))) times the scales of modulator k -> stream and bytes.
-    void block(const PackedLayer& conv1, const PackedLayer& conv2, const PackedLayer* reader, int k, int fineness,
-               Activations& bytes, Activations& inner, Stream& stream) {
-        inner.reserve(bytes.height, bytes.width, conv2);
-        layer(
-            conv1, bytes, fineness,
-            [&](DenseOutput& out, std::int64_t y, std::int64_t x) {
-                out.bytes = inner.at(y, x);
-                out.bytes_pixel = inner.channels;
-                backend_.leaky_bytes(out);
-            },
-            &conv2);
-        bytes.reserve(bytes.height, bytes.width, *reader);
-        layer(
-            conv2, inner, fineness,
-            [&](DenseOutput& out, std::int64_t y, std::int64_t x) {
-                out.stream = stream.at(y, x);
-                out.stream_pixel = stream.channels;
-                out.bytes = bytes.at(y, x);
-                out.bytes_pixel = bytes.channels;
-                if (reader->inputs == 2 * conv2.outputs)
-                    out.rest = out.bytes + conv2.outputs;  // two bytes of each input
-                backend_.residual(out);
-            },
-            reader, picture_.scales[static_cast<std::size_t>(k)]);
+    static std::vector<const PackedLayer*> layers_of(const Impl& model) {
+        std::vector<const PackedLayer*> layers = {model.first.get(), model.head.get(),  model.local_gain.get(),
+                                                  model.up.get(),    model.fine1.get(), model.fine2.get(),
+                                                  model.last.get()};
+        for (const auto& layer : model.convolutions) layers.push_back(layer.get());
+        return layers;
     }
 
     void read_levels(Activations& to) const {
         const std::int64_t height = picture_.height, width = picture_.width, plane = height * width;
         to.reserve(height, width, *model_.first);
         Loop::rows(height, width, threads_, [&](std::int64_t y, std::int64_t x0, std::int64_t x1) {
-            for (std::int64_t x = x0; x < x1; ++x) {
-                std::uint8_t* out = to.at(y, x);
-                const std::uint8_t* level = picture_.levels + y * width + x;
-                const std::uint8_t* table = picture_.input + constants_map(1).at(y, x) * 2 * model_.c * 256;
-                for (int half = 0; half < 2; ++half) {
-                    for (int i = 0; i < model_.c; ++i, table += 256) *out++ = table[level[i * plane]];
+            const LayerMap told = constants_map(1);
+            for (std::int64_t at = x0, end; at < x1; at = end) {
+                end = told.until(y, at, std::min(x1, at + kTilePixels));  // a tile's latents stay in the cache
+                const std::uint8_t* table = picture_.input + told.at(y, at) * 2 * model_.c * 256;
+                for (int i = 0; i < to.channels; ++i) {
+                    std::uint8_t* const out = to.at(y, at) + i;
+                    const bool is_there = i < 2 * model_.c;
+                    const std::uint8_t* level = picture_.levels + i % model_.c * plane + y * width + at;
+                    for (std::int64_t p = 0; p < end - at; ++p) {
+                        out[p * to.channels] = is_there ? table[i * 256 + level[p]] : std::uint8_t{0};
+                    }
                 }
-                for (int i = 2 * model_.c; i < to.channels; ++i) *out++ = 0;
             }
         });
     }
@@ -420,7 +122,7 @@ class ExactDecoder::Impl::Run {
                 }
             },
             model_.fine1.get());
-        block(*model_.fine1, *model_.fine2, model_.last.get(), model_.blocks, 2, bytes, inner, stream);
+        block(*model_.fine1, *model_.fine2, *model_.last, picture_.scales.back(), 2, bytes, inner, stream);
     }
 
     // Pixels of neighbouring latents in a row.
@@ -525,42 +227,54 @@ class ExactDecoder::Impl::Run {
         }
     }
 
+    // Blocks of pixels of neighbouring latents, from sums [pixels][pitch] and details of the fine stage, or null.
     void write(std::int64_t y, std::int64_t x0, int pixels, const std::int32_t* high, const std::int32_t* low,
                int pitch, const std::int16_t* detail) const {
-        constexpr std::int32_t kMiddle = (255 << (kPixelBits - 1)) + (1 << (kPixelBits - 1));
-        const int s = model_.s, half = s / 2, places = half * half;
-        const std::ptrdiff_t row_bytes = picture_.width * s * 3;
-        const std::size_t cell = static_cast<std::size_t>(3) * places;  // details of one position of the fine stage
-        std::int32_t row[kMostBlock];
+        const std::ptrdiff_t row_bytes = picture_.width * model_.s * 3;
+        std::uint8_t* out = picture_.out + y * model_.s * row_bytes + x0 * model_.s * 3;
+        const std::size_t cell = static_cast<std::size_t>(3) * (model_.s / 2) * (model_.s / 2);  // details of a place
+        const auto write_one = model_.s == 8 ? write_block<8> : write_block<0>;
         for (int p = 0; p < pixels; ++p) {
-            for (int dy = 0; dy < s; ++dy) {
-                std::uint8_t* out = picture_.out + (y * s + dy) * row_bytes + (x0 + p) * s * 3;
-                for (int colour = 0; colour < 3; ++colour) {
-                    const int from = p * pitch + (colour * s + dy) * s;
-                    for (int dx = 0; dx < s; ++dx) {
-                        row[dx] = high[from + dx] + ((low[from + dx] + (1 << (kLowBits - 1))) >> kLowBits) + kMiddle;
-                    }
-                    for (int part = 0; detail != nullptr && part < 2; ++part) {
-                        const std::size_t at = static_cast<std::size_t>(dy / half) * 2 * kTilePixels + 2 * p + part;
-                        const std::int16_t* values = detail + at * cell + colour * places + dy % half * half;
-                        for (int dx = 0; dx < half; ++dx) {
-                            row[part * half + dx] += values[dx] * (1 << (kPixelBits - kDetailBits));
-                        }
-                    }
-                    for (int dx = 0; dx < s; ++dx) {
-                        out[3 * dx + colour] = static_cast<std::uint8_t>(std::clamp(row[dx] >> kPixelBits, 0, 255));
-                    }
+            write_one(model_.s, high + p * pitch, low + p * pitch,
+                      detail == nullptr ? nullptr : detail + static_cast<std::size_t>(2) * p * cell,
+                      static_cast<std::ptrdiff_t>(2 * kTilePixels * cell), out + p * model_.s * 3, row_bytes);
+        }
+    }
+
+    // Sums [3][s][s] of one latent, details [places in a row][3][s / 2][s / 2] in two rows. kBlock: s, or 0.
+    template <int kBlock>
+    static void write_block(int block, const std::int32_t* __restrict high, const std::int32_t* __restrict low,
+                            const std::int16_t* __restrict detail, std::ptrdiff_t detail_row, std::uint8_t* out,
+                            std::ptrdiff_t out_row) {
+        constexpr std::int32_t kMiddle = (255 << (kPixelBits - 1)) + (1 << (kPixelBits - 1));
+        const int s = kBlock > 0 ? kBlock : block, half = s / 2, places = half * half, dims = 3 * s * s;
+        std::int32_t sum[kBlock > 0 ? 3 * kBlock * kBlock : 3 * kMostBlock * kMostBlock];
+        std::uint8_t pixel[kBlock > 0 ? 3 * kBlock * kBlock : 3 * kMostBlock * kMostBlock];
+        for (int i = 0; i < dims; ++i) {
+            sum[i] = high[i] + ((low[i] + (1 << (kLowBits - 1))) >> kLowBits) + kMiddle;
+        }
+        for (int part = 0; detail != nullptr && part < 4; ++part) {
+            const std::int16_t* values = detail + part / 2 * detail_row + part % 2 * 3 * places;
+            std::int32_t* const corner = sum + part / 2 * half * s + part % 2 * half;
+            for (int colour = 0; colour < 3; ++colour) {
+                for (int dy = 0; dy < half; ++dy, values += half) {
+                    std::int32_t* const row = corner + (colour * s + dy) * s;
+                    for (int dx = 0; dx < half; ++dx) row[dx] += values[dx] * (1 << (kPixelBits - kDetailBits));
                 }
+            }
+        }
+        for (int i = 0; i < dims; ++i) {
+            pixel[i] = static_cast<std::uint8_t>(std::clamp(sum[i] >> kPixelBits, 0, 255));
+        }
+        for (int dy = 0; dy < s; ++dy, out += out_row) {
+            for (int dx = 0; dx < s; ++dx) {
+                for (int colour = 0; colour < 3; ++colour) out[3 * dx + colour] = pixel[(colour * s + dy) * s + dx];
             }
         }
     }
 
     const Impl& model_;
     const ExactPicture& picture_;
-    const int threads_;
-    const Cpu cpu_;
-    const DenseBackend& backend_;
-    std::vector<Prepared> prepared_;
 };
 
 ExactDecoder::ExactDecoder(const ExactModelView& model) : impl_(new Impl) {

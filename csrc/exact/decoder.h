@@ -4,7 +4,7 @@
 // Read me first:
 //   - Activations are bytes [rows][pixels][channels] with a border of one pixel that holds the layer's zero points;
 //   what
-//     residual blocks add to is a stream of int16 beside them.
+//     residual blocks add to is a stream of int16 beside them (layers.h).
 //   - A layer is a loop over rows for the thread pool; each row goes through the kernel in tiles whose sums stay in the
 //     first-level cache until they are requantised. At 192 channels a byte is used 1,700 times once it is there, so
 //     nothing is gained by fusing layers.
@@ -19,17 +19,9 @@
 #include <vector>
 
 #include "core/cpu.h"
+#include "exact/model.h"
 
 namespace l2c {
-
-// A convolution as a model file holds it.
-struct ExactLayerView {
-    int outputs, inputs, kernel;
-    const std::int8_t* weight;  // [outputs][inputs][kernel][kernel]
-    const std::int32_t* bias;   // [outputs]
-    const float* multiplier;    // [outputs]
-    const std::uint8_t* zero;   // [inputs]
-};
 
 struct ExactModelView {
     int s, c, blocks;  // of the configuration
@@ -40,9 +32,6 @@ struct ExactModelView {
     const std::int16_t* high;  // [3 s^2][3 s^2], rows are pixels
     const std::int16_t* low;
 };
-
-// Which of some values holds at each latent: [height][width], or null: the first everywhere.
-using PlaceMap = const std::int32_t*;
 
 struct ExactPicture {
     std::int64_t height, width;  // of the latents

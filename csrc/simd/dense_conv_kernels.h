@@ -76,8 +76,8 @@ inline std::ptrdiff_t block_size(const MatrixCall& call) {
 
 // Limit on a product before it becomes an integer, and the number that rounds a float32 below 2^22 to nearest even when
 // it is added and taken away again (the default rounding mode is assumed).
-constexpr float kDenseClamp = 65536.0f;
-constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23
+constexpr float kDenseClamp = 2097152.0f;  // 2^21
+constexpr float kRounder = 12582912.0f;    // 1.5 * 2^23
 
 // round_half_even(value) in -most..most.
 inline float rounded_within(float value, float least, float most) {

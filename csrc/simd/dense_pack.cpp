@@ -9,14 +9,16 @@ namespace {
 // int8 [outputs][inputs][taps] -> T [block][tap][in_padded / step][16][step], in zeros.
 template <typename T>
 void pack_weights(int step, int outputs, int inputs, int in_padded, int taps, const std::int8_t* weight, T* to) {
-    const int groups = in_padded / step;
     for (int o = 0; o < outputs; ++o) {
-        for (int i = 0; i < inputs; ++i) {
-            for (int tap = 0; tap < taps; ++tap) {
-                const std::size_t group = (static_cast<std::size_t>(o / kDenseBlock) * taps + tap) * groups + i / step;
-                to[(group * kDenseBlock + o % kDenseBlock) * step + i % step] = *weight++;
+        for (int tap = 0; tap < taps; ++tap) {
+            const std::size_t run = static_cast<std::size_t>(o / kDenseBlock) * taps + tap;
+            T* group = to + (run * in_padded * kDenseBlock + static_cast<std::size_t>(o % kDenseBlock) * step);
+            const std::int8_t* from = weight + tap;
+            for (int i = 0; i < inputs; group += kDenseBlock * step) {
+                for (int k = 0; k < step && i < inputs; ++k, ++i, from += taps) group[k] = *from;
             }
         }
+        weight += static_cast<std::size_t>(inputs) * taps;
     }
 }
 

@@ -124,13 +124,17 @@ def exact(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Name or file of a model.")],
     target: Annotated[Path, typer.Argument(metavar="FILE", help="Model file to write (.safetensors).")],
     val: Val = None,
+    renew: Annotated[
+        bool, typer.Option("--renew", help="Make a decoder in integers again that the model has: other pixels.")
+    ] = False,
 ) -> None:
-    """Measure the ranges of D's activations on pictures (and drawn ones), round its weights, and write the model again.
+    """Measure the ranges of D's and E's activations on pictures (and drawn ones), round D, and write the model again.
 
-    Its id stays: files that it made are read as before. `l2c train export` does the same to models that it writes.
-    Prints the loss in PSNR at several qualities as JSON.
+    Its id stays: files that it made are read as before. `l2c train export` does the same to models that it writes. E
+    runs in integers as well then, on CPUs, which is faster. Prints D's loss in PSNR and the errors of E's latents, in
+    quantiser steps, at several qualities as JSON.
     """
-    print(json.dumps(lazy.exact.add_exact(lazy.models.load_model(model), target, val or []), indent=1))
+    print(json.dumps(lazy.exact.add_exact(lazy.models.load_model(model), target, val or [], renew), indent=1))
 
 
 @app.command("pack", short_help="Pack a stage's checkpoint and records for a journey.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,8 @@ from l2c.arrays import Symbols, UInt8Array
 from l2c.codec.options import PRECISIONS, Precision
 from l2c.codec.views import View
 from l2c.errors import BackendError, BitstreamError, L2CWarning, UnsupportedError
-from l2c.exact import Changes, ExactDecoder
+from l2c.exact import Changes, ExactDecoder, IntegerEncoder
+from l2c.exact.encoder import can_run
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
 from l2c.format.alternatives_section import Alternative, unpack_alternatives
 from l2c.format.bitstream import ADAPT, ALTERNATIVES, QUALITY_MAP, Bitstream
@@ -87,7 +89,7 @@ class TransformStage:
                 warnings.warn(f"{error}; pixels are computed in float32", L2CWarning, stacklevel=4)
                 precision = "float32"
         self.device, self.precision, self.chunk = device, precision, chunk
-        self._config, self._bias_sets = model.config, model.bias_sets
+        self._config, self._bias_sets, self._encoder_ranges = model.config, model.bias_sets, model.encoder_ranges
         self._pass_pixels = _CPU_PASS if device.type == "cpu" else _GPU_PASS
         # A model stays on the CPU, where other codecs may share it.
         self.transform = model.transform
@@ -177,10 +179,8 @@ class TransformStage:
                 x = torch.from_numpy(stacked).to(self.device).permute(0, 3, 1, 2).float() / 255.0
                 x = transforms.pad_to_multiple(x, s).contiguous(memory_format=torch.channels_last)
                 with self.float_mode():
-                    if places is None:
-                        y, tau = self.transform.encoder(x, cond)
-                    else:
-                        y, tau = self.transform.encoder(x, cond, places.part(*seen.covering(s).slices))
+                    here = None if places is None else places.part(*seen.covering(s).slices)
+                    y, tau = self._latents(x, cond, here)
                     z = quantiser.quantise(y, bits, tau)
                 to, part = (..., *box.covering(s).slices), (..., *box.within(seen).covering(s).slices)
                 canvas[to] = z[part].cpu().numpy()
@@ -199,6 +199,20 @@ class TransformStage:
                     results[i] = replace(results[i], y=before[k], mask=masks[k] if masked else None)
         return [results[i] for i in range(len(pixels))]
 
+    def _latents(self, x: Tensor, cond: Tensor, places: Places | None = None) -> tuple[Tensor, Tensor | None]:
+        """E and I as `Encoder.forward` has them, E in integers where that is possible."""
+        if self._integer_encoder is not None:
+            return self._integer_encoder(x, cond, places), None
+        return self.transform.encoder(x, cond) if places is None else self.transform.encoder(x, cond, places)
+
+    @functools.cached_property
+    def _integer_encoder(self) -> IntegerEncoder | None:
+        """Made when first needed: most codecs decode."""
+        encoder: Any = self.transform.encoder
+        if self.exact is None or self._encoder_ranges is None or not can_run(encoder, self.device):
+            return None
+        return IntegerEncoder(encoder, self._encoder_ranges)
+
     @torch.inference_mode()
     def look(self, pixels: UInt8Array, mu: int, bits: int, level: int) -> guard.Look:
         """What E, Q and D make of a picture, or of a sample of it, at a quality 0..1000."""
@@ -207,7 +221,7 @@ class TransformStage:
         cond = self.condition(level, mu).expand(len(x), -1)
         padded = transforms.pad_to_multiple(x, self.s).contiguous(memory_format=torch.channels_last)
         with self.float_mode():
-            y, tau = self.transform.encoder(padded, cond)
+            y, tau = self._latents(padded, cond)
             y_hat = self.quantiser.to_levels(y, bits, tau)
             x_hat = self.transform.decoder(y_hat, cond, None)[:, :, : x.shape[2], : x.shape[3]]
         x_hat = x_hat.float().mul(255.0).round_().clamp_(0.0, 255.0).div_(255.0)

@@ -6,11 +6,11 @@ The contract, for the block family (`transforms.block`); latents come out of the
    every output channel, which a model file is checked for (`ExactWeights.check`). Inputs have a zero point per
    channel; beyond the picture's border they are that. The first layer and the last one have two bytes of each input,
    the second in eighths of the first: there 8 bits cost most.
-2. **After a convolution** comes one product of float32(sum) with a float32 multiplier per channel, clamped to +-65536
+2. **After a convolution** comes one product of float32(sum) with a float32 multiplier per channel, clamped to +-2^21
    and rounded to the nearest integer, ties to even; a LeakyReLU is another multiplier below zero. Nothing is fused to
    the product, so it is the same wherever IEEE 754 holds. Each of these steps is monotone.
 3. **Residual streams** are int16, in 1/64 of the units of the bytes that convolutions read; a modulator's scale is one
-   more such product, of the stream and what was added to it. Both ends saturate.
+   more such product, of the stream and what was added to it, which may be 64 times its range. Both ends saturate.
 4. **Dequantised latents** are a table of companded levels times a factor from a table per channel, interpolated in
    integers over the argument of the local gain. Coefficients of the block transform are int16 in eighths of a level.
 5. **The inverse block transform** has entries of 19 bits behind the point, in two int16 parts. Its sums, the fine stage
@@ -24,9 +24,12 @@ quantise   a trained float D -> these integers
 constants  what they are at one trade-off
 plain      the definition, in PyTorch
 decoder    a D on a device: C++ (csrc/exact) or PyTorch
+encoder    E's convolutions in integers as well, for speed: no part of the contract
 """
 
 from l2c.exact.decoder import Changes, ExactDecoder
+from l2c.exact.encoder import IntegerEncoder
+from l2c.exact.quantise import Ranges
 from l2c.exact.weights import EXACT_PREFIX, ExactWeights
 
-__all__ = ["EXACT_PREFIX", "Changes", "ExactDecoder", "ExactWeights"]
+__all__ = ["EXACT_PREFIX", "Changes", "ExactDecoder", "ExactWeights", "IntegerEncoder", "Ranges"]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from l2c.exact.constants import Constants
 from l2c.exact.weights import (
+    CLAMP,
     COEFFICIENT_BITS,
     DETAIL_BITS,
     FACTOR_STEP_BITS,
@@ -36,7 +37,6 @@ from l2c.ops import arithmetic
 from l2c.ops.contract import SUM_LIMIT as NARROW_SUM_LIMIT
 
 SLOPE = 0.1  # of every LeakyReLU: below zero a multiplier is float32(0.1) times what it is above, in one product
-CLAMP = 65536.0  # products are clamped to +- this before they become integers
 Convolve = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -1,20 +1,25 @@
-"""A trained float D of the block family -> integers: ranges are measured on pictures, then everything is rounded."""
+"""Trained networks of the block family -> integers: ranges are measured on pictures, then everything is rounded."""
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from l2c.errors import ConfigError
 from l2c.exact.fixed import BITS, FunctionTables, SmallNet, to_fixed
 from l2c.exact.weights import (
+    CLAMP,
     COEFFICIENT_BITS,
     DETAIL_BITS,
+    EXACT_PREFIX,
     LOCAL_BITS,
     REST_BITS,
     REST_ZERO,
@@ -25,7 +30,7 @@ from l2c.exact.weights import (
     ExactWeights,
     layer_shapes,
 )
-from l2c.transforms.block import BlockConfig, BlockDecoder, Gain
+from l2c.transforms.block import BlockConfig, BlockDecoder, BlockEncoder, Gain
 from l2c.transforms.modulators import Modulator, log_lmbda
 
 _SHARE = 1e-4  # of the values of a channel that may lie beyond its range, on each side
@@ -33,55 +38,79 @@ _MARGIN = 1.1  # ranges are taken so much wider than they were measured
 _BALANCE = 0.9  # how far a channel's range is its own: 0, all of a layer share one; 1, each has its own
 _WEIGHT_MOST = 127
 _SHARING = ("local_gain", "up")  # layers whose input is the head's
+_MOST_RANGE = 1e9  # of an input that a model file states
 _LEAST_RANGE = 1e-3  # of a layer's widest channel, for those that are silent
+
+ENCODER_PREFIX = EXACT_PREFIX + "encoder."  # of the ranges of E in a model file
 
 Float64 = npt.NDArray[np.float64]
 
 
 @dataclass
 class Ranges:
-    """Where the inputs of D's convolutions lie.
+    """Where the inputs of a network's convolutions lie.
 
     Attributes:
         low, high: float64 [channels] by layer: quantiles of its inputs, the extremes over pictures.
+        most: float64 [channels] by layer: the largest magnitude of its outputs, as far as it is known.
     """
 
     low: dict[str, Float64] = field(default_factory=dict)
     high: dict[str, Float64] = field(default_factory=dict)
+    most: dict[str, Float64] = field(default_factory=dict)
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Those of E as a model file stores them, in float32."""
+        return {
+            f"{ENCODER_PREFIX}{name}.{side}": torch.from_numpy(values[name]).float()
+            for side, values in (("low", self.low), ("high", self.high), ("most", self.most))
+            for name in values
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], encoder: nn.Module) -> Ranges | None:
+        """Read `to_tensors`; None where a model file has no ranges of E. Raises ConfigError: they do not fit E."""
+        if not isinstance(encoder, BlockEncoder) or not any(name.startswith(ENCODER_PREFIX) for name in tensors):
+            return None
+        ranges = cls()
+        for name in encoder_inputs(encoder):
+            conv: Any = encoder.get_submodule(name)
+            sides = (("low", ranges.low, conv.in_channels), ("high", ranges.high, conv.in_channels))
+            for side, values, channels in (*sides, ("most", ranges.most, conv.out_channels)):
+                stored = tensors.get(f"{ENCODER_PREFIX}{name}.{side}")
+                if (
+                    stored is None
+                    or stored.shape != (channels,)
+                    or not bool((stored.double().abs() < _MOST_RANGE).all())
+                ):
+                    raise ConfigError(f"the integer E has no {side} of {channels} channels of {name}")
+                values[name] = stored.double().numpy()
+        return ranges
 
 
-@torch.no_grad()
-def measure_ranges(decoder: BlockDecoder, passes: Iterable[tuple[Tensor, Tensor]]) -> Ranges:
-    """Quantiles of what every convolution gets.
-
-    Args:
-        decoder: the trained D, on the CPU.
-        passes: (latents float32 [N, c, h, w], conditions float32 [N, 2]) of pictures at all kinds of trade-offs.
-    """
-    ranges, hooks = Ranges(), []
-    seen: dict[str, tuple[Float64, Float64]] = {}
+@contextlib.contextmanager
+def watched(network: nn.Module, layers: Sequence[str]) -> Iterator[Ranges]:
+    """Ranges of what these convolutions of a network on the CPU get and give while this lasts."""
+    ranges = Ranges()
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            values = inputs[0].float().transpose(0, 1).flatten(1)
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            extreme = output.detach().double().abs().amax(dim=(0, 2, 3)).numpy()
+            ranges.most[name] = np.maximum(ranges.most.get(name, extreme), extreme)
+            values = inputs[0].detach().float().transpose(0, 1).flatten(1)
             most = max(1, round(_SHARE * values.shape[1]))
-            low, high = (values.topk(most, dim=1, largest=largest).values[:, -1] for largest in (False, True))
-            seen[name] = low.double().numpy(), high.double().numpy()
+            low, high = (
+                values.topk(most, dim=1, largest=largest).values[:, -1].double().numpy() for largest in (False, True)
+            )
+            ranges.low[name] = np.minimum(ranges.low.get(name, low), low)
+            ranges.high[name] = np.maximum(ranges.high.get(name, high), high)
 
         return hook
 
-    for name in _measured(decoder_config(decoder)):
-        hooks.append(decoder.get_submodule(name).register_forward_pre_hook(watch(name)))
-    try:
-        for z, cond in passes:
-            decoder(z, cond)
-            for name, (low, high) in seen.items():
-                ranges.low[name] = np.minimum(ranges.low.get(name, low), low)
-                ranges.high[name] = np.maximum(ranges.high.get(name, high), high)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return ranges
+    with contextlib.ExitStack() as stack:
+        for name in layers:
+            stack.callback(network.get_submodule(name).register_forward_hook(watch(name)).remove)
+        yield ranges
 
 
 def decoder_config(decoder: BlockDecoder) -> BlockConfig:
@@ -100,9 +129,15 @@ def _gain(decoder: BlockDecoder) -> Gain:
     return gain
 
 
-def _measured(config: BlockConfig) -> list[str]:
-    """Layers with an input of their own."""
-    return [name for name in layer_shapes(config) if name not in _SHARING]
+def decoder_inputs(decoder: BlockDecoder) -> list[str]:
+    """D's layers with an input of their own."""
+    return [name for name in layer_shapes(decoder_config(decoder)) if name not in _SHARING]
+
+
+def encoder_inputs(encoder: BlockEncoder) -> list[str]:
+    """E's layers with an input of their own."""
+    blocks = [f"blocks.{i}.{conv}" for i in range(len(encoder.blocks)) for conv in ("conv1", "conv2")]
+    return ["first", *blocks, "head"]
 
 
 @dataclass(frozen=True)
@@ -113,14 +148,25 @@ class _Bytes:
     zero: Float64
 
     @classmethod
-    def of(cls, low: Float64, high: Float64) -> _Bytes:
+    def of(cls, low: Float64, high: Float64, least: Float64 | float = 0.0) -> _Bytes:
+        """Of a layer whose inputs lie between these; steps are at least `least`."""
         low, high = _MARGIN * np.minimum(low, 0.0), _MARGIN * np.maximum(high, 0.0)
         span = high - low
         widest = max(float(span.max()), 1e-6)
         step = np.maximum(span, _LEAST_RANGE * widest) ** _BALANCE * widest ** (1.0 - _BALANCE) / 255.0
+        step = np.maximum(step, least)
         # What is left over beyond the range is shared out to both sides.
         zero = np.rint(-low / step + 0.5 * (255.0 - span / step))
         return cls(step, zero.clip(0.0, 255.0))
+
+
+def _inputs(ranges: Ranges, layers: Sequence[str]) -> dict[str, _Bytes]:
+    """The bytes of layers' inputs; residual streams, whose units follow, have room for what blocks add to them."""
+    found = {}
+    for name in layers:
+        added = ranges.most.get(name.replace("conv1", "conv2"), 0.0) if name.endswith("conv1") else 0.0
+        found[name] = _Bytes.of(ranges.low[name], ranges.high[name], added * (2 << STREAM_BITS) / CLAMP)
+    return found
 
 
 @torch.no_grad()
@@ -130,22 +176,16 @@ def from_float(decoder: BlockDecoder, lmbda: tuple[float, float], ranges: Ranges
     Args:
         decoder: on the CPU.
         lmbda: the model's range of trade-offs.
-        ranges: of its layers' inputs, from `measure_ranges`.
+        ranges: of its `decoder_inputs`.
     """
     config = decoder_config(decoder)
-    inputs = {name: _Bytes.of(ranges.low[name], ranges.high[name]) for name in _measured(config)}
+    inputs = _inputs(ranges, decoder_inputs(decoder))
     inputs |= dict.fromkeys(_SHARING, inputs["head"])
-    blocks = config.decoder_blocks
-    streams = [inputs[f"blocks.{i}.conv1"] for i in range(blocks)] + [inputs["head"]]
-    per_stream = float(1 << STREAM_BITS)
     whitening = decoder.whitening[0, :, 0, 0].double().numpy()
-    units = {"first": per_stream / streams[0].step, "head": (1 << COEFFICIENT_BITS) / whitening}
+    units, ratios = _trunk_units(inputs, config.decoder_blocks)
+    units["head"] = (1 << COEFFICIENT_BITS) / whitening
     units["local_gain"] = np.full(config.c, float(1 << LOCAL_BITS))
-    ratios = []
-    for i in range(blocks):
-        units[f"blocks.{i}.conv1"] = 1.0 / inputs[f"blocks.{i}.conv2"].step
-        units[f"blocks.{i}.conv2"] = per_stream / streams[i].step
-        ratios.append(streams[i].step / streams[i + 1].step)
+    per_stream = float(1 << STREAM_BITS)
     if config.fine_width:
         fine, last = inputs["fine_block.conv1"], inputs["last"]
         units["up"] = np.repeat(per_stream / fine.step, 4)  # pixel_shuffle's order
@@ -175,6 +215,57 @@ def from_float(decoder: BlockDecoder, lmbda: tuple[float, float], ranges: Ranges
     )  # fmt: skip
     result.check()
     return result
+
+
+def _trunk_units(inputs: dict[str, _Bytes], blocks: int) -> tuple[dict[str, Float64], list[Float64]]:
+    """What a float output is multiplied with in the first layer and the blocks, and what scales change by."""
+    per_stream = float(1 << STREAM_BITS)
+    streams = [inputs[f"blocks.{i}.conv1"] for i in range(blocks)] + [inputs["head"]]
+    units = {"first": per_stream / streams[0].step}
+    for i in range(blocks):
+        units[f"blocks.{i}.conv1"] = 1.0 / inputs[f"blocks.{i}.conv2"].step
+        units[f"blocks.{i}.conv2"] = per_stream / streams[i].step
+    return units, [streams[i].step / streams[i + 1].step for i in range(blocks)]
+
+
+@dataclass(frozen=True)
+class EncoderLayers:
+    """The convolutions of E in integers.
+
+    Attributes:
+        convolutions: by name. The multipliers of `head` and `local_gain` give their outputs in floats.
+        ratios: float32 [channels], what each modulator's scales are multiplied with.
+        input_scale, input_zero: float32 [3 s^2], bytes of the first layer's input per unit of a coefficient, and what
+            is added to them.
+    """
+
+    convolutions: dict[str, ExactConv]
+    ratios: tuple[npt.NDArray[np.float32], ...]
+    input_scale: npt.NDArray[np.float32]
+    input_zero: npt.NDArray[np.float32]
+
+
+@torch.no_grad()
+def encoder_from_float(encoder: BlockEncoder, ranges: Ranges) -> EncoderLayers:
+    """The integer form of a trained E's convolutions.
+
+    Args:
+        encoder: on the CPU. ranges: of its `encoder_inputs`.
+    """
+    inputs = _inputs(ranges, encoder_inputs(encoder))
+    units, ratios = _trunk_units(inputs, len(encoder.blocks))
+    units["head"] = np.ones(encoder.c)
+    if encoder.local_gain is not None:
+        inputs["local_gain"], units["local_gain"] = inputs["head"], units["head"]
+    convolutions = {
+        name: _convolution(encoder.get_submodule(name), inputs[name], unit, split=False)  # type: ignore[arg-type]
+        for name, unit in units.items()
+    }
+    first, whitening = inputs["first"], encoder.whitening[0, :, 0, 0].double().numpy()
+    return EncoderLayers(
+        convolutions, tuple(ratio.astype(np.float32) for ratio in ratios), (whitening / first.step).astype(np.float32),
+        first.zero.astype(np.float32),
+    )  # fmt: skip
 
 
 def small_net(net: Gain | Modulator) -> SmallNet:

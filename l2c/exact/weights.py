@@ -28,6 +28,7 @@ LEVEL_BITS = 8  # of a companded level behind the point
 FACTOR_STEP_BITS = 7  # values of that argument between two entries of a table of factors
 FACTOR_ENTRIES = (1 << (16 - FACTOR_STEP_BITS)) + 1
 FACTOR_MOST = 1 << 23  # entries stay below it
+CLAMP = float(1 << 21)  # products are clamped to +- this before they become integers; streams are +-2^15
 SUM_LIMIT = 1 << 31  # 255 sum|w| + |bias| stays below it in every output channel, changed biases counted
 MOST_CONDITION = 8 << BITS  # of a condition's magnitude: far beyond what a header and moved conditions can say
 

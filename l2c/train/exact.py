@@ -1,4 +1,4 @@
-"""The integer D of a trained model: ranges of activations are measured on pictures, and what it costs is checked."""
+"""The integer D and E of a trained model: ranges are measured on pictures, and what they cost is checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from l2c import models, transforms
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, TrainingError
 from l2c.exact import ExactDecoder, ExactWeights
-from l2c.exact.quantise import from_float, measure_ranges
+from l2c.exact.encoder import IntegerEncoder, can_run
+from l2c.exact.quantise import Ranges, decoder_inputs, encoder_inputs, from_float, watched
 from l2c.format.levels import MAX_QUALITY, METRICS, OperatingPoint
 from l2c.models import Model
 from l2c.train.data import centre_crops
@@ -28,6 +29,7 @@ _CHECKED = (100, 300, 500, 700, 900, 1000)  # qualities at which the loss is mea
 _SIZE, _PICTURES, _DRAWN = 256, 24, 12  # crops of photographs, and drawn pictures
 _EVERY = 3  # of them are decoded for the check
 _MOST_LOSS = 0.1  # dB of PSNR, the mean over pictures at any of them
+_MOST_ERROR = 0.1  # quantiser steps, of latents of an integer E at any of them
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,19 @@ class Loss:
     in_integers: float
 
 
+def _input(transform: Transform, config: ModelConfig, picture: Tensor, point: OperatingPoint) -> tuple[Tensor, Tensor]:
+    """What E gets of a picture uint8 [1, 3, H, W]: pixels and conditions."""
+    pair = torch.tensor([[config.lmbda(point.quality_tenths / MAX_QUALITY)], [point.mix / max(METRICS.values())]])
+    x = transforms.pad_to_multiple(picture.float() / 255.0, transform.s)
+    return x.contiguous(memory_format=torch.channels_last), transforms.condition(*pair)
+
+
 def _latents(
     transform: Transform, config: ModelConfig, picture: Tensor, point: OperatingPoint
 ) -> tuple[Tensor, Tensor]:
     """Quantised latents and conditions of a picture uint8 [1, 3, H, W]."""
-    pair = torch.tensor([[config.lmbda(point.quality_tenths / MAX_QUALITY)], [point.mix / max(METRICS.values())]])
-    cond = transforms.condition(*pair)
-    x = transforms.pad_to_multiple(picture.float() / 255.0, transform.s)
-    y, tau = transform.encoder(x.contiguous(memory_format=torch.channels_last), cond)
+    x, cond = _input(transform, config, picture, point)
+    y, tau = transform.encoder(x, cond)
     return transform.quantiser.to_levels(y, point.bits, tau), cond
 
 
@@ -62,16 +69,41 @@ def _passes(
 
 
 @torch.no_grad()
-def calibrate(transform: Transform, config: ModelConfig, pictures: list[Tensor], passes: int = _PASSES) -> ExactWeights:
-    """The integer D of a trained D.
+def calibrate(
+    transform: Transform, config: ModelConfig, pictures: list[Tensor], passes: int = _PASSES
+) -> tuple[ExactWeights, Ranges]:
+    """The integer D of a trained D, and the ranges of E's layers.
 
     Args:
         transform: of the block family, on the CPU, its weights as a model file holds them.
         pictures: uint8 [1, 3, H, W], photographs and drawn ones.
     """
+    encoder: Any = transform.encoder
     decoder: Any = transform.decoder
-    ranges = measure_ranges(decoder, _passes(transform, config, pictures, passes))
-    return from_float(decoder, (config.lmbda_min, config.lmbda_max), ranges)
+    with watched(encoder, encoder_inputs(encoder)) as of_encoder, watched(decoder, decoder_inputs(decoder)) as ranges:
+        for z, cond in _passes(transform, config, pictures, passes):
+            decoder(z, cond)
+    return from_float(decoder, (config.lmbda_min, config.lmbda_max), ranges), of_encoder
+
+
+@torch.no_grad()
+def encoder_errors(
+    transform: Transform, config: ModelConfig, ranges: Ranges, pictures: list[Tensor]
+) -> dict[int, float]:
+    """How far latents of an integer E lie from the float E's: root mean square in quantiser steps, by quality.
+
+    A step's own error is 0.289; errors of the two add as squares.
+    """
+    encoder: Any = transform.encoder
+    integers, found = IntegerEncoder(encoder, ranges), {}
+    for quality in _CHECKED:
+        squares = 0.0
+        for picture in pictures:
+            x, cond = _input(transform, config, picture, OperatingPoint(quality, METRICS["psnr"], config.bits))
+            errors = (integers(x, cond) - encoder(x, cond)[0]).clamp(-1.0, 1.0)
+            squares += float(errors.square().mean()) / len(pictures)
+        found[quality] = math.sqrt(squares)
+    return found
 
 
 @torch.no_grad()
@@ -104,17 +136,26 @@ def check_losses(found: list[Loss]) -> float:
     return most
 
 
-def add_exact(model: Model, target: Path, sources: Sequence[str]) -> dict[str, Any]:
-    """Write a model again with an integer D; its id stays.
+def check_errors(errors: dict[int, float]) -> None:
+    """Raises TrainingError where the latents of an integer E are further off than they may be."""
+    if max(errors.values()) > _MOST_ERROR:
+        raise TrainingError(
+            f"latents of the integer E are off by {max(errors.values()):.3f} steps; {_MOST_ERROR:g} are allowed"
+        )
+
+
+def add_exact(model: Model, target: Path, sources: Sequence[str], renew: bool = False) -> dict[str, Any]:
+    """Write a model again with an integer D, and ranges of E where that can run in integers; its id stays.
 
     Args:
         model: of the block family.
         target: .safetensors. sources: pictures, as `data.val` of a recipe; with none, drawn ones alone.
+        renew: whether an integer D that the model has is made again: then its files have other pixels than before.
     Returns:
-        What was found: id, bytes, losses by quality.
+        What was found: id, bytes, losses by quality, and errors of E's latents in quantiser steps.
     Raises:
         ConfigError: another family, or no picture that can be read.
-        TrainingError: the integer D loses too much.
+        TrainingError: the integer D loses too much, or the integer E errs too much.
     """
     if not isinstance(model.config.transform, BlockConfig):
         raise ConfigError(f"{model.name} is of the family {model.config.transform.family}: only block has an integer D")
@@ -122,11 +163,17 @@ def add_exact(model: Model, target: Path, sources: Sequence[str]) -> dict[str, A
         raise ConfigError(f"{target.name}: a model file ends in .safetensors")
     photos = centre_crops(sources, _SIZE, _PICTURES) if sources else []
     pictures = [*photos, *drawn_pictures(_DRAWN, _SIZE, photos)]
-    weights = calibrate(model.transform, model.config, pictures)
-    found = losses(model.transform, model.config, weights, pictures[::_EVERY])
+    made, ranges = calibrate(model.transform, model.config, pictures)
+    weights = made if renew or model.exact is None else model.exact
+    checked = pictures[::_EVERY]
+    found, errors = losses(model.transform, model.config, weights, checked), {}
     check_losses(found)
-    models.add_exact(model, target, weights)
+    has_encoder = can_run(model.transform.encoder, torch.device("cpu"))
+    if has_encoder:
+        errors = encoder_errors(model.transform, model.config, ranges, checked)
+        check_errors(errors)
+    models.add_exact(model, target, weights, ranges if has_encoder else None)
     return {
-        "id": model.model_id.hex(), "bytes": target.stat().st_size,
+        "id": model.model_id.hex(), "bytes": target.stat().st_size, "encoder_errors": errors,
         "losses": [dataclasses.asdict(loss) | {"loss": loss.in_float - loss.in_integers} for loss in found],
     }  # fmt: skip

@@ -28,7 +28,7 @@ from l2c.transforms.adaptation import Adaptation, Adapter, Places, everywhere
 from l2c.transforms.base import MAX_BLOCKS, MAX_WIDTH, Decoder, Encoder, TransformConfig
 from l2c.transforms.modulators import Modulator, for_each, log_lmbda
 
-_PIXEL_SCALE = 255.0
+PIXEL_SCALE = 255.0
 _SLOPE = 0.1  # of every LeakyReLU
 _FEATURE_SCALE = 1.0 / 64.0
 _CHROMA_DELAY = 1.9  # a chroma frequency ranks with the luma frequency this many times higher
@@ -168,7 +168,12 @@ class LocalGain(nn.Conv2d):
 
     def logarithm(self, features: Tensor) -> Tensor:
         """[N, width, h, w] -> the factors' logarithms, float32 [N, c, h, w] in -log 8..log 8."""
-        return super().forward(features).float().tanh() * _MAX_LOCAL_GAIN
+        return self.bounded(super().forward(features).float())
+
+    @staticmethod
+    def bounded(x: Tensor) -> Tensor:
+        """The convolution's output -> the factors' logarithms."""
+        return x.tanh() * _MAX_LOCAL_GAIN
 
     def forward(self, features: Tensor) -> Tensor:
         """[N, width, h, w] -> float32 [N, c, h, w] in 1/8..8."""
@@ -197,7 +202,7 @@ class Companding(nn.Module):
         super().__init__()
         self.gain = Gain(config.c, config.modulator_width)
         basis, frequency = block_basis(config.s)
-        bound = (_PIXEL_SCALE / 2.0 * basis.abs().sum(dim=1))[: config.c]
+        bound = (PIXEL_SCALE / 2.0 * basis.abs().sum(dim=1))[: config.c]
         is_mean = frequency[: config.c] == 0
         # Not `where` of two numbers: it has PyTorch's default dtype, and both ends must have the same limits.
         levels = torch.full_like(bound, _KNEE * math.expm1(_MAX_LEVEL / _KNEE))
@@ -315,31 +320,47 @@ class BlockEncoder(Encoder):
         Returns:
             y: float32 [N, c, H/s, W/s] in quantiser steps; tau: float32 [N, 1, H/s, W/s] in (0, 1), or None.
         """
-        with torch.autocast(x.device.type, enabled=False):
-            blocks = F.pixel_unshuffle((x - 0.5) * _PIXEL_SCALE, self.s)
-            if self.gain is None:
-                coefficients = F.conv2d(blocks, bounded_transform(self.transform.weight, self.sums))
-            else:
-                coefficients = self.transform(blocks)
+        coefficients = self.coefficients(x)
         adapter = Adapter(Adaptation(places=places), cond, coefficients.shape[2])
         features = adapter.finish(self.first(coefficients * self.whitening), slope=_SLOPE)
         for block, mod in zip(self.blocks, self.mods):
             features = block(features, adapter, mod)
-        delta = self.head(features).float() / self.whitening[:, : self.c]
+        delta = self.head(features).float()
+        local = None if self.local_gain is None else self.local_gain.logarithm(features)
+        tau = self.importance(features).float().sigmoid() if self.importance is not None else None
+        return self.latents(coefficients, delta, local, cond, places), tau
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """The block transform of a picture float32 [N, 3, H, W] in [0, 1]: float32 [N, 3 s^2, H/s, W/s]."""
+        with torch.autocast(x.device.type, enabled=False):
+            return F.conv2d(F.pixel_unshuffle((x - 0.5) * PIXEL_SCALE, self.s), self.matrix())
+
+    def matrix(self) -> Tensor:
+        """A as it is used, float32 [3 s^2, 3 s^2, 1, 1]."""
+        weight = self.transform.weight
+        return bounded_transform(weight, self.sums) if self.gain is None else weight
+
+    def latents(
+        self, coefficients: Tensor, delta: Tensor, local: Tensor | None, cond: Tensor, places: Places | None
+    ) -> Tensor:
+        """What the convolutions said of the coefficients, and the gains, make latents of them.
+
+        Args:
+            coefficients: from `coefficients`. cond, places: as in `forward`.
+            delta: float32 [N, c, H/s, W/s], the head's output.
+            local: logarithms of the local gains, of the same shape; None without them.
+        """
+        delta = delta / self.whitening[:, : self.c]
         kept = coefficients[:, : self.c]
         (companding,) = self._companding
         if companding is not None:
-            local = self.local_gain.logarithm(features) if self.local_gain is not None else None
-            with torch.autocast(x.device.type, enabled=False):
+            with torch.autocast(coefficients.device.type, enabled=False):
                 u = kept + delta * everywhere(companding.correction, cond, places)
-                y = companding.to_latents(u, companding.log_gain(cond, local, places))
-        else:
-            if self.local_gain is not None:
-                kept = kept * self.local_gain(features)
-            assert self.gain is not None
-            y = (kept + delta) * everywhere(self.gain, cond, places)
-        tau = self.importance(features).float().sigmoid() if self.importance is not None else None
-        return y, tau
+                return companding.to_latents(u, companding.log_gain(cond, local, places))
+        if local is not None:
+            kept = kept * local.exp()
+        assert self.gain is not None
+        return (kept + delta) * everywhere(self.gain, cond, places)
 
 
 class BlockDecoder(Decoder):
@@ -411,7 +432,7 @@ class BlockDecoder(Decoder):
             scaled = scaled * self.local_gain(x)
         with torch.autocast(y_hat.device.type, enabled=False):
             coefficients = torch.cat((delta[:, : self.c] + scaled, delta[:, self.c :]), dim=1)
-            out = F.pixel_shuffle(self.transform(coefficients), self.s) * (1.0 / _PIXEL_SCALE) + 0.5
+            out = F.pixel_shuffle(self.transform(coefficients), self.s) * (1.0 / PIXEL_SCALE) + 0.5
         if self.up is not None:
             fine = F.pixel_shuffle(adapter.finish(self.up(x), slope=_SLOPE), 2)
             fine = self.fine_block(fine, adapter, self.mods[-1])
@@ -442,7 +463,7 @@ class BlockDecoder(Decoder):
             averages = F.avg_pool2d(basis, scale).reshape(self.c, -1).T[:, :, None, None]
             places = adaptation.places if adaptation is not None else None
             blocks = F.conv2d(self._dequantised(y_hat.float(), cond, places), averages)
-            return F.pixel_shuffle(blocks, self.s // scale) * (1.0 / _PIXEL_SCALE) + 0.5
+            return F.pixel_shuffle(blocks, self.s // scale) * (1.0 / PIXEL_SCALE) + 0.5
 
     def halo_px(self, scale: int) -> int:
         """See `Decoder.halo_px`: blocks that are transformed alone see nothing but themselves."""
