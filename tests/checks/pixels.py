@@ -5,8 +5,10 @@
     python tests/checks/pixels.py PICTURES --rates [--every N]
 
 The first form prints how many pixels were compared and how many differ: instruction sets, threads, PyTorch, chunks of
-512, regions, batches. The second times decodes against float32 and bfloat16, the third prints the BD-rate of the
-integer D against the float one, from one set of files, in PSNR and in dB of MS-SSIM.
+512, regions, batches. The second times decodes and encodes against float32 and bfloat16, with the share of what the
+machine's byte products could do and the memory that a decode takes. The third prints the BD-rate of the
+integer D against the float one, from one set of files, and of the integer E against the float one, in PSNR and in dB
+of MS-SSIM.
 """
 
 from __future__ import annotations
@@ -14,9 +16,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import shutil
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,14 +60,21 @@ def instruction_sets() -> list[str]:
     return found
 
 
-def ways(codec: l2c.Codec, plain: l2c.Codec, data: bytes, reference: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Other decodes of a file: (how, whole pictures or parts of the reference put back into it)."""
-    for name, threads in itertools.product(instruction_sets(), (1, 2)):
+def ways(
+    codec: l2c.Codec, plain: l2c.Codec | None, data: bytes, reference: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Other decodes of a file: (how, whole pictures or parts of the reference put back into it).
+
+    With no `plain`, a codec in PyTorch, the two slow ways are left out: that, and plain C++.
+    """
+    fast = [name for name in instruction_sets() if plain is not None or name != "scalar"]
+    for name, threads in itertools.product(fast, (1, 2)):
         extension.cpp_extension().set_cpu(name)
         torch.set_num_threads(threads)
         yield f"{name}, {threads} threads", codec.decode(data)
     extension.cpp_extension().set_cpu("")
-    yield "PyTorch", plain.decode(data)
+    if plain is not None:
+        yield "PyTorch", plain.decode(data)
     yield "batch of 3", codec.decode_batch([data] * 3)[2]
     height, width = reference.shape[:2]
     left, top, right, bottom = width // 5, height // 7, width - width // 3, height - height // 4
@@ -80,12 +93,12 @@ def equality(options: argparse.Namespace) -> None:
     plain = l2c.Codec()
     del os.environ["L2C_BACKEND"]
     compared: dict[str, list[int]] = {}
-    for name, pixels in pictures(options.folder, options.every):
+    for number, (name, pixels) in enumerate(pictures(options.folder, options.every)):
         for quality, effort in itertools.product(options.qualities, options.efforts):
-            for tile in (512, 1024):
+            for tile in (512, 1024)[: 2 if effort == 0 else 1]:
                 data = codec.encode(pixels, quality=quality, effort=effort, tile=tile)
                 reference = codec.decode(data)
-                for way, decoded in ways(codec, plain, data, reference):
+                for way, decoded in ways(codec, None if number % options.slow_every else plain, data, reference):
                     counts = compared.setdefault(way, [0, 0])
                     counts[0] += reference.shape[0] * reference.shape[1]
                     counts[1] += int((decoded != reference).any(axis=2).sum())
@@ -114,15 +127,70 @@ def with_avx2(call: Callable[[], Any]) -> None:
         extension.cpp_extension().set_cpu("")
 
 
+def byte_peak(threads: Sequence[int]) -> list[float]:
+    """GMAC/s of byte products that so many threads do, or nothing without AVX-512 VNNI or a compiler."""
+    compiler = shutil.which("g++")
+    if compiler is None or "avx512" not in instruction_sets():
+        return []
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "peak"
+        source = Path(__file__).with_name("byte_peak.cpp")
+        flags = ["-O3", "-std=c++17", "-mavx512f", "-mavx512vnni", "-pthread"]
+        subprocess.run([compiler, *flags, str(source), "-o", str(program)], check=True)
+        found = subprocess.run([str(program), *map(str, threads)], check=True, capture_output=True, text=True)
+    return [float(line) for line in found.stdout.split()]
+
+
+def products_per_latent(codec: l2c.Codec) -> float:
+    """Byte products of the integer D; the block transform's of words count twice, as they take twice the time."""
+    exact = codec.transform_stage.exact
+    assert exact is not None
+    fine = {"fine_block.conv1", "fine_block.conv2", "last"}
+    layers = sum(
+        layer.weight.size * (4 if name in fine else 1) for name, layer in exact.weights.convolutions.items()
+    )  # fmt: skip
+    return layers + 4 * exact.weights.transform.size
+
+
+def peak_memory(data: bytes, precision: str) -> float:
+    """MiB that a decode in a process of its own has taken beyond what the model had."""
+    program = (
+        "import resource, sys, l2c\n"
+        "codec = l2c.Codec(precision=sys.argv[1])\n"
+        "codec.decode(open(sys.argv[3], 'rb').read())\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "codec.decode(open(sys.argv[2], 'rb').read())\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+    )
+    small = l2c.encode(np.zeros((64, 64, 3), np.uint8), quality=50, lossless="never")
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / name for name in ("large", "small")]
+        for path, content in zip(paths, (data, small)):
+            path.write_bytes(content)
+        command = [sys.executable, "-c", program, precision, *map(str, paths)]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
 def speed(folder: str) -> None:
-    """Decodes at 0.5 bpp in turns, medians and ratios."""
+    """Decodes and encodes at 0.5 bpp in turns, medians and ratios; shares of the peak; memory."""
     _, first = next(pictures(folder, 1))
     tall = np.tile(first, (3, 3, 1))
     codecs = {name: l2c.Codec(precision=name) for name in ("exact", "float32", "bfloat16")}
+    exact = codecs["exact"].transform_stage.exact
+    assert exact is not None
     for label, pixels in (("768x512", first[:512, :768]), ("2000x1128", tall[:1128, :2000])):
-        data = codecs["exact"].encode(np.ascontiguousarray(pixels), bpp=0.5)
+        pixels = np.ascontiguousarray(pixels)
+        data = codecs["exact"].encode(pixels, bpp=0.5)
         megapixels = pixels.shape[0] * pixels.shape[1] / 1e6
+        levels = (
+            torch.zeros(
+                (exact.weights.config.c, *(side // codecs["exact"].transform_stage.s for side in pixels.shape[:2])),
+                dtype=torch.uint8,
+            )
+            + 128
+        )
         calls: dict[str, Callable[[], Any]] = {name: partial(codec.decode, data) for name, codec in codecs.items()}
+        calls["D alone"] = partial(exact.decode, levels, 500, 0)
         if "avx512" in instruction_sets():
             calls["exact, AVX2"] = partial(with_avx2, calls["exact"])
         for threads in (1, 2):
@@ -134,35 +202,53 @@ def speed(folder: str) -> None:
                     f"{seconds['float32'] / value:.2f} of float32's speed",
                     flush=True,
                 )
+            for peak in byte_peak([threads]):
+                rate = products_per_latent(codecs["exact"]) * levels[0].numel() / seconds["D alone"] / 1e9
+                print(f"  D alone: {rate:.0f} GMAC/s, {rate / peak:.2f} of the {peak:.0f} that this machine can do")
+        torch.set_num_threads(1)
+        for precision in ("exact", "float32"):
+            print(f"{label} {precision}: a decode takes {peak_memory(data, precision):.0f} MiB", flush=True)
+        if label != "768x512":
+            continue
+        for options in ({"quality": 50}, {"bpp": 0.5}, {"bpp": 0.5, "effort": 4}):
+            rounds = 5 if "effort" not in options else 1
+            encodes = {name: partial(codecs[name].encode, pixels, **options) for name in ("exact", "float32")}
+            seconds = medians(encodes, rounds)
+            print(
+                f"encode {options}:", *(f"{name} {1e3 * value:.0f} ms" for name, value in seconds.items()), flush=True
+            )
 
 
 def rates(options: argparse.Namespace) -> None:
-    """BD-rate of the integer D against the float one."""
+    """BD-rates of the integer D against the float one, from one set of files, and of the integer E, decoded alike."""
     exact, floats = l2c.Codec(), l2c.Codec(precision="float32")
-    found: dict[str, list[float]] = {"psnr": [], "msssim": []}
+    found: dict[str, list[float]] = {}
     for name, pixels in pictures(options.folder, options.every):
-        for metric in found:
-            curves: list[list[tuple[float, float]]] = [[], []]
+        x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255.0
+        for metric in ("psnr", "msssim"):
+            # Encoder and decoder of each curve.
+            curves: dict[str, list[tuple[float, float]]] = {"both": [], "float D": [], "float E": []}
             for quality in _QUALITIES:
-                data = exact.encode(pixels, quality=quality, metric=metric)
-                x = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None].float() / 255.0
-                for curve, codec in zip(curves, (floats, exact)):
+                mine, its = (codec.encode(pixels, quality=quality, metric=metric) for codec in (exact, floats))
+                for curve, codec, data in (("both", exact, mine), ("float D", floats, mine), ("float E", exact, its)):
                     y = torch.from_numpy(codec.decode(data).copy()).permute(2, 0, 1)[None].float() / 255.0
                     figure = float(psnr(x, y)) if metric == "psnr" else -10.0 * float(torch.log10(1.0 - msssim(x, y)))
-                    curve.append((8.0 * len(data) / pixels[..., 0].size, figure))
-            columns = [list(column) for curve in curves for column in zip(*curve)]
-            value = bjontegaard.bd_rate(*columns, method="pchip", require_matching_points=False, min_overlap=0)
-            found[metric].append(float(value))
-        print(name, *(f"{metric} {values[-1]:+.3f} %" for metric, values in found.items()), flush=True)
-    for metric, values in found.items():
+                    curves[curve].append((8.0 * len(data) / pixels[..., 0].size, figure))
+            for part in ("float D", "float E"):
+                columns = [list(column) for curve in (curves[part], curves["both"]) for column in zip(*curve)]
+                value = bjontegaard.bd_rate(*columns, method="pchip", require_matching_points=False, min_overlap=0)
+                found.setdefault(f"against the {part}, {metric}", []).append(float(value))
+        print(name, *(f"{kind} {values[-1]:+.3f} %;" for kind, values in found.items()), flush=True)
+    for kind, values in found.items():
         mean, worst = statistics.mean(values), max(values)
-        print(f"{metric}: BD-rate {mean:+.3f} % in the mean, {worst:+.3f} % at worst, {len(values)} pictures")
+        print(f"{kind}: BD-rate {mean:+.3f} % in the mean, {worst:+.3f} % at worst, {len(values)} pictures")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--every", type=int, default=1, help="take every N-th picture")
+    parser.add_argument("--slow-every", type=int, default=1, help="plain C++ and PyTorch on every N-th of them alone")
     parser.add_argument("--qualities", type=float, nargs="+", default=[20, 50, 80])
     parser.add_argument("--efforts", type=int, nargs="+", default=[0, 6])
     parser.add_argument("--speed", action="store_true", help="time decoding instead")
