@@ -274,11 +274,12 @@ def test_calls_from_several_threads(cpu: str) -> None:
 def test_after_fork() -> None:
     """A forked child has none of the parent's helper threads and starts its own."""
     script = """
-import os
+import importlib.util, os, sys
 import numpy as np
-from l2c import ops
-IntConv = ops.cpp_extension().IntConv
-conv = IntConv(np.ones((64, 64, 3, 3), np.int8), np.zeros(64, np.int32), np.full(64, 1e-3, np.float32))
+spec = importlib.util.spec_from_file_location("l2c._C", sys.argv[1])  # alone: without torch, which takes seconds
+extension = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(extension)
+conv = extension.IntConv(np.ones((64, 64, 3, 3), np.int8), np.zeros(64, np.int32), np.full(64, 1e-3, np.float32))
 x = np.full((32, 32, 64), 9, np.uint8)
 expected = conv.run(x, threads=1)
 same = lambda: all(np.array_equal(conv.run(x, threads=2), expected) for _ in range(20))
@@ -288,7 +289,8 @@ if child == 0:
     os._exit(0 if same() else 1)
 assert os.waitpid(child, 0)[1] == 0 and same()
 """
-    subprocess.run([sys.executable, "-W", "ignore::DeprecationWarning", "-c", script], check=True, timeout=60)
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", script, ops.cpp_extension().__file__]
+    subprocess.run(command, check=True, timeout=60)
 
 
 def ones(*shape: int, dtype: type = np.uint8) -> Array:
