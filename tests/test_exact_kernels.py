@@ -92,6 +92,7 @@ def test_pixels(small: Made, request: pytest.FixtureRequest) -> None:
     assert both[1].known_answer() == both[0].known_answer()
 
 
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU has several blocks anyway")
 def test_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures and channels of several blocks, which the interpreter else has in one."""
     monkeypatch.setattr(extension.kernels("exact"), "block_size", lambda device, size, needed: 32)

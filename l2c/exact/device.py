@@ -88,9 +88,9 @@ class DeviceDecoder:
         # Inputs are stored as int8 with 128 subtracted.
         bias = _taken(layer.bias, order) + 128 * weight.sum(axis=(0, 2), dtype=np.int64)
         multiplier = _taken(layer.multiplier, order)
-        tensors = (weight, multiplier, multiplier * np.float32(SLOPE), layer.zero.astype(np.int32))
-        shape = (start, order, channels, part if groups > 1 else 0)
-        return _Layer(*map(self._to_device, tensors), *shape), bias.astype(np.int32)
+        below, zero = multiplier * np.float32(SLOPE), layer.zero.astype(np.int32)
+        parts, part = [self._to_device(values) for values in (weight, multiplier, below, zero)], part * (groups > 1)
+        return _Layer(parts[0], parts[1], parts[2], parts[3], start, order, channels, part), bias.astype(np.int32)
 
     def _digits(self, transform: npt.NDArray[np.int32]) -> tuple[Array, Array, Array]:
         """int8 [3, O, I] of the inverse block transform, rows like pixels, and int32 [O] twice, see the kernel."""
@@ -137,8 +137,9 @@ class DeviceDecoder:
 
 def _joined(a: ExactConv, b: ExactConv) -> ExactConv:
     """Two layers of one input as one."""
-    names = ("weight", "bias", "multiplier", "bias_unit")
-    return ExactConv(*(np.concatenate((getattr(a, name), getattr(b, name))) for name in names), a.zero)
+    weight, bias = np.concatenate((a.weight, b.weight)), np.concatenate((a.bias, b.bias))
+    multiplier, unit = np.concatenate((a.multiplier, b.multiplier)), np.concatenate((a.bias_unit, b.bias_unit))
+    return ExactConv(weight, bias, multiplier, unit, a.zero)
 
 
 def _taken(values: Array, order: npt.NDArray[np.int64]) -> Array:
