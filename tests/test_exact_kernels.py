@@ -94,9 +94,10 @@ def test_pixels(small: Made, request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.skipif(DEVICE.type == "cuda", reason="a GPU has several blocks anyway")
 def test_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures and channels of several blocks, which the interpreter else has in one."""
+    """Pictures and channels of several blocks, which the interpreter else has in one; a second byte's own zero."""
     monkeypatch.setattr(extension.kernels("exact"), "block_size", lambda device, size, needed: 32)
     transform, weights = made("odd")
+    weights.convolutions["last"].zero[-2:] = 77
     rng = np.random.default_rng(1)
     levels, changes = random_levels(rng, weights.config.c, (4, 7), 30), random_changes(rng, transform, (4, 7), 4)
     check(decoders(weights, random_sets(rng, transform)), levels, 700, 3, changes)

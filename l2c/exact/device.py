@@ -116,7 +116,7 @@ class DeviceDecoder:
     def _tables(self, settings: Settings) -> dict[str, Tensor]:
         """What a picture is told, in one transfer: [values, ...] of each table in the kernels' order, and the maps."""
         known, found = settings.constants, {}
-        found["input"] = np.stack([one.input for one in known]) ^ np.uint8(128)  # 128 less, in int8
+        found["input"] = (np.stack([one.input for one in known]) ^ np.uint8(128)).view(np.int8)  # 128 less
         found["factor"] = np.stack([one.factor for one in known])
         found["unit"] = np.stack([one.factor_unit for one in known])
         head = np.stack([np.concatenate((one.head, self._local_multiplier)) for one in known])
