@@ -25,7 +25,8 @@ from l2c import transforms
 from l2c.entropy import multiscale
 from l2c.entropy.coder import ObservingJob
 from l2c.entropy.multiscale.schedule import scale_sizes
-from l2c.format.bitstream import read_bitstream
+from l2c.exact import ExactDecoder
+from l2c.format.bitstream import Bitstream, read_bitstream
 
 BPP = 0.5
 
@@ -199,6 +200,49 @@ def test_codec_decode(timed: Callable[..., Any], request: Any, device: str, size
     reference = l2c.Codec(precision="exact" if precision == "exact" else "float32").decode(data)
     difference = np.abs(pixels.astype(int) - reference).max()
     assert difference <= (1 if precision == "bfloat16" or (precision == "float32" and device == "cuda") else 0)
+
+
+@pytest.mark.skipif("cuda" not in DEVICES, reason="no GPU")
+@pytest.mark.parametrize("form", ["exact, triton", "exact, torch", "float32", "bfloat16"])
+@pytest.mark.parametrize("size", ["768x512", "2000x1128"])
+@torch.inference_mode()
+def test_codec_decoder_gpu(timed: Callable[..., Any], request: Any, codec: l2c.Codec, size: str, form: str) -> None:
+    """D alone, uint8 latents to uint8 pixels."""
+    name = "large_" if size == "2000x1128" else ""
+    picture, stream = request.getfixturevalue(f"{name}picture"), read_bitstream(request.getfixturevalue(f"{name}file"))
+    call, pixels = decoder_form(codec, stream, form, "cuda")
+    out = timed(call, rounds=30, **facts(picture, f"D alone {size}, {form}", "cuda"))
+    assert out.shape == pixels.shape and out.dtype == torch.uint8
+    difference = (out.cpu().int() - pixels.int()).abs()
+    if form.startswith("exact"):
+        assert not difference.any()
+    else:
+        assert difference.float().mean() < 0.6  # of which rounding both to whole levels is a third
+
+
+def decoder_form(
+    codec: l2c.Codec, stream: Bitstream, form: str, device: str
+) -> tuple[Callable[[], torch.Tensor], torch.Tensor]:
+    """D on a device, from latents that lie there, and the pixels of the integer D in C++: uint8 [s h, s w, 3]."""
+    model, point = codec.model, stream.header.point
+    assert model.exact is not None
+    symbols = torch.from_numpy(codec.read_latents([stream])[0])
+    told = point.quality_tenths, point.mix
+    pixels = ExactDecoder(model.exact, None, torch.device("cpu")).decode(symbols, *told)
+    there = symbols.to(device)
+    if form.startswith("exact"):
+        exact = ExactDecoder(model.exact, None, torch.device(device), form.removeprefix("exact, "))
+        return lambda: exact.decode(there, *told), pixels
+    stage = l2c.Codec(device=device, precision=form).transform_stage
+    cond = stage.condition(*told)
+
+    def floats() -> torch.Tensor:
+        y_hat = transforms.dequantise(there[None], 8).contiguous(memory_format=torch.channels_last)
+        with stage.float_mode():
+            x_hat = stage.transform.decoder(y_hat, cond)
+        return x_hat[0].mul(255.0).round_().clamp_(0.0, 255.0).to(torch.uint8).permute(1, 2, 0)
+
+    return floats, pixels
 
 
 @pytest.mark.parametrize("count", [8, *([64] if "cuda" in DEVICES else [])])

@@ -146,6 +146,10 @@ def stages(page: Page, device: str) -> list[str]:
             row = page.row(f"decode {size}, {precision}", device)
             if row is not None:
                 add(row["part"], row["part"], f"{row['megapixels'] / row['median']:.1f} megapixels/s")
+        for form in ("exact, triton", "exact, torch", "float32", "bfloat16"):
+            row = page.row(f"D alone {size}, {form}", device)
+            if row is not None:
+                add(row["part"], row["part"], f"{row['megapixels'] / row['median']:.1f} megapixels/s")
     for row in page.rows:
         if row.get("device") == device and row.get("part", "").startswith("decode a batch"):
             add(row["part"], row["part"], f"{row['pictures'] / row['median']:.1f} pictures/s")

@@ -30,7 +30,8 @@ step() {  # name, seconds at most, command
 # First without csrc/cuda, as most people have it: the range coder is Triton's then.
 rm -f l2c/_cuda*.so
 step build 90 "$PYTHON" setup.py build_ext --inplace
-step tests-triton 130 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_kernels_float.py
+step tests-triton 190 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_kernels_float.py \
+  tests/test_exact_kernels.py
 step build-cuda 80 env L2C_CUDA=1 "$PYTHON" setup.py build_ext --inplace
 step tests-cuda 60 "$PYTHON" -m pytest -q -x tests/test_kernels_integer.py tests/test_cuda_rans.py
 [ -z "$KODAK" ] || step devices 70 "$PYTHON" tests/checks/devices.py "$KODAK"
@@ -41,6 +42,6 @@ step bench 160 "$PYTHON" -m pytest -q bench -o python_files='bench_*.py' --bench
 step tests-hyperprior-cuda 150 "$PYTHON" -m pytest -q tests/test_hyperprior_kernels.py
 hidden=$(mktemp -d)
 mv l2c/_cuda*.so "$hidden"
-step tests-hyperprior-triton 150 "$PYTHON" -m pytest -q tests/test_hyperprior_kernels.py
+step tests-hyperprior-triton 100 "$PYTHON" -m pytest -q tests/test_hyperprior_kernels.py
 mv "$hidden"/_cuda*.so l2c
 exit $status

@@ -18,8 +18,8 @@ MOST_UNROLLED = tl.constexpr(16)  # products that are written out; hundreds woul
 
 
 @triton.jit
-def round_product(total, multiplier):
-    """round_half_even(float32(total) * multiplier), clamped to +-65536: int32, |total| < 2^31.
+def round_product(total, multiplier, MOST_BITS: tl.constexpr = 16):
+    """round_half_even(float32(total) * multiplier), clamped to +-2^MOST_BITS: int32, |total| < 2^31, MOST_BITS <= 23.
 
     float32(total), to even beyond 2^24, and the product are each rounded by the hardware; the rest is integer
     arithmetic on the product's bits, so there is nothing that a compiler could fuse with the multiplication. With m its
@@ -30,9 +30,9 @@ def round_product(total, multiplier):
     pattern = product.to(tl.int32, bitcast=True)
     exponent = ((pattern >> 23) & 255) - 127
     m = (pattern & 0x7FFFFF) | 0x800000
-    shift = tl.minimum(tl.maximum(23 - exponent, 8), 25)
+    shift = tl.minimum(tl.maximum(23 - exponent, 24 - MOST_BITS), 25)
     rounded = (m + (1 << (shift - 1)) - 1 + ((m >> shift) & 1)) >> shift
-    rounded = tl.where(exponent > 15, 65536, rounded)
+    rounded = tl.where(exponent >= MOST_BITS, 1 << MOST_BITS, rounded)
     return tl.where(pattern < 0, -rounded, rounded)
 
 

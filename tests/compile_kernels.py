@@ -17,6 +17,8 @@ from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+MOST_SHARED = 227 << 10  # bytes that a block can have on Hopper
+
 
 class NoGpu:
     """What Triton asks of a driver before it launches."""
@@ -59,7 +61,7 @@ def stand_in() -> None:
     from l2c.ops import extension
 
     extension.triton_reason = lambda device: ""  # type: ignore[assignment]
-    for name in ("int_conv", "mixture", "context", "hyperprior"):
+    for name in ("int_conv", "mixture", "context", "hyperprior", "exact"):
         __import__(f"l2c.kernels.{name}")
         getattr(l2c.kernels, name).block_size = lambda device, size, needed: size
 
@@ -142,6 +144,17 @@ def hyperprior_kernels() -> None:
             geometry.run(lanes)
 
 
+def exact_kernels() -> None:
+    """Everything that decoding with an integer D launches, at the shipped model's sizes."""
+    from l2c import models
+    from l2c.exact import ExactDecoder
+
+    weights = models.load_model("l2c-default").exact
+    assert weights is not None
+    levels = torch.zeros((weights.config.c, 9, 13), dtype=torch.uint8)
+    ExactDecoder(weights, None, torch.device("cpu"), "triton").decode(levels, 500, 0)
+
+
 def float_kernels() -> None:
     """Everything that `ops` launches on float tensors: forward and backward, float32 and bfloat16."""
     from l2c.kernels import mixture_bits, patch_epilogue, quantise
@@ -172,7 +185,9 @@ def float_kernels() -> None:
 def kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
     """What makes another program of a kernel, whatever the sizes: types of tensors, flags, taps, written out or not."""
     types = [arg.dtype if isinstance(arg, torch.Tensor) else arg is None for arg in args]
-    flags = [(name, value) for name, value in kwargs.items() if isinstance(value, bool) or name == "KERNEL"]
+    flags = [
+        (name, value) for name, value in kwargs.items() if isinstance(value, bool | str) or name in ("KERNEL", "PART")
+    ]
     unrolled = kwargs.get("KERNEL", 0) ** 2 * kwargs.get("CIN", 0) <= 16 * kwargs.get("BLOCK_K", 0)  # MOST_UNROLLED
     return *types, *flags, unrolled
 
@@ -192,13 +207,14 @@ def main() -> None:
         kinds.add(kind)
         kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
         seen.setdefault(self.fn.__name__, set()).add(kernel.hash)
-        assert kernel.asm["cubin"]
+        assert kernel.asm["cubin"] and kernel.metadata.shared <= MOST_SHARED, self.fn.__name__
         return kernel
 
     JITFunction.run = compile_only
     stand_in()
     hyperprior_kernels()
     integer_kernels()
+    exact_kernels()
     float_kernels()
     for name, variants in sorted(seen.items()):
         print(f"{name}: {len(variants)} compiled for sm_{options.capability}")

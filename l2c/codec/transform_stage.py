@@ -428,10 +428,18 @@ def _patches(
 
 
 def _exact_decoder(model: Model, device: torch.device) -> ExactDecoder:
-    """The model's integer D. Raises BackendError where it computes other pixels than it should."""
+    """The model's integer D; PyTorch's, with a warning, where kernels fail. Raises BackendError where pixels differ."""
     assert model.exact is not None
-    decoder = ExactDecoder(model.exact, None if model.bias_sets is None else model.bias_sets.values, device)
-    decoder.check(model.exact_answer)
+    sets = None if model.bias_sets is None else model.bias_sets.values
+    decoder = ExactDecoder(model.exact, sets, device)
+    try:
+        decoder.check(model.exact_answer)
+    except BackendError as error:
+        if decoder.backend != "triton":
+            raise
+        warnings.warn(f"{error}; PyTorch decodes instead, slower", L2CWarning, stacklevel=5)
+        decoder = ExactDecoder(model.exact, sets, device, "torch")
+        decoder.check(model.exact_answer)
     return decoder
 
 

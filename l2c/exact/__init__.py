@@ -23,7 +23,8 @@ weights    what a model file holds, and its checks
 quantise   a trained float D -> these integers
 constants  what they are at one trade-off
 plain      the definition, in PyTorch
-decoder    a D on a device: C++ (csrc/exact) or PyTorch
+device     the same by Triton kernels (kernels/exact.py): uint8 latents to uint8 pixels on a GPU
+decoder    a D on a device: C++ (csrc/exact) on CPUs, Triton on GPUs, or PyTorch
 encoder    E's convolutions in integers as well, for speed: no part of the contract
 """
 

@@ -98,9 +98,9 @@ def constants(weights: ExactWeights, cond: Int64) -> Constants:
         argument = ((np.arange(entries, dtype=np.int64) << FACTOR_STEP_BITS) - (1 << 15)) << (BITS - LOCAL_BITS)
         local = tables.tanh(argument) * _LOG_8
     factor = _factors(weights, wanted, local, correction)
-    level_table = _level_table(weights)
+    levels = level_table(weights)
     plain = _plain_factor(weights, wanted)
-    middle = np.ldexp(level_table.astype(np.float64), -LEVEL_BITS) * plain[:, None]
+    middle = np.ldexp(levels.astype(np.float64), -LEVEL_BITS) * plain[:, None]
     zero = weights.convolutions["first"].zero[: config.c].astype(np.float64)[:, None]
     scaled = middle * weights.input_scale.astype(np.float64)[:, None]
     first = (np.rint(scaled) + zero).clip(0.0, 255.0)
@@ -114,12 +114,12 @@ def constants(weights: ExactWeights, cond: Int64) -> Constants:
         return (weights.convolutions[name].multiplier.astype(np.float64) * correction).astype(np.float32)
 
     return Constants(
-        np.concatenate((first, second)).astype(np.uint8), level_table, integers.astype(np.int32),
+        np.concatenate((first, second)).astype(np.uint8), levels, integers.astype(np.int32),
         unit.astype(np.float32), corrected("head"), corrected("last") if config.fine_width else None, plain,
     )  # fmt: skip
 
 
-def _level_table(weights: ExactWeights) -> npt.NDArray[np.int32]:
+def level_table(weights: ExactWeights) -> npt.NDArray[np.int32]:
     """Latents -128..127 without companding, Q8: int32 [c, 256]."""
     plain = _LEVELS << LEVEL_BITS
     if not weights.config.companding:

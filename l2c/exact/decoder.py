@@ -16,11 +16,12 @@ from torch import Tensor
 
 from l2c.errors import BackendError, ConfigError
 from l2c.exact.constants import condition, constants, lowered, moved, scales
+from l2c.exact.device import DeviceDecoder
 from l2c.exact.plain import PlainDecoder, Settings, convolve_integers, scaled_pixels
 from l2c.exact.weights import SUM_LIMIT, ExactWeights, split_transform
 from l2c.ops import Grid, extension
 
-BACKENDS = ("cpu", "torch", "reference")
+BACKENDS = ("cpu", "triton", "torch", "reference")
 _ANSWER_SIDE = 4  # latents a side of the known answer
 _CACHED = 48  # trade-offs, a third of a megabyte each
 _TABLES = ("input", "factor", "factor_unit", "head")  # as C++ takes them
@@ -51,23 +52,25 @@ class ExactDecoder:
     Args:
         weights: of a model.
         sets: float [bands, k, B], the model's bias sets, or None.
-        backend: "auto": C++ on the CPU where it loads, else PyTorch; or one of `BACKENDS`.
+        backend: "auto": C++ on the CPU, Triton on a GPU where they load, else PyTorch; or one of `BACKENDS`.
     Raises:
         BackendError: the backend cannot run here. ConfigError: sets that could make sums wrap.
     """
 
     def __init__(self, weights: ExactWeights, sets: Tensor | None, device: torch.device, backend: str = "auto") -> None:
         if backend == "auto":
-            plain = os.environ.get("L2C_BACKEND") in ("torch", "reference")
-            is_fast = device.type == "cpu" and not plain and extension.load_cpp()[0] is not None
-            backend = "cpu" if is_fast else "torch"
+            backend = _fastest(device)
         if backend not in BACKENDS or (backend == "cpu" and device.type != "cpu"):
             raise BackendError(f"an integer D has no backend {backend!r} on {device}")
+        reason = extension.triton_reason(device) if backend == "triton" else ""
+        if reason:
+            raise BackendError(reason)
         self.weights, self.device, self.backend = weights, device, backend
         self._sets = None if sets is None else _integer_sets(weights, sets.double().cpu().numpy())
         self._cpp = _cpp_decoder(weights) if backend == "cpu" else None
+        self._kernels = DeviceDecoder(weights, device) if backend == "triton" else None
         convolve = {"convolve": convolve_integers} if backend == "reference" else {}
-        self._plain = None if backend == "cpu" else PlainDecoder(weights, device=device, **convolve)
+        self._plain = PlainDecoder(weights, device=device, **convolve) if backend in ("torch", "reference") else None
         self._constants = functools.lru_cache(maxsize=_CACHED)(
             lambda first, second: constants(weights, np.array([first, second], np.int64))
         )
@@ -85,6 +88,8 @@ class ExactDecoder:
             threads: of C++; None: as many as torch uses.
         """
         settings = self._settings(quality, mu, changes, levels.shape[1:])
+        if self._kernels is not None:
+            return self._kernels(levels, settings)
         if self._cpp is None:
             assert self._plain is not None
             return self._plain(levels, settings).permute(1, 2, 0)
@@ -130,7 +135,14 @@ class ExactDecoder:
 
     def check(self, answer: int) -> None:
         """Raises BackendError where the known answer is another one: this machine computes other pixels."""
-        got = self.known_answer()
+        try:
+            got = self.known_answer()
+        except Exception as error:
+            # Kernels are compiled for this GPU by this version of Triton: what can go wrong there is not ours to list.
+            if self._kernels is None:
+                raise
+            what = f"the integer D's backend triton fails here ({type(error).__name__}: {error})"
+            raise BackendError(what) from error
         if got != answer:
             raise BackendError(
                 f"the integer D gives other pixels here than it should ({got:08x}, not {answer:08x}) with the backend "
@@ -150,10 +162,12 @@ class ExactDecoder:
         if changes.sets is not None:
             if self._sets is None:
                 raise ConfigError("the model has no bias sets")
-            biases = self._sets[changes.band]
+            known_sets = self._sets[changes.band]
             assert changes.set_grid is not None
-            numbers = np.minimum(changes.sets.astype(np.int64), len(biases) - 1)  # the last one changes nothing
-            bias_map = _spread(numbers, changes.set_grid, size)
+            numbers = np.minimum(changes.sets.astype(np.int64), len(known_sets) - 1)  # the last one changes nothing
+            used, index = np.unique(numbers, return_inverse=True)
+            biases = known_sets[used]
+            bias_map = _spread(index.reshape(numbers.shape).astype(np.int64), changes.set_grid, size)
         count = len(self.weights.modulators)
         if changes.conditions is None:
             mine = [np.stack([self._scales(k, *map(int, one)) for one in conds]) for k in range(count)]
@@ -171,6 +185,16 @@ class ExactDecoder:
             for k in range(count)
         ]
         return Settings(known, told, biases, places, index.reshape(both.shape).astype(np.int64), bias_map)
+
+
+def _fastest(device: torch.device) -> str:
+    """The backend that "auto" stands for."""
+    if os.environ.get("L2C_BACKEND") not in ("torch", "reference"):
+        if device.type == "cpu" and extension.load_cpp()[0] is not None:
+            return "cpu"
+        if device.type == "cuda" and not extension.triton_reason(device):
+            return "triton"
+    return "torch"
 
 
 def _spread(values: npt.NDArray[np.int64], grid: Grid, size: Sequence[int]) -> npt.NDArray[np.int64]:

@@ -18,6 +18,7 @@ from l2c.transforms import BlockConfig
 COEFFICIENT_BITS = 3  # of a coefficient of the block transform behind the point: int16
 TRANSFORM_BITS = 19  # of an entry of the inverse transform: hi * 2^LOW_BITS + lo
 LOW_BITS = 9
+TRANSFORM_MOST = 127 << 16  # of an entry's magnitude: three signed bytes hold it
 PIXEL_BITS = TRANSFORM_BITS + COEFFICIENT_BITS - LOW_BITS  # of a pixel before the last rounding, in levels
 DETAIL_BITS = 6  # of the fine stage's part of it: int16
 REST_BITS = 3  # where an input has two bytes, the second has units so much finer than the first
@@ -172,11 +173,11 @@ class ExactWeights:
         for name, net in self._nets():
             if not net.is_safe(MOST_CONDITION):
                 raise ConfigError(f"the integer D's {name} has sums beyond int64")
-        if (np.abs(self.transform.astype(np.int64)) >= 1 << (LOW_BITS + 14)).any():
+        if (np.abs(self.transform.astype(np.int64)) >= TRANSFORM_MOST).any():
             raise ConfigError("the integer D's transform has sums beyond int32")
-        high, low = split_transform(self.transform)
-        for part in (high, low):
-            if (np.abs(part.astype(np.int64)).sum(axis=1) << 15 >= SUM_LIMIT).any():
+        for part in split_transform(self.transform):
+            # What low parts, details and the rounding add to the high parts' sum stays below 2^24.
+            if ((np.abs(part.astype(np.int64)).sum(axis=1) << 15) + (1 << 24) >= SUM_LIMIT).any():
                 raise ConfigError("the integer D's transform has sums beyond int32")
         tables = self.tables
         if (tables.exp2 < 1 << 30).any() or (tables.exp2 > 1 << 31).any() or (tables.tail < 0).any():
