@@ -32,7 +32,7 @@ def round_product(total, multiplier, MOST_BITS: tl.constexpr = 16):
     m = (pattern & 0x7FFFFF) | 0x800000
     shift = tl.minimum(tl.maximum(23 - exponent, 24 - MOST_BITS), 25)
     rounded = (m + (1 << (shift - 1)) - 1 + ((m >> shift) & 1)) >> shift
-    rounded = tl.where(exponent >= MOST_BITS, 1 << MOST_BITS, rounded)
+    rounded = tl.where(exponent >= MOST_BITS, 2**MOST_BITS, rounded)
     return tl.where(pattern < 0, -rounded, rounded)
 
 

@@ -144,7 +144,7 @@ def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_in_a_codec(tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole files by the kernels; where they fail or give other pixels, by PyTorch, and a warning says so."""
     model = load_model(tiny_model_path)
-    model.exact = calibrate(model.transform, model.config, pictures(), passes=2)
+    model.exact = calibrate(model.transform, model.config, pictures(), passes=2)[0]
     model.exact_answer = ExactDecoder(model.exact, None, CPU).known_answer()
     codec = l2c.Codec(model)
     picture = np.ascontiguousarray(pictures(1, side=40)[0][0, :, :, :21].permute(1, 2, 0).numpy())

@@ -11,6 +11,7 @@ import pytest
 import skimage.data
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -135,7 +136,7 @@ def test_close_to_floats(both: tuple[BlockEncoder, IntegerEncoder]) -> None:
         x, cond = picture(encoder.s), conditions(pair)
         expected, tau = encoder(x, cond)
         error = (integers(x, cond) - expected).abs()
-        assert tau is None and float(error.mean()) < 0.06 and float(error.max()) < 1.0
+        assert tau is None and float(error.mean()) < 0.06 and float(error.max()) < 2.5
         assert float(expected.abs().mean()) > 0.1  # or there is nothing to compare
 
 
@@ -155,7 +156,8 @@ def test_batches_and_places(both: tuple[BlockEncoder, IntegerEncoder]) -> None:
     for i in range(2):
         for which, columns in ((0, slice(0, 20 - reach)), (1, slice(20 + reach, None))):
             alone = integers(pictures[i : i + 1], places.conditions[i, which : which + 1])[0]
-            assert torch.equal(mixed[i, :, :, columns], alone[:, :, columns])
+            difference = (mixed[i, :, :, columns] - alone[:, :, columns]).abs()
+            assert float(difference.max()) < 1e-3  # an exponential of one gain, or of one at each latent
         assert not torch.equal(mixed[i], together[i])
 
 
@@ -229,7 +231,8 @@ def test_the_default_model(tmp_path: Path) -> None:
     model = load_model(DEFAULT_MODEL)
     tensors = load_file(model.path)
     kept = {name: tensor for name, tensor in tensors.items() if "exact.encoder" not in name}
-    metadata = {"config": model.config.to_json(), "rate_curve": "[]", "card": "{}"}
+    with safe_open(model.path, framework="pt") as file:
+        metadata = file.metadata()
     save_file(kept, tmp_path / "without.safetensors", metadata)
     without = load_model(tmp_path / "without.safetensors")
     assert without.encoder_ranges is None and without.model_id == model.model_id

@@ -8,6 +8,7 @@ before them and the gains behind them are floats, by the code of `transforms.blo
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -47,10 +48,6 @@ class IntegerEncoder:
             raise ConfigError(f"the integer E: {error}") from None
         matrix = encoder.matrix()[:, :, 0, 0].detach().T * PIXEL_SCALE
         self._matrix, self._offset = matrix, -0.5 * matrix.sum(dim=0)
-        self._multipliers = {
-            name: torch.from_numpy(self._layers.convolutions[name].multiplier)[None, :, None, None]
-            for name in parts.keys() & {"head", "local_gain"}
-        }
 
     @torch.no_grad()
     def __call__(self, x: Tensor, cond: Tensor, places: Places | None = None, threads: int | None = None) -> Tensor:
@@ -61,42 +58,35 @@ class IntegerEncoder:
             places: conditions that differ within the pictures, or None.
             threads: None: as many as torch uses.
         """
-        layers = self._layers
-        coefficients = torch.cat([self._coefficients(picture) for picture in x])
+        pictures = []
+        for n in range(len(x)):  # one by one: what a vector of floats rounds to depends on where it begins
+            here = None if places is None else places.pick(torch.tensor([n]))
+            pictures.append(self._picture(x[n : n + 1], cond[n : n + 1], here, threads or torch.get_num_threads()))
+        return torch.cat(pictures)
+
+    def _picture(self, x: Tensor, cond: Tensor, places: Places | None, threads: int) -> Tensor:
+        """The same for N = 1."""
+        layers, coefficients = self._layers, self._coefficients(x)
         scale, zero = (torch.from_numpy(part)[:, None, None] for part in (layers.input_scale, layers.input_zero))
-        inputs = (
-            torch.addcmul(zero, coefficients, scale).round_().clamp_(0.0, 255.0).to(torch.uint8).permute(0, 2, 3, 1)
-        )
-        outputs = []
-        for n, picture in enumerate(inputs):
-            told, where = (cond[n : n + 1], None) if places is None else (places.conditions[n], places.index[n])
-            scales = [
-                mod.scales(told)[:, :, 0, 0].numpy() * ratio  # type: ignore[operator]
-                for mod, ratio in zip(self._encoder.mods, layers.ratios)
-            ]
-            outputs.append(
-                self._cpp.run(
-                    np.ascontiguousarray(picture.numpy()), None if where is None else where.int().numpy(), scales,
-                    torch.get_num_threads() if threads is None else threads,
-                )
-            )  # fmt: skip
+        inputs = torch.addcmul(zero, coefficients, scale).round_().clamp_(0.0, 255.0).to(torch.uint8)
+        told = cond if places is None else places.conditions[0]
+        scales = [
+            mod.scales(told)[:, :, 0, 0].numpy() * ratio  # type: ignore[operator]
+            for mod, ratio in zip(self._encoder.mods, layers.ratios)
+        ]
+        where = None if places is None else places.index[0].int().numpy()
+        head, local = self._cpp.run(np.ascontiguousarray(inputs[0].permute(1, 2, 0).numpy()), where, scales, threads)
+        logarithm = None if local is None else LocalGain.bounded(self._floats("local_gain", local))
+        return self._encoder.latents(coefficients, self._floats("head", head), logarithm, cond, places)
 
-        def floats(name: str, sums: tuple[np.ndarray, ...]) -> Tensor:
-            stacked = torch.from_numpy(np.stack(sums)).permute(0, 3, 1, 2)
-            return stacked.float() * self._multipliers[name]
-
-        head, local = zip(*outputs)
-        logarithm = None
-        if "local_gain" in self._multipliers:
-            logarithm = LocalGain.bounded(floats("local_gain", local))
-        return self._encoder.latents(coefficients, floats("head", head), logarithm, cond, places)
+    def _floats(self, name: str, sums: npt.NDArray[np.int32]) -> Tensor:
+        """A layer's outputs [1, c, h, w] of its sums [h, w, c]."""
+        multiplier = torch.from_numpy(self._layers.convolutions[name].multiplier)
+        return torch.from_numpy(sums).float().mul_(multiplier).permute(2, 0, 1)[None]
 
     def _coefficients(self, x: Tensor) -> Tensor:
-        """`BlockEncoder.coefficients` of one picture [3, H, W] as a product: [1, 3 s^2, H/s, W/s], channels last.
-
-        Each picture has its own, see `modulators.for_each`.
-        """
+        """`BlockEncoder.coefficients` of one picture as a matrix product, channels last: a third of its time."""
         s = self._encoder.s
-        blocks = x.unflatten(2, (-1, s)).unflatten(1, (-1, s)).permute(1, 3, 0, 2, 4)  # [h, w, 3, s, s]
+        blocks = x[0].unflatten(2, (-1, s)).unflatten(1, (-1, s)).permute(1, 3, 0, 2, 4)  # [h, w, 3, s, s]
         product = torch.addmm(self._offset, blocks.reshape(-1, len(self._matrix)), self._matrix)
         return product.view(1, *blocks.shape[:2], -1).permute(0, 3, 1, 2)
