@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from exact_models import CPU, SHAPES, made, pictures, random_changes, random_sets
+from numpy.typing import NDArray
 
 import l2c
 from l2c import ops
@@ -107,6 +108,50 @@ def test_strides() -> None:
     _, weights = made("no modulators")
     levels = random_levels(np.random.default_rng(2), weights.config.c, (9, 8), 40)
     check(decoders(weights, None), levels[:, 1:7:2, ::3], 300, 0)
+
+
+def test_saturation() -> None:
+    """Products far beyond int16 in some channels of every layer, and streams beyond it."""
+    _, weights = made("default")  # whose second block reads what the first one left
+    rng = np.random.default_rng(5)
+
+    def raised(values: NDArray[np.float32]) -> NDArray[np.float32]:
+        return values * rng.choice([1.0, 3000.0], values.shape, p=[0.8, 0.2]).astype(np.float32)
+
+    layers = weights.convolutions.items()
+    wild = dataclasses.replace(
+        weights,
+        convolutions={name: dataclasses.replace(layer, multiplier=raised(layer.multiplier)) for name, layer in layers},
+        ratios=tuple(map(raised, weights.ratios)),
+    )
+    both = decoders(wild, None)
+    assert len(check(both, random_levels(rng, weights.config.c, (4, 6), 60), 500, 1).unique()) > 20
+
+
+def test_sums_at_the_edges_of_pixels() -> None:
+    """Products of all bytes, where one unit of the sum decides between two levels."""
+    _, weights = made("no modulators")
+    rng = np.random.default_rng(6)
+    rows, count = len(weights.transform), 32  # 2 x 16 latents
+    x = np.arange(-32768, 32768)
+    coefficients, diagonal = np.empty((count, rows), np.int64), rng.integers(1 << 14, 1 << 17, rows) | 1
+    for i, entry in enumerate(diagonal):
+        distance = np.abs((entry * x + 256 + (1 << 21)) % (1 << 22) - (1 << 21))  # from the next edge
+        distance[np.abs(entry * x) >= 127 << 22] = 1 << 22
+        coefficients[:, i] = rng.permutation(x[np.argsort(distance)[:count]])
+    expected = (((coefficients * diagonal + 256) >> 9) + (1 << 20)) >> 13
+    kernels, transform = extension.kernels("exact"), np.diag(diagonal).astype(np.int32)
+    packed = DeviceDecoder(dataclasses.replace(weights, transform=transform), DEVICE).transform
+    bytes_of = np.full((4, 18, 2 * kernels.padded(rows)), 77)
+    bytes_of[1:3, 1:17, :rows] = coefficients.reshape(2, 16, rows) >> 8
+    bytes_of[1:3, 1:17, bytes_of.shape[2] // 2 :][..., :rows] = (coefficients.reshape(2, 16, rows) & 255) - 128
+    cells = kernels.cells(2, 16, bytes_of.shape[2], DEVICE)
+    cells.copy_(torch.from_numpy(bytes_of.reshape(cells.shape)))
+    out = torch.empty((4, 32, 3), dtype=torch.uint8, device=DEVICE)
+    kernels.exact_pixels_fwd(cells, *packed, None, out, 2)
+    shown = expected.clip(0, 255).reshape(2, 16, 3, 2, 2).transpose(0, 3, 1, 4, 2).reshape(4, 32, 3)
+    assert np.array_equal(out.cpu().numpy(), shown)
+    assert ((shown > 0) & (shown < 255)).mean() > 0.9
 
 
 def test_transforms_at_their_limits() -> None:
