@@ -13,12 +13,13 @@ import pytest
 import skimage.data
 import torch
 import torch.nn.functional as F
-from exact_models import CPU, LMBDA, SHAPES, made, model_config, pictures, random_changes, random_sets
+from exact_models import CPU, LMBDA, SHAPES, made, model_config, pictures, random_changes, random_sets, random_transform
 
 import l2c
 from l2c.errors import BackendError, BitstreamError, ConfigError, ModelMismatchError, TrainingError, UnsupportedError
 from l2c.exact import Changes, ExactDecoder, ExactWeights, plain
 from l2c.exact.constants import condition, constants, lowered, moved, scales
+from l2c.exact.encoder import IntegerEncoder
 from l2c.exact.fixed import ONE, FunctionTables
 from l2c.exact.weights import split_transform
 from l2c.format.bitstream import PIXELS, read_bitstream, write_bitstream
@@ -439,3 +440,53 @@ def test_a_loss_that_is_too_large_is_refused(companding: tuple[Transform, ExactW
     assert check_losses(found) < 0.1
     with pytest.raises(TrainingError, match=r"loses 0\.200 dB at quality 70"):
         check_losses([Loss(300, 30.0, 30.0), Loss(700, 35.0, 34.8)])
+
+
+def test_large_products_that_a_modulator_makes_small() -> None:
+    """Trained blocks do that: what they add is far beyond the bytes that the next layer reads."""
+    shape = dataclasses.replace(SHAPES["default"], mask=False)
+    transform, config = random_transform(shape), model_config(shape)
+    networks: list[Any] = [transform.encoder, transform.decoder]
+    for network in networks:
+        network.blocks[0].conv2.weight.mul_(20000.0)
+        network.mods[0].fc2.weight.zero_()
+        network.mods[0].fc2.bias.fill_(math.log(math.expm1(1.0 / 20000.0)))
+    weights, ranges = calibrate(transform, config, pictures(), passes=18)
+    decoder, integers = ExactDecoder(weights, None, CPU), IntegerEncoder(networks[0], ranges)
+    cond, quality = float_condition(torch.tensor([0.01]), torch.tensor([0.0])), 500
+    assert LMBDA[0] * LMBDA[1] == pytest.approx(0.01**2)
+    for picture in pictures(2):
+        x = picture.float() / 255.0
+        y = networks[0](x, cond)[0]
+        assert float((integers(x, cond) - y).abs().mean()) < 0.012
+        z = transform.quantiser.to_levels(y, 8, None)
+        pixels = decoder.decode((z[0] + 128).to(torch.uint8), quality, 0).float()
+        assert float((pixels - float_pixels(transform, z, quality, 0)).abs().mean()) < 1.0
+
+
+def test_products_beyond_every_limit(companding: tuple[Transform, ExactWeights]) -> None:
+    """Multipliers that nothing was calibrated for: all kernels saturate where the definition does."""
+    _, weights = companding
+    rng = np.random.default_rng(7)
+    factors = {
+        name: rng.choice([1.0, 3e3, 1e6], layer.multiplier.shape, p=[0.7, 0.2, 0.1]).astype(np.float32)
+        for name, layer in weights.convolutions.items()
+    }
+    wild = dataclasses.replace(
+        weights,
+        convolutions={
+            name: dataclasses.replace(layer, multiplier=layer.multiplier * factors[name])
+            for name, layer in weights.convolutions.items()
+        },
+        ratios=tuple((ratio * rng.choice([1e-4, 1.0], ratio.shape)).astype(np.float32) for ratio in weights.ratios),
+    )
+    levels = torch.from_numpy(rng.integers(68, 188, (weights.config.c, 4, 9)).astype(np.uint8))
+    expected = ExactDecoder(wild, None, CPU, "reference").decode(levels, 500, 1)
+    assert len(expected.unique()) > 50
+    fast = ExactDecoder(wild, None, CPU, "cpu")
+    for cpu in cpus():
+        extension.cpp_extension().set_cpu(cpu)
+        try:
+            assert torch.equal(fast.decode(levels, 500, 1), expected), cpu
+        finally:
+            extension.cpp_extension().set_cpu("")
