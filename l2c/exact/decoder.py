@@ -228,10 +228,7 @@ def _integer_sets(weights: ExactWeights, values: npt.NDArray[np.float64]) -> lis
     if values.shape[2] != len(unit):
         raise ConfigError(f"bias sets of {values.shape[2]} biases do not fit the integer D, which has {len(unit)}")
     changes = np.rint(values * unit)
-    size = [
-        255 * np.abs(layer.weight.astype(np.int64)).sum(axis=(1, 2, 3)) + np.abs(layer.bias.astype(np.int64))
-        for layer in layers
-    ]
+    size = [layer.most + np.abs(layer.bias.astype(np.int64)) for layer in layers]
     if (np.abs(changes) + np.concatenate(size) >= SUM_LIMIT).any():
         raise ConfigError("with the bias sets, sums of the integer D could pass int32")
     nothing = np.zeros((1, len(unit)), np.int32)

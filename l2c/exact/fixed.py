@@ -58,7 +58,7 @@ class FunctionTables:
         index, rest = share >> _TABLE_BITS, share & ((1 << _TABLE_BITS) - 1)
         low = self.exp2[index]
         mantissa = low + rounded((self.exp2[index + 1] - low) * rest, _TABLE_BITS)
-        return np.ldexp(mantissa.astype(np.float64), whole - _EXP_BITS)
+        return np.ldexp(mantissa.astype(np.float64), (whole - _EXP_BITS).astype(np.int32))
 
     def softplus(self, x: Int64) -> Int64:
         """ln(1 + e^x), both Q20: error below 1e-5."""

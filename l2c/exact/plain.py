@@ -115,8 +115,7 @@ class PlainDecoder:
 
 def _carrier(layer: ExactConv, device: torch.device) -> torch.dtype:
     """The float type that carries a layer's sums exactly, in any order: the device's own for integers where it can."""
-    most = 255 * int(np.abs(layer.weight.astype(np.int64)).sum(axis=(1, 2, 3)).max())
-    return arithmetic.carrier(device) if most < NARROW_SUM_LIMIT else torch.float64
+    return arithmetic.carrier(device) if layer.most.max() < NARROW_SUM_LIMIT else torch.float64
 
 
 class _Run:

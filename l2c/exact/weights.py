@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TypeVar
@@ -55,6 +56,11 @@ class ExactConv:
     multiplier: npt.NDArray[np.float32]
     bias_unit: npt.NDArray[np.float32]
     zero: npt.NDArray[np.uint8]
+
+    @functools.cached_property
+    def most(self) -> npt.NDArray[np.int64]:
+        """What no sum passes in magnitude, biases left out: 255 sum|w|, int64 [O]."""
+        return 255 * np.abs(self.weight.astype(np.int16)).sum(axis=(1, 2, 3), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -164,8 +170,7 @@ class ExactWeights:
     def check(self) -> None:
         """That no sum can wrap, whatever the latents are. Raises ConfigError naming the part."""
         for name, layer in self.convolutions.items():
-            size = np.abs(layer.weight.astype(np.int64)).sum(axis=(1, 2, 3))
-            if (255 * size + np.abs(layer.bias.astype(np.int64)) >= SUM_LIMIT).any():
+            if (layer.most + np.abs(layer.bias.astype(np.int64)) >= SUM_LIMIT).any():
                 raise ConfigError(f"the integer D's {name} has sums beyond int32")
         for name in ("local_gain", "up"):  # which share the head's input
             if name in self.convolutions and (self.convolutions[name].zero != self.convolutions["head"].zero).any():

@@ -1,20 +1,15 @@
-// How many products of bytes a core can add to sums in a second, and so many cores together: AVX-512 VNNI, all operands
-// in registers. `g++ -O3 -std=c++17 -mavx512f -mavx512vnni -pthread byte_peak.cpp`; tests/checks/pixels.py does that.
-// Prints the best GMAC/s of five runs for each number of threads in the arguments.
+// As many products of bytes, added to sums, as a machine can do: AVX-512 VNNI, all operands in registers. Built by
+// tests/checks/pixels.py: g++ -O3 -std=c++17 -mavx512f -mavx512vnni -pthread -shared -fPIC.
 
 #include <immintrin.h>
 
-#include <algorithm>
-#include <chrono>
-#include <cstdio>
-#include <cstdlib>
 #include <thread>
 #include <vector>
 
 namespace {
 
 constexpr int kSums = 12;  // independent: more than latency times ports
-constexpr int kRounds = 4000000;
+constexpr int kRounds = 10000000;
 
 int run() {
     __m512i sum[kSums];
@@ -33,20 +28,15 @@ int run() {
 
 }  // namespace
 
-int main(int count, char** arguments) {
-    for (int i = 1; i < count; ++i) {
-        const int threads = std::atoi(arguments[i]);
-        double best = 0.0;
-        for (int round = 0; round < 5; ++round) {
-            const auto begin = std::chrono::steady_clock::now();
-            std::vector<std::thread> pool;
-            std::vector<int> results(static_cast<std::size_t>(threads));
-            for (int& result : results) pool.emplace_back([&result] { result = run(); });
-            for (std::thread& thread : pool) thread.join();
-            const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-            best = std::max(best, 64e-9 * kSums * kRounds * threads / seconds);
-        }
-        std::printf("%.1f\n", best);
-    }
-    return 0;
+// Each of so many threads does byte_peak_products() of them.
+extern "C" int byte_peak(int threads) {
+    std::vector<std::thread> pool;
+    std::vector<int> results(static_cast<std::size_t>(threads));
+    for (int& result : results) pool.emplace_back([&result] { result = run(); });
+    for (std::thread& thread : pool) thread.join();
+    return results[0];
+}
+
+extern "C" double byte_peak_products() {
+    return 64.0 * kSums * kRounds;
 }

@@ -14,6 +14,7 @@ of MS-SSIM.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import itertools
 import os
 import shutil
@@ -127,18 +128,17 @@ def with_avx2(call: Callable[[], Any]) -> None:
         extension.cpp_extension().set_cpu("")
 
 
-def byte_peak(threads: Sequence[int]) -> list[float]:
-    """GMAC/s of byte products that so many threads do, or nothing without AVX-512 VNNI or a compiler."""
+def byte_peak(folder: str) -> ctypes.CDLL | None:
+    """The library of byte_peak.cpp, or None without AVX-512 VNNI or a compiler."""
     compiler = shutil.which("g++")
     if compiler is None or "avx512" not in instruction_sets():
-        return []
-    with tempfile.TemporaryDirectory() as folder:
-        program = Path(folder) / "peak"
-        source = Path(__file__).with_name("byte_peak.cpp")
-        flags = ["-O3", "-std=c++17", "-mavx512f", "-mavx512vnni", "-pthread"]
-        subprocess.run([compiler, *flags, str(source), "-o", str(program)], check=True)
-        found = subprocess.run([str(program), *map(str, threads)], check=True, capture_output=True, text=True)
-    return [float(line) for line in found.stdout.split()]
+        return None
+    library, source = Path(folder) / "peak.so", Path(__file__).with_name("byte_peak.cpp")
+    flags = ["-O3", "-std=c++17", "-mavx512f", "-mavx512vnni", "-pthread", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
+    peak = ctypes.CDLL(str(library))
+    peak.byte_peak_products.restype = ctypes.c_double
+    return peak
 
 
 def products_per_latent(codec: l2c.Codec) -> float:
@@ -155,12 +155,16 @@ def products_per_latent(codec: l2c.Codec) -> float:
 def peak_memory(data: bytes, precision: str) -> float:
     """MiB that a decode in a process of its own has taken beyond what the model had."""
     program = (
-        "import resource, sys, l2c\n"
+        "import sys, l2c\n"
+        "def kib(name):\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(line.split()[1]) for line in lines if line.startswith(name))\n"
         "codec = l2c.Codec(precision=sys.argv[1])\n"
         "codec.decode(open(sys.argv[3], 'rb').read())\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "open('/proc/self/clear_refs', 'w').write('5')\n"  # the peak so far is forgotten
+        "before = kib('VmRSS')\n"
         "codec.decode(open(sys.argv[2], 'rb').read())\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)"
+        "print((kib('VmHWM') - before) / 1024)"
     )
     small = l2c.encode(np.zeros((64, 64, 3), np.uint8), quality=50, lossless="never")
     with tempfile.TemporaryDirectory() as folder:
@@ -171,7 +175,7 @@ def peak_memory(data: bytes, precision: str) -> float:
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def speed(folder: str) -> None:
+def speed(folder: str, peak: ctypes.CDLL | None) -> None:
     """Decodes and encodes at 0.5 bpp in turns, medians and ratios; shares of the peak; memory."""
     _, first = next(pictures(folder, 1))
     tall = np.tile(first, (3, 3, 1))
@@ -195,23 +199,26 @@ def speed(folder: str) -> None:
             calls["exact, AVX2"] = partial(with_avx2, calls["exact"])
         for threads in (1, 2):
             torch.set_num_threads(threads)
+            if peak is not None:
+                calls["byte peak"] = partial(peak.byte_peak, threads)
             seconds = medians(calls)
+            if peak is not None:
+                most = peak.byte_peak_products() * threads / seconds.pop("byte peak") / 1e9
+                rate = products_per_latent(codecs["exact"]) * levels[0].numel() / seconds["D alone"] / 1e9
+                print(f"  D alone: {rate:.0f} GMAC/s, {rate / most:.2f} of the {most:.0f} that this machine can do")
             for name, value in seconds.items():
                 print(
                     f"{label} {threads} threads {name:12s} {1e3 * value:7.1f} ms {megapixels / value:6.2f} Mpixel/s, "
                     f"{seconds['float32'] / value:.2f} of float32's speed",
                     flush=True,
                 )
-            for peak in byte_peak([threads]):
-                rate = products_per_latent(codecs["exact"]) * levels[0].numel() / seconds["D alone"] / 1e9
-                print(f"  D alone: {rate:.0f} GMAC/s, {rate / peak:.2f} of the {peak:.0f} that this machine can do")
         torch.set_num_threads(1)
         for precision in ("exact", "float32"):
             print(f"{label} {precision}: a decode takes {peak_memory(data, precision):.0f} MiB", flush=True)
         if label != "768x512":
             continue
         for options in ({"quality": 50}, {"bpp": 0.5}, {"bpp": 0.5, "effort": 4}):
-            rounds = 5 if "effort" not in options else 1
+            rounds = 7 if "effort" not in options else 1
             encodes = {name: partial(codecs[name].encode, pixels, **options) for name in ("exact", "float32")}
             seconds = medians(encodes, rounds)
             print(
@@ -255,7 +262,8 @@ def main() -> None:
     parser.add_argument("--rates", action="store_true", help="measure BD-rates instead")
     options = parser.parse_args()
     if options.speed:
-        speed(options.folder)
+        with tempfile.TemporaryDirectory() as folder:
+            speed(options.folder, byte_peak(folder))
     elif options.rates:
         rates(options)
     else:
