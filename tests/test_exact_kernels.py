@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 import l2c
 from l2c import ops
-from l2c.errors import BackendError, L2CWarning
+from l2c.errors import BackendError, ConfigError, L2CWarning
 from l2c.exact import Changes, ExactDecoder, ExactWeights, decoder
 from l2c.exact.device import DeviceDecoder
 from l2c.models import load_model
@@ -169,6 +169,10 @@ def test_transforms_at_their_limits() -> None:
     levels = torch.from_numpy(rng.choice([0, 100, 127, 128, 129, 255], (weights.config.c, 5, 8)).astype(np.uint8))
     pixels = torch.stack([check(both, levels, quality, 0) for quality in (0, 500)])
     assert len(pixels.unique()) > 20  # not all at the ends
+    beyond = np.zeros_like(weights.transform)
+    beyond[0, 0] = -(most + 1)
+    with pytest.raises(ConfigError, match="transform"):
+        dataclasses.replace(weights, transform=beyond).check()
 
 
 def test_which_backend(monkeypatch: pytest.MonkeyPatch) -> None:
