@@ -74,7 +74,9 @@ class Codec:
             `EntropyModel.choose`. All give the same files. "auto" goes on to a slower one, with a warning, where the
             fast one computes other integers here than it should; one asked for by name raises.
         precision: of E and D. "exact": D computes in integers (`l2c.exact`), so that pixels are the same on every
-            machine and device; E in float32. "auto": that where the model carries an integer D, else "float32".
+            machine and device; E on CPUs too, where the model has its ranges, else in float32: its latents
+            are the same but for a noise that costs no rate (docs/PERFORMANCE.md). "auto": that where the model carries
+            an integer D, else "float32".
             "float32": pixels of any two devices differ by one level at most. "bfloat16": the convolutions run in it
             (the block transforms and all that P does never do), about twice as fast as float32 on CPUs with
             AVX512-BF16 or AMX and on GPUs. A file's latents stay exact; decoded pixels were seen to differ from float32

@@ -28,7 +28,7 @@ from l2c.codec.options import PRECISIONS, Precision
 from l2c.codec.views import View
 from l2c.errors import BackendError, BitstreamError, L2CWarning, UnsupportedError
 from l2c.exact import Changes, ExactDecoder, IntegerEncoder
-from l2c.exact.encoder import can_run
+from l2c.exact.encoder import is_faster
 from l2c.format.adapt_section import BIAS_PATCH, CONDITION_PATCH, NO_SET, PatchChanges
 from l2c.format.alternatives_section import Alternative, unpack_alternatives
 from l2c.format.bitstream import ADAPT, ALTERNATIVES, QUALITY_MAP, Bitstream
@@ -209,7 +209,7 @@ class TransformStage:
     def _integer_encoder(self) -> IntegerEncoder | None:
         """Made when first needed: most codecs decode."""
         encoder: Any = self.transform.encoder
-        if self.exact is None or self._encoder_ranges is None or not can_run(encoder, self.device):
+        if self.exact is None or self._encoder_ranges is None or not is_faster(encoder, self.device):
             return None
         return IntegerEncoder(encoder, self._encoder_ranges)
 

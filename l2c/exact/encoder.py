@@ -19,11 +19,15 @@ from l2c.transforms import Places
 from l2c.transforms.block import PIXEL_SCALE, BlockEncoder, LocalGain
 
 
-def can_run(encoder: torch.nn.Module, device: torch.device) -> bool:
-    """Whether an E can run in integers here: of the block family, without I, on a CPU with our C++."""
-    if not isinstance(encoder, BlockEncoder) or encoder.importance is not None:
-        return False
-    return device.type == "cpu" and extension.load_cpp()[0] is not None
+def can_run(encoder: torch.nn.Module) -> bool:
+    """Whether an E has a form in integers, and our C++ loads: of the block family, without I."""
+    fits = isinstance(encoder, BlockEncoder) and encoder.importance is None
+    return fits and extension.load_cpp()[0] is not None
+
+
+def is_faster(encoder: torch.nn.Module, device: torch.device) -> bool:
+    """Whether it pays: on a CPU with vector instructions. Plain C++ is slower than PyTorch's floats."""
+    return device.type == "cpu" and can_run(encoder) and extension.cpp_extension().cpu() != "scalar"
 
 
 class IntegerEncoder:

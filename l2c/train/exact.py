@@ -168,7 +168,7 @@ def add_exact(model: Model, target: Path, sources: Sequence[str], renew: bool = 
     checked = pictures[::_EVERY]
     found, errors = losses(model.transform, model.config, weights, checked), {}
     check_losses(found)
-    has_encoder = can_run(model.transform.encoder, torch.device("cpu"))
+    has_encoder = can_run(model.transform.encoder)
     if has_encoder:
         errors = encoder_errors(model.transform, model.config, ranges, checked)
         check_errors(errors)
