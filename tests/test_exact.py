@@ -20,6 +20,7 @@ from l2c.errors import BackendError, BitstreamError, ConfigError, ModelMismatchE
 from l2c.exact import Changes, ExactDecoder, ExactWeights, plain
 from l2c.exact.constants import condition, constants, lowered, moved, scales
 from l2c.exact.encoder import IntegerEncoder
+from l2c.exact.fake import fake_integers
 from l2c.exact.fixed import ONE, FunctionTables
 from l2c.exact.weights import split_transform
 from l2c.format.bitstream import PIXELS, read_bitstream, write_bitstream
@@ -490,3 +491,32 @@ def test_products_beyond_every_limit(companding: tuple[Transform, ExactWeights])
             assert torch.equal(fast.decode(levels, 500, 1), expected), cpu
         finally:
             extension.cpp_extension().set_cpu("")
+
+
+def test_fake_integers(companding: tuple[Transform, ExactWeights]) -> None:
+    """In floats D errs about as its integer form does, gradients pass, and nothing is left behind."""
+    transform, weights = companding
+    decoder: Any = transform.decoder
+    integers, cond = ExactDecoder(weights, None, CPU), float_condition(torch.tensor([0.01]), torch.tensor([0.5]))
+    z = transform.quantiser.to_levels(transform.encoder(pictures(1)[0].float() / 255.0, cond)[0], 8, None)
+    plain, names = decoder(z, cond), list(decoder.state_dict())
+    in_integers = integers.decode((z[0] + 128).to(torch.uint8), 500, 4).float().permute(2, 0, 1)[None]
+    with fake_integers(decoder):
+        rounded = decoder(z, cond)
+    seen = (one.mul(255.0).clamp(0.0, 255.0) for one in (rounded, in_integers / 255.0))
+    errors = [float((one - plain.mul(255.0).clamp(0.0, 255.0)).square().mean()) for one in seen]
+    assert 0.1 < errors[0] / (errors[1] - 1.0 / 12.0) < 1.5  # pixels in integers are rounded, too
+    weight = decoder.blocks[0].conv1.weight.requires_grad_(True)
+    z.requires_grad_(True)
+    with pytest.raises(KeyError), fake_integers(decoder):
+        decoder(z, cond).square().mean().backward()
+        raise KeyError
+    gradients = [weight.grad.clone(), z.grad.clone()]  # type: ignore[union-attr]
+    weight.grad = z.grad = None
+    again = decoder(z, cond)
+    assert torch.equal(again, plain) and list(decoder.state_dict()) == names
+    again.square().mean().backward()
+    for mine, its in zip(gradients, (weight.grad, z.grad)):
+        assert float(F.cosine_similarity(mine.flatten(), its.flatten(), dim=0)) > 0.9
+    weight.requires_grad_(False)
+    weight.grad = None

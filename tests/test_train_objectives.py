@@ -18,6 +18,7 @@ from l2c.config import ModelConfig
 from l2c.entropy import multiscale
 from l2c.entropy.coder import EncodingJob
 from l2c.errors import ConfigError, TrainingError
+from l2c.exact.fake import fake_integers
 from l2c.format.levels import OperatingPoint
 from l2c.metrics import chroma, luma, msssim
 from l2c.objective import MIXED, Blend, distortion
@@ -390,6 +391,22 @@ class TestQuantize:
         torch.testing.assert_close(parts.bpp, quantised)
         assert not torch.equal(quantised, plain)
         torch.testing.assert_close(parts.total, quantised / (cond.lmbda(nets.config) / 0.01).sqrt())
+
+    def test_scope_both(self, nets: Networks, x: Tensor, cond: Conditions, noise: Tensor) -> None:
+        nets.probability.set_fake_quantise(True)
+        objective = QuantizeObjective(nets, WEIGHTS, None, "both")
+        parts = objective.loss(x, cond, noise)
+        parts.total.mean().backward()
+        trained = {*nets.probability.parameters(), *nets.transform.decoder.parameters()}
+        assert set(gradients(objective)) == {f"nets.{k}" for k, p in nets.named_parameters() if p in trained}
+        nets.transform.decoder.requires_grad_(False)
+        with fake_integers(nets.transform.decoder):  # type: ignore[arg-type]
+            rounded = QuantizeObjective(nets, WEIGHTS, None, "all").loss(x, cond, noise)
+        assert torch.equal(parts.mse, rounded.mse)
+        assert not torch.equal(parts.mse, QuantizeObjective(nets, WEIGHTS, None, "all").loss(x, cond, noise).mse)
+        with pytest.raises(ConfigError, match="integer D"):
+            nets.transform.decoder = torch.nn.Identity()  # type: ignore[assignment]
+            QuantizeObjective(nets, WEIGHTS, None, "both")
 
     def test_scope_all(self, nets: Networks, x: Tensor, cond: Conditions, noise: Tensor) -> None:
         objective = QuantizeObjective(nets, WEIGHTS, None, "all")

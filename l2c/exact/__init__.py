@@ -25,6 +25,7 @@ constants  what they are at one trade-off
 plain      the definition, in PyTorch
 device     the same by Triton kernels (kernels/exact.py): uint8 latents to uint8 pixels on a GPU
 decoder    a D on a device: C++ (csrc/exact) on CPUs, Triton on GPUs, or PyTorch
+fake       D as its integer form rounds it, in floats, for training
 encoder    E's convolutions in integers as well, for speed: no part of the contract
 """
 

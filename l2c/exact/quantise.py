@@ -35,11 +35,11 @@ from l2c.transforms.modulators import Modulator, log_lmbda
 
 _SHARE = 1e-4  # of the values of a channel that may lie beyond its range, on each side
 _MARGIN = 1.1  # ranges are taken so much wider than they were measured
-_BALANCE = 0.9  # how far a channel's range is its own: 0, all of a layer share one; 1, each has its own
-_WEIGHT_MOST = 127
+BALANCE = 0.9  # how far a channel's range is its own: 0, all of a layer share one; 1, each has its own
+WEIGHT_MOST = 127
 _SHARING = ("local_gain", "up")  # layers whose input is the head's
 _MOST_RANGE = 1e9  # of an input that a model file states
-_LEAST_RANGE = 1e-3  # of a layer's widest channel, for those that are silent
+LEAST_RANGE = 1e-3  # of a layer's widest channel, for those that are silent
 
 ENCODER_PREFIX = EXACT_PREFIX + "encoder."  # of the ranges of E in a model file
 
@@ -153,7 +153,7 @@ class _Bytes:
         low, high = _MARGIN * np.minimum(low, 0.0), _MARGIN * np.maximum(high, 0.0)
         span = high - low
         widest = max(float(span.max()), 1e-6)
-        step = np.maximum(span, _LEAST_RANGE * widest) ** _BALANCE * widest ** (1.0 - _BALANCE) / 255.0
+        step = np.maximum(span, LEAST_RANGE * widest) ** BALANCE * widest ** (1.0 - BALANCE) / 255.0
         step = np.maximum(step, least)
         # What is left over beyond the range is shared out to both sides.
         zero = np.rint(-low / step + 0.5 * (255.0 - span / step))
@@ -276,7 +276,7 @@ def small_net(net: Gain | Modulator) -> SmallNet:
 
 def _convolution(conv: nn.Conv2d, inputs: _Bytes, units: Float64, split: bool) -> ExactConv:
     weight = conv.weight.detach().double().numpy() * inputs.step[:, None, None]
-    step = np.maximum(np.abs(weight).max(axis=(1, 2, 3)), 1e-12) / _WEIGHT_MOST
+    step = np.maximum(np.abs(weight).max(axis=(1, 2, 3)), 1e-12) / WEIGHT_MOST
     zero = inputs.zero
     if split:
         weight = np.concatenate((weight, weight / (1 << REST_BITS)), axis=1)

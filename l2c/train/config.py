@@ -301,10 +301,11 @@ class BiasSetsConfig:
 
 @dataclass(frozen=True)
 class QuantizeConfig(StageConfig):
-    """Quantisation-aware finishing of P.
+    """Quantisation-aware finishing of P, and of D.
 
     Attributes:
-        scope: "probability" trains P alone (E and D stay as they are, bit for bit), "all" trains everything.
+        scope: "probability" trains P alone (E and D stay as they are, bit for bit), "both" P and D, each as its integer
+            form rounds it (E stays; of the block family), "all" everything, with D in floats.
         max_loss: largest relative growth of the rate against the float model that is accepted (0.003: 0.3 %).
     """
 
@@ -314,7 +315,7 @@ class QuantizeConfig(StageConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.scope in ("probability", "all"), "quantize.scope must be probability or all")
+        _check(self.scope in ("probability", "both", "all"), "quantize.scope must be probability, both or all")
         _check(self.max_loss > 0, "quantize.max_loss must be positive")
 
 

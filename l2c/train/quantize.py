@@ -1,19 +1,23 @@
-"""Quantisation-aware finishing of P, and the check that its integer form loses next to nothing."""
+"""Quantisation-aware finishing of P and D, and the check that P's integer form loses next to nothing."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2c.entropy import EntropyModel
 from l2c.entropy.coder import EncodingJob
-from l2c.errors import TrainingError
+from l2c.errors import ConfigError, TrainingError
+from l2c.exact.fake import fake_integers
 from l2c.format.levels import METRICS, OperatingPoint
 from l2c.train.config import LossConfig
 from l2c.train.losses import Conditions, LossParts, Networks, analyse, latent_loss, quantised_latents
 from l2c.train.objective import Objective
 from l2c.train.perceptual import VGG16Features
 from l2c.train.validation import latents_and_bits
+from l2c.transforms.block import BlockDecoder
 
 _QUALITIES = (100, 300, 500, 700, 900)
 
@@ -22,13 +26,21 @@ class QuantizeObjective(Objective):
     """The loss under P as its integer form rounds it.
 
     With scope "probability" E and D are frozen: the loss is the rate of the rounded latents that P will code, and D
-    does not run, so that a step costs a third.
+    does not run, so that a step costs a third. With "both" E alone is frozen, and D runs as its integer form rounds it.
+
+    Raises:
+        ConfigError: scope "both" with a D that has no integer form.
     """
 
     def __init__(self, nets: Networks, weights: LossConfig, features: VGG16Features | None, scope: str) -> None:
         super().__init__(nets, weights, features)
         self.scope = scope
         nets.transform.requires_grad_(scope == "all")
+        if scope == "both":
+            if not isinstance(nets.transform.decoder, BlockDecoder):
+                raise ConfigError("quantize.scope both: only the family block has an integer D")
+            nets.transform.decoder.requires_grad_(True)
+            self.compiles = False  # convolutions are replaced while D runs
 
     def loss(self, x: Tensor, cond: Conditions, noise: Tensor) -> LossParts:
         """See `Objective.loss`."""
@@ -36,6 +48,10 @@ class QuantizeObjective(Objective):
             y, tau = analyse(self.nets, x, cond)
             return latent_loss(self.nets, x, y, tau, cond, self.weights, noise, self.features)
         y_hat = quantised_latents(self.nets, x, cond)
+        if self.scope == "both":
+            decoder: Any = self.nets.transform.decoder
+            with fake_integers(decoder):
+                return latent_loss(self.nets, x, y_hat, None, cond, self.weights, None, self.features)
         bpp = self.nets.probability.num_bits(y_hat, y_hat, cond.header()) / (x.shape[2] * x.shape[3])
         unknown, lmbda = torch.full_like(bpp, float("nan")), cond.lmbda(self.nets.config).to(x.device)
         return LossParts(bpp, unknown, unknown, unknown, unknown, bpp, bpp * (lmbda / 0.01) ** -0.5)

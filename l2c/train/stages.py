@@ -17,6 +17,7 @@ from l2c.errors import ConfigError
 from l2c.train import bias_sets
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import StageConfig, TrainConfig
+from l2c.train.exact import calibrate, check_losses, losses
 from l2c.train.interrupts import locked
 from l2c.train.loop import Loop
 from l2c.train.losses import Networks
@@ -27,6 +28,7 @@ from l2c.train.parallel import Parallel
 from l2c.train.perceptual import VGG16Features
 from l2c.train.pretrain import PretrainObjective
 from l2c.train.quantize import QuantizeObjective, check_rate_loss, rates
+from l2c.train.validation import drawn_pictures
 
 _IN_RUN, _NAMED = "run ", "init "  # what `Checkpoint.parent` begins with
 STAGES = ("pretrain", "meta", "modulators", "bias-sets", "quantize")
@@ -130,11 +132,14 @@ def _stage(name: str, recipe: TrainConfig) -> tuple[StageConfig, Callable[[Netwo
 
 
 def _report_quantised(loop: Loop, start: Checkpoint, recipe: TrainConfig, model: ModelConfig) -> None:
-    """Rate of the integer P against the float P that the stage started from (scope "probability": same latents)."""
+    """Rate of the integer P against the float P that the stage started from (but for scope "all" of the same latents).
+
+    With scope "both" what the integer D loses, too, against the float D that the stage started from.
+    """
     finished = loop.engine.average.cpu()
     family = model.entropy.integer_model
     exact = family.from_float(finished.probability)
-    before = start.networks(model)[1] if recipe.quantize.scope == "probability" else finished
+    before = start.networks(model)[1] if recipe.quantize.scope != "all" else finished
     plain = family.from_float(before.probability)
     pictures = next(iter(loop.val_pictures.values()))
     in_float, rounded = rates(before, plain, pictures)
@@ -145,4 +150,15 @@ def _report_quantised(loop: Loop, start: Checkpoint, recipe: TrainConfig, model:
     )
     checked = exact.check_all(exact.known_answer(exact.definition))
     loop.say(f"the integer P gives the same integers on these paths: {', '.join(checked)}")
+    if recipe.quantize.scope == "both":
+        shown = [*pictures, *drawn_pictures(len(pictures) // 2, pictures[0].shape[2], pictures)]
+        for what, nets in (("before this stage", before), ("now", finished)):
+            integers, _ = calibrate(nets.transform, model, shown)
+            found = losses(nets.transform, model, integers, pictures)
+            text = ", ".join(
+                f"{loss.in_integers:.3f} ({loss.in_float - loss.in_integers:+.3f}) at {loss.quality / 10:g}"
+                for loss in found
+            )
+            loop.say(f"PSNR of the integer D {what}, and what the float D has more: {text}")
+        check_losses(found)
     check_rate_loss(in_float, in_integers, recipe.quantize.max_loss)
