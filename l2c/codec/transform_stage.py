@@ -209,9 +209,10 @@ class TransformStage:
     def _integer_encoder(self) -> IntegerEncoder | None:
         """Made when first needed: most codecs decode."""
         encoder: Any = self.transform.encoder
-        if self.exact is None or self._encoder_ranges is None or not is_faster(encoder, self.device):
+        ranges, in_cpp = self._encoder_ranges, self.exact is not None and self.exact.backend == "cpu"
+        if ranges is None or not in_cpp or not is_faster(encoder):
             return None
-        return IntegerEncoder(encoder, self._encoder_ranges)
+        return IntegerEncoder(encoder, ranges)
 
     @torch.inference_mode()
     def look(self, pixels: UInt8Array, mu: int, bits: int, level: int) -> guard.Look:
