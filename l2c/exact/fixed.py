@@ -54,11 +54,14 @@ class FunctionTables:
     def exp(self, x: Int64) -> Float64:
         """e^x for x in Q20, |x| < 2^29: relative error below 2e-6, exact in float64."""
         y = rounded(x * _LOG2_E, _EXP_BITS)
-        whole, share = y >> BITS, y & (ONE - 1)
-        index, rest = share >> _TABLE_BITS, share & ((1 << _TABLE_BITS) - 1)
-        low = self.exp2[index]
-        mantissa = low + rounded((self.exp2[index + 1] - low) * rest, _TABLE_BITS)
-        return np.ldexp(mantissa.astype(np.float64), (whole - _EXP_BITS).astype(np.int32))
+        whole, y = (y >> BITS).astype(np.int32), y & (ONE - 1)
+        index = y >> _TABLE_BITS
+        y &= (1 << _TABLE_BITS) - 1
+        low, high = self.exp2.take(index), self.exp2[1:].take(index)
+        high -= low  # in place: a table of factors has 50,000 entries, and memory would be most of the time
+        high *= y
+        low += rounded(high, _TABLE_BITS)
+        return np.ldexp(low.astype(np.float64), whole - _EXP_BITS)
 
     def softplus(self, x: Int64) -> Int64:
         """ln(1 + e^x), both Q20: error below 1e-5."""
