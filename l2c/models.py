@@ -88,7 +88,6 @@ def save_model(
     card: dict[str, str] | None = None,
     bias_sets: BiasSets | None = None,
     exact: ExactWeights | None = None,
-    encoder_ranges: Ranges | None = None,
 ) -> bytes:
     """Write a model file atomically and return its id.
 
@@ -103,7 +102,7 @@ def save_model(
     if bias_sets is not None:
         tensors |= {k: v.contiguous() for k, v in bias_sets.to_tensors().items()}
     if exact is not None:
-        tensors |= _exact_tensors(exact, encoder_ranges)
+        tensors |= _exact_tensors(exact, None)
     metadata = {"config": config.to_json(), "rate_curve": json.dumps(rate_curve), "card": json.dumps(card or {})}
     data = safetensors_save(tensors, metadata)
     write_atomically(path, data)

@@ -54,21 +54,20 @@ class IntegerEncoder:
         self._matrix, self._offset = matrix, -0.5 * matrix.sum(dim=0)
 
     @torch.no_grad()
-    def __call__(self, x: Tensor, cond: Tensor, places: Places | None = None, threads: int | None = None) -> Tensor:
+    def __call__(self, x: Tensor, cond: Tensor, places: Places | None = None) -> Tensor:
         """Latents in quantiser steps, float32 [N, c, H/s, W/s].
 
         Args:
             x: float32 [N, 3, H, W] in [0, 1], H and W multiples of s. cond: float32 [N, 2].
             places: conditions that differ within the pictures, or None.
-            threads: None: as many as torch uses.
         """
         pictures = []
         for n in range(len(x)):  # one by one: what a vector of floats rounds to depends on where it begins
             here = None if places is None else places.pick(torch.tensor([n]))
-            pictures.append(self._picture(x[n : n + 1], cond[n : n + 1], here, threads or torch.get_num_threads()))
+            pictures.append(self._picture(x[n : n + 1], cond[n : n + 1], here))
         return torch.cat(pictures)
 
-    def _picture(self, x: Tensor, cond: Tensor, places: Places | None, threads: int) -> Tensor:
+    def _picture(self, x: Tensor, cond: Tensor, places: Places | None) -> Tensor:
         """The same for N = 1."""
         layers, coefficients = self._layers, self._coefficients(x)
         scale, zero = (torch.from_numpy(part)[:, None, None] for part in (layers.input_scale, layers.input_zero))
@@ -79,7 +78,8 @@ class IntegerEncoder:
             for mod, ratio in zip(self._encoder.mods, layers.ratios)
         ]
         where = None if places is None else places.index[0].int().numpy()
-        head, local = self._cpp.run(np.ascontiguousarray(inputs[0].permute(1, 2, 0).numpy()), where, scales, threads)
+        bytes_ = np.ascontiguousarray(inputs[0].permute(1, 2, 0).numpy())
+        head, local = self._cpp.run(bytes_, where, scales, torch.get_num_threads())
         logarithm = None if local is None else LocalGain.bounded(self._floats("local_gain", local))
         return self._encoder.latents(coefficients, self._floats("head", head), logarithm, cond, places)
 
