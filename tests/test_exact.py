@@ -22,7 +22,7 @@ from l2c.exact.constants import condition, constants, lowered, moved, scales
 from l2c.exact.encoder import IntegerEncoder
 from l2c.exact.fake import fake_integers
 from l2c.exact.fixed import ONE, FunctionTables
-from l2c.exact.weights import split_transform
+from l2c.exact.weights import FACTOR_MOST, split_transform
 from l2c.format.bitstream import PIXELS, read_bitstream, write_bitstream
 from l2c.models import Model, load_model, save_model
 from l2c.ops import arithmetic, extension
@@ -181,13 +181,73 @@ def test_conditions_scales_and_gains_of_every_trade_off(companding: tuple[Transf
             assert np.abs(mine / ONE - cond[0].numpy()).max() < 4e-6
             for k, modulator in enumerate(decoder.mods):
                 expected = modulator.scales(cond)[0, :, 0, 0].numpy() * weights.ratios[k]
-                assert np.abs(scales(weights, k, mine) / expected - 1.0).max() < 3e-5
+                assert np.abs(scales(weights, k, mine[None])[0] / expected - 1.0).max() < 3e-5
             known = constants(weights, mine)
             gains = decoder.companding.log_gain(cond)[0, :, 0, 0].double()
             assert np.abs(known.plain * gains.exp().numpy() - 1.0).max() < 3e-5
             means = weights.is_mean
             whole = weights.bound[means] / known.plain[means]
             assert np.abs(whole - np.rint(whole)).max() < 1e-9  # or E and D disagree about grey
+
+
+def same_tables(weights: ExactWeights, cond: np.ndarray) -> None:
+    plain, native = (constants(weights, cond, module) for module in (None, extension.cpp_extension()))
+    for field in dataclasses.fields(plain):
+        first, second = getattr(plain, field.name), getattr(native, field.name)
+        if first is None:
+            assert second is None
+            continue
+        assert first.dtype == second.dtype and (first == second).all(), field.name
+
+
+def test_tables_in_cpp_are_the_same(small: tuple[Transform, ExactWeights]) -> None:
+    _, weights = small
+    for quality in range(0, 1001, 50):
+        for mu in (0, 5):
+            same_tables(weights, condition(weights, quality, mu))
+    for value in (-(2**40), 2**40):
+        gain = dataclasses.replace(weights.gain, b2=np.full_like(weights.gain.b2, value))
+        for limit in (weights.limit, np.full_like(weights.limit, 2**26 - 1), np.full_like(weights.limit, -(2**26) + 1)):
+            absurd = dataclasses.replace(weights, gain=gain, limit=limit)
+            same_tables(absurd, condition(absurd, 500, 4))
+
+
+def test_tables_in_cpp_refuse_what_does_not_fit(companding: tuple[Transform, ExactWeights]) -> None:
+    _, weights = companding
+    cpp, c = extension.cpp_extension(), 5
+    tables = {"exp2": weights.tables.exp2, "tail": weights.tables.tail}
+    numbers = {"wanted": np.zeros(c, np.int64), "change": np.arange(3), "limit": np.zeros(c, np.int64)}
+    good: dict[str, Any] = {**tables, **numbers, "is_mean": np.arange(c) == 0, "mean": np.full(c, 0.5)}
+    factor, shift = cpp.exact_factors(**good)
+    assert factor.shape == (c, 3) and shift.shape == (c,) and factor.max(axis=1).min() >= 1 << 22
+    almost, _ = cpp.exact_factors(**good | {"mean": np.full(c, np.nextafter(1.0, 0.0))})
+    assert almost[0].tolist() == 3 * [FACTOR_MOST - 1]  # and not what it is rounded to
+    bad = {
+        "exp2": [weights.tables.exp2[1:], weights.tables.exp2 - 1, weights.tables.exp2 * 3],
+        "tail": [weights.tables.tail[1:], weights.tables.tail - 2**24],
+        "wanted": [np.full(c, 2**28), np.zeros(c)],
+        "change": [np.array([-(2**28)]), np.zeros(0, np.int64)],
+        "limit": [np.full(c, 2**28), np.zeros(c + 1, np.int64)],
+        "is_mean": [np.zeros(c + 1, bool)],
+        "mean": [np.zeros(c), np.full(c, np.nan), np.full(c, np.inf), np.ones(c + 1)],
+    }
+    for name, values in bad.items():
+        for value in values:
+            with pytest.raises(ValueError):
+                cpp.exact_factors(**good | {name: value})
+    good = {"level": np.zeros((c, 256), np.int32), "plain": np.ones(c), "scale": np.ones(c, np.float32)}
+    good["zero"] = np.full(c, 9, np.uint8)
+    assert set(cpp.exact_first_input(**good).flat) == {9, 128}
+    bad = {
+        "level": [np.zeros((c, 255), np.int32), np.zeros((c, 256), np.int64)],
+        "plain": [np.ones(c + 1), np.full(c, np.nan)],
+        "scale": [np.full(c, np.inf, np.float32), np.full(c, np.nan, np.float32)],
+        "zero": [np.zeros(c - 1, np.uint8)],
+    }
+    for name, values in bad.items():
+        for value in values:
+            with pytest.raises(ValueError):
+                cpp.exact_first_input(**good | {name: value})
 
 
 def test_lowered_and_moved(companding: tuple[Transform, ExactWeights]) -> None:
@@ -269,7 +329,7 @@ def test_cpp_refuses_what_does_not_fit(companding: tuple[Transform, ExactWeights
         "levels": levels, "level": known.level, "constants_map": None, "input": known.input[None],
         "factor": known.factor[None], "factor_unit": known.factor_unit[None], "head": known.head[None],
         "last": None if known.last is None else known.last[None], "scale_map": None,
-        "scales": [scales(weights, k, condition(weights, 500, 0))[None] for k in range(len(weights.modulators))],
+        "scales": [scales(weights, k, condition(weights, 500, 0)[None]) for k in range(len(weights.modulators))],
         "bias_map": None, "biases": None, "threads": 1,
     }  # fmt: skip
     cpp.run(**good)

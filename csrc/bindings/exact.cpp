@@ -2,6 +2,7 @@
 
 #include <pybind11/stl.h>
 
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -9,6 +10,7 @@
 #include "bindings/common.h"
 #include "exact/decoder.h"
 #include "exact/encoder.h"
+#include "exact/tables.h"
 
 namespace l2c {
 namespace {
@@ -199,6 +201,67 @@ py::array_t<std::uint8_t> run(const ExactDecoder& decoder, const py::object& lev
     return out;
 }
 
+// Throws py::value_error where a number is not in `least`..`most`.
+template <class T>
+void check_range(const py::array_t<T>& array, const char* name, T least, T most) {
+    for (py::ssize_t i = 0; i < array.size(); ++i) {
+        if (!(array.data()[i] >= least && array.data()[i] <= most)) {
+            throw py::value_error(std::string(name) + " has a number that is out of range");
+        }
+    }
+}
+
+py::tuple factors(const py::object& exp2, const py::object& tail, const py::object& wanted, const py::object& change,
+                  const py::object& limit, const py::object& is_mean, const py::object& mean) {
+    const auto powers = shaped<std::int64_t>(exp2, "exp2", {FunctionTablesView::kEntries});
+    const auto tails = shaped<std::int64_t>(tail, "tail", {FunctionTablesView::kEntries});
+    const auto gains = array_arg<std::int64_t>(wanted, "wanted", 1),
+               changes = array_arg<std::int64_t>(change, "change", 1);
+    const py::ssize_t channels = gains.size(), entries = changes.size();
+    if (channels > kMaxSize || entries < 1 || entries > 1 << 16) throw py::value_error("change is too long or empty");
+    const auto means = shaped<bool>(is_mean, "is_mean", {channels});
+    const auto told = shaped<double>(mean, "mean", {channels});
+    constexpr std::int64_t kOne = 1, kMost = kOne << 27;
+    check_range(powers, "exp2", kOne << 30, kOne << 31);
+    check_range<std::int64_t>(tails, "tail", 0, kOne << 24);
+    check_range(gains, "wanted", -kMost, kMost);
+    check_range(changes, "change", -kMost, kMost);
+    if (!limit.is_none()) check_range(told, "mean", 1e-90, 1e90);
+    FactorView view = {};
+    py::array_t<std::int64_t> limits;
+    if (!limit.is_none()) {
+        limits = shaped<std::int64_t>(limit, "limit", {channels});
+        check_range(limits, "limit", -kMost, kMost);
+        view.limit = limits.data();
+    }
+    view.channels = static_cast<int>(channels);
+    view.entries = static_cast<int>(entries);
+    view.wanted = gains.data();
+    view.change = changes.data();
+    view.is_mean = means.data();
+    view.mean = told.data();
+    py::array_t<std::int32_t> factor({channels, entries}), shift(channels);
+    exact_factors({powers.data(), tails.data()}, view, factor.mutable_data(), shift.mutable_data());
+    return py::make_tuple(std::move(factor), std::move(shift));
+}
+
+py::array_t<std::uint8_t> first_input(const py::object& level, const py::object& plain, const py::object& scale,
+                                      const py::object& zero) {
+    const auto levels = array_arg<std::int32_t>(level, "level", 2);
+    const py::ssize_t channels = levels.shape(0);
+    if (channels > kMaxSize) throw py::value_error("level is too long");
+    shaped<std::int32_t>(level, "level", {channels, 256});
+    const auto plains = shaped<double>(plain, "plain", {channels});
+    const auto scales = shaped<float>(scale, "scale", {channels});
+    const auto zeros = shaped<std::uint8_t>(zero, "zero", {channels});
+    check_range(plains, "plain", -1e150, 1e150);
+    check_range(scales, "scale", -std::numeric_limits<float>::max(), std::numeric_limits<float>::max());
+    py::array_t<std::uint8_t> out({2 * channels, py::ssize_t{256}});
+    exact_first_input(static_cast<int>(channels), levels.data(), plains.data(), scales.data(), zeros.data(),
+                      out.mutable_data());
+    return out;
+}
+
 std::unique_ptr<IntegerEncoder> make_encoder(int blocks, const py::dict& layers) {
     std::vector<py::array> arrays;
     const Layers named(layers, arrays);
@@ -258,6 +321,18 @@ high, low: int16 [3 s^2, 3 s^2], rows are pixels. Raises ValueError: sizes that 
 The tables are those of l2c.exact.constants.Constants, `input` to `last` with a leading axis of values. scales: float32
 [values, channels] of every modulator; biases: int32 [values, B] or None; maps: int32 [h, w], which value holds at each
 latent, or None: the first. Raises ValueError: shapes, types or maps that do not fit.)");
+    m.def(
+        "exact_factors", &factors, py::arg("exp2"), py::arg("tail"), py::arg("wanted"), py::arg("change"),
+        py::arg("limit"), py::arg("is_mean"), py::arg("mean"),
+        R"(Factors int32 [c, entries] below 2^23 and int32 [c], by how many bits they were moved; see csrc/exact/tables.h.
+
+exp2, tail: int64 [1025]. wanted: int64 [c]; change: int64 [entries]; limit: int64 [c] or None; is_mean: bool [c];
+mean: float64 [c], positive with a limit. Raises ValueError: shapes, types or numbers that do not fit.)");
+    m.def("exact_first_input", &first_input, py::arg("level"), py::arg("plain"), py::arg("scale"), py::arg("zero"),
+          R"(Both bytes of the first layer's input for each latent, uint8 [2 c, 256]; see csrc/exact/tables.h.
+
+level: int32 [c, 256]; plain: float64 [c]; scale: float32 [c]; zero: uint8 [c]. Raises ValueError: shapes, types or
+numbers that do not fit.)");
     py::class_<IntegerEncoder>(m, "IntegerEncoder", "The convolutions of E in integers; see csrc/exact/encoder.h.")
         .def(py::init(&make_encoder), py::arg("blocks"), py::arg("layers"),
              "layers: as those of ExactDecoder. Raises ValueError: sizes that do not fit, sums beyond int32.")

@@ -2,21 +2,26 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <stdexcept>
+#include <type_traits>
 
 namespace l2c {
 namespace {
 
-// int8 [outputs][inputs][taps] -> T [block][tap][in_padded / step][16][step], in zeros.
-template <typename T>
-void pack_weights(int step, int outputs, int inputs, int in_padded, int taps, const std::int8_t* weight, T* to) {
+// int8 [outputs][inputs][taps] -> T [block][tap][in_padded / kStep][16][kStep], in zeros.
+template <int kStep, typename T>
+void pack_weights(int outputs, int inputs, int in_padded, int taps, const std::int8_t* weight, T* to) {
+    const std::ptrdiff_t stride = taps;
     for (int o = 0; o < outputs; ++o) {
         for (int tap = 0; tap < taps; ++tap) {
             const std::size_t run = static_cast<std::size_t>(o / kDenseBlock) * taps + tap;
-            T* group = to + (run * in_padded * kDenseBlock + static_cast<std::size_t>(o % kDenseBlock) * step);
+            T* group = to + (run * in_padded * kDenseBlock + static_cast<std::size_t>(o % kDenseBlock) * kStep);
             const std::int8_t* from = weight + tap;
-            for (int i = 0; i < inputs; group += kDenseBlock * step) {
-                for (int k = 0; k < step && i < inputs; ++k, ++i, from += taps) group[k] = *from;
+            int i = 0;
+            for (; i + kStep <= inputs; i += kStep, from += kStep * stride, group += kDenseBlock * kStep) {
+                for (int k = 0; k < kStep; ++k) group[k] = from[k * stride];
             }
+            for (int k = 0; i < inputs; ++i, ++k) group[k] = from[k * stride];
         }
         weight += static_cast<std::size_t>(inputs) * taps;
     }
@@ -39,12 +44,25 @@ void pack_dense(const DenseBackend& backend, int outputs, int inputs, int in_pad
                 const std::int8_t* weight, const std::int32_t* bias, DensePacked& to) {
     const int taps = kernel * kernel;
     const std::size_t size = padded(outputs) * static_cast<std::size_t>(taps) * static_cast<std::size_t>(in_padded);
+    const auto pack = [&](auto* packed) {
+        const auto with = [&](auto step) {
+            pack_weights<decltype(step)::value>(outputs, inputs, in_padded, taps, weight, packed);
+        };
+        switch (backend.step) {
+            case 1:
+                return with(std::integral_constant<int, 1>());
+            case 2:
+                return with(std::integral_constant<int, 2>());
+            case 4:
+                return with(std::integral_constant<int, 4>());
+            default:
+                throw std::logic_error("no layout of weights has this step");
+        }
+    };
     if (backend.weight_bytes == 1) {
-        auto* const packed = zeros<std::int8_t>(size, to.weights);
-        pack_weights(backend.step, outputs, inputs, in_padded, taps, weight, packed);
+        pack(zeros<std::int8_t>(size, to.weights));
     } else {
-        auto* const packed = zeros<std::int16_t>(size, to.weights);
-        pack_weights(backend.step, outputs, inputs, in_padded, taps, weight, packed);
+        pack(zeros<std::int16_t>(size, to.weights));
     }
     auto* const biases = zeros<std::int32_t>(padded(outputs), to.bias);
     const std::size_t per_output = static_cast<std::size_t>(inputs) * static_cast<std::size_t>(taps);

@@ -7,6 +7,7 @@ Everything is integers, or single operations on float64 (`l2c.exact.fixed`). The
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,6 @@ from l2c.exact.weights import (
     ExactWeights,
 )
 
-_KNEE = 32
 _MAX_LEVEL = 127
 _SHARPNESS_BITS = 2  # 4, of the smooth minimum
 _LOG_LMBDA_CENTRE = -4828871  # log 0.01 in Q20
@@ -33,7 +33,6 @@ _LN2_STEP = 304849353914  # ln 2 / 2.5, an octave of lambda in a condition, in Q
 _LOG_8 = 2.0794415416798357  # log 8
 _FAR_ABOVE = 403.0  # levels of a mean: beyond any that are used
 _MOST_LOG = 20 << BITS  # of a gain's magnitude: no trained one comes near, and no table overflows
-_LEVELS = np.arange(-128, 128, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -76,14 +75,18 @@ def lowered(weights: ExactWeights, cond: Int64, octaves: float) -> Int64:
     return np.array([max(int(cond[0]) - rounded(change, BITS), min(least, int(cond[0]))), cond[1]], np.int64)
 
 
-def scales(weights: ExactWeights, k: int, cond: Int64) -> npt.NDArray[np.float32]:
-    """Of modulator k at a condition: float32 [channels]."""
-    value = weights.tables.softplus(weights.modulators[k](cond[None])[0])
+def scales(weights: ExactWeights, k: int, conds: Int64) -> npt.NDArray[np.float32]:
+    """Of modulator k at conditions [n, 2]: float32 [n, channels]."""
+    value = weights.tables.softplus(weights.modulators[k](conds))
     return (np.ldexp(value.astype(np.float64), -BITS) * weights.ratios[k].astype(np.float64)).astype(np.float32)
 
 
-def constants(weights: ExactWeights, cond: Int64) -> Constants:
-    """At a condition int64 [2]."""
+def constants(weights: ExactWeights, cond: Int64, native: Any = None) -> Constants:
+    """At a condition int64 [2].
+
+    Args:
+        native: the C++ extension, for the same numbers in a third of the time, or None.
+    """
     tables, config = weights.tables, weights.config
     log_lmbda = rounded(5 * int(cond[0]), 1) + _LOG_LMBDA_CENTRE
     wanted = rounded(np.int64(log_lmbda - _LOG_STEP_CONSTANT), 1) + weights.gain(cond[None])[0]
@@ -97,36 +100,54 @@ def constants(weights: ExactWeights, cond: Int64) -> Constants:
     if config.local_gain:
         argument = ((np.arange(entries, dtype=np.int64) << FACTOR_STEP_BITS) - (1 << 15)) << (BITS - LOCAL_BITS)
         local = tables.tanh(argument) * _LOG_8
-    factor = _factors(weights, wanted, local, correction)
-    levels = level_table(weights)
-    plain = _plain_factor(weights, wanted)
-    middle = np.ldexp(levels.astype(np.float64), -LEVEL_BITS) * plain[:, None]
-    zero = weights.convolutions["first"].zero[: config.c].astype(np.float64)[:, None]
-    scaled = middle * weights.input_scale.astype(np.float64)[:, None]
-    first = (np.rint(scaled) + zero).clip(0.0, 255.0)
-    second = (np.rint((scaled - (first - zero)) * float(1 << REST_BITS)) + float(REST_ZERO)).clip(0.0, 255.0)
-    _, exponent = np.frexp(factor.max(axis=1))
-    shift = 23 - exponent
-    integers = np.minimum(np.rint(np.ldexp(factor, shift[:, None])), FACTOR_MOST - 1)
+    change = np.rint(local * correction * ONE).astype(np.int64)
+    integers, shift = (
+        _factors(weights, wanted, change) if native is None else _native_factors(native, weights, wanted, change)
+    )
+    levels, plain = weights.level_table, _plain_factor(weights, wanted)
+    zero = weights.convolutions["first"].zero[: config.c]
+    first = (
+        _first_input(weights, plain, zero)
+        if native is None
+        else native.exact_first_input(levels, plain, weights.input_scale, zero)
+    )
     unit = np.ldexp(np.ones(config.c), COEFFICIENT_BITS - LEVEL_BITS - shift)
 
     def corrected(name: str) -> npt.NDArray[np.float32]:
         return (weights.convolutions[name].multiplier.astype(np.float64) * correction).astype(np.float32)
 
-    return Constants(
-        np.concatenate((first, second)).astype(np.uint8), levels, integers.astype(np.int32),
-        unit.astype(np.float32), corrected("head"), corrected("last") if config.fine_width else None, plain,
-    )  # fmt: skip
+    last = corrected("last") if config.fine_width else None
+    return Constants(first, levels, integers, unit.astype(np.float32), corrected("head"), last, plain)
 
 
-def level_table(weights: ExactWeights) -> npt.NDArray[np.int32]:
-    """Latents -128..127 without companding, Q8: int32 [c, 256]."""
-    plain = _LEVELS << LEVEL_BITS
-    if not weights.config.companding:
-        return np.repeat(plain[None].astype(np.int32), weights.config.c, axis=0)
-    power = weights.tables.exp((np.abs(_LEVELS) << BITS) // _KNEE) - 1.0
-    curved = (np.sign(_LEVELS) * np.rint(power * float(_KNEE << LEVEL_BITS))).astype(np.int64)
-    return np.where(weights.is_mean[:, None], plain, curved).astype(np.int32)
+_Factors = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
+
+
+def _factors(weights: ExactWeights, wanted: Int64, change: Int64) -> _Factors:
+    """Integers below FACTOR_MOST for each log factor of the local gains, and by how many bits they were moved.
+
+    Args:
+        wanted: [c]. change: [entries].
+    Returns:
+        int32 [c, entries], int32 [c].
+    """
+    if weights.config.companding:
+        factor = _bounded_factor(weights, wanted, wanted[:, None] - change[None])
+    else:
+        factor = weights.tables.exp(change[None] - wanted[:, None])
+    _, exponent = np.frexp(factor.max(axis=1))
+    shift = 23 - exponent
+    integers = np.minimum(np.rint(np.ldexp(factor, shift[:, None])), FACTOR_MOST - 1)
+    return integers.astype(np.int32), shift
+
+
+def _native_factors(native: Any, weights: ExactWeights, wanted: Int64, change: Int64) -> _Factors:
+    """`_factors` in C++, see csrc/exact/tables.h."""
+    tables, limit, mean = weights.tables, None, np.zeros(len(wanted))
+    if weights.config.companding:
+        limit, mean = weights.limit, _mean_factor(weights, wanted)
+    found: _Factors = native.exact_factors(tables.exp2, tables.tail, wanted, change, limit, weights.is_mean, mean)
+    return found
 
 
 def _plain_factor(weights: ExactWeights, wanted: Int64) -> Float64:
@@ -136,13 +157,14 @@ def _plain_factor(weights: ExactWeights, wanted: Int64) -> Float64:
     return _bounded_factor(weights, wanted, wanted)
 
 
-def _factors(weights: ExactWeights, wanted: Int64, local: Float64, correction: float) -> Float64:
-    """The same for each log factor of the local gains, float64 [entries]: float64 [c, entries]."""
-    if not weights.config.companding:
-        change = np.rint(local * ONE).astype(np.int64)
-        return weights.tables.exp(change[None] - wanted[:, None])
-    change = np.rint(local * correction * ONE).astype(np.int64)
-    return _bounded_factor(weights, wanted, wanted[:, None] - change[None])
+def _first_input(weights: ExactWeights, plain: Float64, zero: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Both bytes of the first layer's input for each latent, with these `Constants.plain`: [2 c, 256]."""
+    middle = np.ldexp(weights.level_table.astype(np.float64), -LEVEL_BITS) * plain[:, None]
+    scaled = middle * weights.input_scale.astype(np.float64)[:, None]
+    origin = zero.astype(np.float64)[:, None]
+    first = (np.rint(scaled) + origin).clip(0.0, 255.0)
+    second = (np.rint((scaled - (first - origin)) * float(1 << REST_BITS)) + float(REST_ZERO)).clip(0.0, 255.0)
+    return np.concatenate((first, second)).astype(np.uint8)
 
 
 def _bounded_factor(weights: ExactWeights, wanted: Int64, changed: Int64) -> Float64:

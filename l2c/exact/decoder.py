@@ -71,11 +71,13 @@ class ExactDecoder:
         self._kernels = DeviceDecoder(weights, device) if backend == "triton" else None
         convolve = {"convolve": convolve_integers} if backend == "reference" else {}
         self._plain = PlainDecoder(weights, device=device, **convolve) if backend in ("torch", "reference") else None
+        native = extension.load_cpp()[0] if backend in ("cpu", "triton") else None
         self._constants = functools.lru_cache(maxsize=_CACHED)(
-            lambda first, second: constants(weights, np.array([first, second], np.int64))
+            lambda first, second: constants(weights, np.array([first, second], np.int64), native)
         )
-        self._scales = functools.lru_cache(maxsize=16 * _CACHED)(
-            lambda k, first, second: scales(weights, k, np.array([first, second], np.int64))
+        count = len(weights.modulators)
+        self._scales = functools.lru_cache(maxsize=_CACHED)(
+            lambda *conds: [scales(weights, k, np.array(conds)) for k in range(count)]
         )
 
     def decode(
@@ -170,7 +172,7 @@ class ExactDecoder:
             bias_map = _spread(index.reshape(numbers.shape).astype(np.int64), changes.set_grid, size)
         count = len(self.weights.modulators)
         if changes.conditions is None:
-            mine = [np.stack([self._scales(k, *map(int, one)) for one in conds]) for k in range(count)]
+            mine = self._scales(*(tuple(one.tolist()) for one in conds))
             return Settings(known, mine, biases, places, places, bias_map)
         assert changes.condition_grid is not None
         rows, columns = changes.conditions.shape[1:]
@@ -181,7 +183,7 @@ class ExactDecoder:
         used, index = np.unique(both, return_inverse=True)
         pairs = [divmod(int(one), 1 if places is None else len(conds)) for one in used]
         told = [
-            np.stack([self._scales(k, *map(int, moved(conds[at], int(moves[k, patch])))) for patch, at in pairs])
+            scales(self.weights, k, np.stack([moved(conds[at], int(moves[k, patch])) for patch, at in pairs]))
             for k in range(count)
         ]
         return Settings(known, told, biases, places, index.reshape(both.shape).astype(np.int64), bias_map)

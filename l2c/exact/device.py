@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from l2c.exact.constants import level_table
 from l2c.exact.plain import SLOPE, Settings
 from l2c.exact.weights import LOW_BITS, SPLIT, ExactConv, ExactWeights
 from l2c.ops import extension
@@ -74,7 +73,7 @@ class DeviceDecoder:
             start, first = start + len(bias), first + own
         self._bias, self._changes = np.concatenate(biases), np.concatenate(changes)
         self.bias, self.nowhere = self._to_device(self._bias[None]), self._to_device(np.zeros(1, np.int32))
-        self.level = self._to_device(level_table(weights))
+        self.level = self._to_device(weights.level_table)
         self.transform = [self._to_device(part) for part in self._digits(weights.transform)]
 
     def _packed(self, layer: ExactConv, order: npt.NDArray[np.int64], start: int) -> tuple[_Layer, Array]:

@@ -35,6 +35,7 @@ SUM_LIMIT = 1 << 31  # 255 sum|w| + |bias| stays below it in every output channe
 MOST_CONDITION = 8 << BITS  # of a condition's magnitude: far beyond what a header and moved conditions can say
 
 SPLIT = ("first", "last")  # layers whose inputs have two bytes: there 8 bits cost most
+_KNEE = 32  # of the companding
 _T = TypeVar("_T", bound=np.generic)
 EXACT_PREFIX = "exact."  # of its tensors in a model file
 
@@ -93,6 +94,17 @@ class ExactWeights:
     bound: npt.NDArray[np.float32]
     is_mean: npt.NDArray[np.bool_]
     transform: npt.NDArray[np.int32]
+
+    @functools.cached_property
+    def level_table(self) -> npt.NDArray[np.int32]:
+        """Latents -128..127 without companding, Q8: int32 [c, 256]."""
+        levels = np.arange(-128, 128, dtype=np.int64)
+        plain = levels << LEVEL_BITS
+        if not self.config.companding:
+            return np.repeat(plain[None].astype(np.int32), self.config.c, axis=0)
+        power = self.tables.exp((np.abs(levels) << BITS) // _KNEE) - 1.0
+        curved = (np.sign(levels) * np.rint(power * float(_KNEE << LEVEL_BITS))).astype(np.int64)
+        return np.where(self.is_mean[:, None], plain, curved).astype(np.int32)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """As a model file stores them."""
@@ -185,7 +197,12 @@ class ExactWeights:
             if ((np.abs(part.astype(np.int64)).sum(axis=1) << 15) + (1 << 24) >= SUM_LIMIT).any():
                 raise ConfigError("the integer D's transform has sums beyond int32")
         tables = self.tables
-        if (tables.exp2 < 1 << 30).any() or (tables.exp2 > 1 << 31).any() or (tables.tail < 0).any():
+        if (
+            (tables.exp2 < 1 << 30).any()
+            or (tables.exp2 > 1 << 31).any()
+            or (tables.tail < 0).any()
+            or (tables.tail > 1 << 24).any()
+        ):
             raise ConfigError("the integer D's tables are not those of exponentials")
         if abs(self.quality_base) + 1000 * abs(self.quality_step) >= MOST_CONDITION << BITS:
             raise ConfigError("the integer D's trade-offs are beyond their range")

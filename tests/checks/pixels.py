@@ -6,7 +6,7 @@
 
 The first form prints how many pixels were compared and how many differ: instruction sets, threads, PyTorch, chunks of
 512, regions, batches. The second times decodes and encodes against float32 and bfloat16, with the share of what the
-machine's byte products could do and the memory that a decode takes. The third prints the BD-rate of the
+machine's byte products could do, known answers, and the memory that a decode takes. The third prints the BD-rate of the
 integer D against the float one, from one set of files, and of the integer E against the float one, in PSNR and in dB
 of MS-SSIM.
 """
@@ -35,6 +35,8 @@ from PIL import Image
 
 import l2c
 from l2c.errors import BackendError
+from l2c.exact.decoder import ExactDecoder
+from l2c.exact.weights import ExactWeights
 from l2c.metrics import msssim, psnr
 from l2c.ops import extension
 
@@ -152,6 +154,18 @@ def products_per_latent(codec: l2c.Codec) -> float:
     return layers + 4 * exact.weights.transform.size
 
 
+def known_answers(weights: ExactWeights, times: int = 7) -> tuple[float, float]:
+    """Seconds of the first known answer of a decoder and of the next one, medians of so many decoders."""
+    taken: list[list[float]] = [[], []]
+    for _ in range(times):
+        decoder = ExactDecoder(weights, None, torch.device("cpu"))
+        for values in taken:
+            started = time.perf_counter()
+            decoder.known_answer()
+            values.append(time.perf_counter() - started)
+    return statistics.median(taken[0]), statistics.median(taken[1])
+
+
 def peak_memory(data: bytes, precision: str) -> float:
     """MiB that a decode in a process of its own has taken beyond what the model had."""
     program = (
@@ -182,6 +196,8 @@ def speed(folder: str, peak: ctypes.CDLL | None) -> None:
     codecs = {name: l2c.Codec(precision=name) for name in ("exact", "float32", "bfloat16")}
     exact = codecs["exact"].transform_stage.exact
     assert exact is not None
+    first_answer, answer = known_answers(exact.weights)
+    print(f"known answer: {1e3 * first_answer:.1f} ms the first time, {1e3 * answer:.1f} ms after it", flush=True)
     for label, pixels in (("768x512", first[:512, :768]), ("2000x1128", tall[:1128, :2000])):
         pixels = np.ascontiguousarray(pixels)
         data = codecs["exact"].encode(pixels, bpp=0.5)
