@@ -1,6 +1,6 @@
 """Decodes pictures in every way there is with the integer D and compares all pixels; what it costs, and its speed.
 
-    python tests/checks/pixels.py PICTURES [--every N] [--qualities 20 50 80] [--efforts 0 6]
+    python tests/checks/pixels.py PICTURES [--every N] [--qualities 20 50 80] [--efforts 0 6] [--crop N]
     python tests/checks/pixels.py PICTURES --speed
     python tests/checks/pixels.py PICTURES --rates [--every N]
 
@@ -43,11 +43,13 @@ from l2c.ops import extension
 _QUALITIES = (6, 12, 20, 30, 40, 50, 60, 70, 80, 90)  # of the curves
 
 
-def pictures(folder: str, every: int) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and pixels uint8 [H, W, 3]."""
+def pictures(folder: str, every: int, most: int = 1 << 20) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and pixels uint8 [H, W, 3], of the middle where a side has more than `most`."""
     for path in sorted(Path(folder).iterdir())[::every]:
         if path.suffix.lower() in (".png", ".jpg", ".avif", ".webp"):
-            yield path.name, np.asarray(Image.open(path).convert("RGB"))
+            pixels = np.asarray(Image.open(path).convert("RGB"))
+            top, left = (max(0, (side - most) // 2) for side in pixels.shape[:2])
+            yield path.name, np.ascontiguousarray(pixels[top : top + most, left : left + most])
 
 
 def instruction_sets() -> list[str]:
@@ -96,7 +98,7 @@ def equality(options: argparse.Namespace) -> None:
     plain = l2c.Codec()
     del os.environ["L2C_BACKEND"]
     compared: dict[str, list[int]] = {}
-    for number, (name, pixels) in enumerate(pictures(options.folder, options.every)):
+    for number, (name, pixels) in enumerate(pictures(options.folder, options.every, options.crop)):
         for quality, effort in itertools.product(options.qualities, options.efforts):
             for tile in (512, 1024)[: 2 if effort == 0 else 1]:
                 data = codec.encode(pixels, quality=quality, effort=effort, tile=tile)
@@ -271,6 +273,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder")
     parser.add_argument("--every", type=int, default=1, help="take every N-th picture")
+    parser.add_argument(
+        "--crop", type=int, default=1 << 20, help="compare the middle, of at most so many pixels a side"
+    )
     parser.add_argument("--slow-every", type=int, default=1, help="plain C++ and PyTorch on every N-th of them alone")
     parser.add_argument("--qualities", type=float, nargs="+", default=[20, 50, 80])
     parser.add_argument("--efforts", type=int, nargs="+", default=[0, 6])
