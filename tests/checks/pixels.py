@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -112,7 +112,7 @@ def equality(options: argparse.Namespace) -> None:
         print(f"{way:24s} {count:12d} pixels, {wrong} differ")
 
 
-def medians(calls: dict[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
+def medians(calls: Mapping[str, Callable[[], Any]], rounds: int = 7) -> dict[str, float]:
     """Seconds of each, in turns, after a first round."""
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds + 1):
