@@ -82,7 +82,7 @@ def _rans_decode_fwd_kernel(
                 i = tl.zeros((LANES,), tl.int32)
                 low = tl.zeros((LANES,), tl.int32)
                 high = tl.full((LANES,), 1 << 20, tl.int32)
-                for k in tl.static_range(8):
+                for k in range(8):
                     step = (1 << bits) >> (k + 1)
                     c = mixture_cdf(
                         i + step, at, missed, bits, weights_ptr, means_ptr, inv_scales_ptr, tail_ptr, k_stride, K

@@ -76,7 +76,7 @@ def recipe_for(pictures: Path, *, workers: int = 2, save_minutes: float = 1000.0
     return TrainConfig(
         "model.json", data=data, pretrain=PretrainConfig(**settings), val_pictures=1, val_drawn=0, log_seconds=0.0,
         save_minutes=save_minutes, autocast="off", val_size=64, val_lmbdas=((0.0008 * 0.15) ** 0.5,), plots=False,
-        peak_seconds=1e-3, agree_steps=1,
+        peak_seconds=0.0, agree_steps=1,
     )  # fmt: skip
 
 
@@ -210,6 +210,18 @@ class TestLoop:
         each = np.diff([0.0, *losses])
         assert each[-5:].mean() < 0.8 * each[:5].mean()
         assert float(training.engine.sums[-2]) == 0  # none skipped
+
+    def test_share_of_the_peak(
+        self, pictures: Path, model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        shares, said = [], []
+        for seconds in (1e-3, 0.0):
+            recipe = replace(recipe_for(pictures, steps=2, workers=0), peak_seconds=seconds)
+            loop_for(tmp_path / str(seconds), recipe, model).run()
+            said.append(capsys.readouterr().err)
+            shares.append(column(tmp_path / str(seconds) / "log.csv", "peak_share"))
+        assert 0.0 < max(shares[0]) < 1.0 and "conv peak" in said[0]
+        assert set(shares[1]) == {0.0} and "conv peak" not in said[1] and "Mpixel/s" in said[1]
 
     def test_interrupted_run_equals_straight_run(
         self, pictures: Path, model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -898,7 +910,7 @@ class TestCommands:
         short = {"batch": 2, "steps": 2, "warmup": 1}
         settings = {
             "model": "model.json", "val_pictures": 1, "val_drawn": 0, "autocast": "off", "val_size": 64,
-            "val_lmbdas": [0.01], "plots": False, "peak_seconds": 1e-3,
+            "val_lmbdas": [0.01], "plots": False, "peak_seconds": 0,
             "data": {"crop": 64, "train": [str(pictures)], "val": [str(pictures)]},
             "pretrain": short, "meta": {**short, "inner_steps": 1, "learn_alpha": "step"}, "modulators": short,
             "bias_sets": {"patch": 64, "patches": 4, "sets": 2, "iterations": 2, "curvature_patches": 1},

@@ -331,7 +331,8 @@ class TrainConfig:
         val_drawn: how many validation pictures are drawn by code.
         val_size: side of the validation crops. val_lmbdas: the trade-offs at which they are looked at, raw.
         plots: curves.png and TensorBoard beside the tables of figures.
-        peak_seconds: how long the device's speed at a convolution is measured when a run starts.
+        peak_seconds: how long the device's speed at a convolution is measured when a run starts; 0: neither that nor
+            the operations of a step are, and the log tells no share of it.
         agree_steps: several processes compare clocks and signals this often.
         log_seconds, save_minutes: how often figures are logged, and a checkpoint written and validated.
         autocast: "auto" (bfloat16 where the device is fast at it), "on" or "off".
@@ -369,7 +370,7 @@ class TrainConfig:
         _check(self.val_drawn >= 0, "val_drawn must not be negative")
         _check(self.val_size >= 16, "val_size must be 16 or more")
         _check(bool(self.val_lmbdas) and min(self.val_lmbdas) > 0, "val_lmbdas must be positive")
-        _check(self.peak_seconds > 0, "peak_seconds must be positive")
+        _check(self.peak_seconds >= 0, "peak_seconds must not be negative")
         _check(self.agree_steps >= 1, "agree_steps must be positive")
         _check(self.seed >= 0, "seed must not be negative")
         _check(self.log_seconds >= 0 and self.save_minutes >= 0, "log_seconds and save_minutes must not be negative")

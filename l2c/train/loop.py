@@ -373,8 +373,11 @@ class Loop:
         return Prefetcher(make, self.step, workers)
 
     def _counted_step(self, batch: Batch | None) -> tuple[float, float]:
-        """The first step, its floating-point operations counted on the way, and the convolution peak."""
-        if self.recipe.compile:  # the compiler hides the operations from the counter
+        """The first step, its floating-point operations counted on the way, and the convolution peak.
+
+        -1 operations where they are not counted: not wanted, or hidden from the counter by the compiler.
+        """
+        if self.recipe.compile or self.recipe.peak_seconds == 0.0:
             self.train_step(batch)
             return -1.0, 1.0
         operations = self.engine.operations(lambda: self.train_step(batch))
@@ -400,12 +403,12 @@ class Loop:
             "peak_share": round(operations * steps / seconds / peak, 3) if operations > 0 else 0.0,
         }
         self.records.log(row)
+        speed = f"{1e-12 * operations * steps / seconds:.2f} TFLOP/s  conv peak {100 * row['peak_share']:.0f} %  "
         self.say(
             f"step {self.step}  {self.seconds / 60:.1f} min  loss {row['loss']:.4f}  {_text(row['bpp'], 3)} bpp  "
             f"{_text(row['psnr'], 2)} dB  {seconds / steps:.3f} s/step  {row['pictures_per_second']:.1f} pictures/s  "
-            f"{row['mpixels_per_second']:.2f} Mpixel/s  {1e-12 * operations * steps / seconds:.2f} TFLOP/s  "
-            f"waiting {100 * waiting:.1f} %  conv peak {100 * float(row['peak_share']):.0f} %  "
-            f"left {self._time_left(first_step, elapsed)}"
+            f"{row['mpixels_per_second']:.2f} Mpixel/s  {speed if operations > 0 else ''}"
+            f"waiting {100 * waiting:.1f} %  left {self._time_left(first_step, elapsed)}"
         )
 
     def _time_left(self, first_step: int, elapsed: float) -> str:

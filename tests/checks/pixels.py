@@ -72,12 +72,14 @@ def ways(
 
     With no `plain`, a codec in PyTorch, the two slow ways are left out: that, and plain C++.
     """
+    before = torch.get_num_threads()
     fast = [name for name in instruction_sets() if plain is not None or name != "scalar"]
     for name, threads in itertools.product(fast, (1, 2)):
         extension.cpp_extension().set_cpu(name)
         torch.set_num_threads(threads)
         yield f"{name}, {threads} threads", codec.decode(data)
     extension.cpp_extension().set_cpu("")
+    torch.set_num_threads(before)
     if plain is not None:
         yield "PyTorch", plain.decode(data)
     yield "batch of 3", codec.decode_batch([data] * 3)[2]
