@@ -295,6 +295,7 @@ def test_tensors_there_and_back_and_their_checks(companding: tuple[Transform, Ex
         "modulators.0.ratio": (float("inf"), "finite"),
         "transform": (2**31 - 1, "int32"),
         "tables.exp2": (-1, "tables"),
+        "tables.tail": (1 << 25, "tables"),
         "quality": (2**60, "range"),
         "limit": (2**40, "bounds"),
         "up.zero": (77, "zero points"),

@@ -126,7 +126,7 @@ def test_rehearsal(run: Path, model: ModelConfig, tmp_path: Path) -> None:
 
     environment = os.environ | {
         "STORE": str(tmp_path / "store"), "OUT": str(tmp_path / "out"), "RECIPE": str(tmp_path / "recipe.json"),
-        "PARTS": str(parts), "DEVICE": "cpu", "MINUTE": "8", "MARGIN": "5", "PYTHON": sys.executable,
+        "PARTS": str(parts), "DEVICE": "cpu", "MINUTE": "20", "MARGIN": "5", "PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
 

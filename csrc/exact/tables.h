@@ -1,5 +1,5 @@
-// What coefficients are multiplied with for each argument of the local gains, as l2c/exact/constants.py computes it:
-// the same numbers, in a fraction of the time.
+// The two large tables of a trade-off, as l2c/exact/constants.py computes them: the same numbers in a fraction of the
+// time.
 
 #pragma once
 
@@ -14,15 +14,14 @@ struct FunctionTablesView {
     const std::int64_t* tail;  // ln(1 + e^(-i / 64)) in Q24
 };
 
-// Numbers in Q20 below 2^27 in magnitude.
+// Numbers in Q20, below 2^27 in magnitude. Without companding `limit` is null, and the last two are not read.
 struct FactorView {
     int channels, entries;
     const std::int64_t* wanted;  // [channels] log gains
     const std::int64_t* change;  // [entries] log factors of the local gains
-    const std::int64_t*
-        limit;            // [channels] log of the largest gains, or null: no companding, all gains are exp(wanted)
-    const bool* is_mean;  // [channels]
-    const double* mean;   // [channels] the factors of means, in all entries, with companding
+    const std::int64_t* limit;   // [channels] log of the largest gains
+    const bool* is_mean;         // [channels]
+    const double* mean;          // [channels] what means have in all entries
 };
 
 // What coefficients are multiplied with for each argument of the local gains.

@@ -32,6 +32,7 @@ _LOG_STEP_CONSTANT = 2263113  # log(6 / ln 2) in Q20
 _LN2_STEP = 304849353914  # ln 2 / 2.5, an octave of lambda in a condition, in Q40
 _LOG_8 = 2.0794415416798357  # log 8
 _FAR_ABOVE = 403.0  # levels of a mean: beyond any that are used
+_Factors = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 _MOST_LOG = 20 << BITS  # of a gain's magnitude: no trained one comes near, and no table overflows
 
 
@@ -118,9 +119,6 @@ def constants(weights: ExactWeights, cond: Int64, native: Any = None) -> Constan
 
     last = corrected("last") if config.fine_width else None
     return Constants(first, levels, integers, unit.astype(np.float32), corrected("head"), last, plain)
-
-
-_Factors = tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]
 
 
 def _factors(weights: ExactWeights, wanted: Int64, change: Int64) -> _Factors:
