@@ -86,7 +86,7 @@ def constants(weights: ExactWeights, cond: Int64, native: Any = None) -> Constan
     """At a condition int64 [2].
 
     Args:
-        native: the C++ extension, for the same numbers in a third of the time, or None.
+        native: the C++ extension, which computes the same numbers faster, or None.
     """
     tables, config = weights.tables, weights.config
     log_lmbda = rounded(5 * int(cond[0]), 1) + _LOG_LMBDA_CENTRE
