@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -640,7 +641,8 @@ class TestCheckpoint:
         [
             ("transform", {"c": 8}, "transform.c is 12 there and 8 in the configuration"),
             ("transform", {}, "transform.family is block there and paper"),
-            ("probability", {"width": 24}, "probability.width is 16 there and 24"),
+            ("probability", {"width": 8}, "probability.width is 16 there and 8"),
+            ("probability", {"num_mixtures": 2}, "probability.num_mixtures is 3 there and 2"),
             (None, {"bits": 6}, "bits is 8 there and 6"),
         ],
     )
@@ -673,10 +675,55 @@ class TestCheckpoint:
         with pytest.raises(TrainingError, match=r"transform\.local_gain is True there and False"):
             Checkpoint(grown, state, state).networks(tiny_config)
 
+    def test_wider_p_says_the_same(self, tiny_config: ModelConfig, checkpoint: Checkpoint) -> None:
+        wider = replace(tiny_config, probability=replace(tiny_config.probability, width=40))
+        z, header = torch.randint(-9, 10, (2, 12, 16, 24)).float(), torch.tensor([[300, 4, 8], [900, 0, 6]])
+        pairs = zip(checkpoint.networks(tiny_config), checkpoint.networks(wider))
+        for before, after in pairs:
+            bits = before.probability.num_bits(z, z, header)
+            assert after.probability.config.width == 40
+            torch.testing.assert_close(after.probability.num_bits(z, z, header), bits, rtol=1e-5, atol=0.0)
+            after.probability.num_bits(z, z, header).sum().backward()
+            for name, parameter in after.probability.named_parameters():
+                if name.endswith("w4.weight"):  # what new channels say is learnt from the first step on
+                    assert parameter.grad is not None and bool((parameter.grad[:, 16:] != 0.0).any(dim=0).all()), name
+
+    def test_companding_grows(self, tiny_config: ModelConfig) -> None:
+        """E and D go on as nearly the same pair: without rounding, pictures come back as before."""
+        transform = replace(tiny_config.transform, mask=False)
+        older = replace(tiny_config, transform=transform)
+        newer = replace(tiny_config, transform=replace(transform, companding=True, local_gain=True))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            nets = Networks(older)
+            x = F.avg_pool2d(torch.rand(2, 3, 128, 128), 2)
+        with torch.no_grad():
+            nets.transform.encoder.gain.fc2.bias.uniform_(-0.4, 0.4)
+            nets.transform.decoder.gain.fc2.bias.uniform_(-0.4, 0.4)
+            nets.transform.encoder.transform.weight.mul_(1.3)  # above its bound
+        state = nets.state_dict()
+        before, after = (Checkpoint(older, state, state).networks(config)[1] for config in (older, newer))
+        cond = transforms.condition(torch.tensor([0.002, 0.006]), torch.tensor([0.0, 1.0]))
+        with torch.no_grad():
+            old = before.transform.decoder(before.transform.encoder(x, cond)[0], cond)
+            y = after.transform.encoder(x, cond)[0]
+            new = after.transform.decoder(y, cond)
+        change = (old - x).square().mean().sqrt()
+        assert float((new - old).square().mean().sqrt()) < 0.02 * float(change)
+        assert float(y.abs().max()) <= 127.0
+        with pytest.raises(TrainingError, match=r"transform\.local_gain is True there and False"):
+            Checkpoint(newer, after.state_dict(), after.state_dict()).networks(older)
+
     def test_networks_that_do_not_fit(self, checkpoint: Checkpoint) -> None:
         del checkpoint.average["transform.decoder.first.bias"]
         with pytest.raises(TrainingError, match="does not fit the networks"):
             checkpoint.networks(checkpoint.config)
+
+    def test_networks_that_do_not_grow(self, tiny_config: ModelConfig, checkpoint: Checkpoint) -> None:
+        wider = replace(tiny_config, probability=replace(tiny_config.probability, width=40))
+        del checkpoint.average["probability.steps.0.w1.weight"]
+        with pytest.raises(TrainingError, match="does not fit its networks"):
+            checkpoint.networks(wider)
 
     def test_without_networks_or_not_finite(self, checkpoint: Checkpoint) -> None:
         with pytest.raises(TrainingError, match="holds no networks"):

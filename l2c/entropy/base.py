@@ -387,11 +387,17 @@ class Recorder:
 
 @dataclass(frozen=True)
 class EntropyFamily:
-    """A family as it is registered: the classes of its configurations and of its two forms."""
+    """A family as it is registered: the classes of its configurations and of its two forms.
+
+    Attributes:
+        grow: (older configuration, newer one, state dict of the float form for the older) -> state dict for the newer,
+            that training can go on from; None where it cannot. No function: nothing but equal networks fit.
+    """
 
     config: type[ProbabilityConfig]
     float_model: Callable[[Any, int], FloatModel]
     integer_model: type[EntropyModel]
+    grow: Callable[[Any, Any, Mapping[str, Tensor]], dict[str, Tensor] | None] | None = None
 
 
 FAMILIES: Registry[EntropyFamily] = Registry("family of entropy models", "l2c.entropy")

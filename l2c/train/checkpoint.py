@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor
 
 from l2c.config import ModelConfig
+from l2c.entropy import ProbabilityConfig
 from l2c.errors import ConfigError, TrainingError
 from l2c.models import load_model
 from l2c.train.losses import Networks
+from l2c.transforms import FAMILIES as TRANSFORMS
+from l2c.transforms import TransformConfig
 
 
 @dataclass
@@ -120,29 +124,20 @@ class Checkpoint:
         """(networks as trained, their average), float32 on the CPU, fitted to `config`.
 
         A range of lambda other than the checkpoint's is allowed: P's weights for the quality planes are interpolated
-        to the new knots, since log lambda is linear in quality. Parts that start neutral may be added
-        (`TransformConfig.new_parts`): the codec stays the same.
+        to the new knots, since log lambda is linear in quality. Networks that the families can make of older ones
+        (`TransformFamily.grow`, `EntropyFamily.grow`) are made.
 
         Raises:
             TrainingError: another architecture, no networks in it, or a parameter that is not finite.
         """
         if not self.average:
             raise TrainingError(f"this checkpoint holds no networks (stage {self.stage!r})")
-        new_parts = config.transform.new_parts(self.config.transform)
-        pairs = {
-            "transform": ({}, {}) if new_parts else (self.config.transform.networks(), config.transform.networks()),
-            "probability": (self.config.probability.networks(), config.probability.networks()),
-            "bits": (self.config.bits, config.bits),
-        }
-        for part, (theirs, mine) in pairs.items():
-            if mine != theirs:
-                raise TrainingError(f"the checkpoint is of another architecture: {_difference(part, theirs, mine)}")
         pair = []
         for state in (self.nets, self.average):
             nets = Networks(config)
-            fresh = {k: v for k, v in nets.state_dict().items() if any(part in k for part in new_parts)}
+            fitted = _fitted(state, self.config, config)
             try:
-                nets.load_state_dict(fresh | state)
+                nets.load_state_dict(fitted)
             except RuntimeError as error:
                 raise TrainingError(f"the checkpoint does not fit the networks: {_first_line(error)}") from None
             bad = next((key for key, p in nets.named_parameters() if not bool(torch.isfinite(p).all())), None)
@@ -151,6 +146,34 @@ class Checkpoint:
             nets.probability.move_range(self.config.log_range, config.log_range)
             pair.append(nets)
         return pair[0], pair[1]
+
+
+def _fitted(state: Mapping[str, Tensor], older: ModelConfig, newer: ModelConfig) -> dict[str, Tensor]:
+    """A state dict of `Networks` for another configuration. Raises TrainingError: another architecture."""
+    parts: tuple[tuple[str, TransformConfig | ProbabilityConfig, TransformConfig | ProbabilityConfig, Any], ...] = (
+        ("transform", older.transform, newer.transform, TRANSFORMS[newer.transform.family].grow),
+        ("probability", older.probability, newer.probability, newer.entropy.grow),
+    )
+    fitted = dict(state)
+    for part, theirs, mine, grow in parts:
+        if theirs.networks() == mine.networks():
+            continue
+        prefix = f"{part}."
+        own = {name.removeprefix(prefix): fitted.pop(name) for name in state if name.startswith(prefix)}
+        try:
+            grown = grow(theirs, mine, own) if grow is not None and theirs.family == mine.family else None
+        except (LookupError, RuntimeError) as error:
+            raise TrainingError(f"the checkpoint does not fit its networks: {_first_line(error)}") from None
+        if grown is None:
+            raise _another(part, theirs.networks(), mine.networks())
+        fitted |= {prefix + name: value for name, value in grown.items()}
+    if older.bits != newer.bits:
+        raise _another("bits", older.bits, newer.bits)
+    return fitted
+
+
+def _another(where: str, theirs: Any, mine: Any) -> TrainingError:
+    return TrainingError(f"the checkpoint is of another architecture: {_difference(where, theirs, mine)}")
 
 
 def _difference(where: str, theirs: Any, mine: Any) -> str:

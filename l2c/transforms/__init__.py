@@ -1,7 +1,7 @@
 """E, I and D: the networks that turn pictures into latents and back, in families.
 
 base          what a family is: the contract, and the registry
-block         the default model: one linear block transform plus convolutions at H/s
+block         the default model: one linear block transform plus convolutions at H/s; growth: what its weights go on as
 hyperprior    the networks of CompressAI's codecs: Minnen2018, Cheng2020 and their cousins
 paper         the networks of L2C, section IV
 adaptation    what an encoder may change in D for a picture or its patches; modulators: OML's, conditioned on lambda
@@ -22,6 +22,7 @@ from l2c.transforms.base import FAMILIES, Decoder, Encoder, Transform, Transform
 from l2c.transforms.block import LINEAR_FROM, BlockConfig, block_networks
 from l2c.transforms.check import check_contract
 from l2c.transforms.costs import kmac_per_pixel, transform_costs
+from l2c.transforms.growth import grow_block
 from l2c.transforms.hyperprior import HyperpriorTransformConfig, hyperprior_networks
 from l2c.transforms.masking import clipping, importance_mask
 from l2c.transforms.modulators import condition
@@ -59,7 +60,7 @@ __all__ = [
     "transform_costs",
 ]
 
-FAMILIES.register(BlockConfig.family, TransformFamily(BlockConfig, block_networks))
+FAMILIES.register(BlockConfig.family, TransformFamily(BlockConfig, block_networks, grow_block))
 FAMILIES.register(HyperpriorTransformConfig.family, TransformFamily(HyperpriorTransformConfig, hyperprior_networks))
 FAMILIES.register(PaperConfig.family, TransformFamily(PaperConfig, paper_networks))
 

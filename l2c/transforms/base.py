@@ -81,13 +81,6 @@ class TransformConfig:
         """Of the weights of E, I and D in a model file."""
         return torch.float16
 
-    def new_parts(self, older: TransformConfig) -> tuple[str, ...]:
-        """Parts of parameters' names that networks of `older` lack and that start neutral, as training leaves them.
-
-        () where there are none, and where the two differ in more: then a checkpoint of `older` does not fit.
-        """
-        return ()
-
     def networks(self) -> dict[str, Any]:
         """What a checkpoint has to agree in for its weights to fit: a table that can be compared."""
         return self.to_mapping()
@@ -191,10 +184,13 @@ class TransformFamily:
     Attributes:
         config: the class of its configurations.
         build: configuration -> E and D with random weights, on PyTorch's default device; E and D may share modules.
+        grow: (older configuration, newer one, state dict of the older's `Transform`) -> state dict for the newer, that
+            training can go on from; None where it cannot. No function: nothing but equal networks fit.
     """
 
     config: type[TransformConfig]
     build: Callable[[Any], tuple[Encoder, Decoder]]
+    grow: Callable[[Any, Any, Mapping[str, Tensor]], dict[str, Tensor] | None] | None = None
 
 
 FAMILIES: Registry[TransformFamily] = Registry("family of networks", "l2c.transforms")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -79,11 +79,6 @@ class BlockConfig(TransformConfig):
             raise ConfigError(f"transform.modulator_width must be 1..{MAX_WIDTH}")
         if not (0 <= self.encoder_blocks <= MAX_BLOCKS and 0 <= self.decoder_blocks <= MAX_BLOCKS):
             raise ConfigError(f"transform.encoder_blocks and decoder_blocks must be 0..{MAX_BLOCKS}")
-
-    def new_parts(self, older: TransformConfig) -> tuple[str, ...]:
-        """See `TransformConfig.new_parts`: local gains start at 1."""
-        grown = isinstance(older, BlockConfig) and not older.local_gain and replace(older, local_gain=True) == self
-        return (".local_gain.",) if grown else ()
 
 
 class ResidualBlock(nn.Module):
