@@ -59,7 +59,7 @@ def step(device: torch.device) -> str:
         source = torch.Generator().manual_seed(0)
         bank = Bank([torch.randint(0, 256, (3, 80, 96), dtype=torch.uint8, generator=source) for _ in range(3)], where)
         data = DataConfig(crop=64)
-        made = DeviceBatches(bank, None, data, StageConfig(batch=6), 8, (12, 8, 8), 0, 0)
+        made = DeviceBatches(bank, data, StageConfig(batch=6), 8, (12, 8, 8), 0, 0)
         objective = PretrainObjective(nets, LossConfig(), None)
         optimizer = Soap(list(nets.parameters()))
         losses = []

@@ -136,10 +136,10 @@ def batches(
     world: int = 1,
     steps: tuple[int, ...] = (),
 ) -> DeviceBatches:
-    marked = Bank([torch.full((3, 40, 40), 255, dtype=torch.uint8)], CPU) if drawn else None
-    photographs = Bank([torch.full((3, 48, 48), 7, dtype=torch.uint8)], CPU) if drawn else bank()[0]
+    photo, mark = (torch.full((3, side, side), value, dtype=torch.uint8) for side, value in ((48, 7), (40, 255)))
+    pictures = Bank([photo], CPU, [mark]) if drawn else bank()[0]
     data = DataConfig(crop=32, drawn_share=0.25, scale_min=0.7, scale_max=0.9)
-    return DeviceBatches(photographs, marked, data, StageConfig(batch=batch), 8, (4, 4, 4), 1, salt, rank, world, steps)
+    return DeviceBatches(pictures, data, StageConfig(batch=batch), 8, (4, 4, 4), 1, salt, rank, world, steps)
 
 
 class TestDeviceBatches:
@@ -185,12 +185,17 @@ class TestDeviceBatches:
         assert -0.5 <= float(noise[0].min()) < -0.49 and 0.49 < float(noise[0].max()) < 0.5
         assert len(noise[0].unique()) > 0.99 * noise[0].numel()
 
-    def test_drawn_pictures_have_their_places(self) -> None:
-        made = batches(8, drawn=True)
-        x = made.pictures(torch.tensor(0), torch.full((8,), 900))
-        marks = [bool((crop == 255).all()) for crop in x]
-        assert marks == list(made.composition.drawn) and sum(marks) == 2
-        assert all(bool((crop == 7).all()) for crop, mark in zip(x, marks) if not mark)
+    def test_drawn_pictures_move_through_all_places(self) -> None:
+        """And so through all metrics: in every step as many, at every place as often."""
+        made = batches(12, drawn=True)
+        steps = [torch.tensor(step) for step in range(600)]
+        seen = torch.stack([made.drawn(step) for step in steps])
+        assert bool((seen.sum(dim=1) == sum(made.composition.drawn)).all()) and sum(made.composition.drawn) == 3
+        assert float(seen.float().mean(dim=0).min()) > 0.18 and float(seen.float().mean(dim=0).max()) < 0.32
+        for step, flags in zip(steps[:3], seen):
+            x = made.pictures(step, torch.full((12,), 900))
+            assert [bool((crop == 255).all()) for crop in x] == flags.tolist()
+            assert all(bool((crop == 7).all()) for crop, flag in zip(x, flags) if not flag)
 
 
 class Waits(TorchDispatchMode):

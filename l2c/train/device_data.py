@@ -63,7 +63,7 @@ class Composition:
     Attributes:
         mu: metric mix of each place, int 0..8.
         strata: (first, count) of the group of places with one metric in which this place's quality is stratified.
-        drawn: whether the picture is from the bank of drawn ones.
+        drawn: whether the picture is a drawn one, in step 0; which places these are moves on from step to step.
     """
 
     mu: tuple[int, ...]
@@ -72,7 +72,7 @@ class Composition:
 
     @classmethod
     def of(cls, stage: StageConfig, drawn_share: float) -> Composition:
-        """The composition for a stage's batch. Drawn pictures are spread over all metrics."""
+        """The composition for a stage's batch."""
         batch = stage.batch
         if stage.mu is not None:
             groups = [(stage.mu, batch)]
@@ -94,14 +94,17 @@ class Bank:
     """Pictures in a device's memory, one behind the other.
 
     Attributes:
+        photographs: how many photographs there are; behind them come drawn pictures.
         pixels: uint8 [total, 3], the pixels of all pictures, row by row.
         starts, heights, widths: int64 [P], where each picture lies in `pixels`, and its size.
     """
 
-    def __init__(self, pictures: Sequence[Tensor], device: torch.device) -> None:
-        """Take over pictures uint8 [3, H, W]. Raises ConfigError where there is none."""
-        if not pictures:
+    def __init__(self, photographs: Sequence[Tensor], device: torch.device, drawn: Sequence[Tensor] = ()) -> None:
+        """Take over pictures uint8 [3, H, W]. Raises ConfigError where there is no photograph."""
+        if not photographs:
             raise ConfigError("there are no pictures to train on")
+        self.photographs = len(photographs)
+        pictures = [*photographs, *drawn]
         sizes = torch.tensor([picture.shape[1:] for picture in pictures])
         areas = sizes.prod(dim=1)
         self.pixels = torch.empty(int(areas.sum()), 3, dtype=torch.uint8, device=device)
@@ -161,7 +164,7 @@ class DeviceBatches:
         needs: which of this process's pictures need which MS-SSIM.
 
     Args:
-        photographs: pictures that are cut, scaled and turned. drawn: bank of drawn pictures, cut only; or None.
+        bank: photographs, which are cut, scaled and turned, and drawn pictures, which are cut only.
         data, stage: see `DataConfig`, `StageConfig`.
         bits: of the model. latent: (channels, rows, columns) of a crop's latents, for the noise.
         seed, salt: of everything random. rank, world: this process.
@@ -170,8 +173,7 @@ class DeviceBatches:
 
     def __init__(
         self,
-        photographs: Bank,
-        drawn: Bank | None,
+        bank: Bank,
         data: DataConfig,
         stage: StageConfig,
         bits: int,
@@ -182,9 +184,10 @@ class DeviceBatches:
         world: int = 1,
         steps: Sequence[int] = (),
     ) -> None:
-        device = photographs.pixels.device
-        self.composition = Composition.of(stage, data.drawn_share if drawn is not None else 0.0)
-        self._photographs, self._drawn = photographs, drawn
+        device = bank.pixels.device
+        drawn = len(bank) - bank.photographs
+        self.composition = Composition.of(stage, data.drawn_share if drawn else 0.0)
+        self._bank = bank
         self._data, self._stage, self._bits, self._seed, self._salt = data, stage, bits, seed, salt
         mine = range(rank, stage.batch, world)
 
@@ -196,11 +199,7 @@ class DeviceBatches:
         self._mu = column(self.composition.mu)
         self._first = column([first for first, _ in self.composition.strata])
         self._count = column([count for _, count in self.composition.strata])
-        flags = [self.composition.drawn[j] for j in mine]
-        self._from_drawn = torch.tensor([k for k, flag in enumerate(flags) if flag], device=device, dtype=torch.int64)
-        self._from_photographs = torch.tensor(
-            [k for k, flag in enumerate(flags) if not flag], device=device, dtype=torch.int64
-        )
+        self._drawn = torch.tensor(self.composition.drawn, device=device)
         mus = [self.composition.mu[j] for j in mine]
         middle, last = METRICS["mixed"], METRICS["msssim"]
         self.needs = Needs(
@@ -236,17 +235,17 @@ class DeviceBatches:
         span = torch.where(scaled, (side / factor).round(), float(side))
         place, down, across = (self._random(step, k) for k in (7, 8, 9))
         turn = (8.0 * self._random(step, 10)).long()
-        out = torch.empty(len(place), side, side, 3, dtype=torch.uint8, device=place.device).permute(0, 3, 1, 2)
-        for bank, chosen in ((self._photographs, self._from_photographs), (self._drawn, self._from_drawn)):
-            if bank is None or not len(chosen):
-                continue
-            index = (place[chosen] * len(bank)).long()
-            if bank is self._drawn:
-                wanted, turned = torch.full_like(span[chosen], side), torch.zeros_like(turn[chosen])
-            else:
-                wanted, turned = span[chosen], turn[chosen]
-            out[chosen] = bank.crops(index, side, wanted, down[chosen], across[chosen], turned)
-        return out
+        photographs = self._bank.photographs
+        drawn = self.drawn(step)
+        chosen = photographs + (place * (len(self._bank) - photographs)).long()
+        index = torch.where(drawn, chosen, (place * photographs).long())
+        span, turn = torch.where(drawn, float(side), span), torch.where(drawn, 0, turn)
+        return self._bank.crops(index, side, span, down, across, turn)
+
+    def drawn(self, step: Tensor) -> Tensor:
+        """Which pictures are drawn: bool [N]. A picture's metric depends on its place, so the drawn places move."""
+        shift = hashed(step, self._seed, self._salt, 12)
+        return self._drawn[(self._places + shift) % len(self._drawn)]
 
     def noise(self, step: Tensor) -> Tensor:
         """float32 [N, c, h, w] in [-1/2, 1/2)."""

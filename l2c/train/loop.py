@@ -105,7 +105,7 @@ class Loop:
         self._commands = commands_of(resumed)
         data = recipe.data
         self.sampler = Sampler(data, data.train, data.crop, recipe.seed, parallel.rank, parallel.world)
-        self.banks = self._read_banks() if recipe.data.on_device else None
+        self.bank = self._read_bank() if recipe.data.on_device else None
         self.val_pictures = validation_set(recipe.data.val, recipe.val_size, recipe.val_pictures, recipe.val_drawn)
         if self.sampler.lasting:
             limit = 4 * recipe.val_pictures
@@ -156,7 +156,7 @@ class Loop:
         objective = self._objective(nets, self.features).to(device)
         self.engine = Engine(
             nets, average.requires_grad_(False), objective, self.stage, wrap=self._wrap, autocast=self.autocast,
-            batches=self._make_device_batches() if self.banks is not None else None, step=self.step,
+            batches=self._make_device_batches() if self.bank is not None else None, step=self.step,
         )  # fmt: skip
         if mine:
             self._check_same_parameters(checkpoint)
@@ -246,29 +246,28 @@ class Loop:
         how = f"is not captured: {reason}" if reason else "is one CUDA graph"
         self.say(f"the step {how} ({seconds:.1f} s)")
 
-    def _read_banks(self) -> tuple[Bank, Bank | None]:
+    def _read_bank(self) -> Bank:
         """Photographs and drawn pictures for batches made on the device. Raises ConfigError as `Sampler` does."""
         began = time.monotonic()
         data, device = self.recipe.data, self.parallel.device
         pictures = list(self.sampler.pictures())
-        photographs = Bank(pictures, device)
-        drawn = None
+        drawn: list[torch.Tensor] = []
         if data.drawn_share > 0.0:
             photos = [picture.permute(1, 2, 0).numpy() for picture in pictures[:: max(1, len(pictures) // 64)]]
             side = max(data.crop, data.drawn_side)
-            drawn = Bank(list(draw_batch(data.drawn_bank, side, self.recipe.seed, photos)), device)
-        total = photographs.pixels.shape[0] + (drawn.pixels.shape[0] if drawn is not None else 0)
+            drawn = list(draw_batch(data.drawn_bank, side, self.recipe.seed, photos))
+        bank = Bank(pictures, device, drawn)
         self.say(
-            f"{len(photographs)} photographs, {len(drawn) if drawn is not None else 0} drawn pictures, "
-            f"{total / 1e6:.0f} Mpixel in memory after {time.monotonic() - began:.1f} s"
+            f"{len(pictures)} photographs, {len(drawn)} drawn pictures, {bank.pixels.shape[0] / 1e6:.0f} Mpixel in "
+            f"memory after {time.monotonic() - began:.1f} s"
         )
-        return photographs, drawn
+        return bank
 
     def _make_device_batches(self) -> DeviceBatches:
-        assert self.banks is not None
+        assert self.bank is not None
         side = self.recipe.data.crop // self.model.transform.s
         return DeviceBatches(
-            *self.banks, self.recipe.data, self.stage, self.model.bits, (self.model.transform.c, side, side),
+            self.bank, self.recipe.data, self.stage, self.model.bits, (self.model.transform.c, side, side),
             self.recipe.seed, self.salt, self.parallel.rank, self.parallel.world, self.stage.steps_of(self.model),
         )  # fmt: skip
 
@@ -362,14 +361,14 @@ class Loop:
         salt = self.salt
 
         def make(step: int) -> Batch | None:
-            if self.banks is not None:
+            if self.bank is not None:
                 return None
             return make_batch(
                 step, recipe=self.recipe, stage=self.stage, model=self.model, sampler=self.sampler, salt=salt,
                 parallel=self.parallel,
             )  # fmt: skip
 
-        workers = 0 if self.banks is not None else self.recipe.data.workers
+        workers = 0 if self.bank is not None else self.recipe.data.workers
         return Prefetcher(make, self.step, workers)
 
     def _counted_step(self, batch: Batch | None) -> tuple[float, float]:
