@@ -190,8 +190,8 @@ def latent_loss(
 
 
 def _structure_pull(mix: Tensor) -> Tensor:
-    """1 up to mu = 4, then up to 1.8 at mu = 8, where model 1's loss is mostly 1.5 to 2 times smaller than at mu = 0 and equal
-    lambda, on every kind of validation picture (records/model1.jsonl)."""
+    """1 up to mu = 4, then up to 1.8 at mu = 8, where model 1's loss is 1.5 to 2 times smaller than at mu = 0 and equal
+    lambda, but for drawn pictures at the highest (records/model1.jsonl)."""
     return 1.0 + 1.6 * (mix - 0.5).clamp_min(0.0)
 
 
