@@ -35,7 +35,7 @@ SUM_LIMIT = 1 << 31  # 255 sum|w| + |bias| stays below it in every output channe
 MOST_CONDITION = 8 << BITS  # of a condition's magnitude: far beyond what a header and moved conditions can say
 
 SPLIT = ("first", "last")  # layers whose inputs have two bytes: there 8 bits cost most
-_KNEE = 32  # of the companding
+_KNEE = 28  # of the companding
 _T = TypeVar("_T", bound=np.generic)
 EXACT_PREFIX = "exact."  # of its tensors in a model file
 
@@ -102,9 +102,10 @@ class ExactWeights:
         plain = levels << LEVEL_BITS
         if not self.config.companding:
             return np.repeat(plain[None].astype(np.int32), self.config.c, axis=0)
-        power = self.tables.exp((np.abs(levels) << BITS) // _KNEE) - 1.0
+        power = self.tables.exp(((np.abs(levels) - _KNEE) << BITS) // _KNEE)
         curved = (np.sign(levels) * np.rint(power * float(_KNEE << LEVEL_BITS))).astype(np.int64)
-        return np.where(self.is_mean[:, None], plain, curved).astype(np.int32)
+        whole = self.is_mean[:, None] | (np.abs(levels) <= _KNEE)
+        return np.where(whole, plain, curved).astype(np.int32)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """As a model file stores them."""

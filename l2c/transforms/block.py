@@ -35,7 +35,7 @@ _CHROMA_DELAY = 1.9  # a chroma frequency ranks with the luma frequency this man
 _LOG_STEP_CONSTANT = math.log(6.0 / math.log(2.0))
 _MAX_LOCAL_GAIN = math.log(8.0)  # local gains lie in 1/8..8
 _MAX_LEVEL = 127.0  # the largest latent
-_KNEE = 32.0  # latents: where the companding begins to show
+_KNEE = 28.0  # latents: above it they are logarithmic
 _CORRECTION_FROM = math.log(0.01)  # log lambda
 _SHARPNESS = 4.0  # of the smooth minimum with the largest gain
 LINEAR_FROM = 4  # scale of pictures from which on D is its block transform alone
@@ -178,13 +178,15 @@ class LocalGain(nn.Conv2d):
 class Companding(nn.Module):
     """Coefficients u <-> latents y with one gain g for E and D, such that no coefficient of A x can clip.
 
-        y = sign(u) T ln(1 + g |u| / T)        with T = _KNEE for all channels but the three means (DC): there y = g u
+        y = g u                                 where |g u| <= T = _KNEE, and for the three means (DC) everywhere
+        y = sign(u) T (1 + ln(g |u| / T))       beyond
 
     A coefficient of a picture in [0, 1] is at most B_k = 127.5 sum_j |A_kj| (E keeps the sums of its A at or below the
-    DCT's, `bounded_transform`), so g_k <= T (exp(127 / T) - 1) / B_k, or 127 / B_k for the means, keeps y in -127..127.
-    The step at u, 1/g + |u|/T, falls as g rises, for every u; where |y| < T it is about uniform. A g of the means is
-    such that g B is an integer, at high rates a multiple of 6: then black and white, and all eight corners of RGB,
-    lie on latents that are integers.
+    DCT's, `bounded_transform`), so g_k <= T exp(127 / T - 1) / B_k, or 127 / B_k for the means, keeps y in -127..127.
+    The step at u, the larger one of 1/g and |u|/T, never grows as g does. A smaller T lets the gain be larger and large
+    coefficients be coarser: at lambda = 0.3 the coarser steps cost 2 % of the squared error, at the largest 17 % of an
+    error that is nearly nothing. A g of the means is such that g B is an integer, at high rates a multiple of 6: then
+    black and white, and all eight corners of RGB, lie on latents that are integers.
 
     g is a function of (log lambda, mu) and starts where a uniform quantiser is optimal at high rate, see `Gain`.
     """
@@ -200,7 +202,7 @@ class Companding(nn.Module):
         bound = (PIXEL_SCALE / 2.0 * basis.abs().sum(dim=1))[: config.c]
         is_mean = frequency[: config.c] == 0
         # Not `where` of two numbers: it has PyTorch's default dtype, and both ends must have the same limits.
-        levels = torch.full_like(bound, _KNEE * math.expm1(_MAX_LEVEL / _KNEE))
+        levels = torch.full_like(bound, _KNEE * math.exp(_MAX_LEVEL / _KNEE - 1.0))
         limit = levels.masked_fill(is_mean, _MAX_LEVEL) / bound
         self.register_buffer("bound", bound[None, :, None, None], persistent=False)
         self.register_buffer("is_mean", is_mean[None, :, None, None], persistent=False)
@@ -244,22 +246,18 @@ class Companding(nn.Module):
     def to_latents(self, u: Tensor, log_gain: Tensor) -> Tensor:
         """Coefficients [N, c, h, w] -> latents, both float32."""
         scaled = u * log_gain.exp()
-        above, below = _halves(scaled / _KNEE)
-        return torch.where(self.is_mean, scaled, _KNEE * (above.log1p() - below.log1p()))
+        inner, above, below = _parts(scaled)
+        return torch.where(self.is_mean, scaled, inner + _KNEE * (above.log1p() - below.log1p()))
 
     def to_coefficients(self, y: Tensor, log_gain: Tensor) -> Tensor:
         """Latents [N, c, h, w] -> coefficients, both float32: the inverse of `to_latents`."""
-        above, below = _halves(y / _KNEE)
-        return torch.where(self.is_mean, y, _KNEE * (above.expm1() - below.expm1())) * (-log_gain).exp()
+        inner, above, below = _parts(y)
+        return torch.where(self.is_mean, y, inner + _KNEE * (above.expm1() - below.expm1())) * (-log_gain).exp()
 
 
-def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x where it is positive and -x where it is negative, 0 elsewhere.
-
-    At 0, where most latents are, the first has slope 1 and the second none: an odd function made of the two keeps its
-    slope there, which sign(x) f(|x|) would lose.
-    """
-    return x.clamp_min(0.0), F.relu(-x)
+def _parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x within the knee, and how far it lies above and below it, in knees."""
+    return x.clamp(-_KNEE, _KNEE), F.relu(x / _KNEE - 1.0), F.relu(-x / _KNEE - 1.0)
 
 
 def bounded_transform(weight: Tensor, sums: Tensor) -> Tensor:

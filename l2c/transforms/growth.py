@@ -23,7 +23,7 @@ def grow_block(older: BlockConfig, newer: BlockConfig, state: Mapping[str, Tenso
 
     Local gains start at 1, which changes nothing. Companding takes D's gain for both ends; what E's differs from it
     in the middle of the trade-offs, and what the bound on A takes, moves into neighbouring weights. What stays is
-    that E's correction passes through its local gain too, that means have none, and the compander's own steps.
+    that E's correction passes through its local gain too, that means have none, and what lies beyond the knee.
     """
     added = replace(older, local_gain=newer.local_gain, companding=newer.companding)
     if added != newer or older.local_gain > newer.local_gain or older.companding > newer.companding:
