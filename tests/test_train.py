@@ -960,6 +960,7 @@ class TestCommands:
             "val_lmbdas": [0.01], "plots": False, "peak_seconds": 0,
             "data": {"crop": 64, "train": [str(pictures)], "val": [str(pictures)]},
             "pretrain": short, "meta": {**short, "inner_steps": 1, "learn_alpha": "step"}, "modulators": short,
+            "gains": {"pictures": 2, "side": 64, "sweeps": 1, "lmbdas": [0.001, 0.1]},
             "bias_sets": {"patch": 64, "patches": 4, "sets": 2, "iterations": 2, "curvature_patches": 1},
             "quantize": {**short, "lr": 1e-3, "max_loss": 0.5},
         }  # fmt: skip
@@ -1006,9 +1007,13 @@ class TestCommands:
         }
         decoder, everything = {"transform.decoder"}, {"transform.encoder", "transform.decoder"}
         p = {"probability.steps", "probability.prior"}
-        assert changed == {"meta": everything | p, "modulators": decoder, "bias-sets": set(), "quantize": p}
+        assert changed == {
+            "meta": everything | p, "gains": everything, "modulators": decoder, "bias-sets": set(), "quantize": p
+        }  # fmt: skip
+        for key, v in left["gains"].nets.items():
+            assert torch.equal(v, left["meta"].average[key]) or ".gain.fc2." in key, key
         moved = {
-            key for key, v in left["modulators"].nets.items() if not torch.equal(v, left["meta"].average[key])
+            key for key, v in left["modulators"].nets.items() if not torch.equal(v, left["gains"].average[key])
         }  # fmt: skip
         assert moved and all(key.startswith("transform.decoder.mods.") for key in moved)
         log_alpha = left["meta"].objective["0"]

@@ -44,10 +44,14 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads of PyTorch
 _STAGES = {
     "pretrain": "Train E, I, D and P together (L2C Eq. 7).",
     "meta": "Meta-train for latent overfitting (L2C Eq. 8-10).",
+    "gains": "Calibrate gains by the loss of rounded latents.",
     "modulators": "Meta-train D's modulators over lambda tasks (OML Eq. 4).",
     "bias-sets": "Overfit D's biases to patches and cluster them (L2C III-D).",
     "quantize": "Finish P for its integer form, and check it.",
 }
+
+
+_LENGTHS = {"gains": "gains.pictures", "bias-sets": "bias_sets.patches"}
 
 
 def _recipe(
@@ -74,8 +78,8 @@ def _add(name: str, text: str) -> None:
         device: Device = None,
         threads: Threads = None,
     ) -> None:
-        if name == "bias-sets" and (minutes is not None or steps is not None):
-            raise typer.BadParameter("bias-sets has no --minutes or --steps; --set bias_sets.patches=N is its length")
+        if name in _LENGTHS and (minutes is not None or steps is not None):
+            raise typer.BadParameter(f"{name} has no --minutes or --steps; --set {_LENGTHS[name]}=N is its length")
         section = name.replace("-", "_")
         overrides = list(set_ or [])
         if minutes is not None:

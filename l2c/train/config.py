@@ -300,6 +300,31 @@ class BiasSetsConfig:
 
 
 @dataclass(frozen=True)
+class GainsConfig:
+    """Calibration of the gain that E and D share, by the loss of rounded latents (`l2c.train.gains`).
+
+    Attributes:
+        pictures: crops of training pictures that it is measured on, and half as many that are drawn.
+        side: of the crops in pixels.
+        step: first change tried, in the logarithm of a gain; every sweep halves it.
+        sweeps: how often each group of channels is tried at each condition.
+        lmbdas: raw, rising: where it is measured, for each of the three metrics; the ends hold beyond them.
+    """
+
+    pictures: int = 16
+    side: int = 192
+    step: float = 0.16
+    sweeps: int = 2
+    lmbdas: tuple[float, ...] = (0.00005, 0.0003, 0.002, 0.012, 0.07, 0.4)
+
+    def __post_init__(self) -> None:
+        _check(1 <= self.pictures <= 4096 and 1 <= self.side <= 4096, "gains.pictures and side must lie in 1..4096")
+        _check(0.0 < self.step <= 1.0 and 1 <= self.sweeps <= 16, "gains.step must lie in 0..1, sweeps in 1..16")
+        rising = all(a < b for a, b in zip(self.lmbdas, self.lmbdas[1:]))
+        _check(len(self.lmbdas) >= 2 and self.lmbdas[0] > 0.0 and rising, "gains.lmbdas must be two or more, rising")
+
+
+@dataclass(frozen=True)
 class QuantizeConfig(StageConfig):
     """Quantisation-aware finishing of P, and of D.
 
@@ -347,6 +372,7 @@ class TrainConfig:
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
     meta: MetaConfig = field(default_factory=MetaConfig)
     modulators: ModulatorsConfig = field(default_factory=ModulatorsConfig)
+    gains: GainsConfig = field(default_factory=GainsConfig)
     bias_sets: BiasSetsConfig = field(default_factory=BiasSetsConfig)
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     val_pictures: int = 12

@@ -1,8 +1,9 @@
 """The stages of a run, in order, and what each starts from.
 
 A run is a folder; every stage has a folder of its own in it (checkpoint.pt, log.csv, validation.csv, curves.png,
-run.json) and starts from the checkpoint of the nearest stage before it that is there. Modulators come before bias
-sets, because the sets are overfitted to the D that ships; both leave the latents and P alone.
+run.json) and starts from the checkpoint of the nearest stage before it that is there. Gains move the latents, so they
+come before what is fitted to these. Modulators come before bias sets, because the sets are overfitted to the D that
+ships; both leave the latents and P alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError
-from l2c.train import bias_sets
+from l2c.train import bias_sets, gains
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import StageConfig, TrainConfig
 from l2c.train.exact import calibrate, check_losses, losses
@@ -31,7 +32,8 @@ from l2c.train.quantize import QuantizeObjective, check_rate_loss, rates
 from l2c.train.validation import drawn_pictures
 
 _IN_RUN, _NAMED = "run ", "init "  # what `Checkpoint.parent` begins with
-STAGES = ("pretrain", "meta", "modulators", "bias-sets", "quantize")
+STAGES = ("pretrain", "meta", "gains", "modulators", "bias-sets", "quantize")
+_ALONE = {"gains": gains.run, "bias-sets": bias_sets.run}  # stages without a loop, in one process
 
 
 def newest(folder: Path, before: str | None = None) -> Path | None:
@@ -78,14 +80,14 @@ def run_stage(
     parallel = Parallel(device)
     try:
         start, parent = parallel.from_first(lambda: _start(name, folder, init))
-        if name == "bias-sets":
+        if name in _ALONE:
             if parallel.world > 1:
-                raise ConfigError("bias-sets runs in one process")
+                raise ConfigError(f"{name} runs in one process")
             assert start is not None
             command = shlex.join(["l2c", *sys.argv[1:]])
             (folder / name).mkdir(parents=True, exist_ok=True)
             with locked(folder / name):
-                bias_sets.run(recipe, model, folder / name, start, parent, parallel.device, command)
+                _ALONE[name](recipe, model, folder / name, start, parent, parallel.device, command)
             return True
         stage, objective = _stage(name, recipe)
         loop = Loop(name, recipe, stage, model, objective, folder / name, start, parallel, parent)
@@ -103,11 +105,11 @@ def _start(name: str, folder: Path, init: Path | None) -> tuple[Checkpoint | Non
     source = init or newest(folder, before=name)
     if source is not None and not source.exists():
         raise ConfigError(f"there is no checkpoint {source}")
-    if source is None and name != "pretrain" and (name == "bias-sets" or not own.exists()):
+    if source is None and name != "pretrain" and (name in _ALONE or not own.exists()):
         raise ConfigError(f"{name} starts from trained networks: run pretrain first, or name a checkpoint with --init")
     start = Checkpoint.load(source) if source is not None else None
     parent = f"{_IN_RUN if init is None else _NAMED}{start.mark()}" if start is not None else ""
-    if own.exists() and name != "bias-sets":
+    if own.exists() and name not in _ALONE:
         begun = Checkpoint.load(own).parent
         if init is not None and begun and begun.split(" ", 1)[1] != parent.split(" ", 1)[1]:
             raise ConfigError(

@@ -49,8 +49,8 @@ def validation_set(
     return pictures | ({"drawn": made} if made else {})
 
 
-def drawn_pictures(count: int, size: int, photos: Sequence[Tensor] = ()) -> list[Tensor]:
-    """Pictures drawn by code: picture i depends on i, size and its photograph alone.
+def drawn_pictures(count: int, size: int, photos: Sequence[Tensor] = (), salt: int = 0) -> list[Tensor]:
+    """Pictures drawn by code: picture i depends on i, size, salt and its photograph alone.
 
     Args:
         photos: uint8 [1, 3, h, w] each, shown by kinds that show one, in turn; without any, smooth colours are.
@@ -62,7 +62,7 @@ def drawn_pictures(count: int, size: int, photos: Sequence[Tensor] = ()) -> list
         kind, photo = KINDS[i % len(KINDS)], None
         if kind in WITH_PHOTO and photos:
             photo = photos[i % len(photos)][0].permute(1, 2, 0).numpy()
-        pixels = draw(kind, size, np.random.default_rng([_SALT, i]), photo)
+        pixels = draw(kind, size, np.random.default_rng([_SALT + salt, i]), photo)
         made.append(torch.from_numpy(pixels).permute(2, 0, 1)[None].contiguous())
     return made
 
@@ -84,18 +84,27 @@ def validate(
     rows = []
     for mu in METRICS.values():
         for quality in {quality_of_lmbda(lmbda, nets.config): None for lmbda in lmbdas}:
-            count = len(x)
-            cond = Conditions(*(torch.full((count,), v) for v in (quality, mu, nets.config.bits)))
-            z, bits = latents_and_bits(nets, x, cond)
-            x_hat = nets.transform.decoder(z, cond.vector(nets.config).to(device)).clamp(0, 1)
-            x_hat = (x_hat[:, :, : x.shape[2], : x.shape[3]] * 255).round() / 255
-            bpp = float(bits.mean()) / (x.shape[2] * x.shape[3])
-            mean_psnr, mean_msssim = float(psnr(x, x_hat).mean()), float(msssim(x, x_hat).mean())
-            distortion = float(distortion_of(x, x_hat, cond.blend(nets.config, LossConfig(), device)).mean())
-            loss = bpp + float(cond.lmbda(nets.config)[0]) * distortion
-            figures = {"bpp": bpp, "psnr": mean_psnr, "msssim": mean_msssim, "loss": loss}
-            rows.append({"mu": mu, "quality": quality, **figures})
+            x_hat, bpp, losses = coded(nets, x, quality, mu)
+            figures = {"bpp": bpp, "psnr": psnr(x, x_hat), "msssim": msssim(x, x_hat), "loss": losses}
+            rows.append({"mu": mu, "quality": quality} | {name: float(each.mean()) for name, each in figures.items()})
     return rows
+
+
+@torch.no_grad()
+def coded(nets: Networks, x: Tensor, quality: int, mu: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Pictures float32 [N, 3, H, W] in [0, 1] after coding under one condition, latents and pixels rounded.
+
+    Returns:
+        x_hat like x; bits per pixel under the float P, and the objective in bits per pixel with the default weights,
+        float32 [N] each.
+    """
+    cond = Conditions(*(torch.full((len(x),), v) for v in (quality, mu, nets.config.bits)))
+    z, bits = latents_and_bits(nets, x, cond)
+    x_hat = nets.transform.decoder(z, cond.vector(nets.config).to(x.device)).clamp(0, 1)
+    x_hat = (x_hat[:, :, : x.shape[2], : x.shape[3]] * 255).round() / 255
+    bpp = bits / (x.shape[2] * x.shape[3])
+    distortion = distortion_of(x, x_hat, cond.blend(nets.config, LossConfig(), x.device))
+    return x_hat, bpp, bpp + cond.lmbda(nets.config).to(x.device) * distortion
 
 
 def mean_log_loss(rows: Sequence[Mapping[str, float]]) -> float:
