@@ -198,7 +198,7 @@ def run(
     average = {key: value.cpu() for key, value in nets.state_dict().items()}
     Checkpoint(
         model, average, average, "gains", seconds=time.monotonic() - began, entry=entry, history=start.past(),
-        parent=parent,
+        parent=parent, pixels=start.pixels,
     ).save(folder / "checkpoint.pt")  # fmt: skip
     write_json(folder / "run.json", entry)
     _say(f"gains is complete: {folder / 'checkpoint.pt'}")
