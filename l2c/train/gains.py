@@ -141,8 +141,8 @@ def calibrate(nets: Networks, x: Tensor, config: GainsConfig) -> str:
             offset, before, after = search(nets, x, quality, mu, config)
             found.append(offset.cpu())
             saved.append(math.log(after / before))
-            means = [f"{float(offset[edge]):+.2f}" for edge in _EDGES if edge < len(offset)]
-            _say(f"quality {quality / 10:g}, mu {mu}/{MAX_MU}: gains {' '.join(means)}, loss {100 * saved[-1]:+.2f} %")
+            shown = " ".join(f"{float(offset[edge]):+.2f}" for edge in _EDGES if edge < len(offset))
+            _say(f"quality {quality / 10:g}, mu {mu}/{MAX_MU}: gains {shown}, loss {100 * saved[-1]:+.2f} %")
     log_lmbdas = lmbda_of_quality(torch.tensor(qualities), nets.config).log()
     offsets = torch.stack(found).view(len(qualities), len(METRICS), -1)
     for gain in gains_of(nets.transform):
