@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from l2c.config import ModelConfig
-from l2c.entropy import ProbabilityConfig
 from l2c.errors import ConfigError, TrainingError
 from l2c.models import load_model
 from l2c.train.losses import Networks
 from l2c.transforms import FAMILIES as TRANSFORMS
-from l2c.transforms import TransformConfig
 
 
 @dataclass
@@ -150,7 +148,7 @@ class Checkpoint:
 
 def _fitted(state: Mapping[str, Tensor], older: ModelConfig, newer: ModelConfig) -> dict[str, Tensor]:
     """A state dict of `Networks` for another configuration. Raises TrainingError: another architecture."""
-    parts: tuple[tuple[str, TransformConfig | ProbabilityConfig, TransformConfig | ProbabilityConfig, Any], ...] = (
+    parts: tuple[tuple[str, Any, Any, Any], ...] = (
         ("transform", older.transform, newer.transform, TRANSFORMS[newer.transform.family].grow),
         ("probability", older.probability, newer.probability, newer.entropy.grow),
     )
