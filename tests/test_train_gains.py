@@ -12,7 +12,7 @@ from l2c.errors import ConfigError
 from l2c.train import gains
 from l2c.train.config import GainsConfig
 from l2c.train.losses import Networks
-from l2c.train.validation import coded
+from l2c.train.validation import coded, drawn_pictures
 from l2c.transforms import PaperConfig
 
 SETTINGS = GainsConfig(sweeps=2, lmbdas=(0.001, 0.01, 0.1))
@@ -70,6 +70,11 @@ def test_calibrate_lowers_the_loss(nets: Networks, x: torch.Tensor) -> None:
     assert gains.calibrate(nets, x, SETTINGS).endswith(" % of the loss where it was measured")
     after = [float(coded(nets, x, *condition)[2].mean().log()) for condition in conditions]
     assert sum(after) < sum(before) - 0.05 * len(conditions)
+
+
+def test_pictures_to_calibrate_on_are_none_of_validation() -> None:
+    shown, held = (drawn_pictures(4, 64, salt=salt) for salt in (1, 0))
+    assert not any(torch.equal(a, b) for a in shown for b in held)
 
 
 def test_what_has_no_gains_and_settings_that_say_nothing(tiny_config: ModelConfig, nets: Networks, x) -> None:

@@ -183,9 +183,9 @@ class Companding(nn.Module):
 
     A coefficient of a picture in [0, 1] is at most B_k = 127.5 sum_j |A_kj| (E keeps the sums of its A at or below the
     DCT's, `bounded_transform`), so g_k <= T exp(127 / T - 1) / B_k, or 127 / B_k for the means, keeps y in -127..127.
-    The step at u, the larger one of 1/g and |u|/T, never grows as g does. A smaller T lets the gain be larger, and makes
-    large coefficients coarser. A g of the means is such that g B is an integer, at high rates a multiple of 6: then black
-    and white, and all eight corners of RGB, lie on latents that are integers.
+    The step at u, the larger one of 1/g and |u|/T, never grows as g does. A smaller T lets the gain be larger and makes
+    large coefficients coarser. A g of the means is such that g B is an integer, at high rates a multiple of 6: then
+    black and white, and all eight corners of RGB, lie on latents that are integers.
 
     g is a function of (log lambda, mu) and starts where a uniform quantiser is optimal at high rate, see `Gain`.
     """
