@@ -189,9 +189,14 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class PretrainConfig(StageConfig):
-    """First stage (L2C III-C, Eq. 7): E, I, D and P together."""
+    """First stage (L2C III-C, Eq. 7): E, I, D and P together.
+
+    Attributes:
+        fixed_gains: the gains stay as they are, say after the stage `gains`, which noise would make too large again.
+    """
 
     lr: float = 5e-4
+    fixed_gains: bool = False
 
 
 # What a learning rate of the paper's (for a loss whose unit it does not state) is multiplied by to become ours, in

@@ -30,22 +30,12 @@ from l2c.train.data import centre_crops, describe
 from l2c.train.losses import Networks, lmbda_of_quality, quality_of_lmbda
 from l2c.train.records import machine, write_json
 from l2c.train.validation import coded, drawn_pictures, mean_log_loss, validate, validation_set
-from l2c.transforms.block import BlockDecoder, BlockEncoder, Gain
+from l2c.transforms.block import Gain, gains_of
 
 _EDGES = (0, 3, 8, 20, 44)  # first channels of the groups; channels are in the order of their frequency
 _MOST = 4  # steps one way in a sweep
 _FINE = (33, 9)  # points over log lambda and over mu that the changes are solved at
 _RIDGE = 1e-4
-
-
-def gains_of(transform: transforms.Transform) -> list[Gain]:
-    """The gains of E and D, or the one that they share. Raises ConfigError: the family has none."""
-    encoder, decoder = transform.encoder, transform.decoder
-    if not isinstance(encoder, BlockEncoder) or not isinstance(decoder, BlockDecoder):
-        raise ConfigError("gains: only networks of the family block have any")
-    shared = decoder.companding
-    found = [encoder.gain, decoder.gain] if shared is None else [shared.gain]
-    return [gain for gain in found if gain is not None]
 
 
 @contextmanager
@@ -70,7 +60,7 @@ def search(nets: Networks, x: Tensor, quality: int, mu: int, config: GainsConfig
     Returns:
         Change float32 [c]; mean loss in bits per pixel without and with it.
     """
-    gains = gains_of(nets.transform)
+    gains = gains_of(nets.transform.encoder, nets.transform.decoder)
     c = gains[0].fc2.out_features
 
     def loss(offset: Tensor) -> float:
@@ -145,7 +135,7 @@ def calibrate(nets: Networks, x: Tensor, config: GainsConfig) -> str:
             _say(f"quality {quality / 10:g}, mu {mu}/{MAX_MU}: gains {shown}, loss {100 * saved[-1]:+.2f} %")
     log_lmbdas = lmbda_of_quality(torch.tensor(qualities), nets.config).log()
     offsets = torch.stack(found).view(len(qualities), len(METRICS), -1)
-    for gain in gains_of(nets.transform):
+    for gain in gains_of(nets.transform.encoder, nets.transform.decoder):
         gain.cpu()
         _say(f"solved into the gain's network but for {solve(gain, log_lmbdas, offsets):.3f} in the logarithm")
         gain.to(x.device)
@@ -173,7 +163,7 @@ def run(
     began = time.monotonic()
     nets = start.networks(model)[1].to(device).requires_grad_(False)
     nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    gains_of(nets.transform)
+    gains_of(nets.transform.encoder, nets.transform.decoder)
     config = recipe.gains
     pictures = centre_crops(recipe.data.train, config.side, config.pictures, 4 * config.pictures)
     pictures += drawn_pictures(config.pictures // 2, config.side, pictures, salt=1)

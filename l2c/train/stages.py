@@ -130,7 +130,8 @@ def _stage(name: str, recipe: TrainConfig) -> tuple[StageConfig, Callable[[Netwo
     if name == "quantize":
         scope = recipe.quantize.scope
         return recipe.quantize, lambda nets, features: QuantizeObjective(nets, weights, features, scope)
-    return recipe.pretrain, lambda nets, features: PretrainObjective(nets, weights, features)
+    fixed = recipe.pretrain.fixed_gains
+    return recipe.pretrain, lambda nets, features: PretrainObjective(nets, weights, features, fixed)
 
 
 def _report_quantised(loop: Loop, start: Checkpoint, recipe: TrainConfig, model: ModelConfig) -> None:

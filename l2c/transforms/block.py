@@ -467,6 +467,15 @@ def _finer(values: Tensor, x: Tensor) -> Tensor:
     return F.interpolate(values, size=x.shape[2:], mode="nearest") if values.shape[2:] != (1, 1) else values
 
 
+def gains_of(encoder: nn.Module, decoder: nn.Module) -> list[Gain]:
+    """The gains of E and D, or the one that they share. Raises ConfigError: the family has none."""
+    if not isinstance(encoder, BlockEncoder) or not isinstance(decoder, BlockDecoder):
+        raise ConfigError("only networks of the family block have gains")
+    shared = decoder.companding
+    found = [encoder.gain, decoder.gain] if shared is None else [shared.gain]
+    return [gain for gain in found if gain is not None]
+
+
 def block_networks(config: BlockConfig) -> tuple[BlockEncoder, BlockDecoder]:
     """E and D of a configuration."""
     companding = Companding(config) if config.companding else None
