@@ -417,8 +417,9 @@ class BlockDecoder(Decoder):
         if correction is not None:
             delta = delta * correction
         if self.local_gain is not None and self.companding is not None:
+            local = self.local_gain.logarithm(x)
             with torch.autocast(y_hat.device.type, enabled=False):
-                changed = self.companding.log_gain(cond, -self.local_gain.logarithm(x), places)
+                changed = self.companding.log_gain(cond, -local, places)
                 scaled = self.companding.to_coefficients(y_hat.float(), changed)
         elif self.local_gain is not None:
             scaled = scaled * self.local_gain(x)
