@@ -1,6 +1,6 @@
 """Writes docs/RESULTS.md, and the table of README.md, from a record of `l2c eval` on Kodak.
 
-    l2c eval KODAK -o records/kodak --metrics msssim,psnr --efforts 0,4
+    l2c eval KODAK -o records/kodak --efforts 0,4
     l2c tables KODAK --every 4 -o records/kodak --metric msssim
     python experiments/published.py KODAK --out records/kodak/agreement.json
     python experiments/results.py records/kodak --out docs/RESULTS.md --readme README.md
@@ -77,13 +77,18 @@ def at_rates(curves: list[Curve], figure: str) -> list[str]:
 
 
 def headline(curves: list[Curve]) -> list[str]:
-    """Our codecs at a few rates, the figures of a cell side by side: bpp, PSNR in dB and MS-SSIM, both over RGB."""
+    """Our codecs at a few rates, as far as the record has them, the figures of a cell side by side: bpp, PSNR in dB and
+    MS-SSIM, both over RGB."""
     by_name = {curve.codec: curve for curve in curves}
-    shown = [by_name[own_name(metric, effort)] for metric in ("psnr", "msssim") for effort in (0, 4)]
-    titles = " | ".join(f'`metric="{metric}"` | the same, `effort=4`' for metric in ("psnr", "msssim"))
-    lines = [f"| target bpp | {titles} |", "|---" * (1 + len(shown)) + "|"]
+    titles = {
+        own_name(metric, effort): f'`metric="{metric}"`' if effort == 0 else f"the same, `effort={effort}`"
+        for metric in METRICS
+        for effort in EFFORTS
+    }
+    shown = [name for name in titles if name in by_name]
+    lines = heading("target bpp", *(titles[name] for name in shown))
     for target in HEADLINE_RATES:
-        places = [(curve.values, curve.targets.index(target)) for curve in shown]
+        places = [(by_name[name].values, by_name[name].targets.index(target)) for name in shown]
         cells = [f"{v['bpp'][k]:.3f} / {v['psnr-rgb'][k]:.2f} / {v['ms-ssim-rgb'][k]:.4f}" for v, k in places]
         lines.append(f"| {target} | {' | '.join(cells)} |")
     return lines
@@ -193,8 +198,8 @@ def page(folder: Path, place: Path, run: dict[str, Any], rows: list[dict[str, An
     ]
     own = {key: [c for c in curves if c.codec.startswith(f"l2c-{key}")] for key in METRICS}
     peers = [curve for curve in curves if curve.codec in PEERS]
-    both = [curve for key in ("msssim", "psnr") for curve in own[key]]
-    for figure, mine in (("ms-ssim-y", own["msssim"]), ("psnr-rgb", own["psnr"]), ("vmaf", both)):
+    everything = [curve for key in METRICS for curve in own[key]]
+    for figure, mine in (("ms-ssim-y", own["msssim"]), ("psnr-rgb", own["psnr"]), ("vmaf", everything)):
         lines += ["", f"### {LABELS[figure]}", "", *at_rates([*mine, *peers], figure)]
     lines += ["", "## Rates met by our files", "", *rate_control(rows)]
     if "l2c-msssim-effort4" in by_name:

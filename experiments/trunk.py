@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from l2c.format.levels import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import load_recipe
 from l2c.train.records import read_journal
@@ -93,10 +94,16 @@ def plot(arguments: argparse.Namespace) -> None:
 
 
 def by_metric(rows: list[dict[str, float]], others: list[dict[str, float]]) -> dict[int, float]:
-    """Mean difference of the objective from that of other rows, in percent, at each mu."""
+    """Mean difference of the objective from that of other rows, in percent, at each mu.
+
+    Rows are in the order of lambda. Where either model is at its highest quality, its lambda may end below the wanted
+    one: such pairs are left out.
+    """
     found = {}
     for mu in sorted({int(row["mu"]) for row in rows}):
-        first, second = (mean_log_loss([row for row in part if row["mu"] == mu]) for part in (rows, others))
+        sides = ([row for row in part if row["mu"] == mu] for part in (rows, others))
+        pairs = [pair for pair in zip(*sides) if all(row["quality"] < MAX_QUALITY for row in pair)]
+        first, second = (mean_log_loss(side) for side in zip(*pairs))
         found[mu] = round(100.0 * (math.exp(first - second) - 1.0), 1)
     return found
 

@@ -45,7 +45,7 @@ def pictures(count: int = 3, side: int = 64) -> list[torch.Tensor]:
 
 
 def model_config(config: BlockConfig) -> ModelConfig:
-    base = ModelConfig.from_file(Path(__file__).parent.parent / "configs" / "model2.json")
+    base = ModelConfig.from_file(Path(__file__).parent.parent / "configs" / "default.json")
     probability = dataclasses.replace(base.probability, channel_groups=(config.c,))
     return dataclasses.replace(base, transform=config, probability=probability, lmbda_min=LMBDA[0], lmbda_max=LMBDA[1])
 
