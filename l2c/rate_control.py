@@ -51,8 +51,11 @@ class QualitySearch:
 
     @property
     def best(self) -> int | None:
-        """The quality of the largest file that fits, or None."""
+        """The quality of the largest file that fits, or None; the highest quality where that fits, even if it takes
+        fewer bytes than a lower one (of flat pictures it may)."""
         fitting = [q for q, size in self.sizes.items() if size <= self.target_bytes]
+        if MAX_QUALITY in fitting:
+            return MAX_QUALITY
         return max(fitting, key=lambda q: (self.sizes[q], q), default=None)
 
     @property

@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -496,13 +497,15 @@ class TestTables:
         assert cli.main([*arguments, "--parts", "I,III,fig4"]) == 0
         text = capsys.readouterr().out
         assert text == (tmp_path / "tables.md").read_text()
-        assert "| chelsea | 0.7" in text and "| jpegai03 | 2.031 | 0.9982 | 94.32 |" in text
+        assert re.search(r"\| chelsea \| 0\.(7[89]\d|800) ", text) and "| jpegai03 | 2.031 | 0.9982 | 94.32 |" in text
         assert "coffee |" not in text  # one example
         assert "before and after 2 iterations" in text and "adapted with 2 steps" in text
         (row,) = [line for line in text.splitlines() if line.startswith("| 0.75 ±")]
         cells = [float(cell) for cell in row.split("|")[2:-1]]
         assert cells[0] == 2 and cells[5:] == [0.95, 0.825, 0.9917, 0.9908]
-        assert cells[2] < cells[1] <= 0.75 and cells[1] > 0.73 and abs(cells[4] - cells[3]) < 0.005
+        # Fewer bits, or as many and a better picture.
+        assert (cells[2], -cells[4]) < (cells[1], -cells[3]) and abs(cells[4] - cells[3]) < 0.005
+        assert 0.73 < cells[1] <= 0.75
         (sets,) = [line for line in text.splitlines() if line.startswith("Content-specific biases")]
         assert "+0.0029 paper" in sets and "(files: 4)" in sets
         assert Image.open(tmp_path / "fig4.png").width > 300
@@ -527,7 +530,7 @@ class TestTables:
         kept = {name: (tmp_path / name).read_bytes() for name in ("run.json", "results.csv", "rows.jsonl")}
         begun: list[str] = []
         tables = Tables(codec, pictures, tmp_path, (0.8,), 1, 0, "psnr", begun.append)
-        assert "| chelsea | 0.7" in tables.table_one()
+        assert re.search(r"\| chelsea \| 0\.(7[89]\d|800) ", tables.table_one())
         assert not begun and {name: (tmp_path / name).read_bytes() for name in kept} == kept
 
     def test_rates_that_a_picture_does_not_come_to(self, crops: Path, tmp_path: Path) -> None:

@@ -142,6 +142,13 @@ def test_more_bytes_never_make_a_picture_worse(codec) -> None:
         assert value > best - 0.1
         best = max(best, value)
     assert not result.target_reached
+    assert result.reason == f"the best quality of this model needs only {result.bpp:.4f} bpp"
+    assert value > 45.0
+
+
+def test_a_rate_above_what_is_needed_where_a_lower_quality_is_best(codec) -> None:
+    result = codec.encode_detailed(np.full((64, 64, 3), 255, np.uint8), bpp=4.0, metric="psnr", lossless="never")
+    assert not result.target_reached
     assert result.quality < 100.0
     assert result.reason == f"this picture is best at quality {result.quality:g}, which needs only {result.bpp:.4f} bpp"
 

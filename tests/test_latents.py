@@ -275,7 +275,7 @@ def test_steering_trades_rate_against_distortion(default: Networks, photo: np.nd
 def test_restoring_spends_what_was_saved(default: Networks, photo: np.ndarray) -> None:
     """Taking back moves brings the bits to where they are asked for, between those before and after the search."""
     model, probability = default
-    regions = regions_of(model.transform, model.config, [photo], 500, 0, 8)
+    regions = regions_of(model.transform, model.config, [photo], 600, 0, 8)
     search = LatentSearch(model.transform, probability, regions, autocast=False)
     start = search.z.clone()
     assert search.restore(0, 100.0) == 0.0  # nothing was moved yet

@@ -53,6 +53,13 @@ def test_above_the_best_quality() -> None:
     assert len(search.sizes) <= 3
 
 
+def test_the_highest_quality_counts_where_it_fits() -> None:
+    """Of flat pictures it may take fewer bytes than a lower one."""
+    search = QualitySearch(1_024, 4_096, [(0, 0.05), (1000, 4.0)])
+    run(search, lambda q: 73 if q > 900 else 77)
+    assert search.sizes[min(search.sizes)] == 77 and search.best == 1000
+
+
 def test_ripples_do_not_trap_it() -> None:
     search = QualitySearch(9_000, 400_000, [(0, 0.05), (1000, 4.0)])
     run(search, lambda q: int(1_000 * math.exp(q / 250)) + (37 * q) % 90)
