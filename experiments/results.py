@@ -176,7 +176,7 @@ def page(folder: Path, place: Path, run: dict[str, Any], rows: list[dict[str, An
         f"Kodak, {pictures} pictures; measured by {run['written']} on {run['machine']}; model `{run['model']}`, id "
         f"`{run['model_id']}`, torch {run['torch']}. Real files, decoded again; every peer at the largest file that "
         "its own quality setting gives within the target, or one at most 0.5 % below it. Seconds are means over "
-        "pictures and rates.",
+        f"pictures and rates.{' ' + run['note'] if 'note' in run else ''}",
         "",
         "## BD-rates",
         "",
