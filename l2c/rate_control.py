@@ -3,7 +3,7 @@
 `QualitySearch` is a secant search over log(rate) against quality, started from the model's mean curve. Rate is monotone
 in quality up to small ripples, so the search keeps a bracket and its best file, and halves the bracket where secants do
 not get on: drawn pictures have curves far steeper than photographs. `MetricSearch` does the same for a PSNR or an
-MS-SSIM. `Steering` says how much bits have to weigh in the search of an adapted picture's latents.
+MS-SSIM.
 """
 
 from __future__ import annotations
@@ -195,33 +195,6 @@ class MetricSearch:
 def dissimilarity_db(similarity: float) -> float:
     """MS-SSIM on the usual logarithmic scale, -10 log10(1 - m)."""
     return -10.0 * math.log10(max(1.0 - similarity, 1e-9))
-
-
-@dataclass
-class Steering:
-    """What bits have to weigh in an adapted picture's J so that its file comes to a size.
-
-    Attributes:
-        aim: of the size in bytes, or any other figure that grows with the rate as it does.
-        elasticity: -d log(size) / d log(beta), a first guess; learnt on the way.
-        beta: the weight of the bits.
-    """
-
-    aim: float
-    elasticity: float = 0.2
-    beta: float = 1.0
-    _last: tuple[float, float] | None = None
-
-    def next_beta(self, size: float) -> float:
-        """Tell the size as it is now; returns the weight to go on with."""
-        here = math.log(self.beta), math.log(size)
-        if self._last is not None and abs(here[0] - self._last[0]) > 0.01:
-            seen = (self._last[1] - here[1]) / (here[0] - self._last[0])
-            self.elasticity = min(max(0.5 * (self.elasticity + seen), 0.05), 1.0)
-        self._last = here
-        step = math.log(size / self.aim) / self.elasticity
-        self.beta = min(max(self.beta * math.exp(min(max(step, -0.7), 0.7)), 0.05), 20.0)
-        return self.beta
 
 
 def log_curve(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -259,54 +259,30 @@ def test_trimming_that_cannot_be(default: Networks) -> None:
 
 
 def test_steering_trades_rate_against_distortion(default: Networks, photo: np.ndarray) -> None:
-    """Heavier bits make the file smaller, and J with that weight falls; the other region is left alone."""
+    """Bits are saved or added about as asked, near lambda's price, and the other region is left alone."""
     model, probability = default
     regions = regions_of(model.transform, model.config, [photo, photo[::-1]], 500, 8, 8)
     search = LatentSearch(model.transform, probability, regions, autocast=False)
     search.run(4)
-    bits, cost, other = float(search.bits[0]), float(search.cost[0]), search.z[1].clone()
-    for _ in range(3):
-        search.steer(0, 1.6)
-    assert float(search.bits[0]) < 0.985 * bits
-    assert 1.6 * float(search.bits[0]) + float(search.cost[0]) < 1.6 * bits + cost
+    other = search.z[1].clone()
+    for share in (-0.03, 0.02):
+        bits, cost = float(search.bits[0]), float(search.cost[0])
+        search.steer(0, share * bits)
+        change = float(search.bits[0]) - bits
+        assert change == pytest.approx(share * bits, rel=0.5)
+        assert (float(search.beta[0]) > 1.0) == (share < 0.0)
+        assert float(search.beta[0]) * change + float(search.cost[0]) - cost < 0.0
     assert torch.equal(search.z[1], other)
 
 
-def test_restoring_spends_what_was_saved(default: Networks, photo: np.ndarray) -> None:
-    """Taking back moves brings the bits to where they are asked for, between those before and after the search."""
-    model, probability = default
-    regions = regions_of(model.transform, model.config, [photo], 600, 0, 8)
-    search = LatentSearch(model.transform, probability, regions, autocast=False)
-    start = search.z.clone()
-    assert search.restore(0, 100.0) == 0.0  # nothing was moved yet
-    search.run(2)
-    early = float(search.bits[0])
-    search.run(1)
-    found, after, first = search.z.clone(), float(search.bits[0]), float(search.start[0][0])
-    cost = float(search.cost[0])
-    asked = 0.4 * (early - after)  # of what the last step saved
-    assert search.restore(0, asked) == pytest.approx(asked, rel=0.05)
-    bits, distortion = (float(value[0]) for value in objective(default, regions, search.z))
-    assert after + 0.5 * asked < bits < after + 1.6 * asked
-    assert bits + distortion < first + float(search.start[1][0])  # still better than without the search
-    assert bits + distortion < after + cost + asked
-    changed = search.z != found
-    assert 0 < int(changed.sum()) < 0.7 * int((found != start).sum())
-    assert search.restore(0, asked) == pytest.approx(asked, rel=0.05)
-    more, less = (float(value[0]) for value in objective(default, regions, search.z))
-    # What promised least went first: another bit of it is a worse bargain.
-    assert (more + less - bits - distortion) / (more - bits) > (bits + distortion - after - cost) / (bits - after)
-    assert search.restore(0, 1e9) > 0.0  # all that is left
-    assert search.restore(0, 100.0) == 0.0
-
-
 def test_aims_are_steered_for(default: Networks, photo: np.ndarray) -> None:
-    """The last iterations bring the bits nearer to an aim than a search without one comes."""
+    """The last iterations bring the bits to an aim, on either side of where a search without one ends."""
     model, probability = default
     regions = regions_of(model.transform, model.config, [photo], 500, 8, 8)
     ends = []
-    for aim in (None, 0.8):
+    for change in (None, -0.06, 0.02):
+        aim = ends[0] + change if change else None
         search = LatentSearch(model.transform, probability, regions, aims=[aim], autocast=False)
         search.run(6)
         ends.append(float(search.bits[0] / search.start[0][0]))
-    assert ends[0] > 0.85 and abs(ends[1] - 0.8) < 0.6 * (ends[0] - 0.8)
+    assert ends[1:] == pytest.approx([ends[0] - 0.06, ends[0] + 0.02], abs=0.01)

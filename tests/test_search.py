@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from test_rate_control import STEEP
 
+from l2c.adapt import savings
 from l2c.adapt.effort import EFFORTS, Effort
 from l2c.errors import RateError
 from l2c.guard import CLIPPED, Look
@@ -27,7 +28,6 @@ from l2c.search import (
     Picture,
     Plain,
     Question,
-    Restore,
     Steer,
     StepsAt,
     StepsToFigures,
@@ -43,6 +43,7 @@ from l2c.search import (
 CURVE = [(0, 0.05), (500, 0.5), (1000, 4.0)]
 WIDTH, HEIGHT = 800, 500
 PIXELS = WIDTH * HEIGHT
+EXPECTED = savings.saving(EFFORTS[4], 0, 8 * 25_000 / PIXELS)  # of a file of 25,000 bytes
 
 
 def photograph(quality: int) -> int:
@@ -60,8 +61,8 @@ class Drawn:
 
     Attributes:
         size, figure, clipped, cost: by quality. overhead: of `size`.
-        saving: share of the payload that the adaptation saves; elasticity: of the size, as in `Steering`.
-        trims, spends: share of the bits asked for that a correction moves.
+        saving: share of the payload that the adaptation saves; trims, steers: share of the bits asked
+            for that a correction moves.
         gain: dB that an adaptation gains. searched: whether there is time for the search.
         asked: what was asked.
     """
@@ -72,16 +73,14 @@ class Drawn:
     cost: Callable[[int], float] = lambda quality: 1000.0 - quality
     overhead: int = 0
     saving: float = 0.1
-    elasticity: float = 0.2
     trims: float = 0.9
-    spends: float = 0.9
+    steers: float = 0.8
     gain: float = 0.3
     searched: bool = True
     asked: list[Question[Any]] = field(default_factory=list)
     _quality: int = 0
     _start: float = 0.0
     _payload: float = 0.0
-    _beta: float = 1.0
 
     def answer(self, question: Question[Any]) -> Any:
         self.asked.append(question)
@@ -91,28 +90,28 @@ class Drawn:
         if isinstance(question, LookAt):
             return Look(self.cost(question.quality), self.clipped(question.quality))
         if isinstance(question, Measure):
-            kind, quality, *beta = question.trial.coded
-            return self.figure(quality) + (self.gain - 2.0 * math.log(beta[0]) if kind == "adapted" else 0.0)
+            kind, quality, *growth = question.trial.coded
+            return self.figure(quality) + (self.gain + 10.0 * growth[0] if kind == "adapted" else 0.0)
         if isinstance(question, Weigh):
             return self.cost(question.trial.quality)
         if isinstance(question, Adapt):
-            self._quality, self._beta = question.quality, 1.0
+            self._quality = question.quality
             self._payload = self._start = (self.size(question.quality) - self.overhead) * (1.0 - self.saving)
             return self._adapted(0.0)
         if isinstance(question, Steer):
-            self._beta = question.beta
-            self._payload = self._start * question.beta**-self.elasticity
+            self._payload += self.steers * question.bits / 8.0
             return self._adapted(0.0)
-        assert isinstance(question, Trim | Restore)
-        change = -self.trims * question.bits if isinstance(question, Trim) else self.spends * question.bits
+        assert isinstance(question, Trim)
+        change = -self.trims * question.bits
         self._payload += change / 8.0
         return self._adapted(change)
 
     def _adapted(self, change: float) -> Trial:
-        size, coded = self.overhead + round(self._payload), ("adapted", self._quality, self._beta)
-        return Trial(
-            size, self._quality, coded, beta=self._beta, searched=self.searched, change=change, report=len(self.asked)
+        size, coded = (
+            self.overhead + round(self._payload),
+            ("adapted", self._quality, math.log(self._payload / self._start)),
         )
+        return Trial(size, self._quality, coded, searched=self.searched, change=change, report=len(self.asked))
 
     def of(self, *kinds: type) -> list[Any]:
         """What was asked of these kinds."""
@@ -196,7 +195,7 @@ def test_steep_curves(name: str, bpp: float, effort: int) -> None:
 
 @pytest.mark.parametrize("effort", [0, 4])
 def test_a_rate_out_of_reach(effort: int) -> None:
-    drawn = Drawn(lambda quality: 3 * photograph(quality), elasticity=0.0, trims=0.0)
+    drawn = Drawn(lambda quality: 3 * photograph(quality), steers=0.0, trims=0.0)
     with pytest.raises(RateError, match=r"800x500 picture can reach: its least rate is 0\.1200 bpp \(6000 bytes") as e:
         to_size(drawn, 5000.0, EFFORTS[effort])
     assert e.value.least_bpp == pytest.approx(0.12)
@@ -212,23 +211,22 @@ def test_sizes_that_no_quality_has() -> None:
 
 
 @pytest.mark.parametrize("saving", [0.0, 0.05, 0.1, 0.14, 0.2, 0.3])
-@pytest.mark.parametrize("elasticity", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("steers", [0.4, 0.8, 1.4])
 @pytest.mark.parametrize("overhead", [0, 15_000])
-def test_corrections_after_adaptation(saving: float, elasticity: float, overhead: int) -> None:
+def test_corrections_after_adaptation(saving: float, steers: float, overhead: int) -> None:
     """Whatever an adaptation saves, expected were 9 %: the file comes to its size, and is the adapted one."""
     size = overhead + 25_000
     drawn = Drawn(
         lambda q: overhead + photograph(q),
         overhead=overhead,
         saving=saving,
-        elasticity=elasticity,
+        steers=steers,
         trims=0.6,
-        spends=1.2,
     )
     best = to_size(drawn, size, EFFORTS[4])
     assert near(best, size) and not best.reason
     assert best.trial.coded[0] == "adapted"
-    corrections = len(drawn.of(Steer, Trim, Restore))
+    corrections = len(drawn.of(Steer, Trim))
     assert best.trial.corrections <= corrections <= MAX_STEERS + MAX_TRIMS
     assert len(drawn.of(Adapt)) == 1
     (adapt,) = drawn.of(Adapt)
@@ -238,33 +236,38 @@ def test_corrections_after_adaptation(saving: float, elasticity: float, overhead
 
 
 def test_what_is_much_too_large_is_steered_and_what_is_nearly_there_is_trimmed() -> None:
-    for saving, first in ((0.0, Steer), (0.075, Trim), (0.12, Restore)):
-        drawn = Drawn(saving=saving)
+    asked = Drawn()
+    to_size(asked, 25_000, EFFORTS[4])
+    plain = photograph(asked.of(Adapt)[0].quality)
+    for size, first in ((25_600, [Steer]), (25_200, [Trim]), (24_600, []), (24_400, [Steer])):
+        drawn = Drawn(saving=1.0 - size / plain)
         assert near(to_size(drawn, 25_000, EFFORTS[4]), 25_000)
-        assert type(drawn.of(Steer, Trim, Restore)[0]) is first
-        order = [type(question) for question in drawn.of(Steer, Trim, Restore)]
+        order = [type(question) for question in drawn.of(Steer, Trim)]
+        assert order[:1] == first
         assert Steer not in order[order.index(Trim) :] if Trim in order else True
 
 
 def test_a_correction_without_effect_ends_them() -> None:
-    drawn = Drawn(saving=0.2, spends=0.0)
+    drawn = Drawn(saving=0.2, steers=0.0)
     to_size(drawn, 25_000, EFFORTS[4])
-    assert len(drawn.of(Restore)) == 1
-    assert [type(question) for question in drawn.of(Adapt, Restore)] == [Adapt, Restore, Adapt]  # near at once there
+    assert [type(question) for question in drawn.of(Adapt, Steer)] == [Adapt, Steer, Steer, Adapt]  # near at once there
+    drawn = Drawn(saving=0.0, steers=0.0, trims=0.0)
+    to_size(drawn, 25_000, EFFORTS[4])
+    assert len(drawn.of(Steer)) == 2 and len(drawn.of(Trim)) <= MAX_TRIMS
 
 
 def test_the_best_trial_counts_and_the_last_report() -> None:
     """Where a correction overshoots the trial before it is taken, with what the encoder said at the end."""
-    drawn = Drawn(saving=0.12, spends=3.0, trims=0.0)
-    best = to_size(drawn, 25_000, EFFORTS[4], late=lambda: bool(drawn.of(Restore)))
+    drawn = Drawn(saving=EXPECTED + 0.04, steers=3.0, trims=0.0)
+    best = to_size(drawn, 25_000, EFFORTS[4], late=lambda: bool(drawn.of(Steer)))
     (adapt,), (trim,) = drawn.of(Adapt), drawn.of(Trim)
-    assert best.trial.size == round(0.88 * photograph(adapt.quality)) and best.trial.corrections == 2
+    assert best.trial.size == round((1.0 - drawn.saving) * photograph(adapt.quality)) and best.trial.corrections == 2
     assert best.trial.report == drawn.asked.index(trim) + 1
 
 
 def test_a_picture_that_comes_nowhere_near_is_adapted_elsewhere() -> None:
     """At a quality chosen by what the adaptation saved; no steering or restoring helps here."""
-    drawn = Drawn(saving=0.4, spends=0.0)
+    drawn = Drawn(saving=0.4, steers=0.0)
     best = to_size(drawn, 25_000, EFFORTS[4])
     first, second = drawn.of(Adapt)
     assert second.quality > first.quality and second.aim is None
@@ -272,11 +275,11 @@ def test_a_picture_that_comes_nowhere_near_is_adapted_elsewhere() -> None:
 
 
 def test_what_no_adaptation_reaches_is_coded_without() -> None:
-    useless = Drawn(saving=-0.5, elasticity=0.0, trims=0.0)
+    useless = Drawn(saving=-0.5, steers=0.0, trims=0.0)
     best = to_size(useless, 25_000, EFFORTS[4])
     assert near(best, 25_000) and best.trial.coded[0] == "plain" and best.trial.report is None
     # An adapted file a little below the size is worth as much as a plain one that has it.
-    steps = Drawn(lambda q: 24_000 if q < 700 else 90_000, saving=0.05, spends=0.0)
+    steps = Drawn(lambda q: 24_000 if q < 700 else 90_000, saving=0.05, steers=0.0)
     best = to_size(steps, 25_000, EFFORTS[4])
     assert best.trial.coded[0] == "adapted" and best.trial.size == 22_800
     assert best.reason == "no quality found gives a file between 22800 and 25000 bytes"
@@ -303,7 +306,7 @@ def test_tries_differ_and_the_least_cost_counts() -> None:
 def test_of_two_tries_the_one_near_the_size_counts_whatever_it_costs() -> None:
     class Once(Drawn):
         def answer(self, question: Question[Any]) -> Any:
-            self.spends = 0.0 if len(self.of(Adapt)) == 2 else 0.9  # the second try stays far below
+            self.steers = 0.0 if len(self.of(Adapt)) == 2 else 0.9  # the second try stays far below
             return super().answer(question)
 
     drawn = Once(saving=0.2, cost=lambda quality: 1000.0 - quality)
@@ -318,7 +321,7 @@ def test_time_that_is_over() -> None:
     assert near(best, 25_000) and best.trial.coded[0] == "plain" and not drawn.of(Adapt)
     drawn = Drawn(saving=0.0, searched=False)
     best = to_size(drawn, 25_000, EFFORTS[9], late=lambda: bool(drawn.of(Adapt)))
-    assert len(drawn.of(Adapt)) == 1 and not drawn.of(Steer, Trim, Restore)
+    assert len(drawn.of(Adapt)) == 1 and not drawn.of(Steer, Trim)
     assert near(best, 25_000) and best.trial.coded[0] == "plain"
     drawn = Drawn(saving=0.0)  # what was searched is still brought to its size, by trimming
     best = to_size(drawn, 25_000, EFFORTS[9], late=lambda: bool(drawn.of(Adapt)))
@@ -534,14 +537,12 @@ def test_what_is_added_later_has_its_room(reserve: float, effort: int) -> None:
 def test_a_reserve_is_given_up_where_nothing_else_fits(effort: int) -> None:
     """The least file is found at its very size; steps of the curve that only fit without a reserve, too."""
     least = photograph(0)
-    stubborn = Drawn(elasticity=0.0, trims=0.0, saving=0.0, spends=0.0)
+    stubborn = Drawn(steers=0.0, trims=0.0, saving=0.0)
     best = to_size(stubborn, least, EFFORTS[effort], reserve=100.0)
     assert best.trial.size == least and best.room == 0.0 and not best.reason
     with pytest.raises(RateError, match=f"{least - 1} bytes"):
-        to_size(Drawn(elasticity=0.0, trims=0.0, saving=0.0), least - 1, EFFORTS[effort], reserve=100.0)
-    steps = Drawn(
-        lambda quality: 10_000 if quality < 400 else 15_000, elasticity=0.0, trims=0.0, saving=0.0, spends=0.0
-    )
+        to_size(Drawn(steers=0.0, trims=0.0, saving=0.0), least - 1, EFFORTS[effort], reserve=100.0)
+    steps = Drawn(lambda quality: 10_000 if quality < 400 else 15_000, steers=0.0, trims=0.0, saving=0.0)
     assert to_size(steps, 15_050, EFFORTS[effort], reserve=100.0).trial.size == 15_000
     low = Drawn(lambda quality: 14_700 if quality < 400 else 15_000)  # less than 2 % below what the reserve leaves
     best = to_size(low, 15_100, reserve=151.0)

@@ -7,7 +7,6 @@ with a margin of its neighbours' unadapted latents.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -118,25 +117,16 @@ class Adapted:
         """Whether there was time to search every tile."""
         return all(search.iterations for search, _, _ in self.parts)
 
-    @property
-    def beta(self) -> float:
-        """What bits weigh in the search, the mean over tiles of its logarithm."""
-        logs = [math.log(float(search.beta[i])) for search, i, _ in self.parts]
-        return math.exp(sum(logs) / len(logs))
-
-    def steer(self, beta: float) -> None:
-        """One iteration of every tile with bits that weigh `beta`; see `LatentSearch.steer`. Not after `trim`."""
-        for search, i, _ in self.parts:
-            search.steer(i, beta)
+    def steer(self, bits: float) -> None:
+        """One iteration of every tile that adds about so many bits, each tile its share; see `LatentSearch.steer`. Not
+        after `trim`."""
+        sizes = [float(search.bits[i]) for search, i, _ in self.parts]
+        for (search, i, _), size in zip(self.parts, sizes):
+            search.steer(i, bits * size / max(sum(sizes), 1e-9))
 
     def trim(self, saving: float) -> float:
         """Save about so many bits; see `latents.trim_rate`."""
         return trim_rate([(search, i) for search, i, _ in self.parts], saving)
-
-    def restore(self, bits: float) -> float:
-        """Spend about so many bits again, each tile its share; see `LatentSearch.restore`."""
-        sizes = [float(search.bits[i]) for search, i, _ in self.parts]
-        return sum(search.restore(i, bits * size / sum(sizes)) for (search, i, _), size in zip(self.parts, sizes))
 
     def report(self) -> AdaptationReport:
         """What it did, of the tiles that were searched."""

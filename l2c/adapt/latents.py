@@ -31,7 +31,6 @@ from torch import Tensor
 from l2c import ops
 from l2c.entropy import FloatModel
 from l2c.objective import Blend, DistortionTo
-from l2c.rate_control import Steering
 from l2c.transforms import Adaptation, Places, Transform
 
 _SHARE = 0.3  # of the moves that promise a gain, how many an iteration makes
@@ -40,10 +39,9 @@ _MORE, _LESS = 2.0, 0.75  # its change after an iteration that failed, or came o
 _MOST_DAMPING = 60.0
 _LEAST_GAIN = 2e-4  # of J: a region that gains less than this ...
 _PATIENCE = 3  # ... this many times in a row has converged
-_REMEMBERED = 3  # steps that `restore` can take back
 _STEERED = 4  # of the last iterations steer for aims, half of all at most
-_LEAST_WEIGHT = 0.8  # of bits in that: what was saved too much is better spent by `restore`
-_TO_COME = 0.35  # what each of the next iterations, three at most, saves of what the last ones did
+_BETAS = (0.25, 4.0)  # what bits weigh there, at least and at most
+_HALVINGS = 10  # of that range, in logarithms, to find a weight
 _LEAST_SAVING = 0.05  # bits that a trimming move must promise
 _HIGHEST_PRICE = 16.0  # cost that trimming pays for a bit less
 _RIDGE = 1.0  # squared levels of rounding at the mean curvature that are mixed into each channel's regression
@@ -148,18 +146,6 @@ class _Terms:
             mine[members] = memory * mine[members] + (1.0 - memory) * its
 
 
-@dataclass
-class _Step:
-    """Moves that were made together and kept: flat indices int64 [m] of the latents, whether each rose, its predicted
-    change of J, the bits that it was to save; what all of them saved in truth."""
-
-    places: Tensor
-    rises: Tensor
-    gain: Tensor
-    saved: Tensor
-    bits: float
-
-
 @dataclass(frozen=True)
 class Tuning:
     """What was found to gain (experiments/latent_search.py leaves them out one by one).
@@ -210,9 +196,8 @@ class LatentSearch:
         self.z = self.quantiser.to_levels(regions.y, b).contiguous()
         self.beta = regions.x.new_ones(len(regions))
         self._aims = {i: aim for i, aim in enumerate(aims) if aim is not None}
-        self._steerings: dict[int, Steering] = {}
         self._weighed: set[int] = set()
-        self._steps: dict[int, list[_Step]] = {}
+        self._excess: Tensor | None = None  # bits that iterations add beyond what is predicted, float32 [N]
         self.passes = 0
         self.iterations = 0
         self._first: tuple[Tensor, Tensor] | None = None
@@ -253,44 +238,54 @@ class LatentSearch:
             iterations: how many at most.
             go_on: asked before every iteration, for time limits and progress.
         """
-        seen = []
-        for k in range(iterations):
-            if self._aims:
-                seen.append(self.bits.clone())
-                if k >= iterations - min(iterations // 2, _STEERED):
-                    coming = _TO_COME * min(iterations - k, 3) * (seen[max(0, k - 2)] - seen[k]) / min(k, 2)
-                    self._steer_for_aims(self.bits - coming)
+        for left in range(iterations, 0, -1):
+            if left <= min(iterations // 2, _STEERED):
+                for i, aim in self._aims.items():
+                    self._weigh(i, 2.0 / (left + 1.0) * (aim * float(self.start[0][i]) - float(self.bits[i])))
             members = ((self._idle < _PATIENCE) & (self.damping < _MOST_DAMPING)).nonzero().flatten()
             if not len(members) or not go_on():
                 break
-            _ = self.curvature  # of the latents where the search begins
             self._iterate(members)
 
-    def _steer_for_aims(self, ends: Tensor) -> None:
-        """Weigh bits by where the regions with aims would end: `ends` bits, float32 [N], if nothing were changed."""
-        for i, aim in self._aims.items():
-            if i not in self._steerings:
-                self._steerings[i] = Steering(aim * float(self.start[0][i]))
-            self._weigh(i, max(_LEAST_WEIGHT, self._steerings[i].next_beta(float(ends[i]))))
-
-    def _weigh(self, i: int, beta: float) -> None:
-        """Bits of region i weigh so much from now on, so it has not converged."""
+    def _weigh(self, i: int, change: float) -> None:
+        """Let bits of region i weigh as much as makes the next iteration add `change` bits, by its predictions: those
+        are known for every weight before any network runs. So the region has not converged."""
         if i not in self._weighed:  # afterwards the damping is what failed and successful iterations made it
             self.damping[i] = self.damping[i].clamp_max(_DAMPING)
             self._weighed.add(i)
-        self.beta[i], self._idle[i] = beta, 0
+        self._idle[i] = 0
+        member = torch.tensor([i], device=self.z.device)
+        excess = 0.0 if self._excess is None else float(self._excess[i])
+        low, high = (math.log(beta) for beta in _BETAS)
+        for _ in range(_HALVINGS):
+            middle = 0.5 * (low + high)
+            self.beta[i] = math.exp(middle)
+            gain, rises = self._gains(member)
+            moved, _ = _best_share(gain, self._share(member))
+            too_few = float(self._bits_of(member, moved, rises)) + excess < change
+            low, high = (low, middle) if too_few else (middle, high)
 
     @torch.inference_mode(False)
-    def steer(self, i: int, beta: float) -> None:
-        """One iteration of region i with bits that weigh `beta` from now on: how a rate is approached at least cost."""
-        self._weigh(i, beta)
-        _ = self.curvature
+    def steer(self, i: int, change: float) -> None:
+        """One iteration of region i that adds about `change` bits, at least cost: how a rate is approached."""
+        self._weigh(i, change)
         self._iterate(torch.tensor([i], device=self.z.device))
+
+    def _share(self, members: Tensor) -> Tensor:
+        """Of the moves that promise a gain, how many the next iteration makes: float32 [n]."""
+        return _SHARE * (_DAMPING / self.damping[members]).clamp_max(1.0)
+
+    def _bits_of(self, members: Tensor, moved: Tensor, rises: Tensor) -> Tensor:
+        """Bits that moves [n, c, h, w] are predicted to add, float32 [n]."""
+        t = self._terms
+        context = self.tuning.context * t.bits_slope[members]
+        bits = torch.where(rises, t.rise[members] + context, t.fall[members] - context)
+        return torch.where(moved, bits, 0.0).sum(dim=(1, 2, 3))
 
     def _iterate(self, members: Tensor) -> None:
         self.iterations += 1
         gain, rises = self._gains(members)
-        moved, predicted = _best_share(gain, _SHARE * (_DAMPING / self.damping[members]).clamp_max(1.0))
+        moved, predicted = _best_share(gain, self._share(members))
         nothing = ~moved.flatten(1).any(dim=1)  # so much damping that no move promises anything
         if bool(nothing.all()):
             self.damping[members] *= 0.5
@@ -311,45 +306,13 @@ class LatentSearch:
         self._idle[members] += idle.long()
         self._idle[members[better & ~idle]] = 0
         self.z[members[better]] = z[better]
-        for k in better.nonzero().flatten().tolist():
-            self._remember(int(members[k]), moved[k], rises[k], gain[k], float(new.bits[k]))
+        excess = new.bits - self._terms.bits[members] - self._bits_of(members, moved, rises)
+        if self._excess is None:
+            self._excess = torch.zeros_like(self.beta)
+            self._excess[members] = excess
+        else:
+            self._excess[members] = 0.5 * (self._excess[members] + excess)
         self._terms.put(members, new, better, self.tuning.memory)
-
-    def _remember(self, i: int, moved: Tensor, rises: Tensor, gain: Tensor, bits: float) -> None:
-        """Note a step of region i that is kept, for `restore`; its terms are still those before it."""
-        places = moved.flatten().nonzero().flatten()
-        up = rises.flatten()[places]
-        own = torch.where(up, self._terms.rise[i].flatten()[places], self._terms.fall[i].flatten()[places])
-        context = self._terms.bits_slope[i].flatten()[places] * self.tuning.context
-        saved = -own - torch.where(up, context, -context)
-        step = _Step(places, up, gain.flatten()[places], saved, float(self._terms.bits[i]) - bits)
-        self._steps[i] = [*self._steps.get(i, [])[1 - _REMEMBERED :], step]
-
-    def restore(self, i: int, bits: float) -> float:
-        """Take back moves of region i that were made last and promised least, until about so many bits are spent again.
-
-        Returns:
-            The bits that are predicted, 0 where there is nothing to take back. `bits` and `cost` of the search stay
-            those of the latents before.
-        """
-        spent, steps, z = 0.0, self._steps.get(i, []), self.z[i].flatten()
-        while steps and spent < bits:
-            step = steps.pop()
-            order = step.gain.sort(descending=True, stable=True).indices
-            order = order[step.saved[order] > 0]
-            if step.bits <= 0 or not len(order):
-                continue  # that step spent bits
-            amount = step.saved[order].double()
-            amount = (amount * (step.bits / float(amount.sum()))).cumsum(dim=0)
-            count = min(int((amount < bits - spent).sum()) + 1, len(order))
-            chosen, spent = order[:count], spent + float(amount[count - 1])
-            places = step.places[chosen]
-            level = self._level[i].flatten()
-            z[places] -= torch.where(step.rises[chosen], level, -level)
-            for change in (self._terms.rise, self._terms.fall):
-                change[i].view(-1)[places] = float("inf")
-        self.z[i] = z.view_as(self.z[i])
-        return spent
 
     def offers(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
         """What each latent of region i could do to save bits.

@@ -52,7 +52,6 @@ from l2c.search import (
     Measure,
     Plain,
     Question,
-    Restore,
     Steer,
     Strategy,
     Trial,
@@ -272,13 +271,11 @@ class Encoder:
                 return self.measured(batch, i, trial.coded, figure)
             case Weigh(i, trial, quality):
                 return self.cost(batch, i, trial.coded, quality)
-            case Steer(i, beta):
-                bench.adapted[i].steer(beta)
+            case Steer(i, bits):
+                bench.adapted[i].steer(bits)
                 return self.adapted_trial(batch, i, bench.adapted[i])
             case Trim(i, bits):
                 return self.adapted_trial(batch, i, bench.adapted[i], -bench.adapted[i].trim(bits))
-            case Restore(i, bits):
-                return self.adapted_trial(batch, i, bench.adapted[i], bench.adapted[i].restore(bits))
         raise TypeError(f"{question} is no question about a picture")
 
     def encode_at(self, batch: Batch, asked: Sequence[Plain]) -> list[Trial]:
@@ -308,7 +305,6 @@ class Encoder:
             coded.size,
             coded.latents.point.quality_tenths,
             coded,
-            beta=adapted.beta,
             searched=adapted.searched,
             change=change,
             report=adapted.report(),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from l2c.rate_control import MAX_STEERS, MetricSearch, Steering
+from l2c.rate_control import MAX_STEERS, MetricSearch
 from l2c.search.course import Course, Rounds, Staged, ask, together
 from l2c.search.picture import Picture
 from l2c.search.questions import Adapt, Best, Figure, Measure, Steer, Trial
@@ -70,7 +70,7 @@ class _Goal:
         search, growth = self.search, self.search.bits_per_db()
         least = self.trials[search.best].size
         trial = yield from ask(Adapt(self.picture.i, self.picture.settled(search.best)))
-        steering = Steering(math.exp(growth * (search.target + 0.2 * _TOLERANCE)), beta=trial.beta)
+        before = trial.size, 0.0
         for count in range(MAX_STEERS + 1):
             reached = yield from self._measure(trial)
             if reached >= search.target and trial.size < least:
@@ -78,7 +78,12 @@ class _Goal:
             good = search.target <= reached <= search.target + _TOLERANCE
             if good or count == MAX_STEERS or self.late():
                 break
-            trial = yield from ask(Steer(self.picture.i, steering.next_beta(math.exp(growth * reached))))
+            change = math.log(trial.size / before[0]), reached - before[1]
+            if change[0] * change[1] > 0.0:  # else the iteration gained more, or less, than it was to trade
+                growth = min(max(0.5 * (growth + change[0] / change[1]), 0.02), 1.0)
+            before = trial.size, reached
+            share = math.expm1(growth * (search.target + 0.2 * _TOLERANCE - reached))
+            trial = yield from ask(Steer(self.picture.i, 8.0 * share * trial.size))
 
     def best(self) -> Best:
         """The trial, and why it misses the target where it does."""

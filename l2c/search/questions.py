@@ -24,7 +24,7 @@ class Trial:
         quality: 0..1000, as the file would say.
         coded: what the encoder needs to write that file, opaque here.
         clipped: of an unadapted trial, what latents lose at their limits; see `guard.Look`.
-        beta: of an adapted one, what bits weigh in its search. searched: whether there was time for the search.
+        searched: of an adapted one, whether there was time for the search.
         change: bits that the last correction was predicted to add.
         report: what the encoder has to say of the adaptation, opaque here. corrections: how many led to this trial.
     """
@@ -33,7 +33,6 @@ class Trial:
     quality: int
     coded: Any = None
     clipped: float = 0.0
-    beta: float = 1.0
     searched: bool = True
     change: float = 0.0
     report: Any = None
@@ -95,21 +94,14 @@ class Adapt(Question[Trial]):
 
 @dataclass(frozen=True)
 class Steer(Question[Trial]):
-    """The adapted picture after one more iteration in which bits weigh `beta`. Not after `Trim` or `Restore`."""
-
-    beta: float
-
-
-@dataclass(frozen=True)
-class Trim(Question[Trial]):
-    """The adapted picture without about so many bits."""
+    """The adapted picture after one more iteration that adds about so many bits, or saves them. Not after `Trim`."""
 
     bits: float
 
 
 @dataclass(frozen=True)
-class Restore(Question[Trial]):
-    """The adapted picture with some of its last moves taken back, for about so many bits."""
+class Trim(Question[Trial]):
+    """The adapted picture without about so many bits."""
 
     bits: float
 

@@ -18,15 +18,16 @@ from l2c.adapt.effort import MAX_TRIES, Effort
 from l2c.adapt.savings import saving
 from l2c.errors import RateError
 from l2c.format.levels import MAX_QUALITY
-from l2c.rate_control import ACCEPTED, MAX_STEERS, MAX_TRIMS, TOLERANCE, QualitySearch, Steering
+from l2c.rate_control import ACCEPTED, MAX_STEERS, MAX_TRIMS, TOLERANCE, QualitySearch
 from l2c.search.course import Course, Rounds, Staged, ask, together
 from l2c.search.picture import Picture
-from l2c.search.questions import Adapt, Best, Restore, Steer, Trial, Trim, Weigh
+from l2c.search.questions import Adapt, Best, Steer, Trial, Trim, Weigh
 
 _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where adaptation follows
 _WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _TRIES = (1.0, 1.5, 0.5, 1.25, 0.75)[:MAX_TRIES]  # times the mean saving, where several qualities are tried
 _MOST_RESERVED = 0.5 * ACCEPTED  # of a size, so that one that stays free is met all the same
+_PATIENCE = 2  # steps in a row that may leave a size as it was, since each is a smaller one
 _TRIMMED = 1.01  # files up to this many times the target are trimmed, larger ones steered
 
 
@@ -108,6 +109,10 @@ class _Goal:
         """Whether a file has the size that was asked for: at most that, and at most 2 % less, reserve or not."""
         return trial is not None and (1.0 - ACCEPTED) * (self.size + self.reserve) <= trial.size <= self.size
 
+    def _nearly(self, trial: Trial) -> bool:
+        """Whether trimming will do."""
+        return self.size < trial.size <= _TRIMMED * self.size
+
     def _unadapted(self, factor: float) -> float:
         """Bytes of the unadapted file at whose quality the adaptation should begin.
 
@@ -184,39 +189,35 @@ class _Goal:
     def _fit(self, trial: Trial) -> Course[Trial | None]:
         """The adapted picture in at most the size and hardly less; None: it cannot be done.
 
-        While the file is much too large the search goes on with bits that weigh more; what is left over is trimmed, and
-        where too much was saved some of the last moves are taken back, all without E.
+        While the file is much too large or too small the search goes on towards the size; what is left over is trimmed,
+        without any network.
         """
-        i, size, overhead = self.picture.i, self.size, self.picture.overhead
+        i, size = self.picture.i, self.size
         best: Trial | None = None
-        steers = trims = restores = before = 0
+        steers = trims = idle = before = 0
         goal, trust = (1.0 - 0.1 * ACCEPTED) * size, 1.0
-        steering = Steering(max(self.aim - overhead, 1.0), beta=trial.beta)
         while True:
             now = trial.size
             if now <= size and (best is None or now > best.size):
                 best = trial
             late = self.late()
-            if (1.0 - 0.5 * ACCEPTED) * size <= now <= size or (late and not trial.searched):
+            if self.near(trial) or (late and not trial.searched):
                 break
-            if not (trims or restores or late) and now > _TRIMMED * size and steers < MAX_STEERS:
+            if not (trims or late) and not self._nearly(trial) and steers < MAX_STEERS and idle < _PATIENCE:
                 steers += 1
-                trial = yield from ask(Steer(i, steering.next_beta(max(now - overhead, 1.0))))
+                trial = yield from ask(Steer(i, 8.0 * (self.aim - now)))
+                idle = idle + 1 if trial.size == now else 0
                 continue
             if trial.change:
                 trust = min(max(8.0 * (now - before) / trial.change, 0.3), 3.0)
             before = now
-            if now > size and trims < MAX_TRIMS:
-                trims += 1
-                trial = yield from ask(Trim(i, 8.0 * (now - goal) / trust))
-            elif now <= size and not trims and restores < MAX_TRIMS:
-                restores += 1
-                trial = yield from ask(Restore(i, 8.0 * (goal - now) / trust))
-            else:
+            if now <= size or trims == MAX_TRIMS:
                 break
+            trims += 1
+            trial = yield from ask(Trim(i, 8.0 * (now - goal) / trust))
             if trial.change == 0.0:
                 break
-        return best and replace(best, report=trial.report, corrections=steers + trims + restores)
+        return best and replace(best, report=trial.report, corrections=steers + trims)
 
     def _better(self, old: Trial | None, new: Trial | None) -> Course[Trial | None]:
         """Of two ways to the size the one that is near it, or if both are, the one of less J."""
