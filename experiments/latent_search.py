@@ -31,6 +31,7 @@ VARIANTS = {
     "without the gradient through P's context": Tuning(context=0.0),
     "without the bound on steep slopes": Tuning(steep=0.0),
     "without curvature per place": Tuning(local_ridge=1e9),
+    "bits to be spent counted once": Tuning(spending=(1.0, 1.0, 1.0)),
 }
 
 

@@ -67,7 +67,8 @@ class _Goal:
 
     def adapt(self) -> Course[None]:
         """The smallest trial that reaches the target: the unadapted one, or an adapted one, steered there."""
-        search, growth = self.search, self.search.bits_per_db()
+        search = self.search
+        growth = expected = search.bits_per_db()
         least = self.trials[search.best].size
         trial = yield from ask(Adapt(self.picture.i, self.picture.settled(search.best)))
         before = trial.size, 0.0
@@ -80,7 +81,7 @@ class _Goal:
                 break
             change = math.log(trial.size / before[0]), reached - before[1]
             if change[0] * change[1] > 0.0:  # else the iteration gained more, or less, than it was to trade
-                growth = min(max(0.5 * (growth + change[0] / change[1]), 0.02), 1.0)
+                growth = min(max(0.5 * (growth + change[0] / change[1]), 0.5 * expected), 2.0 * expected)
             before = trial.size, reached
             share = math.expm1(growth * (search.target + 0.2 * _TOLERANCE - reached))
             trial = yield from ask(Steer(self.picture.i, 8.0 * share * trial.size))

@@ -27,7 +27,7 @@ _ADAPTED_TOLERANCE = 0.03  # of the size that a quality is searched for, where a
 _WORTH_ADAPTING = 0.93  # an adapted file that much smaller is as good as a plain one
 _TRIES = (1.0, 1.5, 0.5, 1.25, 0.75)[:MAX_TRIES]  # times the mean saving, where several qualities are tried
 _MOST_RESERVED = 0.5 * ACCEPTED  # of a size, so that one that stays free is met all the same
-_PATIENCE = 2  # steps in a row that may leave a size as it was, since each is a smaller one
+_PATIENCE = 2  # iterations in a row that may bring a size no nearer
 _TRIMMED = 1.01  # files up to this many times the target are trimmed, larger ones steered
 
 
@@ -206,7 +206,7 @@ class _Goal:
             if not (trims or late) and not self._nearly(trial) and steers < MAX_STEERS and idle < _PATIENCE:
                 steers += 1
                 trial = yield from ask(Steer(i, 8.0 * (self.aim - now)))
-                idle = idle + 1 if trial.size == now else 0
+                idle = 0 if abs(trial.size - self.aim) < abs(now - self.aim) else idle + 1
                 continue
             if trial.change:
                 trust = min(max(8.0 * (now - before) / trial.change, 0.3), 3.0)
