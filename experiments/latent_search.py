@@ -1,6 +1,6 @@
 """What the parts of the latent search are worth, beside plain gradient methods at equal iterations.
 
-    python experiments/latent_search.py KODAK [--pictures kodim05 kodim20 kodim15] [--iterations 8]
+    python experiments/latent_search.py KODAK [--pictures kodim05 kodim20 kodim15] [--iterations 8] [--side 256]
 
 Gain in J = lambda * pixels * D + bits (float P) over the rounded latents of E, in percent of their bits, for each
 picture. Gradient methods: straight-through (L2C Eq. 8) and Adam on the latents, each with the best of several step
@@ -13,7 +13,9 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 import l2c
@@ -35,9 +37,13 @@ VARIANTS = {
 }
 
 
-def subject_regions(codec: l2c.Codec, path: Path, level: int, mu: int) -> Regions:
-    """One whole picture as a region."""
-    batch = codec.encoder.batch([path], mu=mu)
+def subject_regions(codec: l2c.Codec, path: Path, side: int | None, level: int, mu: int) -> Regions:
+    """One whole picture, or the middle of it, as a region."""
+    picture = np.asarray(Image.open(path).convert("RGB"))
+    if side is not None:
+        top, left = ((size - side) // 2 for size in picture.shape[:2])
+        picture = np.ascontiguousarray(picture[top : top + side, left : left + side])
+    batch = codec.encoder.batch([picture], mu=mu)
     (subject,) = codec.encoder.subjects(batch, [0], [level])
     return regions_of(codec.transform, [subject], [(0, subject.boxes[0])], codec.device)
 
@@ -85,13 +91,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="KODAK")
     parser.add_argument("--model", default="l2c-default")
     parser.add_argument("--pictures", nargs="+", default=["kodim05", "kodim20", "kodim15"])
+    parser.add_argument("--side", type=int, help="search the middle of each picture alone, so many pixels a side")
     parser.add_argument("--iterations", type=int, default=8)
     args = parser.parse_args()
     codec = l2c.Codec(args.model)
     probability = codec.float_probability()
     rows: dict[str, list[str]] = {}
     for level, mu in CASES:
-        problems = [subject_regions(codec, args.folder / f"{name}.png", level, mu) for name in args.pictures]
+        problems = [subject_regions(codec, args.folder / f"{name}.png", args.side, level, mu) for name in args.pictures]
 
         def add(name: str, gain: Callable[[Regions], float], problems: list[Regions] = problems) -> None:
             rows.setdefault(name, []).append(", ".join(f"{gain(regions):.1f}" for regions in problems))

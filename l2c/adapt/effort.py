@@ -10,7 +10,7 @@ from l2c.errors import UnsupportedError
 EffortLevel: TypeAlias = Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]  # a place in EFFORTS
 MAX_TRIES = 5
 RECEIVER_STEPS = 5  # on the conditions for receivers (`adapt_for`) where an effort has none; OML 5.3 finds most in 5
-REVISION = 1  # of what an adaptation finds with given numbers; records of measurements name it
+REVISION = 2  # of what an adaptation finds with given numbers; records of measurements name it
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ What a move does to the bits is known far better than what it does to the pictur
 them zeros of high frequency that become +-1, are where the predictions fail, for MS-SSIM far more than for squared
 errors: bits to be spent are counted several times (`Tuning.spending`).
 
-At equal iterations this gains at least twice what the straight-through gradient does (docs/ADAPTATION.md).
+At equal iterations this gains more than the straight-through gradient does (docs/ADAPTATION.md).
 The curvature of a channel needs no second derivative: rounding has just moved every latent off the encoder's float
 value by a known amount, so the regression of the gradient on that amount measures it.
 """
