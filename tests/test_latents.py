@@ -120,6 +120,21 @@ def test_beats_the_paper_at_equal_iterations(default: Networks, photo: np.ndarra
     assert sum(ours) > 1.5 * sum(papers)
 
 
+def test_spending_has_its_price_for_msssim(default: Networks) -> None:
+    """Counted once, bits that moves spend on high frequencies make every iteration at high quality come out worse."""
+    from skimage.data import coffee
+
+    model, probability = default
+    regions = regions_of(model.transform, model.config, [np.ascontiguousarray(coffee()[100:292, 150:406])], 650, 8, 8)
+    gains = []
+    for tuning in (Tuning(), Tuning(spending=(5.0, 5.0, 1.0))):
+        search = LatentSearch(model.transform, probability, regions, autocast=False, tuning=tuning)
+        search.run(4)
+        gains.append(float(sum(search.start)) - float(search.bits + search.cost))
+    assert gains[0] > 3.0 * gains[1] >= 0.0
+    assert gains[0] > 0.05 * float(search.start[0])
+
+
 def test_same_result_again_and_in_a_batch(default: Networks, photo: np.ndarray) -> None:
     model, probability = default
     pictures = [photo, photo[:, ::-1]]
