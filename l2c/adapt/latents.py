@@ -46,6 +46,7 @@ _MOST_DAMPING = 60.0
 _LEAST_GAIN = 2e-4  # of J: a region that gains less than this ...
 _PATIENCE = 3  # ... this many times in a row has converged
 _STEERED = 4  # of the last iterations steer for aims, half of all at most
+_SPENDING_LATE = 2.0  # what bits count there at most that a move adds
 _BETAS = (0.25, 4.0)  # what bits weigh there, at least and at most
 _HALVINGS = 8  # of that range, in logarithms, to find a weight
 _LEAST_SAVING = 0.05  # bits that a trimming move must promise
@@ -251,6 +252,7 @@ class LatentSearch:
         for left in range(iterations, 0, -1):
             if left <= min(iterations // 2, _STEERED):
                 for i, aim in self._aims.items():
+                    self._spending[i] = self._spending[i].clamp_max(_SPENDING_LATE)  # for the weight says it, too
                     self._weigh(i, 2.0 / (left + 1.0) * (aim * float(self.start[0][i]) - float(self.bits[i])))
             members = ((self._idle < _PATIENCE) & (self.damping < _MOST_DAMPING)).nonzero().flatten()
             if not len(members) or not go_on():
