@@ -3,9 +3,9 @@
     python experiments/savings.py VAL [VAL ...] --out rows.jsonl [--metrics psnr mixed msssim] [--effort 4]
 
 Crops from the middle of validation pictures are encoded to each rate with the search beginning at each of several
-savings. What counts is J = lambda D + bits at the lambda of the unadapted file of that rate, in percent of its bits
-against the first saving; `natural` is what the search saves by itself where only the quality is given, that of the
-unadapted file. One row a file, so that a run goes on where it was stopped; then the means.
+savings. What counts is how far J = lambda D + bits, at the lambda of the unadapted file of that rate, falls below that
+file's, in percent of its bits; `natural` is what the search saves by itself where only the quality is given, that of
+the unadapted file. One row a file, so that a run goes on where it was stopped; then the means.
 """
 
 from __future__ import annotations
