@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from l2c.evaluate import compare, run, tables
     from l2c.format import adapt_section, alternatives_section, quality_map_section
     from l2c.images import listing
-    from l2c.train import config, exact, export, pack, stages
+    from l2c.train import average, config, exact, export, pack, stages
 else:
     np = LazyModule("numpy")
     torch = LazyModule("torch")
@@ -56,6 +56,7 @@ else:
     alternatives_section = LazyModule("l2c.format.alternatives_section")
     quality_map_section = LazyModule("l2c.format.quality_map_section")
     listing = LazyModule("l2c.images.listing")
+    average = LazyModule("l2c.train.average")
     config = LazyModule("l2c.train.config")
     exact = LazyModule("l2c.train.exact")
     export = LazyModule("l2c.train.export")

@@ -154,6 +154,21 @@ def pack(
         print(f"{part} {part.stat().st_size}")
 
 
+@app.command("average", short_help="Average the networks of several checkpoints.")
+def average(
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint to write: stages start from it (--init).")],
+    checkpoints: Annotated[list[Path], typer.Argument(metavar="CHECKPOINT...", help="Two or more, of one model.")],
+    weight: Annotated[
+        list[float] | None, typer.Option(help="One for each checkpoint, in their order; equal ones if left out.")
+    ] = None,
+) -> None:
+    """Write the mean of networks that were trained on from one start: it has less of the noise of their last steps.
+
+    Gains, modulators, bias sets and P's integer form are then fitted to it by their stages.
+    """
+    print(json.dumps(lazy.average.average(checkpoints, target, weight).entry))
+
+
 @app.command("unpack", short_help="Make a run from a pack; the stage then resumes in it.")
 def unpack(
     source: Annotated[Path, typer.Argument(metavar="PACK", help="Common name of the parts PACK.000, PACK.001 ...")],

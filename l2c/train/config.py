@@ -358,6 +358,8 @@ class TrainConfig:
         seed: of everything random; batch and noise of a step depend on it and on the step alone.
         val_pictures: validation crops of 256x256 pixels from each source, at most.
         val_gpixel: validate at the first checkpoint after every so many Gpixel, and at the end; none: with every one.
+        keep_gpixel: a copy of the average networks stays at the first checkpoint after every so many Gpixel, as
+            average-STEP.pt, for `l2c train average`; none: no copies.
         val_drawn: how many validation pictures are drawn by code.
         val_size: side of the validation crops. val_lmbdas: the trade-offs at which they are looked at, raw.
         plots: curves.png and TensorBoard beside the tables of figures.
@@ -382,6 +384,7 @@ class TrainConfig:
     quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
     val_pictures: int = 12
     val_gpixel: float | None = None
+    keep_gpixel: float | None = None
     val_drawn: int = 12
     val_size: int = 256
     val_lmbdas: tuple[float, ...] = VAL_LMBDAS
@@ -398,6 +401,7 @@ class TrainConfig:
         _check(self.autocast in ("auto", "on", "off"), "autocast must be auto, on or off")
         _check(self.val_pictures >= 1, "val_pictures must be positive")
         _check(self.val_gpixel is None or self.val_gpixel > 0, "val_gpixel must be positive")
+        _check(self.keep_gpixel is None or self.keep_gpixel > 0, "keep_gpixel must be positive")
         _check(self.val_drawn >= 0, "val_drawn must not be negative")
         _check(self.val_size >= 16, "val_size must be 16 or more")
         _check(bool(self.val_lmbdas) and min(self.val_lmbdas) > 0, "val_lmbdas must be positive")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import math
 import shlex
 import sys
@@ -56,6 +57,11 @@ def commands_of(checkpoint: Checkpoint | None) -> list[str]:
     """The commands that a stage was run with so far, from its entry."""
     text = checkpoint.entry.get("command", "") if checkpoint is not None else ""
     return text.split(_COMMANDS) if text else []
+
+
+def _passed(gpixel: float, before: int, now: int) -> bool:
+    """Whether a multiple of so many Gpixel lies behind `before` and not behind `now`, both in pixels."""
+    return now // (1e9 * gpixel) > before // (1e9 * gpixel)
 
 
 def _text(value: float, digits: int) -> str:
@@ -170,7 +176,7 @@ class Loop:
         if mine and not checkpoint.optimizer:  # a pack has none
             self._warm_from = self.step
         self._restored = self.step
-        self._validated_pixels = self.pixels
+        self._validated_pixels = self._kept_pixels = self.pixels
         self.history = checkpoint.history if mine else checkpoint.past()
         # Sets belong to the D that they were overfitted to.
         moves_d = any(p.requires_grad for p in nets.transform.decoder.parameters())
@@ -328,6 +334,7 @@ class Loop:
                         logged, waited = now, prefetcher.wait_seconds
                     if save:
                         self.save()
+                        self._keep()
                         if self._validation_is_due():
                             self._validate()
                         saved = logged = time.monotonic()
@@ -440,9 +447,19 @@ class Loop:
         if self.parallel.agree([written])[0] and self.step > self._restored and float(self.engine.bad) == 0.0:
             self._rollbacks = 0
 
+    def _keep(self) -> None:
+        """A copy of the average beside the checkpoint, where one is due."""
+        every = self.recipe.keep_gpixel
+        if self.parallel.rank or every is None or not _passed(every, self._kept_pixels, self.pixels):
+            return
+        self._kept_pixels = self.pixels
+        now = self.checkpoint()
+        copied = dataclasses.replace(now, nets=now.average, optimizer={}, objective={})
+        copied.save(self.folder / f"average-{self.step:06d}.pt")
+
     def _validation_is_due(self) -> bool:
         every = self.recipe.val_gpixel
-        return every is None or self.pixels // (1e9 * every) > self._validated_pixels // (1e9 * every)
+        return every is None or _passed(every, self._validated_pixels, self.pixels)
 
     def _validate(self) -> None:
         """Figures of every kind of validation picture into the journal, those of the first kind into the curves."""
