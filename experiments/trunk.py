@@ -2,12 +2,17 @@
 
     python experiments/trunk.py score MODEL RECIPE --val DIR --val DIR >> rows.jsonl
     python experiments/trunk.py plot journal.jsonl [other.jsonl ...] --out trunk.png [--reference rows.jsonl]
+    python experiments/trunk.py compare REFERENCE.jsonl [other.jsonl ...]
 
 J is the mean of ln(loss) over the conditions of `l2c.train.validation.validate` (three metrics, six lambdas): 100 times
 a difference is about the mean difference of the objective in percent. MODEL is an exported model or a checkpoint; its
 row has the form of a journal's (`l2c.train.records`). `plot` also prints, for each journal, J of every kind of picture
 at its last row, the slope of ln J's excess against pixels over its second half, and the gap between validation and
 pictures that were trained on.
+
+J is taken at given lambdas. A model whose quantiser is finer than its lambda wants has a higher J and may still need
+less rate for equal quality, which is what users see: `compare` prints BD-rates against the last row of REFERENCE, at
+low, high and all rates (split in the middle of the common range of quality), in MS-SSIM at mu = 8, else in PSNR.
 """
 
 from __future__ import annotations
@@ -18,9 +23,11 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.interpolate import PchipInterpolator
 
-from l2c.format.levels import MAX_QUALITY
+from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import load_recipe
 from l2c.train.records import read_journal
@@ -108,6 +115,36 @@ def by_metric(rows: list[dict[str, float]], others: list[dict[str, float]]) -> d
     return found
 
 
+def compare(arguments: argparse.Namespace) -> None:
+    """Print BD-rates of the last rows of files against that of the first."""
+    reference, *others = (read_journal(Path(path))[-1] for path in (arguments.reference, *arguments.others))
+    print("BD-rate in percent, all / low / high rates")
+    for path, row in zip(arguments.others, others):
+        for kind in (kind for kind in row["kinds"] if kind in reference["kinds"]):
+            shown = []
+            for mu in sorted({int(each["mu"]) for each in row["kinds"][kind]}):
+                parts = bd_rates(reference["kinds"][kind], row["kinds"][kind], mu)
+                shown.append(f"mu {mu}: " + " / ".join(f"{part:+.1f}" for part in parts))
+            print(f"{path}, {kind}: {'; '.join(shown)}")
+
+
+def bd_rates(anchor: list[dict[str, float]], rows: list[dict[str, float]], mu: int) -> list[float]:
+    """BD-rate of rows of `validate` at one mu against others, percent, over all of the common range of quality and its
+    lower and upper half; NaN where there is none."""
+    curves = []
+    for part in (anchor, rows):
+        own = [row for row in part if row["mu"] == mu]
+        quality = [-10.0 * math.log10(1.0 - row["msssim"]) if mu == MAX_MU else row["psnr"] for row in own]
+        curves.append(sorted(zip(quality, (math.log(row["bpp"]) for row in own))))
+    low, high = max(part[0][0] for part in curves), min(part[-1][0] for part in curves)
+    if low >= high:
+        return [math.nan] * 3
+    at = np.linspace(low, high, 1001)
+    first, second = (PchipInterpolator(*zip(*part))(at) for part in curves)
+    apart, half = second - first, len(at) // 2
+    return [100.0 * math.expm1(float(part.mean())) for part in (apart, apart[:half], apart[half:])]
+
+
 def main() -> None:
     """See the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,6 +159,10 @@ def main() -> None:
     part.add_argument("--out", default="trunk.png")
     part.add_argument("--reference")
     part.set_defaults(run=plot)
+    part = commands.add_parser("compare")
+    part.add_argument("reference")
+    part.add_argument("others", nargs="+")
+    part.set_defaults(run=compare)
     arguments = parser.parse_args()
     arguments.run(arguments)
 
