@@ -89,8 +89,6 @@ class LossConfig:
         vgg16: file with VGG16 weights in torchvision's layout; none ship with L2C.
         rounded: D and P's context see rounded latents, straight through; False: latents with the noise that the rate
             is taken at, as CompressAI trains (Balle et al. 2018).
-        noise: share of the noise in the latents that the rate is taken at: 1 is the uniform noise of a step's width in
-            common use, 0 the rounded latents themselves, straight through.
     """
 
     msssim: float = MSSSIM_LMBDA_RATIO
@@ -102,13 +100,11 @@ class LossConfig:
     zeta_max: float = 1.0
     vgg16: str | None = None
     rounded: bool = True
-    noise: float = 1.0
 
     def __post_init__(self) -> None:
         weights = (self.msssim, self.mse, self.perceptual, self.rate, self.mask)
         _check(all(0.0 <= w < math.inf for w in weights), "loss: weights must be finite and not negative")
         _check(self.rate > 0.0, "loss.rate must be positive")
-        _check(0.0 <= self.noise <= 1.0, "loss.noise must lie in 0..1")
         _check(0.0 <= self.zeta_min <= self.zeta_max <= 1.0, "loss.zeta_min..zeta_max must lie in 0..1")
         _check(self.perceptual == 0.0 or self.vgg16 is not None, "loss.perceptual needs loss.vgg16, a weights file")
 

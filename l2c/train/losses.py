@@ -158,8 +158,8 @@ def latent_loss(
         tau: importance map [N, 1, H/s, W/s], or None.
         weights: of the five terms.
         noise: float32 like y in [-1/2, 1/2). The rate is then taken at latents with this noise added and P's context
-            at the rounded ones: the mixed form in common use since Minnen and Singh 2020 (arXiv:2007.08739); nearer to
-            the rounded ones with `weights.noise` below 1. None: at the rounded ones, which is the rate of the file.
+            at the rounded ones: the mixed form in common use since Minnen and Singh 2020 (arXiv:2007.08739). None:
+            at the rounded ones, which is the rate of the file.
         features: for the perceptual term; needed where its weight is not zero.
         adaptation: changes to D.
     Returns:
@@ -169,9 +169,7 @@ def latent_loss(
     step = quantiser_step(cond.b, x.device)
     quantiser = nets.transform.quantiser
     y_hat = through_quantiser(y, step, quantiser)
-    target = y_hat
-    if noise is not None and weights.noise > 0.0:
-        target = y_hat.lerp(clamp_levels(y, step, quantiser) + noise * step, weights.noise)
+    target = y_hat if noise is None else clamp_levels(y, step, quantiser) + noise * step
     if not weights.rounded:
         y_hat = target
     x_hat = nets.transform.decoder(y_hat, cond.vector(nets.config).to(x.device), adaptation).clamp(-0.2, 1.2)
