@@ -3,6 +3,7 @@
     python experiments/trunk.py score MODEL RECIPE --val DIR --val DIR >> rows.jsonl
     python experiments/trunk.py plot journal.jsonl [other.jsonl ...] --out trunk.png [--reference rows.jsonl]
     python experiments/trunk.py compare REFERENCE.jsonl [other.jsonl ...]
+    python experiments/trunk.py gradients MODEL --val DIR
 
 J is the mean of ln(loss) over the conditions of `l2c.train.validation.validate` (three metrics, six lambdas): 100 times
 a difference is about the mean difference of the objective in percent. MODEL is an exported model or a checkpoint; its
@@ -13,6 +14,8 @@ pictures that were trained on.
 J is taken at given lambdas. A model whose quantiser is finer than its lambda wants has a higher J and may still need
 less rate for equal quality, which is what users see: `compare` prints BD-rates against the last row of REFERENCE, at
 low, high and all rates (split in the middle of the common range of quality), in MS-SSIM at mu = 8, else in PSNR.
+`gradients` prints how hard pictures of each quality and metric pull on E, D and P in training: the root mean square of
+the gradient's norm for one picture, under the weights of `l2c.train.losses`.
 """
 
 from __future__ import annotations
@@ -27,13 +30,16 @@ import numpy as np
 import torch
 from scipy.interpolate import PchipInterpolator
 
-from l2c.format.levels import MAX_MU, MAX_QUALITY
+from l2c.format.levels import MAX_MU, MAX_QUALITY, METRICS
 from l2c.train.checkpoint import Checkpoint
-from l2c.train.config import load_recipe
+from l2c.train.config import LossConfig, load_recipe
+from l2c.train.data import centre_crops
+from l2c.train.losses import Conditions, analyse, latent_loss
 from l2c.train.records import read_journal
 from l2c.train.validation import mean_log_loss, validate, validation_set
 
 _SEEN = "seen"
+QUALITIES = (50, 200, 350, 500, 650, 800, 900, 980)
 
 
 def score(arguments: argparse.Namespace) -> None:
@@ -145,6 +151,34 @@ def bd_rates(anchor: list[dict[str, float]], rows: list[dict[str, float]], mu: i
     return [100.0 * math.expm1(float(part.mean())) for part in (apart, apart[:half], apart[half:])]
 
 
+def gradients(arguments: argparse.Namespace) -> None:
+    """Print norms of the training loss's gradient by quality and metric."""
+    checkpoint = Checkpoint.load(Path(arguments.model))
+    nets = checkpoint.networks(checkpoint.config)[1].requires_grad_(True)
+    parts = {"E": nets.transform.encoder, "D": nets.transform.decoder, "P": nets.probability}
+    pictures = centre_crops(tuple(arguments.val), 192, arguments.pictures)
+    generator = torch.Generator().manual_seed(0)
+    for mu in METRICS.values():
+        for quality in QUALITIES:
+            cond = Conditions(*(torch.tensor([value]) for value in (quality, mu, nets.config.bits)))
+            losses, squares = [], dict.fromkeys(parts, 0.0)
+            for picture in pictures:
+                x = picture.float() / 255.0
+                y, tau = analyse(nets, x, cond)
+                noise = torch.rand(y.shape, generator=generator) - 0.5
+                loss = latent_loss(nets, x, y, tau, cond, LossConfig(), noise).total.mean()
+                nets.zero_grad()
+                loss.backward()
+                losses.append(float(loss.detach()))
+                for name, part in parts.items():
+                    own = (p.grad for p in part.parameters() if p.grad is not None)
+                    squares[name] += sum(float(grad.square().sum()) for grad in own) / len(pictures)
+            norms = "  ".join(f"{name} {math.sqrt(square):.2f}" for name, square in squares.items())
+            print(
+                f"mu {mu} quality {quality / 10:g}: loss {sum(losses) / len(losses):.3f}  gradient {norms}", flush=True
+            )
+
+
 def main() -> None:
     """See the head of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -163,6 +197,11 @@ def main() -> None:
     part.add_argument("reference")
     part.add_argument("others", nargs="+")
     part.set_defaults(run=compare)
+    part = commands.add_parser("gradients")
+    part.add_argument("model")
+    part.add_argument("--val", action="append", required=True)
+    part.add_argument("--pictures", type=int, default=5)
+    part.set_defaults(run=gradients)
     arguments = parser.parse_args()
     arguments.run(arguments)
 
