@@ -76,6 +76,10 @@ class TestAverage:
         for name, value in states[0].items():
             torch.testing.assert_close(whole.average[name], value, rtol=1e-6, atol=1e-8)
 
+    def test_names_may_differ(self, pair: Pair, tiny_config: ModelConfig, tmp_path: Path) -> None:
+        write(tmp_path / "named.pt", replace(tiny_config, name="another"), 2, [])
+        assert average([pair[0][0], tmp_path / "named.pt"], tmp_path / "mean.pt").config == tiny_config
+
     def test_refuses(self, pair: Pair, tiny_config: ModelConfig, tmp_path: Path) -> None:
         paths, _ = pair
         target = tmp_path / "mean.pt"

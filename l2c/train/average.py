@@ -8,6 +8,7 @@ arXiv:2203.05482). It costs no training; what is fitted to the networks (gains, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -24,7 +25,7 @@ def average(paths: Sequence[Path], target: Path, weights: Sequence[float] | None
     It has neither an optimiser's state nor bias sets, and no run resumes from it: name it with --init.
 
     Args:
-        paths: checkpoints or exported models, two or more, of one model configuration.
+        paths: checkpoints or exported models, two or more, of one model configuration (but for its name: the first's).
         target: file to write; an older one is replaced.
         weights: one for each, positive; they are divided by their sum. None: all equal.
     Returns:
@@ -46,7 +47,7 @@ def average(paths: Sequence[Path], target: Path, weights: Sequence[float] | None
     for path, share in zip(paths, shares):
         part = Checkpoint.load(path)
         config = config or part.config
-        if part.config.to_json() != config.to_json():
+        if replace(part.config, name=config.name) != config:
             raise TrainingError(f"{path} is of another model than {paths[0]}")
         part.networks(config)  # raises TrainingError where there are none, or one is not finite
         for name, value in part.average.items():
