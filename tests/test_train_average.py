@@ -14,7 +14,7 @@ from torch import Tensor
 
 from l2c.cli import main
 from l2c.config import ModelConfig
-from l2c.errors import ConfigError, TrainingError
+from l2c.errors import ConfigError, L2CWarning, TrainingError
 from l2c.train.average import average
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import DataConfig, PretrainConfig, TrainConfig
@@ -85,7 +85,10 @@ class TestAverage:
         target = tmp_path / "mean.pt"
         with pytest.raises(ConfigError, match="two"):
             average(paths[:1], target)
-        for weights in ((1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, float("nan")), (1.0, float("inf"))):
+        with pytest.raises(ConfigError, match="export"):
+            average(paths, tmp_path / "mean.safetensors")
+        infinite, nothing = float("inf"), float("nan")
+        for weights in ((1.0,), (1.0, 0.0), (1.0, -1.0), (1.0, nothing), (1.0, infinite), (1e308, 1e308)):
             with pytest.raises(ConfigError, match="positive"):
                 average(paths, target, weights)
         other = replace(tiny_config, bits=7)
@@ -130,11 +133,14 @@ def test_a_run_keeps_copies(tiny_config: ModelConfig, tmp_path: Path) -> None:
         )  # fmt: skip
 
     training = loop(tmp_path / "run")
-    assert training.run()
+    (tmp_path / "run" / "average-000002.pt").mkdir()  # cannot be written: tried again at the next checkpoint
+    with pytest.warns(L2CWarning, match="tries again"):
+        assert training.run()
+    (tmp_path / "run" / "average-000002.pt").rmdir()
     kept = sorted((tmp_path / "run").glob("average-*.pt"))
-    assert [path.name for path in kept] == ["average-000002.pt", "average-000004.pt", "average-000006.pt"]
+    assert [path.name for path in kept] == ["average-000003.pt", "average-000004.pt", "average-000006.pt"]
     first, last = Checkpoint.load(kept[0]), Checkpoint.load(kept[-1])
-    assert first.step == 2 and first.optimizer == {}
+    assert first.step == 3 and first.optimizer == {}
     moved = [name for name, value in last.average.items() if not torch.equal(value, first.average[name])]
     assert moved
     for name, value in training.engine.average.state_dict().items():

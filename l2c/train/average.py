@@ -7,6 +7,7 @@ arXiv:2203.05482). It costs no training; what is fitted to the networks (gains, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,16 +32,18 @@ def average(paths: Sequence[Path], target: Path, weights: Sequence[float] | None
     Returns:
         The checkpoint. Its history is theirs, each stage named once.
     Raises:
-        ConfigError: fewer than two, or weights that do not fit.
+        ConfigError: fewer than two, weights that do not fit, or a file named as an exported model.
         TrainingError: one cannot be read or holds no networks, they are of different models, or the file cannot be
             written.
     """
     if len(paths) < 2:
         raise ConfigError("a mean takes two checkpoints or more")
+    if target.suffix == ".safetensors":
+        raise ConfigError(f"{target.name}: a mean is a checkpoint (.pt); `l2c train export` makes a model file of it")
     shares = [1.0] * len(paths) if weights is None else list(weights)
-    if len(shares) != len(paths) or not all(0.0 < share < float("inf") for share in shares):
-        raise ConfigError(f"a mean of {len(paths)} checkpoints takes as many weights, positive numbers")
     total = sum(shares)
+    if len(shares) != len(paths) or not all(share > 0.0 for share in shares) or not math.isfinite(total):
+        raise ConfigError(f"a mean of {len(paths)} checkpoints takes as many weights, positive numbers")
     mean: dict[str, Tensor] = {}
     history: list[dict[str, str]] = []
     names, config = [], None

@@ -452,10 +452,14 @@ class Loop:
         every = self.recipe.keep_gpixel
         if self.parallel.rank or every is None or not _passed(every, self._kept_pixels, self.pixels):
             return
-        self._kept_pixels = self.pixels
         now = self.checkpoint()
         copied = dataclasses.replace(now, nets=now.average, optimizer={}, objective={})
-        copied.save(self.folder / f"average-{self.step:06d}.pt")
+        try:
+            copied.save(self.folder / f"average-{self.step:06d}.pt")
+        except TrainingError as error:
+            warnings.warn(f"{error}; training goes on and tries again", L2CWarning, stacklevel=2)
+            return
+        self._kept_pixels = self.pixels
 
     def _validation_is_due(self) -> bool:
         every = self.recipe.val_gpixel
