@@ -44,12 +44,15 @@ QUALITIES = (50, 200, 350, 500, 650, 800, 900, 980)
 
 def score(arguments: argparse.Namespace) -> None:
     """Print a journal row for a model."""
-    recipe, _ = load_recipe(arguments.recipe, [f"data.val={json.dumps(arguments.val)}"])
+    recipe, _ = load_recipe(arguments.recipe, [*arguments.set, f"data.val={json.dumps(arguments.val)}"])
     checkpoint = Checkpoint.load(Path(arguments.model))
     nets = checkpoint.networks(checkpoint.config)[1].eval()
     pictures = validation_set(recipe.data.val, 256, recipe.val_pictures, recipe.val_drawn)
-    kinds = {kind: validate(nets, part, torch.device("cpu")) for kind, part in pictures.items()}
+    cpu = torch.device("cpu")
+    kinds = {kind: validate(nets, part, cpu, search=arguments.search) for kind, part in pictures.items()}
     row = {"step": checkpoint.step, "gpixel": checkpoint.pixels / 1e9, "name": Path(arguments.model).stem}
+    if arguments.search:
+        row["search"] = arguments.search
     print(json.dumps(row | {"kinds": kinds}))
 
 
@@ -187,6 +190,8 @@ def main() -> None:
     part.add_argument("model")
     part.add_argument("recipe")
     part.add_argument("--val", action="append", required=True)
+    part.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    part.add_argument("--search", type=int, default=0, help="iterations of the latent search")
     part.set_defaults(run=score)
     part = commands.add_parser("plot")
     part.add_argument("journals", nargs="+")

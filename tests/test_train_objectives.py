@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from exact_models import SHAPES, model_config
 from torch import Tensor, nn
 
 from l2c import transforms
@@ -30,6 +31,7 @@ from l2c.train.modulators import ModulatorsObjective
 from l2c.train.pretrain import PretrainObjective
 from l2c.train.quantize import QuantizeObjective, check_rate_loss, integer_bits, rates
 from l2c.transforms import Adaptation, Transform
+from l2c.transforms.block import gains_of
 
 WEIGHTS = LossConfig()
 
@@ -343,7 +345,8 @@ class TestModulators:
             each.append((after + 0.5 * plain) / 1.5)
         lmbda = cond.lmbda(nets.config)
         torch.testing.assert_close(parts.objective, lmbda * torch.stack(each), rtol=1e-4, atol=0.0)
-        torch.testing.assert_close(parts.total, parts.objective / (lmbda / 0.01).sqrt())
+        pulls = torch.tensor([1.0, 1.0, 1.8])  # of mu = 0, 4, 8
+        torch.testing.assert_close(parts.total, pulls * parts.objective / (lmbda / 0.01).sqrt())
 
     def test_parameters_by_hand(self, nets: Networks, x: Tensor, cond: Conditions, noise: Tensor) -> None:
         """Two SGD steps of Psi itself on log D, for each task from the same start, then lambda D."""
@@ -390,7 +393,8 @@ class TestQuantize:
         plain = nets.probability.num_bits(z, z, cond.header()) / (48 * 64)
         torch.testing.assert_close(parts.bpp, quantised)
         assert not torch.equal(quantised, plain)
-        torch.testing.assert_close(parts.total, quantised / (cond.lmbda(nets.config) / 0.01).sqrt())
+        pulls = torch.tensor([1.0, 1.0, 1.8])  # of mu = 0, 4, 8
+        torch.testing.assert_close(parts.total, pulls * quantised / (cond.lmbda(nets.config) / 0.01).sqrt())
 
     def test_scope_both(self, nets: Networks, x: Tensor, cond: Conditions, noise: Tensor) -> None:
         nets.probability.set_fake_quantise(True)
@@ -407,6 +411,45 @@ class TestQuantize:
         with pytest.raises(ConfigError, match="integer D"):
             nets.transform.decoder = torch.nn.Identity()  # type: ignore[assignment]
             QuantizeObjective(nets, WEIGHTS, None, "both")
+
+    @pytest.mark.parametrize("scope", ["probability", "both"])
+    def test_searched_latents(self, nets: Networks, x: Tensor, cond: Conditions, noise: Tensor, scope: str) -> None:
+        """P and D learn from what the encoder's search would code, which costs less than E's own latents."""
+        nets.probability.set_fake_quantise(True)
+        objective = QuantizeObjective(nets, WEIGHTS, None, scope, search=3)
+        z, own = quantised_latents(nets, x, cond, search=3), quantised_latents(nets, x, cond)
+        assert not z.requires_grad and objective.compiles is False
+        parts = objective.loss(x, cond, noise)
+        torch.testing.assert_close(parts.bpp, nets.probability.num_bits(z, z, cond.header()) / (48 * 64))
+        parts.total.mean().backward()
+        trained = set(nets.probability.parameters())
+        trained |= set(nets.transform.decoder.parameters()) if scope == "both" else set()
+        assert set(gradients(objective)) == {f"nets.{k}" for k, p in nets.named_parameters() if p in trained}
+        before, after = (latent_loss(nets, x, each, None, cond, WEIGHTS, None).objective for each in (own, z))
+        assert (after <= before).all() and (after < 0.999 * before).any()
+        y, tau = losses.analyse(nets, x, cond)
+        assert tau is not None and not z[(y == 0).expand_as(z)].any()  # what the mask leaves out stays out
+
+    def test_search_needs_a_fixed_encoder(self, nets: Networks) -> None:
+        with pytest.raises(ConfigError, match="fixed E"):
+            QuantizeObjective(nets, WEIGHTS, None, "all", search=2)
+        nets.transform.quantiser = copy.copy(nets.transform.quantiser)
+        nets.transform.quantiser.is_final = False
+        with pytest.raises(ConfigError, match="rounds"):
+            QuantizeObjective(nets, WEIGHTS, None, "both", search=2)
+
+    def test_shared_gains_stay(self) -> None:
+        """D's gains are E's, and a stage that leaves E as it is leaves them."""
+        nets = Networks(model_config(SHAPES["companding"]))
+        for objective in (
+            QuantizeObjective(nets, WEIGHTS, None, "both"),
+            ModulatorsObjective(nets, WEIGHTS, None, ModulatorsConfig(scope="decoder")),
+        ):
+            shared = {
+                id(p) for gain in gains_of(nets.transform.encoder, nets.transform.decoder) for p in gain.parameters()
+            }
+            trained = {id(p) for p in nets.transform.parameters() if p.requires_grad}
+            assert trained == {id(p) for p in nets.transform.decoder.parameters()} - shared, type(objective)
 
     def test_scope_all(self, nets: Networks, x: Tensor, cond: Conditions, noise: Tensor) -> None:
         objective = QuantizeObjective(nets, WEIGHTS, None, "all")

@@ -336,16 +336,20 @@ class QuantizeConfig(StageConfig):
     Attributes:
         scope: "probability" trains P alone (E and D stay as they are, bit for bit), "both" P and D, each as its integer
             form rounds it (E stays; of the block family), "all" everything, with D in floats.
+        search: iterations of the encoder's latent search before each step of the scopes "probability" and "both", so
+            that P and D learn from the latents of adapted files (arXiv:2506.08662); 0: E's own.
         max_loss: largest relative growth of the rate against the float model that is accepted (0.003: 0.3 %).
     """
 
     scope: str = "probability"
+    search: int = 0
     max_loss: float = 0.003
     quantise: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check(self.scope in ("probability", "both", "all"), "quantize.scope must be probability, both or all")
+        _check(0 <= self.search <= 100, "quantize.search must be 0..100")
         _check(self.max_loss > 0, "quantize.max_loss must be positive")
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from l2c import transforms
+from l2c.adapt.latents import LatentSearch, Regions
 from l2c.config import ModelConfig
 from l2c.format.levels import MAX_MU, MAX_QUALITY
 from l2c.objective import MSSSIM_LMBDA_RATIO, Blend, Needs, terms, weighted
@@ -78,8 +79,7 @@ class LossParts:
         perceptual: the VGG16 term, zero where it is off.
         mask: |mean tau - zeta| (Eq. 3), zero without a mask.
         objective: the weighted sum of Eq. 7, in bits per pixel.
-        total: objective / sqrt(lambda / 0.01), times `_structure_pull` towards mu = 8, so that low and high rates and
-            all metrics pull about equally on the weights.
+        total: objective times `pull`.
     """
 
     bpp: Tensor
@@ -119,12 +119,32 @@ def analyse(nets: Networks, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def quantised_latents(nets: Networks, x: Tensor, cond: Conditions) -> Tensor:
-    """Pictures float32 [N, 3, H, W] in [0, 1], sides multiples of s -> latents as D gets them, float32 [N, c, h, w]."""
+def quantised_latents(nets: Networks, x: Tensor, cond: Conditions, search: int = 0) -> Tensor:
+    """Pictures float32 [N, 3, H, W] in [0, 1], sides multiples of s -> latents as D gets them, float32 [N, c, h, w].
+
+    Args:
+        search: iterations of the encoder's search (`LatentSearch`) on them, for latents that Q rounds; each costs about
+            three passes of D and of P. D and P that learn from such latents are those of arXiv:2506.08662.
+    """
+    if search:
+        return _searched(nets, x, cond, search)
     y, quantiser = analyse(nets, x, cond)[0], nets.transform.quantiser
     if not quantiser.is_final:
         return nets.probability.rounded(y, cond.header())
     return through_quantiser(y, quantiser_step(cond.b, x.device), quantiser)
+
+
+def _searched(nets: Networks, x: Tensor, cond: Conditions, iterations: int) -> Tensor:
+    y, tau = analyse(nets, x, cond)
+    kept = None if tau is None else transforms.importance_mask(tau, nets.config.transform.c) > 0
+    vector, lmbda = cond.vector(nets.config).to(x.device), cond.lmbda(nets.config).to(x.device)
+    regions = Regions(x, y.float(), kept, vector, cond.header().cpu(), lmbda)
+    device = x.device.type
+    autocast = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False):  # but in the networks
+        search = LatentSearch(nets.transform, nets.probability, regions, autocast=autocast)
+        search.run(iterations)
+    return search.z.contiguous(memory_format=torch.channels_last)
 
 
 def through_quantiser(y: Tensor, step: Tensor, quantiser: Quantiser = LEVELS) -> Tensor:
@@ -185,14 +205,21 @@ def latent_loss(
         mask = (tau.flatten(1).mean(dim=1) - mask_target(cond.quality, weights).to(x.device)).abs()
     distortion = weighted(values, blend.weights)
     objective = lmbda * (distortion + weights.perceptual * perceptual) + weights.rate * bpp + weights.mask * mask
-    total = objective * (lmbda / 0.01) ** -0.5 * _structure_pull(cond.mix().to(x.device))
+    total = objective * pull(cond, lmbda)
     return LossParts(bpp, values[:, 0], shown_dissimilarity(values), perceptual, mask, objective, total)
 
 
-def _structure_pull(mix: Tensor) -> Tensor:
-    """1 up to mu = 4, then up to 1.8 at mu = 8, where model 1's loss is 1.5 to 2 times smaller than at mu = 0 and equal
-    lambda, but for drawn pictures at the highest (records/model1.jsonl)."""
-    return 1.0 + 1.6 * (mix - 0.5).clamp_min(0.0)
+def pull(cond: Conditions, lmbda: Tensor) -> Tensor:
+    """What a stage multiplies each picture's objective by, so that low and high rates and all metrics pull about
+    equally on the weights: (lambda / 0.01)^-1/2, times 1 up to mu = 4, then up to 1.8 at mu = 8, where model 1's loss
+    is 1.5 to 2 times smaller than at mu = 0 and equal lambda, but for drawn pictures at the highest
+    (records/model1.jsonl).
+
+    Args:
+        lmbda: of `cond`, float32 [N], on the device of the result.
+    """
+    structure = 1.0 + 1.6 * (cond.mix().to(lmbda.device) - 0.5).clamp_min(0.0)
+    return structure * (lmbda / 0.01) ** -0.5
 
 
 def shown_dissimilarity(values: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch.func import functional_call
 from l2c.errors import ConfigError
 from l2c.objective import terms, weighted
 from l2c.train.config import LossConfig, ModulatorsConfig
-from l2c.train.losses import Conditions, LossParts, Networks, quantised_latents, shown_dissimilarity
-from l2c.train.objective import Objective
+from l2c.train.losses import Conditions, LossParts, Networks, pull, quantised_latents, shown_dissimilarity
+from l2c.train.objective import Objective, thaw_decoder
 from l2c.train.perceptual import VGG16Features
 from l2c.transforms import Adaptation, num_modulators
 
@@ -36,7 +36,9 @@ class ModulatorsObjective(Objective):
             raise ConfigError("the model has no modulators (transform.modulated): there is nothing to train")
         self.config = config
         nets.requires_grad_(False)
-        (nets.transform.decoder if config.scope == "decoder" else nets.transform.decoder.mods).requires_grad_(True)
+        if config.scope == "decoder":
+            thaw_decoder(nets.transform)
+        nets.transform.decoder.mods.requires_grad_(True)
 
     def loss(self, x: Tensor, cond: Conditions, noise: Tensor) -> LossParts:
         """See `Objective.loss`; bpp is NaN, not computed: the latents do not change."""
@@ -51,7 +53,7 @@ class ModulatorsObjective(Objective):
         zero = torch.zeros_like(squared)
         objective = lmbda * objective
         unknown = torch.full_like(squared, float("nan"))
-        return LossParts(unknown, squared, dissimilarity, zero, zero, objective, objective * (lmbda / 0.01) ** -0.5)
+        return LossParts(unknown, squared, dissimilarity, zero, zero, objective, objective * pull(cond, lmbda))
 
     def _distortions(
         self,

@@ -11,6 +11,15 @@ from l2c.objective import Needs
 from l2c.train.config import LossConfig
 from l2c.train.losses import Conditions, LossParts, Networks
 from l2c.train.perceptual import VGG16Features
+from l2c.transforms import Transform
+from l2c.transforms.block import BlockDecoder
+
+
+def thaw_decoder(transform: Transform) -> None:
+    """Let D learn beside a fixed E: all of it but the gains that it shares with E, which make the latents."""
+    transform.decoder.requires_grad_(True)
+    if isinstance(transform.decoder, BlockDecoder) and transform.decoder.companding is not None:
+        transform.decoder.companding.requires_grad_(False)
 
 
 class Objective(nn.Module, abc.ABC):

@@ -13,8 +13,8 @@ from l2c.errors import ConfigError, TrainingError
 from l2c.exact.fake import fake_integers
 from l2c.format.levels import METRICS, OperatingPoint
 from l2c.train.config import LossConfig
-from l2c.train.losses import Conditions, LossParts, Networks, analyse, latent_loss, quantised_latents
-from l2c.train.objective import Objective
+from l2c.train.losses import Conditions, LossParts, Networks, analyse, latent_loss, pull, quantised_latents
+from l2c.train.objective import Objective, thaw_decoder
 from l2c.train.perceptual import VGG16Features
 from l2c.train.validation import latents_and_bits
 from l2c.transforms.block import BlockDecoder
@@ -27,19 +27,27 @@ class QuantizeObjective(Objective):
 
     With scope "probability" E and D are frozen: the loss is the rate of the rounded latents that P will code, and D
     does not run, so that a step costs a third. With "both" E alone is frozen, and D runs as its integer form rounds it.
+    With `search` the latents of these two are those that so many iterations of the encoder's search leave.
 
     Raises:
-        ConfigError: scope "both" with a D that has no integer form.
+        ConfigError: scope "both" with a D that has no integer form; `search` with scope "all", or with latents that
+            the coder rounds.
     """
 
-    def __init__(self, nets: Networks, weights: LossConfig, features: VGG16Features | None, scope: str) -> None:
+    def __init__(
+        self, nets: Networks, weights: LossConfig, features: VGG16Features | None, scope: str, search: int = 0
+    ) -> None:
         super().__init__(nets, weights, features)
-        self.scope = scope
+        self.scope, self.search = scope, search
+        if search and (scope == "all" or not nets.transform.quantiser.is_final):
+            raise ConfigError("quantize.search: it needs a fixed E, and latents that E's quantiser rounds")
+        if search:
+            self.compiles = False  # the search differentiates inside itself
         nets.transform.requires_grad_(scope == "all")
         if scope == "both":
             if not isinstance(nets.transform.decoder, BlockDecoder):
                 raise ConfigError("quantize.scope both: only the family block has an integer D")
-            nets.transform.decoder.requires_grad_(True)
+            thaw_decoder(nets.transform)
             self.compiles = False  # convolutions are replaced while D runs
 
     def loss(self, x: Tensor, cond: Conditions, noise: Tensor) -> LossParts:
@@ -47,14 +55,14 @@ class QuantizeObjective(Objective):
         if self.scope == "all":
             y, tau = analyse(self.nets, x, cond)
             return latent_loss(self.nets, x, y, tau, cond, self.weights, noise, self.features)
-        y_hat = quantised_latents(self.nets, x, cond)
+        y_hat = quantised_latents(self.nets, x, cond, self.search)
         if self.scope == "both":
             decoder: Any = self.nets.transform.decoder
             with fake_integers(decoder):
                 return latent_loss(self.nets, x, y_hat, None, cond, self.weights, None, self.features)
         bpp = self.nets.probability.num_bits(y_hat, y_hat, cond.header()) / (x.shape[2] * x.shape[3])
         unknown, lmbda = torch.full_like(bpp, float("nan")), cond.lmbda(self.nets.config).to(x.device)
-        return LossParts(bpp, unknown, unknown, unknown, unknown, bpp, bpp * (lmbda / 0.01) ** -0.5)
+        return LossParts(bpp, unknown, unknown, unknown, unknown, bpp, bpp * pull(cond, lmbda))
 
 
 @torch.no_grad()

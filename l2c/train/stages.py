@@ -128,8 +128,8 @@ def _stage(name: str, recipe: TrainConfig) -> tuple[StageConfig, Callable[[Netwo
     if name == "modulators":
         return recipe.modulators, lambda nets, features: ModulatorsObjective(nets, weights, features, recipe.modulators)
     if name == "quantize":
-        scope = recipe.quantize.scope
-        return recipe.quantize, lambda nets, features: QuantizeObjective(nets, weights, features, scope)
+        scope, search = recipe.quantize.scope, recipe.quantize.search
+        return recipe.quantize, lambda nets, features: QuantizeObjective(nets, weights, features, scope, search)
     fixed = recipe.pretrain.fixed_gains
     return recipe.pretrain, lambda nets, features: PretrainObjective(nets, weights, features, fixed)
 

@@ -69,13 +69,18 @@ def drawn_pictures(count: int, size: int, photos: Sequence[Tensor] = (), salt: i
 
 @torch.no_grad()
 def validate(
-    nets: Networks, pictures: list[Tensor], device: torch.device, lmbdas: Sequence[float] = VAL_LMBDAS
+    nets: Networks,
+    pictures: list[Tensor],
+    device: torch.device,
+    lmbdas: Sequence[float] = VAL_LMBDAS,
+    search: int = 0,
 ) -> list[dict[str, float]]:
     """Estimated rate (float P) and quality for each of the three metrics, at the qualities nearest to fixed lambdas.
 
     Args:
         pictures: uint8 [1, 3, H, W] each, all of one size.
         lmbdas: raw.
+        search: iterations of the encoder's latent search.
     Returns:
         One row per (mu, quality): bpp, psnr in dB, msssim, and `loss`, the objective in bits per pixel with the
         default weights.
@@ -84,14 +89,14 @@ def validate(
     rows = []
     for mu in METRICS.values():
         for quality in {quality_of_lmbda(lmbda, nets.config): None for lmbda in lmbdas}:
-            x_hat, bpp, losses = coded(nets, x, quality, mu)
+            x_hat, bpp, losses = coded(nets, x, quality, mu, search)
             figures = {"bpp": bpp, "psnr": psnr(x, x_hat), "msssim": msssim(x, x_hat), "loss": losses}
             rows.append({"mu": mu, "quality": quality} | {name: float(each.mean()) for name, each in figures.items()})
     return rows
 
 
 @torch.no_grad()
-def coded(nets: Networks, x: Tensor, quality: int, mu: int) -> tuple[Tensor, Tensor, Tensor]:
+def coded(nets: Networks, x: Tensor, quality: int, mu: int, search: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Pictures float32 [N, 3, H, W] in [0, 1] after coding under one condition, latents and pixels rounded.
 
     Returns:
@@ -99,7 +104,7 @@ def coded(nets: Networks, x: Tensor, quality: int, mu: int) -> tuple[Tensor, Ten
         float32 [N] each.
     """
     cond = Conditions(*(torch.full((len(x),), v) for v in (quality, mu, nets.config.bits)))
-    z, bits = latents_and_bits(nets, x, cond)
+    z, bits = latents_and_bits(nets, x, cond, search)
     x_hat = nets.transform.decoder(z, cond.vector(nets.config).to(x.device)).clamp(0, 1)
     x_hat = (x_hat[:, :, : x.shape[2], : x.shape[3]] * 255).round() / 255
     bpp = bits / (x.shape[2] * x.shape[3])
@@ -113,7 +118,8 @@ def mean_log_loss(rows: Sequence[Mapping[str, float]]) -> float:
 
 
 @torch.no_grad()
-def latents_and_bits(nets: Networks, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor]:
-    """Quantised latents float32 [N, c, h, w] of pictures [N, 3, H, W] in [0, 1], and their bits [N] under float P."""
-    z = quantised_latents(nets, transforms.pad_to_multiple(x, nets.transform.s), cond)
+def latents_and_bits(nets: Networks, x: Tensor, cond: Conditions, search: int = 0) -> tuple[Tensor, Tensor]:
+    """Quantised latents float32 [N, c, h, w] of pictures [N, 3, H, W] in [0, 1], and their bits [N] under float P;
+    after so many iterations of the encoder's latent search."""
+    z = quantised_latents(nets, transforms.pad_to_multiple(x, nets.transform.s), cond, search)
     return z, nets.probability.num_bits(z, z, cond.header())
