@@ -15,6 +15,7 @@ from torch import Tensor
 from l2c.errors import ConfigError
 from l2c.exact.fixed import BITS, FunctionTables, SmallNet
 from l2c.transforms import BlockConfig
+from l2c.transforms.block import KNEE
 
 COEFFICIENT_BITS = 3  # of a coefficient of the block transform behind the point: int16
 TRANSFORM_BITS = 19  # of an entry of the inverse transform: hi * 2^LOW_BITS + lo
@@ -35,7 +36,6 @@ SUM_LIMIT = 1 << 31  # 255 sum|w| + |bias| stays below it in every output channe
 MOST_CONDITION = 8 << BITS  # of a condition's magnitude: far beyond what a header and moved conditions can say
 
 SPLIT = ("first", "last")  # layers whose inputs have two bytes: there 8 bits cost most
-_KNEE = 28  # of the companding
 _T = TypeVar("_T", bound=np.generic)
 EXACT_PREFIX = "exact."  # of its tensors in a model file
 
@@ -102,9 +102,9 @@ class ExactWeights:
         plain = levels << LEVEL_BITS
         if not self.config.companding:
             return np.repeat(plain[None].astype(np.int32), self.config.c, axis=0)
-        power = self.tables.exp(((np.abs(levels) - _KNEE) << BITS) // _KNEE)
-        curved = (np.sign(levels) * np.rint(power * float(_KNEE << LEVEL_BITS))).astype(np.int64)
-        whole = self.is_mean[:, None] | (np.abs(levels) <= _KNEE)
+        power = self.tables.exp(((np.abs(levels) - KNEE) << BITS) // KNEE)
+        curved = (np.sign(levels) * np.rint(power * float(KNEE << LEVEL_BITS))).astype(np.int64)
+        whole = self.is_mean[:, None] | (np.abs(levels) <= KNEE)
         return np.where(whole, plain, curved).astype(np.int32)
 
     def to_tensors(self) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ _CHROMA_DELAY = 1.9  # a chroma frequency ranks with the luma frequency this man
 _LOG_STEP_CONSTANT = math.log(6.0 / math.log(2.0))
 _MAX_LOCAL_GAIN = math.log(8.0)  # local gains lie in 1/8..8
 _MAX_LEVEL = 127.0  # the largest latent
-_KNEE = 28.0  # latents: above it they are logarithmic
+KNEE = 28  # latents: above it they are logarithmic
 _CORRECTION_FROM = math.log(0.01)  # log lambda
 _SHARPNESS = 4.0  # of the smooth minimum with the largest gain
 LINEAR_FROM = 4  # scale of pictures from which on D is its block transform alone
@@ -178,7 +178,7 @@ class LocalGain(nn.Conv2d):
 class Companding(nn.Module):
     """Coefficients u <-> latents y with one gain g for E and D, such that no coefficient of A x can clip.
 
-        y = g u                                 where |g u| <= T = _KNEE, and for the three means (DC) everywhere
+        y = g u                                 where |g u| <= T = KNEE, and for the three means (DC) everywhere
         y = sign(u) T (1 + ln(g |u| / T))       beyond
 
     A coefficient of a picture in [0, 1] is at most B_k = 127.5 sum_j |A_kj| (E keeps the sums of its A at or below the
@@ -201,7 +201,7 @@ class Companding(nn.Module):
         bound = (PIXEL_SCALE / 2.0 * basis.abs().sum(dim=1))[: config.c]
         is_mean = frequency[: config.c] == 0
         # Not `where` of two numbers: it has PyTorch's default dtype, and both ends must have the same limits.
-        levels = torch.full_like(bound, _KNEE * math.exp(_MAX_LEVEL / _KNEE - 1.0))
+        levels = torch.full_like(bound, KNEE * math.exp(_MAX_LEVEL / KNEE - 1.0))
         limit = levels.masked_fill(is_mean, _MAX_LEVEL) / bound
         self.register_buffer("bound", bound[None, :, None, None], persistent=False)
         self.register_buffer("is_mean", is_mean[None, :, None, None], persistent=False)
@@ -246,17 +246,17 @@ class Companding(nn.Module):
         """Coefficients [N, c, h, w] -> latents, both float32."""
         scaled = u * log_gain.exp()
         inner, above, below = _parts(scaled)
-        return torch.where(self.is_mean, scaled, inner + _KNEE * (above.log1p() - below.log1p()))
+        return torch.where(self.is_mean, scaled, inner + KNEE * (above.log1p() - below.log1p()))
 
     def to_coefficients(self, y: Tensor, log_gain: Tensor) -> Tensor:
         """Latents [N, c, h, w] -> coefficients, both float32: the inverse of `to_latents`."""
         inner, above, below = _parts(y)
-        return torch.where(self.is_mean, y, inner + _KNEE * (above.expm1() - below.expm1())) * (-log_gain).exp()
+        return torch.where(self.is_mean, y, inner + KNEE * (above.expm1() - below.expm1())) * (-log_gain).exp()
 
 
 def _parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x within the knee, and how far it lies above and below it, in knees."""
-    return x.clamp(-_KNEE, _KNEE), F.relu(x / _KNEE - 1.0), F.relu(-x / _KNEE - 1.0)
+    return x.clamp(-KNEE, KNEE), F.relu(x / KNEE - 1.0), F.relu(-x / KNEE - 1.0)
 
 
 def bounded_transform(weight: Tensor, sums: Tensor) -> Tensor:
