@@ -523,6 +523,12 @@ class TestStage:
             assert (cond.b == 4).all()
             assert [band_of(int(q), bands) for q in cond.quality] == [i % bands for i in range(40)]
 
+    def test_patches_of_one_rate(self, recipe: TrainConfig) -> None:
+        """A model that was trained at one quality gets sets for that one."""
+        config = replace(recipe, bias_sets=replace(recipe.bias_sets, quality_min=43, quality_max=44))
+        sampler = Sampler(recipe.data, recipe.data.train, 64, recipe.seed)
+        assert set(make_patches(config, 4, sampler, range(12))[1].quality.tolist()) == {43, 44}
+
     def test_bits_of_the_model(self, recipe: TrainConfig, start: Checkpoint, tmp_path: Path, monkeypatch) -> None:
         start = replace(start, config=replace(start.config, bits=4))
         seen = []

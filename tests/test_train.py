@@ -920,9 +920,11 @@ class TestRecipes:
             ("bias_sets.bands=17", "bias_sets.bands"),
             ("bias_sets.patches=254", "at least sets"),
             ("bias_sets.mu=9", "bias_sets.mu"),
+            ("bias_sets.quality_max=1001", "bias_sets.quality_min"),
             ("bias_sets.curvature_patches=0", "curvature_patches"),
             ("quantize.scope=P", "quantize.scope"),
             ("quantize.max_loss=0", "quantize.max_loss"),
+            ("quantize.search=-1", "quantize.search"),
             ("autocast=maybe", "autocast must be"),
             ("val_pictures=0", "val_pictures"),
             ("log_seconds=-1", "log_seconds"),
@@ -931,6 +933,11 @@ class TestRecipes:
     def test_bad_entries(self, path: Path, entry: str, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             load_recipe(path, [entry])
+
+    def test_bands_share_all_qualities(self, path: Path) -> None:
+        load_recipe(path, ["bias_sets.bands=2"])
+        with pytest.raises(ConfigError, match="bias_sets.bands share all"):
+            load_recipe(path, ["bias_sets.bands=2", "bias_sets.quality_max=500"])
 
     def test_recipes_that_come_with_the_project(self, configs: Path) -> None:
         recipe, model = load_recipe(configs / "train" / "default.json")

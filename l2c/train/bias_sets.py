@@ -76,7 +76,7 @@ def make_patches(recipe: TrainConfig, bits: int, sampler: Sampler, numbers: Sequ
         rng = np.random.default_rng([recipe.seed, _SALT, i, 0])
         band, bands = i % config.bands, config.bands
         first, end = (-(-(MAX_QUALITY + 1) * edge // bands) for edge in (band, band + 1))  # up, as band_of goes down
-        quality = int(rng.integers(first, end))
+        quality = int(rng.integers(max(first, config.quality_min), min(end, config.quality_max + 1)))
         mu = config.mu if config.mu is not None else int(rng.choice(list(METRICS.values())))
         clean = quality > recipe.data.clean_above or rng.random() < recipe.data.scaled_share
         crops.append(sampler.crop_for(rng, i // config.batch, clean))
@@ -322,7 +322,8 @@ def _encoded(nets: Networks, x8: Tensor, cond: Conditions, device: torch.device)
 def _digest(nets: Networks, recipe: TrainConfig, model: ModelConfig) -> str:
     """SHA-256 of all that a patch depends on: the networks, and the settings that choose and overfit it."""
     b, d = recipe.bias_sets, recipe.data
-    settings = (b.patch, b.bands, b.batch, b.iterations, b.lr, b.mu, b.last_layer, recipe.seed, model.to_json())
+    conditions = (b.bands, b.quality_min, b.quality_max, b.mu)
+    settings = (b.patch, conditions, b.batch, b.iterations, b.lr, b.last_layer, recipe.seed, model.to_json())
     pictures = (d.train, d.limit, d.scale_min, d.scale_max, d.scaled_share, d.clean_above, d.pool_shards)
     digest = hashlib.sha256(repr((settings, pictures)).encode())
     for parameter in nets.transform.parameters():

@@ -274,8 +274,9 @@ class BiasSetsConfig:
         batch: patches overfitted at once.
         sets: k of k-means, at most 255; index 255 stands for the default biases.
         bands: tables, one for each equal range of quality.
-        mu: the metric mix in eighths; none draws one of the three metrics for each patch. Quality is drawn from each
-            patch's band.
+        mu: the metric mix in eighths; none draws one of the three metrics for each patch.
+        quality_min, quality_max: range that quality is drawn from, uniformly within each patch's band; of a model of
+            one rate, where that was trained.
         last_layer: whether the last layer's biases are part of a set.
         curvature_patches: patches on which each set's second-order term is measured.
     """
@@ -288,6 +289,8 @@ class BiasSetsConfig:
     sets: int = 255
     bands: int = 1
     mu: int | None = 8
+    quality_min: int = 0
+    quality_max: int = MAX_QUALITY
     last_layer: bool = True
     curvature_patches: int = 16
 
@@ -301,6 +304,10 @@ class BiasSetsConfig:
         _check(1 <= self.bands <= 16, "bias_sets.bands must be 1..16")
         _check(self.patches >= self.sets * self.bands, "bias_sets.patches must be at least sets * bands")
         _check(self.mu is None or 0 <= self.mu <= MAX_MU, "bias_sets.mu must be 0..8")
+        low, high = self.quality_min, self.quality_max
+        _check(0 <= low <= high <= MAX_QUALITY, "bias_sets.quality_min..max must lie in 0..1000")
+        whole = (low, high) == (0, MAX_QUALITY)
+        _check(whole or self.bands == 1, "bias_sets.bands share all qualities: with quality_min..max there is one")
         _check(self.curvature_patches >= 1, "bias_sets.curvature_patches must be positive")
 
 
