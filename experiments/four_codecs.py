@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs=4, help="model files of C_0..C_3")
     parser.add_argument("--out", type=Path, required=True, help="rows, one a file")
     parser.add_argument("--every", type=int, default=1, help="take every so many-th picture")
-    parser.add_argument("--effort", type=int, default=4, help="of the default model")
+    parser.add_argument("--effort", type=int, default=4, choices=range(len(EFFORTS)), help="of the default model")
     parser.add_argument("--no-default", action="store_true", help="without the default model")
     args = parser.parse_args()
     codecs = [l2c.Codec(path) for path in args.models]
@@ -212,17 +212,16 @@ def main() -> None:
         plain: dict[tuple[int, int], tuple[float, float]] = {}
         ways = {"paper": functools.partial(as_published, codecs, pixels, plain)}
         if not args.no_default:
-            ways["default"] = functools.partial(by_default, default, pixels, EFFORTS[args.effort])
+            ways[f"default, effort {args.effort}"] = functools.partial(
+                by_default, default, pixels, EFFORTS[args.effort]
+            )
         for target in TARGETS:
             for name, encode in ways.items():
                 key = {"codec": name, "picture": path.stem, "target": target}
                 if tuple(key.values()) not in done:
                     rows.add(key | row_of(encode(target), pixels))
-    print(table([row for row in rows.rows if row["codec"] == "paper"], "The paper's four codecs"))
-    if not args.no_default:
-        print(
-            table([row for row in rows.rows if row["codec"] == "default"], f"The default model, effort {args.effort}")
-        )
+    for name in dict.fromkeys(row["codec"] for row in rows.rows):
+        print(table([row for row in rows.rows if row["codec"] == name], name))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,11 @@ def score(arguments: argparse.Namespace) -> None:
     pictures = validation_set(recipe.data.val, 256, recipe.val_pictures, recipe.val_drawn)
     cpu = torch.device("cpu")
     kinds = {kind: validate(nets, part, cpu, search=arguments.search) for kind, part in pictures.items()}
-    row = {"step": checkpoint.step, "gpixel": checkpoint.pixels / 1e9, "name": Path(arguments.model).stem}
+    row = {
+        "step": checkpoint.step,
+        "gpixel": checkpoint.pixels / 1e9,
+        "name": arguments.name or Path(arguments.model).stem,
+    }
     if arguments.search:
         row["search"] = arguments.search
     print(json.dumps(row | {"kinds": kinds}))
@@ -191,6 +195,7 @@ def main() -> None:
     part.add_argument("recipe")
     part.add_argument("--val", action="append", required=True)
     part.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    part.add_argument("--name", help="of the row, instead of the file's")
     part.add_argument("--search", type=int, default=0, help="iterations of the latent search")
     part.set_defaults(run=score)
     part = commands.add_parser("plot")
