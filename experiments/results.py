@@ -1,6 +1,6 @@
 """Writes docs/RESULTS.md, and the table of README.md, from a record of `l2c eval` on Kodak.
 
-    l2c eval KODAK -o records/kodak --efforts 0,4
+    l2c eval KODAK -o records/kodak --efforts 0,4 --figures FIGURES
     l2c tables KODAK --every 4 -o records/kodak --metric msssim
     python experiments/published.py KODAK --out records/kodak/agreement.json
     python experiments/results.py records/kodak --out docs/RESULTS.md --readme README.md
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from l2c.evaluate.curves import bd_rate, plot, plot_time, rate_table
-from l2c.evaluate.measures import DEFAULT_FIGURES
+from l2c.evaluate.measures import FIGURES
 from l2c.evaluate.peers import PEERS
 from l2c.evaluate.records import Curve, RowFile, load_published, mean_curves
 from l2c.evaluate.run import own_name, own_title
@@ -35,7 +35,11 @@ SHOWN = (
 EFFORTS = range(10)
 BEGIN, END = "<!-- written by experiments/results.py: begin -->", "<!-- end -->"
 HEADLINE_RATES = (0.12, 0.25, 0.5, 1.0, 1.5)
-LABELS = {"ms-ssim-y": "MS-SSIM of Y", "psnr-rgb": "PSNR over RGB, dB", "vmaf": "VMAF (4:4:4)"}
+LABELS = {
+    "ms-ssim-y": "MS-SSIM of Y", "psnr-rgb": "PSNR over RGB, dB", "vmaf": "VMAF (4:4:4)",
+    "vmaf-neg": "VMAF-NEG (4:4:4)", "ssimulacra2": "SSIMULACRA 2", "butteraugli": "Butteraugli (3-norm, less better)",
+}  # fmt: skip
+MADE_FOR = {"psnr": "psnr-rgb", "mixed": "ssimulacra2", "msssim": "ms-ssim-rgb"}  # published curves have two of them
 
 
 def rows_of(folder: Path, pictures: list[str]) -> list[dict[str, Any]]:
@@ -70,7 +74,7 @@ def at_rates(curves: list[Curve], figure: str) -> list[str]:
                 continue
             k = curve.targets.index(target)
             value, bpp = curve.values[figure][k], curve.values["bpp"][k]
-            cell = f"{value:.4f}" if figure.startswith("ms-ssim") else f"{value:.2f}"
+            cell = f"{value:.{FIGURES[figure].digits}f}"
             cells.append(cell if abs(bpp / target - 1.0) <= 0.05 else f"{cell} ({bpp:.3f})")
         lines.append(row(f"{target:g}", *cells))
     return lines
@@ -108,8 +112,9 @@ def agreement(record: dict[str, list[dict[str, float]]]) -> list[str]:
 
 def against(ours: list[Curve], others: list[Curve]) -> list[str]:
     """BD-rate of each of our curves in the figure that it was made for: lines are what it is against."""
-    figure = {curve.codec: "psnr-rgb" if "psnr" in curve.codec else "ms-ssim-rgb" for curve in ours}
-    lines = heading("against", *(c.title for c in ours))
+    figure = {own_name(metric, effort): name for metric, name in MADE_FOR.items() for effort in EFFORTS}
+    ours = [curve for curve in ours if figure[curve.codec] in curve.values]
+    lines = heading("against", *(f"{c.title}: {FIGURES[figure[c.codec]].label.split(' (')[0]}" for c in ours))
     for other in others:
         cells = []
         for curve in ours:
@@ -165,8 +170,8 @@ def page(folder: Path, place: Path, run: dict[str, Any], rows: list[dict[str, An
     pictures = len({row["picture"] for row in rows})
     published = load_published(PUBLISHED, SHOWN)
     anchors = [by_name[name] for name in ("vvc", "jpeg") if name in by_name] or published[:2]
-    figures = list(DEFAULT_FIGURES)
-    ours = [curve for curve in curves if curve.codec.startswith(("l2c-psnr", "l2c-msssim"))]
+    figures = [name for name in FIGURES if any(name in curve.values for curve in curves)]
+    ours = [curve for curve in curves if curve.codec.startswith("l2c-")]
     lines = [
         "# Results",
         "",
@@ -180,7 +185,7 @@ def page(folder: Path, place: Path, run: dict[str, Any], rows: list[dict[str, An
         "",
         "## BD-rates",
         "",
-        "Each of ours in the figure that it was made for, RGB:",
+        "Each of ours in the figure that it was made for (`mixed` was made for several; SSIMULACRA 2 stands for them):",
         "",
         *against(ours, [*curves, *published]),
         "",
@@ -199,8 +204,11 @@ def page(folder: Path, place: Path, run: dict[str, Any], rows: list[dict[str, An
     own = {key: [c for c in curves if c.codec.startswith(f"l2c-{key}")] for key in METRICS}
     peers = [curve for curve in curves if curve.codec in PEERS]
     everything = [curve for key in METRICS for curve in own[key]]
-    for figure, mine in (("ms-ssim-y", own["msssim"]), ("psnr-rgb", own["psnr"]), ("vmaf", everything)):
-        lines += ["", f"### {LABELS[figure]}", "", *at_rates([*mine, *peers], figure)]
+    shown = {"ms-ssim-y": own["msssim"], "psnr-rgb": own["psnr"]}
+    for figure in ("ms-ssim-y", "psnr-rgb", *(name for name in figures if name in LABELS and name not in shown)):
+        mine = [curve for curve in shown.get(figure, everything) if figure in curve.values]
+        beside = [curve for curve in peers if figure in curve.values]
+        lines += ["", f"### {LABELS[figure]}", "", *at_rates([*mine, *beside], figure)]
     lines += ["", "## Rates met by our files", "", *rate_control(rows)]
     if "l2c-msssim-effort4" in by_name:
         lines += ["", "## Before and after the search", "", *overfitting(rows, "l2c-msssim-effort4")]
@@ -223,6 +231,7 @@ def page(folder: Path, place: Path, run: dict[str, Any], rows: list[dict[str, An
         ]
     lines += ["", "## Settings", ""]
     lines += [f"- {curve.title}: {curve.description}" for curve in curves]
+    lines += ["", "AVIF's files are tuned by `tune=iq`: naming it gives the same bytes (2026-11-30, libavif 1.4.2)."]
     for figure in figures:
         plot([*curves, *published], figure, folder / f"{figure}.png")
         measured = by_name.get("webp", curves[0])

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -415,8 +416,37 @@ class TestRun:
         rows = (tmp_path / "stopped" / "rows.jsonl").read_text()
         (tmp_path / "stopped" / "rows.jsonl").write_text(rows.replace("model ", "model of yesterday "))
         assert evaluate(codec, plan, tmp_path / "stopped").measured == 4  # those of another model
-        more = Plan(plan.pictures, plan.rates, plan.metrics, plan.efforts, plan.peers, ("psnr-rgb", "psnr-y"))
-        assert evaluate(codec, more, tmp_path / "stopped").measured == 8  # a figure that the rows do not have
+
+    def test_figures_that_a_record_lacks_are_added(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        codec = l2c.Codec()
+        plan = Plan(sorted(folder.iterdir()), (0.4, 1.2), ("psnr",), (0,), ("jpeg",), ("psnr-rgb",))
+        first = evaluate(codec, plan, tmp_path).rows
+        asked: list[tuple[str, ...]] = []
+
+        def counted(original: np.ndarray, decoded: np.ndarray, figures: tuple[str, ...]) -> dict[str, float]:
+            asked.append(figures)
+            return measures.measure(original, decoded, figures)
+
+        def searched(search: RateSearch, bpp: float) -> None:
+            raise AssertionError("a peer's files are known")
+
+        monkeypatch.setattr(run, "measure", counted)
+        with monkeypatch.context() as patched:
+            patched.setattr(RateSearch, "at", searched)
+            more = replace(plan, figures=("psnr-y",))
+            outcome = evaluate(codec, more, tmp_path)
+        assert (outcome.measured, outcome.known) == (8, 0) and asked == [("psnr-y",)] * 8
+        assert [{**row, "psnr-y": None} for row in outcome.rows] == [{**row, "psnr-y": None} for row in first]
+        assert outcome.rows == RowFile(tmp_path / "rows.jsonl").rows[8:]
+        assert all(row["psnr-y"] > 20.0 for row in outcome.rows)
+        assert evaluate(codec, replace(plan, figures=("psnr-y", "psnr-rgb")), tmp_path).measured == 0
+        lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+        other = [json.dumps(json.loads(line) | {"bytes": 9}) for line in lines]  # not what the codecs give
+        (tmp_path / "rows.jsonl").write_text("\n".join(other) + "\n")
+        assert evaluate(codec, replace(plan, figures=("psnr-rgb", "ms-ssim-y")), tmp_path).measured == 8
+        assert asked[8:] == [("psnr-rgb", "ms-ssim-y")] * 8
 
     def test_rate_out_of_reach_is_told(self, folder: Path, tmp_path: Path) -> None:
         plan = Plan([folder / "coffee.png"], (0.005, 0.5), ("psnr",), (0,), ("none",), ("psnr-rgb",))

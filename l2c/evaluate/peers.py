@@ -135,6 +135,11 @@ class RateSearch:
             halve = not halve and left > (high - low) // 2  # a guess that helped little is followed by a halving
         return below if below is not None else self._encode(self.peer.low)
 
+    def again(self, bpp: float, quality: int, size: int) -> Coded:
+        """What a search for `bpp` gave before, a file of `size` bytes at a quality; a new search where it is not so."""
+        coded = self._encode(quality)
+        return coded if len(coded.data) == size else self.at(bpp)
+
     def _guess(self, below: Coded | None, above: Coded | None, most: float, low: int, high: int) -> int:
         """Where the size would be reached if its logarithm were linear in the quality between two known files."""
         if below is None or above is None:

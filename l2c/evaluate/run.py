@@ -135,6 +135,7 @@ def evaluate(
     """Measure what the record in `folder` does not hold yet, then write its tables; see `records`.
 
     A rate that our codec cannot reach for a picture is reported and the run goes on; a peer gives its smallest file.
+    Of a file that the record has, only figures that it lacks are measured; it is coded anew for that.
 
     Args:
         codec: ours. plan: what to measure. folder: of the record, made if need be.
@@ -158,7 +159,9 @@ def evaluate(
     targets = {name: own[name].targets if name in own else rates for name in (*own, *peers)}
     versions = {part.name: part.version for part in ours}
     versions |= {name: peer.described() for name, peer in peers.items()}
-    known = {(row["picture"], row["codec"], row["target"]): row for row in record.rows if _fresh(row, versions, plan)}
+    of_now = [row for row in record.rows if row.get("version") == versions.get(row["codec"])]
+    same = {(row["picture"], row["codec"], row["target"]): row for row in of_now}  # some figures may be missing
+    known = {key: row for key, row in same.items() if not _missing(row, plan)}
     outcome = Outcome([])
     for path in plan.pictures:
         wanted = [(name, target) for name in versions for target in targets[name]]
@@ -171,10 +174,13 @@ def evaluate(
         for name, rate in due:
             tell(f"{path.stem} {name} {rate:g}")
             try:
-                row = _ours(own[name], pixels, rate) if name in own else _peers(searches[name], rate)
+                before = same.get((path.stem, name, rate))
+                row = _ours(own[name], pixels, rate) if name in own else _peers(searches[name], rate, before)
                 decoded = row.pop("decoded")
                 row = {"picture": path.stem, "codec": name, "target": rate, "version": versions[name], **row}
-                row |= measure(pixels, decoded, plan.figures)
+                if before is not None and before["bytes"] == row["bytes"]:
+                    row |= before  # the same file: its seconds and figures stay
+                row |= measure(pixels, decoded, _missing(row, plan))
             except RateError as error:
                 outcome.failures.append((f"{path.stem}, {name}, {rate:g} bpp", str(error)))
                 continue
@@ -191,9 +197,9 @@ def evaluate(
     return outcome
 
 
-def _fresh(row: Row, versions: dict[str, str], plan: Plan) -> bool:
-    """Whether a row of the record is what would be measured now: same versions, all figures there."""
-    return row.get("version") == versions.get(row["codec"]) and all(name in row for name in plan.figures)
+def _missing(row: Row, plan: Plan) -> tuple[str, ...]:
+    """The figures of the plan that a row lacks."""
+    return tuple(name for name in plan.figures if name not in row)
 
 
 def own_version(codec: Codec, effort: int | Effort = 0, metric: str = DEFAULT_METRIC) -> str:
@@ -234,8 +240,8 @@ def _ours(own: Own, pixels: UInt8Array, target: float) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _peers(search: RateSearch, rate: float) -> dict[str, Any]:
-    coded = search.at(rate)
+def _peers(search: RateSearch, rate: float, before: Row | None) -> dict[str, Any]:
+    coded = search.at(rate) if before is None else search.again(rate, before["quality"], before["bytes"])
     height, width = search.pixels.shape[:2]
     start = time.perf_counter()
     decoded = search.peer.picture(coded.data, height, width)
