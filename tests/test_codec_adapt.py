@@ -419,14 +419,14 @@ def test_groups_of_pictures_that_do_not_fit_together(
     told: list[float] = []
     pictures = [photo[:64, :80], photo[64:128, :80], photo[64:128, 80:200]]
     files = codec.encode_batch_detailed(
-        pictures, bpp=0.8, effort=l2c.Effort(1, tries=2), progress=lambda share, stage: told.append(share)
+        pictures, bpp=0.8, effort=l2c.Effort(1, tries=5), progress=lambda share, stage: told.append(share)
     )
     assert asked[:2] == [[(0, 0), (0, 1)], [(0, 2)]]
-    again = [question for group in asked[2:] for question in group]  # those that the first try has not settled
-    assert again and again == sorted(again) and all(turn == 1 for turn, _ in again)
-    assert (1, 2) not in again or asked[-1] == [(1, 2)]
+    again = [question for group in asked[2:] for question in group]  # at qualities that were not tried before
+    assert again and again == sorted(again) and {turn for turn, _ in again} <= {1, 2, 3, 4}
+    assert all(len(group) == 1 for group in asked if any(i == 2 for _, i in group))
     assert all(file.target_reached and 0.98 * 0.8 <= file.bpp <= 0.8 for file in files)
-    assert told == sorted(told) and told[-1] == 1.0 and {0.0, 0.5} < set(told)
+    assert told == sorted(told) and told[-1] == 1.0 and {0.0, 0.4} < set(told)
 
 
 def test_what_was_saved_too_much_is_spent_again(
