@@ -232,10 +232,11 @@ def page(folder: Path, place: Path, run: dict[str, Any], rows: list[dict[str, An
     lines += ["", "## Settings", ""]
     lines += [f"- {curve.title}: {curve.description}" for curve in curves]
     lines += ["", "AVIF's files are tuned by `tune=iq`: naming it gives the same bytes (2026-11-30, libavif 1.4.2)."]
+    measured = by_name.get("webp", curves[0])
     for figure in figures:
         plot([*curves, *published], figure, folder / f"{figure}.png")
-        measured = by_name.get("webp", curves[0])
-        plot_time(curves, measured, figure, folder / f"time-{figure}.png")
+        if figure in measured.values:
+            plot_time(curves, measured, figure, folder / f"time-{figure}.png")
     return "\n".join(lines) + "\n"
 
 

