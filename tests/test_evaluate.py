@@ -193,6 +193,17 @@ class TestPeers:
             assert reached > max(23.0, quality + 2.0)
             quality, before = reached, len(coded.data)
 
+    @pytest.mark.parametrize("name", PEERS)
+    def test_both_ends_of_its_settings_work(self, name: str) -> None:
+        """Rates far beyond what an easy picture needs lead there."""
+        pixels, peer = photo("coffee", 97, 131, 100), PEERS[name]
+        high = 57 if name == "vvc" else peer.high  # vvenc fails on some pictures at its finest quantisers
+        least, most = (peer.file(pixels, quality) for quality in (peer.low, high))
+        assert len(least) < len(most)
+        assert peer.picture(least, 97, 131).shape == peer.picture(most, 97, 131).shape == pixels.shape
+        flat = RateSearch(peer, np.full((97, 131, 3), 200, np.uint8)).at(24.0)
+        assert flat.quality == peer.high or len(flat.data) <= 3 * 97 * 131
+
     @pytest.mark.parametrize("name", ["hevc", "av1", "vvc"])
     @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (200, 30, 90)])
     def test_video_coders_keep_the_range(self, name: str, colour: tuple[int, int, int]) -> None:
@@ -416,6 +427,19 @@ class TestRun:
         rows = (tmp_path / "stopped" / "rows.jsonl").read_text()
         (tmp_path / "stopped" / "rows.jsonl").write_text(rows.replace("model ", "model of yesterday "))
         assert evaluate(codec, plan, tmp_path / "stopped").measured == 4  # those of another model
+
+    def test_a_peer_that_fails_is_told(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def encode(pixels: np.ndarray, quality: int) -> bytes:
+            if quality > 40:
+                raise RuntimeError("not so fine")
+            return PEERS["jpeg"].encode(pixels, quality)
+
+        monkeypatch.setitem(PEERS, "webp", replace(PEERS["jpeg"], title="Coarse", encode=encode))
+        plan = Plan(sorted(folder.iterdir()), (0.7, 4.0), ("psnr",), (0,), ("webp", "jpeg"), ("psnr-rgb",))
+        outcome = evaluate(l2c.Codec(), plan, tmp_path, peers_only=True)
+        assert {where for where, _ in outcome.failures} >= {"coffee, webp, 4 bpp", "chelsea, webp, 4 bpp"}
+        assert all(why == "peer Coarse: RuntimeError: not so fine" for _, why in outcome.failures)
+        assert sum(row["codec"] == "jpeg" for row in outcome.rows) == 4
 
     def test_figures_that_a_record_lacks_are_added(
         self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -331,7 +331,7 @@ PEERS = {
         "AVIF", 0, 100, lambda pixels, q: _save(pixels, "AVIF", quality=q, speed=4, subsampling="4:2:0"), _open,
         _pillow("avif", "4:2:0, speed 4"),
     ),
-    "jxl": Peer("JPEG XL", 1, 100, _jxl, _open, _describe_jxl),
+    "jxl": Peer("JPEG XL", 1, 99, _jxl, _open, _describe_jxl),  # the plugin fails at 100
     "hevc": _X265.peer("HEVC intra (x265)"),
     "av1": _AOM.peer("AV1 intra (libaom)"),
     "vvc": _VVENC.peer("VVC intra (vvenc, 4:2:0)"),

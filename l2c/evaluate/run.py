@@ -16,7 +16,7 @@ from l2c import __version__
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, REVISION, Effort, EffortLevel
 from l2c.arrays import UInt8Array
 from l2c.codec import Codec, EncodeOptions
-from l2c.errors import RateError, UnsupportedError
+from l2c.errors import BackendError, RateError, UnsupportedError
 from l2c.evaluate.curves import plot, plot_time, quality_table, rate_table
 from l2c.evaluate.measures import DEFAULT_FIGURES, FIGURES, measure
 from l2c.evaluate.peers import PEERS, RateSearch, choose
@@ -134,7 +134,8 @@ def evaluate(
 ) -> Outcome:
     """Measure what the record in `folder` does not hold yet, then write its tables; see `records`.
 
-    A rate that our codec cannot reach for a picture is reported and the run goes on; a peer gives its smallest file.
+    A rate that our codec cannot reach for a picture, and a peer that fails on one, are reported and the run goes on; a
+    peer that cannot reach a rate gives its smallest file.
     Of a file that the record has, only figures that it lacks are measured; it is coded anew for that.
 
     Args:
@@ -176,14 +177,16 @@ def evaluate(
             try:
                 before = same.get((path.stem, name, rate))
                 row = _ours(own[name], pixels, rate) if name in own else _peers(searches[name], rate, before)
-                decoded = row.pop("decoded")
-                row = {"picture": path.stem, "codec": name, "target": rate, "version": versions[name], **row}
-                if before is not None and before["bytes"] == row["bytes"]:
-                    row |= before  # the same file: its seconds and figures stay
-                row |= measure(pixels, decoded, _missing(row, plan))
-            except RateError as error:
+            except (RateError, BackendError) as error:
+                if isinstance(error, BackendError) and name in own:
+                    raise
                 outcome.failures.append((f"{path.stem}, {name}, {rate:g} bpp", str(error)))
                 continue
+            decoded = row.pop("decoded")
+            row = {"picture": path.stem, "codec": name, "target": rate, "version": versions[name], **row}
+            if before is not None and before["bytes"] == row["bytes"]:
+                row |= before  # the same file: its seconds and figures stay
+            row |= measure(pixels, decoded, _missing(row, plan))
             record.add(row)
             known[row["picture"], name, row["target"]] = row
             outcome.measured += 1
