@@ -160,7 +160,10 @@ def evaluate(
     targets = {name: own[name].targets if name in own else rates for name in (*own, *peers)}
     versions = {part.name: part.version for part in ours}
     versions |= {name: peer.described() for name, peer in peers.items()}
-    of_now = [row for row in record.rows if row.get("version") == versions.get(row["codec"])]
+    of_now = [
+        row for row in record.rows
+        if row.get("version") == versions.get(row["codec"]) and {"bytes", "quality"} <= row.keys()
+    ]  # fmt: skip
     same = {(row["picture"], row["codec"], row["target"]): row for row in of_now}  # some figures may be missing
     known = {key: row for key, row in same.items() if not _missing(row, plan)}
     outcome = Outcome([])
