@@ -1,11 +1,11 @@
 """The drawn pictures that training validates on, as files, and what a record of `l2c eval` says of them by kind.
 
     python experiments/drawn.py write DIR --val VAL
-    l2c eval DIR -o records/drawn --rates 0.5,1 --efforts 0,4 --peers jpeg,webp,avif,jxl
+    l2c eval DIR -o records/drawn --rates 0.5,1 --efforts 0,4 --lossless never,auto --peers jpeg,webp,avif,jxl
     python experiments/drawn.py table records/drawn
 
-`l2c eval` codes all of them with latents (`lossless="never"`); by default such a picture is kept without loss where
-that is smaller. PSNR over RGB says most here: of sharp edges on flat ground nothing is masked.
+By default such a picture is kept without loss where that is smaller (`auto`); `never` is what latents alone make of it.
+PSNR over RGB says most here: of sharp edges on flat ground nothing is masked.
 """
 
 from __future__ import annotations

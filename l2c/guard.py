@@ -27,6 +27,7 @@ _SMALL = 0.35  # of a photograph's mean rate at the same quality: files smaller 
 _EDGES = 0.02  # share of neighbouring samples that differ: pictures with fewer are looked into
 _EQUAL_NEIGHBOURS = 0.5  # share of pixels of drawn pictures that equal the one to their left
 _TINY = 4096  # pixels
+_FEW_COLOURS, _FEW_PIXELS = 64, 4096  # drawn pictures have at most so many; so many pixels are looked at first
 _GRID = 50  # lower qualities that are looked at are multiples of it, in tenths
 _PATIENCE = 2  # so many looks without gain end a walk, once nothing clips any more
 _SAMPLE, _CROP, _ALIGNMENT = 1 << 19, 128, 64  # pixels that are looked at, side of the crops, and where they start
@@ -104,13 +105,17 @@ def is_flat(pixels: npt.NDArray[np.uint8]) -> bool:
 
 
 def is_drawn(pixels: npt.NDArray[np.uint8]) -> bool:
-    """Whether a picture, uint8 [H, W, 3], is tiny, or half of its pixels equal their neighbour, by every fourth row.
+    """Whether a picture, uint8 [H, W, 3], is tiny, has few colours, or half of its pixels equal their neighbour, by
+    every fourth row.
 
-    Such pictures (screenshots, text, diagrams, icons) may take fewer bytes without loss.
+    Such pictures (screenshots, text, diagrams, icons) may take fewer bytes without loss, or in fewer colours.
     """
     if pixels.shape[0] * pixels.shape[1] <= _TINY:
         return True
     rows = pixels[::4]
+    colours = (rows @ np.array((1 << 16, 1 << 8, 1), np.uint32)).ravel()
+    if all(len(np.unique(part)) <= _FEW_COLOURS for part in (colours[:: -(-len(colours) // _FEW_PIXELS)], colours)):
+        return True
     equal = (rows[:, 1:] == rows[:, :-1]).all(axis=2)
     return bool(equal.size) and bool(equal.mean() >= _EQUAL_NEIGHBOURS)
 

@@ -479,10 +479,24 @@ class TestRun:
         assert "least rate" in outcome.failures[0][1]
         assert outcome.curves[0].targets == [0.5]
 
+    def test_lossless_files_are_a_curve_of_their_own(self, tmp_path: Path) -> None:
+        letters = np.full((96, 128, 3), 255, np.uint8)
+        letters[20:30:2, 10:100:6] = 0
+        Image.fromarray(letters).save(tmp_path / "letters.png")
+        plan = Plan([tmp_path / "letters.png"], (1.5,), ("psnr",), (0,), ("none",), ("psnr-rgb",))
+        plan = replace(plan, lossless=("never", "auto"))
+        latents, kept = evaluate(l2c.Codec(), plan, tmp_path / "record").rows
+        assert (latents["codec"], kept["codec"]) == ("l2c-psnr", "l2c-psnr-auto")
+        assert (latents["lossless"], kept["lossless"]) == (False, True)
+        assert kept["bytes"] < latents["bytes"] and latents["psnr-rgb"] < 60.0 <= kept["psnr-rgb"]
+        again = evaluate(l2c.Codec(), replace(plan, lossless=("auto",)), tmp_path / "record")
+        assert (again.measured, again.known) == (0, 1)
+        assert again.curves[0].title == "L2C for PSNR, effort 0, pixels where better"
+
     @pytest.mark.parametrize(
         "change",
         [{"rates": ()}, {"rates": (0.0,)}, {"rates": (1, 1.0)}, {"rates": (float("nan"),)},
-         {"metrics": ("ssim",)}, {"efforts": (10,)},
+         {"metrics": ("ssim",)}, {"efforts": (10,)}, {"lossless": ("always",)}, {"lossless": ()},
          {"figures": ("vmac",)}, {"figures": ()}, {"pictures": [Path("a/x.png"), Path("b/x.jpg")]}],
     )  # fmt: skip
     def test_impossible_plans(self, change: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Pictures that take fewer bytes without loss: which are kept so, and that all of decoding knows of it."""
+"""Pictures that are kept as pixels, without loss or in fewer colours: which, and that all of decoding knows of it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ import numpy.typing as npt
 import pytest
 import skimage.data
 from command import Run, one_error
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from test_codec import drawn
 
 import l2c
 from l2c import guard
+from l2c.codec import pixels
 from l2c.errors import BitstreamError, L2CWarning, RateError, UnsupportedError
 from l2c.format import lossless_section
 from l2c.format.bitstream import EXIF, LOSSLESS, Limits, read_bitstream, read_header, write_bitstream
+from l2c.images.palettes import Palettes
+from l2c.train.drawn import draw
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -72,7 +75,7 @@ def test_a_page_is_kept_whatever_is_asked_for(codec: l2c.Codec, page: Pixels) ->
     assert kept.lossless and kept.quality == 100 and kept.target_reached and kept.probes == 0
     assert len(kept.data) < 0.5 * len(plain.data) and kept.bpp == 8 * len(kept.data) / page[:, :, 0].size
     assert codec.verify(kept.data) == kept.latents_sha256
-    for options in ({"bpp": 1.0}, {"max_bytes": len(kept.data)}, {"psnr": 30}, {"msssim": 0.98}, {"effort": 1}, {}):
+    for options in ({"bpp": 1.0}, {"max_bytes": len(kept.data)}, {"effort": 1}, {}):
         again = codec.encode_detailed(page, **options)
         assert again.lossless and again.adaptation is None, options
         assert np.array_equal(codec.decode(again.data), page)
@@ -115,6 +118,92 @@ def test_batches_and_names(codec: l2c.Codec, page: Pixels) -> None:
         assert codec.verify_batch([file.data for file in files]) == [file.latents_sha256 for file in files]
     with pytest.raises(RateError, match="file 3 of 3"):
         codec.encode_batch([np.zeros_like(page), page[:1, :1].repeat(300, 0).repeat(411, 1), photograph], bpp=0.06)
+
+
+# --- fewer colours ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def letters() -> Pixels:
+    """Letters with soft edges in three colours, uint8 [256, 256, 3]: 1.5 bpp without loss, 0.7 in 32 colours."""
+    image = Image.new("RGB", (256, 256), (250, 248, 240))
+    pen = ImageDraw.Draw(image)
+    for k in range(11):
+        text = "Quick brown foxes jump over 13 lazy dogs, & so on"[k:]
+        fill = ((20, 30, 40), (160, 20, 30), (20, 60, 170))[k % 3]
+        pen.text((5 + 7 * (k % 3), 23 * k + 2), text, font=ImageFont.load_default(9 + k % 4), fill=fill)
+    return np.asarray(image)
+
+
+def squared(picture: Pixels, decoded: Pixels) -> float:
+    return float(np.square(picture - decoded.astype(np.float32)).mean())
+
+
+def test_letters_that_do_not_fit_have_fewer_colours(letters: Pixels) -> None:
+    codec = l2c.Codec()
+    exact = codec.encode_detailed(letters, quality=100)
+    assert exact.lossless and exact.colours is None
+    before = None
+    for share in (0.7, 0.55, 0.45):
+        most = int(share * len(exact.data))
+        fewer = codec.encode_detailed(letters, max_bytes=most)
+        latents = codec.encode_detailed(letters, max_bytes=most, lossless="never")
+        assert fewer.colours is not None and not fewer.lossless and fewer.quality < 100 and fewer.target_reached
+        assert len(fewer.data) <= most and fewer.adaptation is None and latents.colours is None
+        decoded = codec.decode(fewer.data)
+        assert len(np.unique(decoded.reshape(-1, 3), axis=0)) <= fewer.colours <= 256
+        assert squared(letters, decoded) < 0.3 * squared(letters, codec.decode(latents.data))
+        assert before is None or fewer.colours < before
+        assert codec.verify(fewer.data) == fewer.latents_sha256
+        assert read_header(fewer.data).keeps_pixels and not read_header(fewer.data).is_lossless
+        before = fewer.colours
+    thorough = codec.encode_detailed(letters, max_bytes=most, effort=1)
+    assert thorough.colours == before and len(thorough.data) <= len(fewer.data)
+
+
+def test_fewest_colours_that_reach_a_figure(codec: l2c.Codec, letters: Pixels) -> None:
+    exact = codec.encode_detailed(letters, bpp=8)
+    for psnr in (26, 35, 45):
+        fewer = codec.encode_detailed(letters, psnr=psnr)
+        assert fewer.colours is not None and fewer.target_reached and len(fewer.data) < len(exact.data)
+        reached = 10 * np.log10(255**2 / squared(letters, codec.decode(fewer.data)))
+        less = Palettes.of(letters)
+        assert less is not None and psnr <= reached
+        worse = less.picture(max(count for count in less.counts if count < fewer.colours))
+        assert 10 * np.log10(255**2 / squared(letters, worse)) < psnr
+    structure = codec.encode_detailed(letters, msssim=0.995)
+    assert structure.colours is not None and len(structure.data) < len(exact.data)
+
+
+def test_latents_stay_where_colours_would_be_worse(letters: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
+    codec = l2c.Codec()
+    noise = draw(
+        "noise", 128, np.random.default_rng(8)
+    )  # ten colours have half the squared error, and its grain is gone
+    assert codec.encode_detailed(noise, bpp=1.0).colours is None
+    with monkeypatch.context() as patched:
+        patched.setattr(pixels, "_FEW_BANDS", np.inf)
+        encoded = codec.encode_detailed(noise, bpp=1.0)
+    assert encoded.colours is not None
+    latents = codec.encode(noise, bpp=1.0, lossless="never")
+    assert squared(noise, codec.decode(encoded.data)) < 0.6 * squared(noise, codec.decode(latents))
+    # Photographs, and what has parts that matter more, are not reduced.
+    assert codec.encode_detailed(skimage.data.astronaut()[:200, :200], bpp=1.0).colours is None
+    assert codec.encode_detailed(letters, bpp=0.7, importance=(0, 0, 100, 100)).colours is None
+    assert codec.encode_detailed(letters, bpp=0.7, lossless="never").colours is None
+
+
+def test_batches_names_and_sums_of_fewer_colours(letters: Pixels) -> None:
+    codec = l2c.Codec()
+    photograph = skimage.data.astronaut()[:130, :150]
+    options: dict[str, Any] = {"bpp": 0.8, "pixels_crc": True}
+    files = codec.encode_batch_detailed([photograph, letters, letters[:200]], **options)
+    assert [file.colours is None for file in files] == [True, False, False]
+    assert [file.data for file in files] == [
+        codec.encode(part, **options) for part in (photograph, letters, letters[:200])
+    ]
+    checked = codec.verified([file.data for file in files], pixels=True)
+    assert checked[1].latents_sha256 == files[1].latents_sha256
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
@@ -210,7 +299,7 @@ def test_latents_beside_the_section_are_refused(codec: l2c.Codec, data: bytes, p
 
 
 def test_limits_and_options(codec: l2c.Codec, data: bytes, page: Pixels, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert read_bitstream(data, Limits(max_metadata_bytes=0)).index.is_lossless
+    assert read_bitstream(data, Limits(max_metadata_bytes=0)).index.keeps_pixels
     for value in ("always", True, None):
         with pytest.raises(UnsupportedError, match="lossless is"):
             codec.encode(page, lossless=value)
@@ -246,5 +335,13 @@ def test_commands(run: Run, tmp_path: Path, page: Pixels) -> None:
     assert np.array_equal(np.asarray(Image.open(tmp_path / "back.png")), page)
     code, out, _ = run("encode", source, file, "--quality", "60", "--lossless", "never", "--overwrite", "--json")
     assert code == 0 and not json.loads(out)["lossless"]
+    code, out, _ = run("encode", source, file, "--max-bytes", str(facts["size_bytes"] - 300), "-f")
+    assert code == 0 and "colours" in out and "lossless" not in out
+    code, out, _ = run("info", file, "--json")
+    facts = json.loads(out)
+    assert not facts["lossless"] and facts["keeps_pixels"] and facts["quality"] < 100
+    assert "pixels in fewer colours" in run("info", file)[1]
+    code, out, _ = run("decode", file, tmp_path / "back.png", "--json", "-f")
+    assert code == 0 and not json.loads(out)["lossless"] and json.loads(out)["model"] is None
     assert "not one of" in one_error(run("encode", source, file, "--lossless", "always", "-f")[2])
     Image.open(io.BytesIO(source.read_bytes())).verify()

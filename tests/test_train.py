@@ -643,7 +643,7 @@ class TestCheckpoint:
             ("transform", {}, "transform.family is block there and paper"),
             ("probability", {"width": 8}, "probability.width is 16 there and 8"),
             ("probability", {"num_mixtures": 2}, "probability.num_mixtures is 3 there and 2"),
-            (None, {"bits": 6}, "bits is 8 there and 6"),
+            (None, {"bits": 8}, "bits is 6 there and 8"),
         ],
     )
     def test_another_architecture(
@@ -658,6 +658,7 @@ class TestCheckpoint:
         elif part is not None:
             config = replace(config, **{part: replace(getattr(config, part), **change)})
         else:
+            checkpoint.config = replace(config, bits=6)
             config = replace(config, **change)
         with pytest.raises(TrainingError, match=f"of another architecture: {message}"):
             checkpoint.networks(config)
@@ -687,6 +688,43 @@ class TestCheckpoint:
             for name, parameter in after.probability.named_parameters():
                 if name.endswith("w4.weight"):  # what new channels say is learnt from the first step on
                     assert parameter.grad is not None and bool((parameter.grad[:, 16:] != 0.0).any(dim=0).all()), name
+
+    def test_fewer_channels_of_the_paper_keep_the_first(self) -> None:
+        """What the first channels carry, and what P says of them beside zeros, stays; c = 1 has no mask."""
+
+        def config(c: int, bits: int) -> ModelConfig:
+            return ModelConfig(
+                "paper", PaperConfig(4, c, 16, mask=c > 1), multiscale.MultiscaleConfig(2, (c,), 3, 16), bits
+            )
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            nets = Networks(config(5, 8))
+            for step in nets.probability.steps:
+                torch.nn.init.normal_(step.w4.weight, std=0.1)
+        state, cond = nets.state_dict(), torch.zeros(1, 2)
+        x, header = torch.rand(1, 3, 64, 48), torch.tensor([[300, 4, 4]])
+        for c in (3, 1):
+            fewer, _ = Checkpoint(config(5, 8), state, state).networks(config(c, 4))
+            with torch.no_grad():
+                y, tau = nets.transform.encoder(x, cond)
+                z, of_fewer = fewer.transform.encoder(x, cond)
+                torch.testing.assert_close(z, y[:, :c], rtol=1e-4, atol=1e-3)
+                assert (of_fewer is None) == (c == 1)
+                assert of_fewer is None or torch.equal(of_fewer, tau)
+                z = 16.0 * torch.randint(-3, 4, z.shape).float()
+                padded = F.pad(z, (0, 0, 0, 0, 0, 5 - c))
+                torch.testing.assert_close(
+                    fewer.transform.decoder(z, cond), nets.transform.decoder(padded, cond), rtol=1e-4, atol=1e-5
+                )
+                groups = zip(
+                    fewer.probability.groups(z, z, header), nets.probability.groups(padded, padded, header), strict=True
+                )
+                for mine, theirs in groups:
+                    of_all = theirs.params.unflatten(1, (3, 3, 5))[:, :, :, :c].flatten(1, 3)
+                    torch.testing.assert_close(mine.params, of_all, rtol=1e-4, atol=1e-5)
+        with pytest.raises(TrainingError, match=r"transform\.c is 5 there and 8"):
+            Checkpoint(config(5, 8), state, state).networks(config(8, 8))
 
     def test_companding_grows(self, tiny_config: ModelConfig) -> None:
         """E and D go on as nearly the same pair: without rounding, pictures come back as before."""

@@ -172,7 +172,7 @@ class Decoding(Converter):
     def _decode(self, files: Sequence[_Opened]) -> list[Decoded]:
         if self._codec is None:
             first = files[0].stream
-            self._codec = self._open(DEFAULT_MODEL if first.index.is_lossless else find_model(first.header.model_id))
+            self._codec = self._open(DEFAULT_MODEL if first.index.keeps_pixels else find_model(first.header.model_id))
         return self._codec.decode_batch_detailed([file.stream for file in files], **self._view)
 
     def _save(self, opened: _Opened, decoded: Decoded) -> tuple[bytes, Facts]:

@@ -131,6 +131,8 @@ def _is_due(job: Job) -> bool:
 def _line(result: Result) -> str:
     gain = result["adaptation"].get("objective_gain_percent")
     quality = "lossless" if result["lossless"] else f"quality {result['quality']:.1f}"
+    if result["colours"] is not None:
+        quality = f"{result['colours']} colours"
     sets = [part["metric"] for part in result["receivers"] if part["patches"]]
     return (
         f"{result['width']}x{result['height']}, {result['size_bytes']} bytes, {result['bpp']:.4f} bpp, "

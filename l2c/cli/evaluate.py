@@ -26,6 +26,10 @@ def evaluate_folder(
         METRICS
     ),
     efforts: Annotated[str, typer.Option(help=f"Effort levels of ours, 0..{MAX_EFFORT}.")] = "0",
+    lossless: Annotated[
+        str,
+        typer.Option(help="Of ours: never (latents alone), auto (pixels where better), or both as two curves."),
+    ] = "never",
     peers: Annotated[str, typer.Option(help="Other codecs, 'all' at hand or 'none'; see below.")] = "all",
     figures: Annotated[
         str, typer.Option(help="What is measured; see below.")
@@ -65,6 +69,7 @@ def evaluate_folder(
         efforts=options.numbers(efforts, int, "--efforts"),
         peers=options.names(peers),
         figures=tuple(options.names(figures)),
+        lossless=options.names(lossless),
     )
     codec = open_codec(model, device)
     others = [open_codec(other, device) for other in beside or ()]

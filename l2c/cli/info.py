@@ -55,6 +55,7 @@ def _facts(stream: Bitstream, size: int) -> Result:
         "quality": header.quality / 10,
         "metric_mix": header.metric_mix,
         "lossless": index.is_lossless,
+        "keeps_pixels": index.keeps_pixels,
         "latent_bits": header.latent_bits,
         "latents_crc32": f"{header.latents_crc32:08x}",
         "tile_size": header.tile_size,
@@ -155,6 +156,8 @@ def _print_info(result: Result) -> None:
             "quality",
             "lossless"
             if result["lossless"]
+            else "pixels in fewer colours"
+            if result["keeps_pixels"]
             else f"{result['quality']:g} of 100, metric {metric_name(result['metric_mix'])}",
         ),
         ("latents", f"{result['latent_bits']} bits, CRC-32 {result['latents_crc32']}"),

@@ -96,7 +96,11 @@ AlphaQuality = Annotated[
     typer.Option(min=0, max=BEST_QUALITY, help="Alpha with loss; areas of 0 and 255 stay so.  [default: without loss]"),
 ]
 Lossless = Annotated[
-    str, one_of(LOSSLESS, help="auto: keep tiny and drawn pictures without loss where that is smaller.")
+    str,
+    one_of(
+        LOSSLESS,
+        help="auto: keep tiny and drawn pictures as pixels, without loss or in fewer colours, where that is better.",
+    ),
 ]
 PixelsCrc = Annotated[
     bool, typer.Option("--pixels-crc", help="Store a CRC-32 of the decoded pixels, which `l2c verify --pixels` checks.")

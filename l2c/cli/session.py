@@ -33,7 +33,7 @@ class Reader:
         """The codec that reads this file and any other; the first call makes it. Raises as `Codec`."""
         if self._codec is None:
             model: Any = self._model
-            if model is None and stream.index.is_lossless:  # any does
+            if model is None and stream.index.keeps_pixels:  # any does
                 model = lazy.models.DEFAULT_MODEL
             elif model is None:
                 model = lazy.models.find_model(stream.header.model_id)

@@ -41,7 +41,7 @@ class Restored(NamedTuple):
 
     Attributes:
         pixels: uint8 [H, W, 3] here or [3, H, W] on the device.
-        symbols: of the whole picture [c, h, w], likewise; None where not all were read; of a lossless file its pixels.
+        symbols: of the whole picture [c, h, w], likewise; None where not all were read; or the kept pixels.
         damaged: tiles that are no part of it, or only in part, and were concealed.
     """
 
@@ -84,9 +84,9 @@ class Decoder:
         Returns:
             the pictures, and the seconds of "entropy" (P and coder) and "decoder" (D); those of a queue are all D's.
         """
-        kept = [i for i, stream in enumerate(streams) if stream.index.is_lossless]
+        kept = [i for i, stream in enumerate(streams) if stream.index.keeps_pixels]
         if kept:
-            return self._restore_with_lossless(
+            return self._restore_with_kept(
                 kept, streams, names, views, metric=metric, conceal=conceal, keep_on_device=keep_on_device, queue=queue
             )
         changes = []
@@ -120,7 +120,7 @@ class Decoder:
                 restored |= zip(members, self._restore_views(stream, wanted, mine, conceal, keep_on_device, seconds))
         return [restored[i] for i in range(len(streams))], seconds
 
-    def _restore_with_lossless(
+    def _restore_with_kept(
         self,
         kept: Sequence[int],
         streams: Sequence[Bitstream],
@@ -130,11 +130,11 @@ class Decoder:
         keep_on_device: bool,
         **options: Any,
     ) -> tuple[list[Restored], dict[str, float]]:
-        """`restore` of files of which those in `kept` are lossless."""
+        """`restore` of files of which those in `kept` keep pixels."""
         start, restored = time.perf_counter(), {}
         for i in kept:
             with naming(names[i]):
-                pixels = lossless_pixels(streams[i])
+                pixels = kept_pixels(streams[i])
             seen: Any = view_of(pixels, views[i])
             if keep_on_device:
                 seen = torch.from_numpy(seen.transpose(2, 0, 1).copy()).to(self._transform_stage.device)
@@ -253,14 +253,14 @@ class Decoder:
             with naming(name):
                 self._transform_stage.changes(stream)
                 self._transform_stage.alternatives(stream)
-        coded = [i for i, stream in enumerate(streams) if not stream.index.is_lossless]
+        coded = [i for i, stream in enumerate(streams) if not stream.index.keeps_pixels]
         symbols: dict[int, Any] = dict(
             zip(coded, self._latent_stage.read([streams[i] for i in coded], [names[i] for i in coded]))
         )
         for i, (name, stream) in enumerate(zip(names, streams)):
             with naming(name):
                 if i not in symbols:
-                    symbols[i] = lossless_pixels(stream)
+                    symbols[i] = kept_pixels(stream)
                 alpha_of(stream)
         checks = [self._pixels_crc(*part, symbols[i]) if pixels else None for i, part in enumerate(zip(streams, names))]
         return [Verified(hashlib.sha256(symbols[i]).hexdigest(), check) for i, check in enumerate(checks)]
@@ -269,7 +269,7 @@ class Decoder:
         """CRC-32 of a file's colours. Raises where the file states another one."""
         stated = stream.metadata.get(PIXELS)
         with naming(name):
-            if stream.index.is_lossless:
+            if stream.index.keeps_pixels:
                 colours = symbols
             elif stated is not None and self._transform_stage.exact is None:
                 raise UnsupportedError(
@@ -366,8 +366,8 @@ def alpha_of(stream: Bitstream, view: View = View()) -> npt.NDArray[Any] | None:
     return None
 
 
-def lossless_pixels(stream: Bitstream) -> UInt8Array:
-    """The colours of a lossless file, uint8 [H, W, 3]. Raises BitstreamError."""
+def kept_pixels(stream: Bitstream) -> UInt8Array:
+    """The pixels that a file keeps, uint8 [H, W, 3]. Raises BitstreamError."""
     if LOSSLESS not in stream.metadata:
         raise BitstreamError("section LOSSLESS is damaged, and there is nothing else of the picture")
     return lossless_section.unpack(stream.metadata[LOSSLESS], stream.header.height, stream.header.width)

@@ -26,7 +26,6 @@ from l2c.codec.results import Encoded, Receiver
 from l2c.codec.support import naming
 from l2c.codec.transform_stage import TransformStage
 from l2c.errors import UnsupportedError
-from l2c.format import lossless_section
 from l2c.format.adapt_section import PatchChanges
 from l2c.format.bitstream import (
     LOSSLESS,
@@ -322,22 +321,28 @@ class Encoder:
         batch.clock["entropy"] += time.perf_counter() - start
         return results
 
-    def lossless(self, batch: Batch) -> dict[int, Encoded]:
-        """Files that keep colours as they are, of the pictures for which that may pay."""
-        files = ((i, self._lossless(batch, i)) for i in range(len(batch.pictures)))
-        return {i: file for i, file in files if file is not None}
+    def write_pixels(
+        self, batch: Batch, i: int, rgb: UInt8Array, body: bytes, level: int, colours: int | None = None
+    ) -> Encoded:
+        """The file that keeps a picture as pixels.
 
-    def _lossless(self, batch: Batch, i: int) -> Encoded | None:
-        rgb = batch.pictures[i].rgb
-        body = lossless_section.pack(rgb) if guard.is_drawn(rgb) else None
-        if body is None:
-            return None
-        header = self._header(batch, i, OperatingPoint(MAX_QUALITY, batch.mu, batch.bits), 0)
+        Args:
+            rgb: the pixels, uint8 [H, W, 3]. body: the same packed (`lossless_section`).
+            level: quality in the head; `MAX_QUALITY`: nothing is lost. colours: how many they were reduced to.
+        """
+        header = self._header(batch, i, OperatingPoint(level, batch.mu, batch.bits), 0)
         tiles = header.tile_count
         crc = {PIXELS: _crc(rgb)} if PIXELS in batch.sections[i] else {}
         data = write_bitstream(header, [b""] * tiles, [0] * tiles, batch.sections[i] | {LOSSLESS: body} | crc)
-        rate = 8.0 * len(data) / header.pixels
-        return Encoded(data, rate, 100.0, probes=0, latents_sha256=hashlib.sha256(rgb).hexdigest(), lossless=True)
+        return Encoded(
+            data,
+            8.0 * len(data) / header.pixels,
+            100.0 * level / MAX_QUALITY,
+            probes=0,
+            latents_sha256=hashlib.sha256(np.ascontiguousarray(rgb)).hexdigest(),
+            lossless=level == MAX_QUALITY,
+            colours=colours,
+        )
 
     def _header(self, batch: Batch, i: int, point: OperatingPoint, crc: int) -> Header:
         picture = batch.pictures[i]
@@ -385,15 +390,23 @@ class Encoder:
 
     def measured(self, batch: Batch, i: int, coded: Coded, figure: Figure) -> float:
         """PSNR, or MS-SSIM, in dB of what a decoder makes of a picture."""
+        return self.figure(batch, i, self.decoded(batch, i, coded), figure)
+
+    def figure(self, batch: Batch, i: int, pixels: UInt8Array, figure: Figure) -> float:
+        """PSNR, or MS-SSIM, in dB of what is shown of a picture, uint8 [H, W, 3]."""
         # Not from_numpy of the pictures themselves: a caller's array may be read-only, which PyTorch warns about.
-        pair = (part.astype(np.float32) for part in (batch.pictures[i].rgb, self.decoded(batch, i, coded)))
+        pair = (part.astype(np.float32) for part in (batch.pictures[i].rgb, pixels))
         x, x_hat = (torch.from_numpy(part).permute(2, 0, 1)[None] / 255.0 for part in pair)
         return float(psnr_of(x, x_hat)) if figure == "PSNR" else dissimilarity_db(float(msssim_of(x, x_hat)))
 
     def cost(self, batch: Batch, i: int, coded: Coded, level: int) -> float:
         """J of a picture in bits, its distortion weighed as at a quality 0..1000: what the encoder keeps low."""
-        pixels, cost = self.decoded(batch, i, coded), 0.0
         lmbda = self.model.config.lmbda(level / MAX_QUALITY)
+        return lmbda * self.distortion(batch, i, self.decoded(batch, i, coded), level) + 8.0 * coded.size
+
+    def distortion(self, batch: Batch, i: int, pixels: UInt8Array, level: int) -> float:
+        """D of what is shown of a picture, uint8 [H, W, 3], as at a quality 0..1000, times the number of its pixels."""
+        total, lmbda = 0.0, self.model.config.lmbda(level / MAX_QUALITY)
         blend = Blend.of(torch.tensor([batch.mu], device="cpu"), torch.tensor([lmbda], device="cpu"))
         weights = self._weights(batch, i, level)
         for box in grid(pixels.shape[0], pixels.shape[1], batch.tile):
@@ -403,8 +416,8 @@ class Encoder:
                 error = distortion(x, x_hat, blend)
             else:
                 error = DistortionTo(x, blend, weights[(..., *box.slices)])(x_hat)
-            cost += float(error) * box.height * box.width
-        return lmbda * cost + 8.0 * coded.size
+            total += float(error) * box.height * box.width
+        return total
 
     def _weights(self, batch: Batch, i: int, level: int) -> torch.Tensor | None:
         """What errors weigh in a picture, float32 [1, 1, H, W] on the CPU; None: all the same."""

@@ -28,13 +28,13 @@ def file_facts(size: int, index: FileIndex) -> Facts:
 
 
 def read_facts(stream: Bitstream | Container, size: int, codec: Codec) -> Facts:
-    """Of a file of so many bytes that a codec reads; a lossless one has no model. Raises as `Codec.codec_for`."""
-    header, lossless = stream.header, stream.index.is_lossless
+    """Of a file of so many bytes that a codec reads; kept pixels need no model. Raises as `Codec.codec_for`."""
+    header = stream.header
     return {
         **file_facts(size, stream.index),
-        "model": None if lossless else codec.codec_for(header.model_id).model.name,
+        "model": None if stream.index.keeps_pixels else codec.codec_for(header.model_id).model.name,
         "quality": header.quality / 10,
-        "lossless": lossless,
+        "lossless": stream.index.is_lossless,
     }
 
 
@@ -50,6 +50,7 @@ def encoded_facts(encoded: Encoded, model: str, asked: Mapping[str, Any]) -> Fac
         "model": model,
         "quality": encoded.quality,
         "lossless": encoded.lossless,
+        "colours": encoded.colours,
         "metric": asked["metric"],
         "effort": asked["effort"],
         **{f"target_{name}": asked.get(name) for name in ("bpp", "max_bytes", "psnr", "msssim")},

@@ -19,7 +19,7 @@ Mode: TypeAlias = Literal["original", "rgb"]  # what a decoded picture looks lik
 Precision: TypeAlias = Literal["auto", "exact", "float32", "bfloat16"]  # of E and D
 Scale: TypeAlias = Literal[1, 2, 4, 8]  # of a decoded picture: that many pixels a side become one
 Damage: TypeAlias = Literal["raise", "conceal"]  # what to do about damaged tiles
-Lossless: TypeAlias = Literal["auto", "never"]  # whether a file may keep a picture without loss where that is smaller
+Lossless: TypeAlias = Literal["auto", "never"]  # whether a file may keep pixels instead of latents
 Region: TypeAlias = tuple[int, int, int, int]  # (left, top, right, bottom), the last two just outside
 
 DEFAULT_TILE = 1024

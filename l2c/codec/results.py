@@ -95,10 +95,12 @@ class Encoded:
         probes: how many qualities were encoded to find this one.
         corrections: how many times the latents were changed, after the search, to meet the target.
         seconds: time per stage.
-        latents_sha256: SHA-256 of all latent symbols, as `verify` prints it; of a lossless file, of its pixels.
+        latents_sha256: SHA-256 of all latent symbols, as `verify` prints it; of a file that keeps pixels, of them.
         adaptation: what the adaptation did; None where the file has none.
         receivers: one for each metric of `adapt_for`, in the order of `levels.METRICS`; none of a lossless file.
         lossless: whether the file keeps the picture's colours as they are, because that takes fewer bytes.
+        colours: to how many the file has reduced a drawn picture, instead of latents that would be no better; its
+            quality is what theirs would be (99.9 where none were made). None: it has not.
     """
 
     data: bytes = field(repr=False)
@@ -113,6 +115,7 @@ class Encoded:
     adaptation: AdaptationReport | None = None
     receivers: tuple[Receiver, ...] = ()
     lossless: bool = False
+    colours: int | None = None
 
     def adaptation_as_dict(self) -> dict[str, float | int]:
         """`adaptation` by name, empty where there is none."""

@@ -46,6 +46,7 @@ from l2c.codec.options import (
     check_options,
     check_step,
 )
+from l2c.codec.pixels import Aim, AsPixels
 from l2c.codec.results import Decoded, Encoded, EncodeSeconds, Verified
 from l2c.codec.support import checked_threads, names_of, naming, of_device
 from l2c.codec.transform_stage import TransformStage
@@ -178,10 +179,12 @@ class Codec:
                 masks; `l2c.format.lossy_alpha_section` says what a decoded plane depends on.
             pixels_crc: whether the file gets a CRC-32 of its decoded colours (14 bytes), which `verified` checks on any
                 machine; with precision "exact".
-            lossless: "auto": a picture that is tiny, or drawn (half of its pixels equal their neighbour: text,
-                screenshots, diagrams), is kept without any loss of colour where that takes no more bytes than its
-                target, or than its file would have otherwise; `Encoded.lossless` says so, and nothing is adapted.
-                "never": it is coded as photographs are.
+            lossless: "auto": a picture that is tiny, has few colours, or is drawn (half of its pixels equal their
+                neighbour: text, screenshots, diagrams), is kept without any loss of colour where that takes no more
+                bytes than its target, or than its file would have otherwise (`Encoded.lossless`); else, unless parts of
+                it are important, in as many colours as fit, at most 256, where that is no worse than latents are
+                (`Encoded.colours`); for a figure, in the fewest that reach it. Nothing is adapted then. "never": it is
+                coded as photographs are.
             truncated: read what there is of a picture file that is cut off or damaged, with a warning.
             max_seconds: the adaptation ends at this time after the call began and the best file so far is returned;
                 what comes before and after it (the search for a quality, writing) takes its own time.
@@ -268,20 +271,13 @@ class Codec:
             pixels_crc=pixels_crc,
         )
         most = [_most_bytes(bpp, max_bytes, picture) for picture in batch.pictures]
-        kept = self.encoder.lossless(batch) if lossless == "auto" else {}
-        # What fits, or is next to nothing, is as good as can be: nothing is looked for.
-        room = [_NEXT_TO_NOTHING * p.height * p.width / 8.0 if m is None else m for m, p in zip(most, batch.pictures)]
-        done = {i: part for i, part in kept.items() if len(part.data) <= room[i]}
+        members = range(len(batch.pictures))
+        aim = Aim(most, *_figure(psnr, msssim))
+        as_pixels = AsPixels(self.encoder, batch, aim, members if lossless == "auto" else ())
+        done = as_pixels.settled()
         rest = batch.without(done)
         coded = iter(self._encoded(rest, lambda part: self._strategy(part, bpp, max_bytes, psnr, msssim, quality)))
-        results = [done[i] if i in done else next(coded) for i in range(len(batch.pictures))]
-        for i, part in kept.items():
-            if (
-                most[i] is None
-                and i not in done
-                and (len(part.data) <= len(results[i].data) or not results[i].target_reached)
-            ):
-                results[i] = part
+        results = [done[i] if i in done else as_pixels.best(i, next(coded), self.decode) for i in members]
         batch.clock["total"] = time.perf_counter() - start
         seconds = EncodeSeconds(**{stage: value / max(1, len(results)) for stage, value in batch.clock.items()})
         return [replace(result, seconds=seconds) for result in results]
@@ -322,8 +318,8 @@ class Codec:
                 return StepsToSizes(known, places, sizes, adapts, batch.late)
             return ToSizes(known, sizes, batch.effort, batch.mu, batch.late)
         if psnr is not None or msssim is not None:
-            figure: Figure = "PSNR" if psnr is not None else "MS-SSIM"
-            target = float(psnr) if psnr is not None else dissimilarity_db(float(msssim or 0.0))
+            figure, target = _figure(psnr, msssim)
+            assert figure is not None
             if steps:
                 return StepsToFigures(known, places, target, figure, adapts, batch.late)
             return ToFigures(known, target, figure, adapts, batch.late)
@@ -614,8 +610,8 @@ class Codec:
         """Indices of the files by the codec that reads them."""
         groups: dict[bytes, list[int]] = {}
         for i, file in enumerate(files):
-            # Of a lossless file any codec makes the picture.
-            model_id = self.model.model_id if file.index.is_lossless else file.header.model_id
+            # Of a file that keeps pixels any codec makes the picture.
+            model_id = self.model.model_id if file.index.keeps_pixels else file.header.model_id
             groups.setdefault(model_id, []).append(i)
         found = []
         for wanted, members in groups.items():
@@ -671,7 +667,6 @@ class Codec:
         return self._others[wanted]
 
 
-_NEXT_TO_NOTHING = 0.02  # bits per pixel
 _NEARER = (2, 2, 4, 4)  # by how much drops of quality maps are made less in turn: in the end there are none
 _codecs: dict[tuple[str, str], Codec] = {}
 _codecs_lock = threading.Lock()
@@ -796,6 +791,13 @@ def _most_bytes(bpp: float | None, max_bytes: int | None, picture: images.Pictur
     if bpp is not None:
         return min(float(bpp), 1e12) * picture.height * picture.width / 8.0  # finite, and its square too
     return None if max_bytes is None else min(float(max_bytes), 1e15)
+
+
+def _figure(psnr: float | None, msssim: float | None) -> tuple[Figure | None, float]:
+    """The figure that a call asks for and its least value in dB; None: it asks for something else."""
+    if psnr is not None:
+        return "PSNR", float(psnr)
+    return (None, 0.0) if msssim is None else ("MS-SSIM", dissimilarity_db(float(msssim)))
 
 
 def _warn_unreached(batch: Sequence[Encoded]) -> None:

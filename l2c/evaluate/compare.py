@@ -128,7 +128,7 @@ def _facts(data: bytes, original: UInt8Array, decoded: UInt8Array) -> list[tuple
 
 def _overlays(codec: Codec, data: bytes, original: UInt8Array, decoded: UInt8Array, error_pixels: int) -> list[Overlay]:
     stream = read_bitstream(data, codec.limits)
-    if stream.index.is_lossless:
+    if stream.index.keeps_pixels:
         return []
     bits, used = latent_maps(codec, stream)
     s = codec.transform.s

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import time
@@ -16,6 +17,7 @@ from l2c import __version__
 from l2c.adapt.effort import EFFORTS, MAX_EFFORT, REVISION, Effort, EffortLevel
 from l2c.arrays import UInt8Array
 from l2c.codec import Codec, EncodeOptions
+from l2c.codec.options import LOSSLESS, Lossless
 from l2c.errors import BackendError, RateError, UnsupportedError
 from l2c.evaluate.curves import plot, plot_time, quality_table, rate_table
 from l2c.evaluate.measures import DEFAULT_FIGURES, FIGURES, measure
@@ -38,7 +40,7 @@ class Plan:
 
     Attributes:
         pictures: files. rates: bpp, positive.
-        metrics, efforts: of our codec; every pair is a codec of its own.
+        metrics, efforts, lossless: of our codec; every combination is a codec of its own.
         peers: names of `peers.PEERS`, "all" or "none".
         figures: of `measures.FIGURES`.
     """
@@ -49,6 +51,7 @@ class Plan:
     efforts: Sequence[int] = (0,)
     peers: Sequence[str] = ("all",)
     figures: tuple[str, ...] = DEFAULT_FIGURES
+    lossless: Sequence[str] = ("never",)  # the curves are of latents
 
     def __post_init__(self) -> None:
         if not self.rates or not all(0.0 < rate <= 64.0 for rate in self.rates):
@@ -59,6 +62,8 @@ class Plan:
         unknown = [name for name in self.figures if name not in FIGURES]
         if unknown or not self.figures:
             raise UnsupportedError(f"figures are {list(self.figures)}: choose from {', '.join(FIGURES)}")
+        if not self.lossless or not set(self.lossless) <= set(LOSSLESS):
+            raise UnsupportedError(f"lossless is {list(self.lossless)}: choose from {', '.join(LOSSLESS)}")
         if not all(0 <= effort <= MAX_EFFORT for effort in self.efforts):
             raise UnsupportedError(f"efforts are {list(self.efforts)}: each must be 0..{MAX_EFFORT}")
         if len(set(map(float, self.rates))) < len(self.rates):
@@ -83,7 +88,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Own:
-    """One of our curves: a model, for a metric, with an effort.
+    """One of our curves: a model, for a metric, with an effort, of latents alone or not.
 
     Attributes:
         name: in records. title: for people.
@@ -93,6 +98,7 @@ class Own:
     codec: Codec
     metric: str
     effort: int
+    lossless: str
     name: str
     title: str
     targets: tuple[float, ...]
@@ -102,13 +108,12 @@ class Own:
         """The curves of a model; `beside`: it is not the one that the evaluation is about, so it goes by its name."""
         steps = tuple(float(quality) for quality in codec.model.config.transform.quality_steps)
         targets, found = steps or tuple(float(rate) for rate in plan.rates), []
-        for effort in plan.efforts:
-            for metric in plan.metrics:
-                name, title = own_name(metric, effort), own_title(metric, effort)
-                if beside:
-                    model = codec.model.name
-                    name, title = name.replace("l2c", model, 1), title.replace("L2C", model, 1)
-                found.append(cls(codec, metric, effort, name, title, targets))
+        for effort, metric, lossless in itertools.product(plan.efforts, plan.metrics, plan.lossless):
+            name, title = own_name(metric, effort, lossless), own_title(metric, effort, lossless)
+            if beside:
+                model = codec.model.name
+                name, title = name.replace("l2c", model, 1), title.replace("L2C", model, 1)
+            found.append(cls(codec, metric, effort, lossless, name, title, targets))
         return found
 
     @property
@@ -218,20 +223,20 @@ def own_version(codec: Codec, effort: int | Effort = 0, metric: str = DEFAULT_ME
     return f"{version}, {MIXED}" if metric == "mixed" else version
 
 
-def own_name(metric: str, effort: int) -> str:
+def own_name(metric: str, effort: int, lossless: str = "never") -> str:
     """Key of our codec in records."""
-    return f"l2c-{metric}" + (f"-effort{effort}" if effort else "")
+    return f"l2c-{metric}" + (f"-effort{effort}" if effort else "") + ("" if lossless == "never" else f"-{lossless}")
 
 
-def own_title(metric: str, effort: int) -> str:
+def own_title(metric: str, effort: int, lossless: str = "never") -> str:
     """The same for people."""
-    return f"L2C for {_TITLES[metric]}, effort {effort}"
+    return f"L2C for {_TITLES[metric]}, effort {effort}" + ("" if lossless == "never" else ", pixels where better")
 
 
 def _ours(own: Own, pixels: UInt8Array, target: float) -> dict[str, Any]:
     codec, options = own.codec, EncodeOptions(metric=cast(Metric, own.metric), effort=cast(EffortLevel, own.effort))
     options["quality" if own.at_qualities else "bpp"] = target
-    options["lossless"] = "never"  # the curves are of latents
+    options["lossless"] = cast(Lossless, own.lossless)
     start = time.perf_counter()
     encoded = codec.encode_detailed(pixels, **options)
     middle = time.perf_counter()
@@ -241,6 +246,7 @@ def _ours(own: Own, pixels: UInt8Array, target: float) -> dict[str, Any]:
         "bpp": encoded.bpp, "bytes": len(encoded.data), "quality": encoded.quality,
         "within": own.at_qualities or encoded.bpp <= target, "at_quality": own.at_qualities,
         "target_reached": encoded.target_reached, "probes": encoded.probes, "corrections": encoded.corrections,
+        "lossless": encoded.lossless, "colours": encoded.colours,
         "adaptation": encoded.adaptation_as_dict(), "device": str(codec.device),
         "encode_seconds": middle - start, "decode_seconds": end - middle, "decoded": decoded,
     }  # fmt: skip

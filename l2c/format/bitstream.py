@@ -51,8 +51,9 @@ know the type refuses the file. A type from 0x8000 on is ancillary: a reader tha
 
     0x0001  ALPHA  alpha plane without loss, in the form that format/alpha_section.py defines
     0x0002  LOSSY_ALPHA  alpha plane with loss, likewise; a file with both is refused
-    0x0003  LOSSLESS  the picture's colours without loss instead of latents, in the form that format/lossless_section.py
-                   defines: size, CRC and channels of every tile, and the latents' CRC, are 0
+    0x0003  LOSSLESS  pixels without loss instead of latents, in the form that format/lossless_section.py defines: size,
+                   CRC and channels of every tile, and the latents' CRC, are 0. They are the picture's where the
+                   header's quality is 1000; where it is less, the picture in fewer colours
     0x0010  ADAPT  what encode-time adaptation changes in the decoder (bias set and modulator conditions per
                    patch), in the form that the docstring of format/adapt_section.py defines
     0x0011  QUALITY_MAP  parts of the picture that are coded coarser than the header's quality, in the form that the
@@ -298,9 +299,14 @@ class FileIndex:
     file_size: int
 
     @property
-    def is_lossless(self) -> bool:
-        """Whether the file keeps the picture's colours as they are, and no latents."""
+    def keeps_pixels(self) -> bool:
+        """Whether the file keeps pixels, and no latents."""
         return any(section.type == LOSSLESS for section in self.sections)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether it keeps them as they were, not in fewer colours."""
+        return self.keeps_pixels and self.header.quality == MAX_QUALITY
 
     def part_sizes(self) -> dict[str, int]:
         """Bytes of each part: header, directory, section_table, one entry per section name, payloads.
@@ -469,7 +475,7 @@ def read_header(data: BytesLike, limits: Limits = Limits()) -> FileIndex:
         offset += size
     index = FileIndex(header, tuple(directory), sections, head_size, offset)
     coded = header.latents_crc32 or any(tile.size or tile.channels or tile.crc32 for tile in directory)
-    if index.is_lossless and coded:
+    if index.keeps_pixels and coded:
         raise BitstreamError(f"byte {_TABLES_AT}, tile directory: latents beside section LOSSLESS")
     return index
 

@@ -1,5 +1,7 @@
 """Pixels without loss: the section LOSSLESS, of pictures that are small or drawn, which take fewer bytes so.
 
+The encoder may have reduced the picture to fewer colours before: then its header's quality is less than 1000.
+
 It holds the data of the VP8L chunk of a WebP file (RFC 9649, section 3) and nothing more: width and height of the
 picture, no alpha (the file's own alpha sections hold that), its colours RGB, 8 bits each. Both sides are at most 16383
 pixels. In a file with this section no latents are coded: size and channels of every tile are 0, and so is the latents'
@@ -20,7 +22,7 @@ from l2c.format.source import BytesLike
 
 MOST_SIDE = (1 << 14) - 1  # pixels, as libwebp has it
 _RIFF = struct.Struct("<4sI4s4sI")
-_EFFORT, _METHOD = 75, 4  # libwebp's: more takes ten times as long for a few per cent
+_EFFORT, _METHOD, _THOROUGH = 100, 4, 6  # libwebp's; its method 6 takes some ten times as long for a few per cent
 
 
 def is_available() -> bool:
@@ -28,12 +30,15 @@ def is_available() -> bool:
     return bool(features.check("webp"))
 
 
-def pack(rgb: UInt8Array) -> bytes | None:
-    """The section of a picture uint8 [H, W, 3]; None: it is too large for the form, or libwebp is not here."""
+def pack(rgb: UInt8Array, thorough: bool = False) -> bytes | None:
+    """The section of a picture uint8 [H, W, 3]; None: it is too large for the form, or libwebp is not here.
+
+    `thorough`: some ten times as long, for a few per cent.
+    """
     if max(rgb.shape[:2]) > MOST_SIDE or not is_available():
         return None
     buffer = io.BytesIO()
-    Image.fromarray(rgb).save(buffer, "WEBP", lossless=True, quality=_EFFORT, method=_METHOD)
+    Image.fromarray(rgb).save(buffer, "WEBP", lossless=True, quality=_EFFORT, method=_THOROUGH if thorough else _METHOD)
     file = buffer.getvalue()
     *_, kind, size = _RIFF.unpack_from(file)
     return file[_RIFF.size : _RIFF.size + size] if kind == b"VP8L" else None

@@ -122,8 +122,8 @@ class Checkpoint:
         """(networks as trained, their average), float32 on the CPU, fitted to `config`.
 
         A range of lambda other than the checkpoint's is allowed: P's weights for the quality planes are interpolated
-        to the new knots, since log lambda is linear in quality. Networks that the families can make of older ones
-        (`TransformFamily.grow`, `EntropyFamily.grow`) are made.
+        to the new knots, since log lambda is linear in quality; so are fewer bits. Networks that the families can make
+        of older ones (`TransformFamily.grow`, `EntropyFamily.grow`) are made.
 
         Raises:
             TrainingError: another architecture, no networks in it, or a parameter that is not finite.
@@ -165,7 +165,7 @@ def _fitted(state: Mapping[str, Tensor], older: ModelConfig, newer: ModelConfig)
         if grown is None:
             raise _another(part, theirs.networks(), mine.networks())
         fitted |= {prefix + name: value for name, value in grown.items()}
-    if older.bits != newer.bits:
+    if older.bits < newer.bits:  # fewer are among those that P knows
         raise _another("bits", older.bits, newer.bits)
     return fitted
 

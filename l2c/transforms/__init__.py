@@ -22,7 +22,7 @@ from l2c.transforms.base import FAMILIES, Decoder, Encoder, Transform, Transform
 from l2c.transforms.block import LINEAR_FROM, BlockConfig, block_networks
 from l2c.transforms.check import check_contract
 from l2c.transforms.costs import kmac_per_pixel, transform_costs
-from l2c.transforms.growth import grow_block
+from l2c.transforms.growth import grow_block, grow_paper
 from l2c.transforms.hyperprior import HyperpriorTransformConfig, hyperprior_networks
 from l2c.transforms.masking import clipping, importance_mask
 from l2c.transforms.modulators import condition
@@ -62,7 +62,7 @@ __all__ = [
 
 FAMILIES.register(BlockConfig.family, TransformFamily(BlockConfig, block_networks, grow_block))
 FAMILIES.register(HyperpriorTransformConfig.family, TransformFamily(HyperpriorTransformConfig, hyperprior_networks))
-FAMILIES.register(PaperConfig.family, TransformFamily(PaperConfig, paper_networks))
+FAMILIES.register(PaperConfig.family, TransformFamily(PaperConfig, paper_networks, grow_paper))
 
 
 def num_modulators(transform: Transform) -> int:

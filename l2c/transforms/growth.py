@@ -1,7 +1,7 @@
-"""What trained networks of the block family can go on as: with local gains, with companding.
+"""What trained networks can go on as: blocks with local gains and companding, the paper's with fewer channels.
 
-Both change the codec (files of the older model stay the older model's), but a run that starts from the older weights
-keeps what they have learnt.
+All of it changes the codec (files of the older model stay the older model's), but a run that starts from the older
+weights keeps what they have learnt.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from l2c.transforms.block import BlockConfig, Gain, block_basis
+from l2c.transforms.paper import PaperConfig
 
 _MIDDLE = torch.cartesian_prod(torch.linspace(-1.0, 1.0, 9), torch.linspace(0.0, 1.0, 3))  # conditions [27, 2]
 
@@ -35,6 +36,21 @@ def grow_block(older: BlockConfig, newer: BlockConfig, state: Mapping[str, Tenso
         weight = torch.zeros(newer.c, newer.width, 1, 1)
         grown |= {"encoder.local_gain.weight": weight, "decoder.local_gain.weight": weight.clone()}
     return grown
+
+
+def grow_paper(older: PaperConfig, newer: PaperConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    """Weights of networks of `older` as weights of `newer`, which has fewer channels, or no mask.
+
+    The first channels stay: they are those that the mask keeps longest (L2C Eq. 2).
+    """
+    has_mask = older.mask and older.c > 1, newer.mask and newer.c > 1
+    if replace(older, c=newer.c, mask=newer.mask) != newer or newer.c > older.c or has_mask == (False, True):
+        return None
+    kept = {name: value for name, value in state.items() if has_mask[1] or ".importance." not in name}
+    for name in ("encoder.head.weight", "encoder.head.bias"):
+        kept[name] = state[name][: newer.c].clone()
+    kept["decoder.head.weight"] = state["decoder.head.weight"][:, : newer.c].clone()
+    return kept
 
 
 def _compand(config: BlockConfig, state: dict[str, Tensor]) -> None:
