@@ -63,6 +63,11 @@ def data(codec: l2c.Codec, page: Pixels) -> bytes:
 def test_drawn_pictures_are_known_from_photographs(page: Pixels) -> None:
     assert guard.is_drawn(page) and guard.is_drawn(np.full((500, 500, 3), 7, np.uint8))
     assert guard.is_drawn(drawn(64, 64)) and guard.is_drawn(drawn(1, 4096)) and guard.is_drawn(drawn(4096, 1))
+    dots = np.random.default_rng(1).integers(0, 13, (300, 300, 1), np.uint8).repeat(3, 2) * np.uint8([9, 7, 5])
+    assert guard.is_drawn(dots)  # no neighbours are equal, but there are 13 colours
+    dots[100, :100, 2] = np.arange(100)
+    assert not guard.is_drawn(dots)
+    assert not guard.is_drawn(np.repeat(skimage.data.camera()[:, :, None], 3, 2))
     for photograph in (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()):
         assert not guard.is_drawn(photograph)
     assert not guard.is_drawn(drawn(4097, 1))  # a column has no neighbours

@@ -26,7 +26,7 @@ def error(picture: Pixels, reduced: Pixels) -> float:
 
 @pytest.mark.parametrize("kind", ["text", "ui", "cartoon", "product"])
 def test_more_colours_are_nearer_and_nearer_than_pillows(kind: str) -> None:
-    picture = draw(kind, 192, np.random.default_rng(5))
+    picture = draw(kind, 144, np.random.default_rng(5))
     palettes = Palettes.of(picture)
     assert palettes is not None and palettes.counts == tuple(c for c in COUNTS if c < colours(picture))
     errors, ratios = [], []

@@ -4,7 +4,7 @@ Latents blur letters and thin lines. A file that keeps such a picture without lo
 does not, the picture in some dozens of colours (`l2c.images.palettes`) often does, and is sharper. Fewer colours are
 taken where the file is no larger than that of the latents, or than the target; where their distortion, of the file's
 metric at the trade-off of the latents, is no greater; and where gradients do not fall into bands, of which squared
-errors and MS-SSIM say too little (`_masked_error`: docs/ADAPTATION.md says where its limits come from).
+errors and MS-SSIM say too little (`masked_error`: docs/ADAPTATION.md says where its limits come from).
 """
 
 from __future__ import annotations
@@ -94,10 +94,7 @@ class AsPixels:
             fitting = None if most is None else self._within(i, palettes, most)
             if fitting is not None:
                 self._fitting[i] = fitting
-                if (
-                    _squared(picture.rgb, fitting.rgb) <= _UNSEEN
-                    and self._masked_error(i, fitting.rgb) <= _UNSEEN_MASKED
-                ):
+                if _squared(picture.rgb, fitting.rgb) <= _UNSEEN and self._masked(i, fitting.rgb) <= _UNSEEN_MASKED:
                     done[i] = self._written(i, fitting, _BELOW_EXACT)
         return done
 
@@ -133,22 +130,11 @@ class AsPixels:
         original = self._batch.pictures[i].rgb
         if _FAR_NEARER * _squared(original, fewer) <= _squared(original, latents):
             return True
-        bands = self._masked_error(i, fewer)
-        return bands <= _FEW_BANDS or bands <= _FEWER * self._masked_error(i, latents)
+        bands = self._masked(i, fewer)
+        return bands <= _FEW_BANDS or bands <= _FEWER * self._masked(i, latents)
 
-    def _masked_error(self, i: int, pixels: UInt8Array) -> float:
-        """Squared error of luma around each pixel as a share of the original's variance there, on average.
-
-        Errors on even ground count most, as they are seen most: the bands of a gradient, the haze around letters.
-        """
-        picture, total = self._batch.pictures[i], 0.0
-        for box in grid(picture.height, picture.width, self._batch.tile):
-            pair = (torch.from_numpy(part[box.slices].astype(np.float32)) for part in (picture.rgb, pixels))
-            x, x_hat = (luma(part.permute(2, 0, 1)[None]) for part in pair)
-            variance = (_around(x.square()) - _around(x).square()).clamp_min(0.0)
-            share = _around((x_hat - x).square()) / (variance + _FLOOR)
-            total += float(share.mean()) * box.height * box.width
-        return total / (picture.height * picture.width)
+    def _masked(self, i: int, pixels: UInt8Array) -> float:
+        return masked_error(self._batch.pictures[i].rgb, pixels, self._batch.tile)
 
     def _within(self, i: int, palettes: Palettes, size: float) -> Reduced | None:
         """With most colours of those whose file has at most `size` bytes; sizes are taken to rise with them."""
@@ -193,6 +179,25 @@ class AsPixels:
         return self._encoder.write_pixels(
             self._batch, i, reduced.rgb, reduced.body, min(level, _BELOW_EXACT), reduced.count
         )
+
+
+def masked_error(original: UInt8Array, pixels: UInt8Array, tile: int) -> float:
+    """Squared error of luma around each pixel as a share of the original's variance there, on average.
+
+    Errors on even ground count most, as they are seen most: the bands of a gradient, the haze around letters.
+
+    Args:
+        original, pixels: uint8 [H, W, 3]. tile: side of the parts that are in memory at a time.
+    """
+    height, width = original.shape[:2]
+    total = 0.0
+    for box in grid(height, width, tile):
+        pair = (torch.from_numpy(part[box.slices].astype(np.float32)) for part in (original, pixels))
+        x, x_hat = (luma(part.permute(2, 0, 1)[None]) for part in pair)
+        variance = (_around(x.square()) - _around(x).square()).clamp_min(0.0)
+        share = _around((x_hat - x).square()) / (variance + _FLOOR)
+        total += float(share.mean()) * box.height * box.width
+    return total / (height * width)
 
 
 def _squared(original: UInt8Array, pixels: UInt8Array) -> float:

@@ -19,6 +19,7 @@ COUNTS = (
     2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256,
 )  # fmt: skip
 MOST_COLOURS = 1 << 16  # of a picture: one with more is no drawing
+_STRIP = 1 << 20  # pixels that are sorted at a time
 _REFINEMENTS = 4  # steps of Lloyd's algorithm
 
 Floats = npt.NDArray[np.float64]
@@ -32,7 +33,7 @@ class Palettes:
         counts: numbers of colours that it can be reduced to, rising: those of `COUNTS` that are less than it has.
     """
 
-    def __init__(self, colours: npt.NDArray[np.uint32], weights: Floats, places: Places) -> None:
+    def __init__(self, colours: npt.NDArray[np.uint32], weights: Floats, places: npt.NDArray[np.uint16]) -> None:
         """See `of`. Arguments: the colours as 0xRRGGBB, how many pixels have each, and which one each pixel has."""
         self._colours = np.stack((colours >> 16, colours >> 8 & 255, colours & 255), axis=1).astype(np.float64)
         self._weights, self._places = weights, places
@@ -42,12 +43,19 @@ class Palettes:
     @classmethod
     def of(cls, rgb: UInt8Array) -> Palettes | None:
         """Of a picture uint8 [H, W, 3]; None: there is nothing to reduce, or it has more than `MOST_COLOURS`."""
-        red, green, blue = (rgb[:, :, k].astype(np.uint32) for k in range(3))
-        packed = (red << 16 | green << 8 | blue).ravel()
-        colours, places, counts = np.unique(packed, return_inverse=True, return_counts=True)
-        if not COUNTS[0] < len(colours) <= MOST_COLOURS:
+        height, width = rgb.shape[:2]
+        rows = max(1, _STRIP // width)
+        strips = [rgb[top : top + rows] for top in range(0, height, rows)]
+        colours = np.empty(0, np.uint32)
+        for strip in strips:
+            colours = np.union1d(colours, _packed(strip))
+            if len(colours) > MOST_COLOURS:
+                return None
+        if len(colours) <= COUNTS[0]:
             return None
-        return cls(colours, counts.astype(np.float64), places.reshape(rgb.shape[:2]))
+        places = np.concatenate([np.searchsorted(colours, _packed(strip)).astype(np.uint16) for strip in strips])
+        weights = np.bincount(places.ravel(), minlength=len(colours)).astype(np.float64)
+        return cls(colours, weights, places)
 
     def picture(self, count: int) -> UInt8Array:
         """The picture in one of `counts` colours: uint8 [H, W, 3]."""
@@ -115,3 +123,9 @@ class Palettes:
         commonest[sets[order]] = order
         rules = self._weights[commonest] > 0.5 * np.bincount(sets, self._weights, len(means))
         return np.where(rules[:, None], self._colours[commonest], np.rint(means))
+
+
+def _packed(rgb: UInt8Array) -> npt.NDArray[np.uint32]:
+    """Colours as 0xRRGGBB: [H, W, 3] -> [H, W]."""
+    red, green, blue = (rgb[:, :, k].astype(np.uint32) for k in range(3))
+    return np.asarray(red << 16 | green << 8 | blue, np.uint32)
