@@ -103,24 +103,27 @@ class AsPixels:
         exact, palettes = self._exact.get(i), self._palettes.get(i)
         if exact is None:
             return coded
-        level = read_header(coded.data).header.quality
-        if self._aim.figure is not None:
+        if self._aim.sizes[i] is not None:
+            reduced = self._fitting.get(i)
+        else:
             if coded.target_reached and len(exact.data) <= len(coded.data):
                 return exact
-            most = len(coded.data) if coded.target_reached else len(exact.data)
-            fewest = None if palettes is None else self._reaching(i, palettes)
-            file = None if fewest is None else self._written(i, fewest, level)
-            if file is not None and len(file.data) <= most:
-                return file
-            return coded if coded.target_reached else exact
-        if self._aim.sizes[i] is None and len(exact.data) <= len(coded.data):
-            return exact
-        reduced = self._fitting.get(i)
-        if self._aim.sizes[i] is None and palettes is not None:
-            reduced = self._within(i, palettes, len(coded.data))
-        if reduced is None:
+            if self._aim.figure is not None:
+                return self._for_figure(i, coded, exact)
+            reduced = None if palettes is None else self._within(i, palettes, len(coded.data))
+        level = read_header(coded.data).header.quality
+        if reduced is None or not self._serves(i, reduced.rgb, decode(coded.data), level):
             return coded
-        return self._written(i, reduced, level) if self._serves(i, reduced.rgb, decode(coded.data), level) else coded
+        return replace(self._written(i, reduced, level), quality=coded.quality)
+
+    def _for_figure(self, i: int, coded: Encoded, exact: Encoded) -> Encoded:
+        """The smallest file that reaches the figure."""
+        smallest, palettes = coded if coded.target_reached else exact, self._palettes.get(i)
+        fewest = None if palettes is None else self._reaching(i, palettes)
+        if fewest is None:
+            return smallest
+        file = self._written(i, fewest, read_header(coded.data).header.quality)
+        return replace(file, quality=coded.quality) if len(file.data) <= len(smallest.data) else smallest
 
     def _serves(self, i: int, fewer: UInt8Array, latents: UInt8Array, level: int) -> bool:
         """Whether a picture in fewer colours is no worse than what is made of latents of a quality."""
@@ -201,8 +204,9 @@ def masked_error(original: UInt8Array, pixels: UInt8Array, tile: int) -> float:
 
 
 def _squared(original: UInt8Array, pixels: UInt8Array) -> float:
-    """Mean square of errors."""
-    return float(np.square(original - pixels.astype(np.float32)).mean())
+    """Mean square of errors; row by row, so that it needs no memory."""
+    rows = (np.square(x.astype(np.int32) - y).sum() for x, y in zip(original, pixels))
+    return float(sum(rows)) / original.size
 
 
 def _around(x: torch.Tensor) -> torch.Tensor:
