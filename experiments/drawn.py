@@ -5,7 +5,7 @@
         --figures psnr-rgb,psnr-y,ms-ssim-rgb,ms-ssim-y,vmaf,vmaf-neg,ssimulacra2,butteraugli --anchor webp
     python experiments/drawn.py page records/drawn --out docs/DRAWN.md
 
-    python experiments/drawn.py bands DIR
+    python experiments/drawn.py bands DIR > records/drawn/bands.md
 
 `bands` sets pictures in as many colours as fit beside latents, where their squared error is no more than a little
 larger: what SSIMULACRA 2 says, and what the encoder takes. It has the pictures of DIR at 0.25, 0.5, 1 and 1.5 bpp, and
@@ -124,10 +124,29 @@ def page(record: Path) -> str:
         "",
         *against(rows, "webp"),
     ]
+    if (record / "bands.md").exists():
+        lines += ["", "## Fewer colours beside latents", "", bands_in_words((record / "bands.md").read_text())]
     for figure in ("psnr-rgb", "ms-ssim-y", "vmaf-neg", "ssimulacra2", "butteraugli"):
         if all(figure in r for r in rows):
             lines += ["", f"## {FIGURES[figure].label}", "", *table(rows, figure)]
     return "\n".join(lines) + "\n"
+
+
+def bands_in_words(text: str) -> str:
+    """What the table of `bands` comes to."""
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines()[2:]]
+    gains: dict[str, list[float]] = {"yes": [], "no": []}
+    for cells in rows:
+        before, after = (float(value) for value in cells[4].split(","))
+        gains[cells[6]].append(after - before)
+    taken, left = gains["yes"], gains["no"]
+    return (
+        f"Of {len(rows)} pictures and rates whose squared error is about as small or smaller in fewer colours "
+        f"([bands.md](../records/drawn/bands.md), for `mixed`), the encoder takes {len(taken)}: SSIMULACRA 2 rises in "
+        f"{sum(gain > 0 for gain in taken)} of them, by {statistics.mean(taken):.1f} on average. Of the {len(left)} "
+        f"that it leaves as latents, {sum(gain > 0 for gain in left)} would have gained; on average they would have changed "
+        f"by {statistics.mean(left):+.1f}."
+    )
 
 
 def _cell(part: list[Row], figure: str) -> str:

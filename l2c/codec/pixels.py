@@ -4,7 +4,7 @@ Latents blur letters and thin lines. A file that keeps such a picture without lo
 does not, the picture in some dozens of colours (`l2c.images.palettes`) often does, and is sharper. Fewer colours are
 taken where the file is no larger than that of the latents, or than the target; where their distortion, of the file's
 metric at the trade-off of the latents, is no greater; and where gradients do not fall into bands, of which squared
-errors and MS-SSIM say too little (`masked_error`: docs/ADAPTATION.md says where its limits come from).
+errors and MS-SSIM say too little (`masked_error`; docs/DRAWN.md has what its limits come to).
 """
 
 from __future__ import annotations
