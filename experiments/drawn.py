@@ -144,8 +144,8 @@ def bands_in_words(text: str) -> str:
         f"Of {len(rows)} pictures and rates whose squared error is about as small or smaller in fewer colours "
         f"([bands.md](../records/drawn/bands.md), for `mixed`), the encoder takes {len(taken)}: SSIMULACRA 2 rises in "
         f"{sum(gain > 0 for gain in taken)} of them, by {statistics.mean(taken):.1f} on average. Of the {len(left)} "
-        f"that it leaves as latents, {sum(gain > 0 for gain in left)} would have gained; on average they would have changed "
-        f"by {statistics.mean(left):+.1f}."
+        f"that it leaves as latents, {sum(gain > 0 for gain in left)} would have gained; on average they would have "
+        f"changed by {statistics.mean(left):+.1f}."
     )
 
 
