@@ -198,6 +198,18 @@ def test_latents_stay_where_colours_would_be_worse(letters: Pixels, monkeypatch:
     assert codec.encode_detailed(letters, bpp=0.7, lossless="never").colours is None
 
 
+def test_fewer_colours_where_latents_have_no_size_so_small(codec: l2c.Codec, letters: Pixels) -> None:
+    with pytest.raises(RateError):
+        codec.encode(letters, bpp=0.3, lossless="never")
+    fewer = codec.encode_detailed(letters, bpp=0.3)
+    assert fewer.colours == 2 and fewer.bpp <= 0.3 and fewer.target_reached and fewer.quality == 99.9
+    photograph = skimage.data.astronaut()[:256, :256]
+    with pytest.raises(RateError, match="file 2 of 2"):
+        codec.encode_batch([letters, photograph], bpp=0.3)
+    together = codec.encode_batch_detailed([letters, letters[:, ::-1]], bpp=0.3)
+    assert together[0].data == fewer.data and together[1].colours == 2
+
+
 def test_batches_names_and_sums_of_fewer_colours(letters: Pixels) -> None:
     codec = l2c.Codec()
     photograph = skimage.data.astronaut()[:130, :150]

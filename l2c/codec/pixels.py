@@ -21,6 +21,7 @@ from l2c.arrays import UInt8Array
 from l2c.codec.batch import Batch
 from l2c.codec.encoder import Encoder
 from l2c.codec.results import Encoded
+from l2c.errors import RateError
 from l2c.format import lossless_section
 from l2c.format.bitstream import read_header
 from l2c.format.levels import MAX_QUALITY
@@ -78,7 +79,33 @@ class AsPixels:
             if body is not None:
                 self._exact[i] = encoder.write_pixels(batch, i, rgb, body, MAX_QUALITY)
 
-    def settled(self) -> dict[int, Encoded]:
+    def files(
+        self, coded: Callable[[Collection[int]], list[Encoded]], decode: Callable[[bytes], UInt8Array]
+    ) -> list[Encoded]:
+        """The file that serves each picture of the batch best.
+
+        Args:
+            coded: files with latents of some of the pictures. decode: what is shown of one.
+        Raises:
+            RateError: a picture fits its target neither as pixels nor as latents.
+        """
+        files = self._settled()
+        rest = [i for i in range(len(self._batch.pictures)) if i not in files]
+        try:
+            files |= {i: self._best(i, file, decode) for i, file in zip(rest, coded(rest))}
+        except RateError:
+            if self._fitting.keys().isdisjoint(rest):
+                raise
+            for i in rest:  # one by one: which have no latents so small?
+                try:
+                    files[i] = self._best(i, coded([i])[0], decode)
+                except RateError:
+                    if i not in self._fitting:
+                        raise
+                    files[i] = self._written(i, self._fitting[i], _BELOW_EXACT)
+        return [files[i] for i in range(len(files))]
+
+    def _settled(self) -> dict[int, Encoded]:
         """Files of pictures that need no latents: what fits, or is next to nothing, is as good as can be."""
         done = {}
         for i, exact in self._exact.items():
@@ -98,7 +125,7 @@ class AsPixels:
                     done[i] = self._written(i, fitting, _BELOW_EXACT)
         return done
 
-    def best(self, i: int, coded: Encoded, decode: Callable[[bytes], UInt8Array]) -> Encoded:
+    def _best(self, i: int, coded: Encoded, decode: Callable[[bytes], UInt8Array]) -> Encoded:
         """The file that serves a picture best, where `coded` holds its latents."""
         exact, palettes = self._exact.get(i), self._palettes.get(i)
         if exact is None:

@@ -274,10 +274,12 @@ class Codec:
         members = range(len(batch.pictures))
         aim = Aim(most, *_figure(psnr, msssim))
         as_pixels = AsPixels(self.encoder, batch, aim, members if lossless == "auto" else ())
-        done = as_pixels.settled()
-        rest = batch.without(done)
-        coded = iter(self._encoded(rest, lambda part: self._strategy(part, bpp, max_bytes, psnr, msssim, quality)))
-        results = [done[i] if i in done else as_pixels.best(i, next(coded), self.decode) for i in members]
+
+        def coded(some: Collection[int]) -> list[Encoded]:
+            part = batch.without(set(members).difference(some))
+            return self._encoded(part, lambda left: self._strategy(left, bpp, max_bytes, psnr, msssim, quality))
+
+        results = as_pixels.files(coded, self.decode)
         batch.clock["total"] = time.perf_counter() - start
         seconds = EncodeSeconds(**{stage: value / max(1, len(results)) for stage, value in batch.clock.items()})
         return [replace(result, seconds=seconds) for result in results]
