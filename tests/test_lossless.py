@@ -28,6 +28,8 @@ from l2c.train.drawn import draw
 
 Pixels = npt.NDArray[np.uint8]
 
+pytestmark = pytest.mark.fewer_colours
+
 
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
