@@ -128,7 +128,7 @@ def page(record: Path) -> str:
         lines += ["", "## Fewer colours beside latents", "", bands_in_words((record / "bands.md").read_text())]
     for figure in ("psnr-rgb", "ms-ssim-y", "vmaf-neg", "ssimulacra2", "butteraugli"):
         if all(figure in r for r in rows):
-            lines += ["", f"## {FIGURES[figure].label}", "", *table(rows, figure)]
+            lines += ["", f"## {FIGURES[figure].label.partition(' (')[0]}", "", *table(rows, figure)]
     return "\n".join(lines) + "\n"
 
 

@@ -337,7 +337,7 @@ class Encoder:
         return Encoded(
             data,
             8.0 * len(data) / header.pixels,
-            100.0 * level / MAX_QUALITY,
+            100.0 if level == MAX_QUALITY else self.model.config.shown_quality(level),
             probes=0,
             latents_sha256=hashlib.sha256(np.ascontiguousarray(rgb)).hexdigest(),
             lossless=level == MAX_QUALITY,

@@ -141,7 +141,7 @@ class AsPixels:
         level = read_header(coded.data).header.quality
         if reduced is None or not self._serves(i, reduced.rgb, decode(coded.data), level):
             return coded
-        return replace(self._written(i, reduced, level), quality=coded.quality)
+        return self._written(i, reduced, level)
 
     def _for_figure(self, i: int, coded: Encoded, exact: Encoded) -> Encoded:
         """The smallest file that reaches the figure."""
@@ -150,7 +150,7 @@ class AsPixels:
         if fewest is None:
             return smallest
         file = self._written(i, fewest, read_header(coded.data).header.quality)
-        return replace(file, quality=coded.quality) if len(file.data) <= len(smallest.data) else smallest
+        return file if len(file.data) <= len(smallest.data) else smallest
 
     def _serves(self, i: int, fewer: UInt8Array, latents: UInt8Array, level: int) -> bool:
         """Whether a picture in fewer colours is no worse than what is made of latents of a quality."""
