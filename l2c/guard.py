@@ -3,9 +3,10 @@
 A model promises that, but only for what it was trained on. Latents end at the limits of their 8 bits: where those of a
 saturated colour would have to go beyond, a higher quality, whose quantiser steps are finer, costs an error of a hundred
 grey levels. And of pictures with nearly nothing in them (one colour, an edge) a model may get the one colour by luck at
-one quality and miss it by a level at the next. The encoder sees both coming: E's latents before rounding say how far
-they clip, and files far smaller than a photograph's say how little there is. Only then it looks at what D makes of the
-latents at lower qualities, too, and takes the best: the smallest where several are equal.
+one quality and miss it by a level at the next; at the coarsest qualities, that goes for anything drawn. The encoder
+sees this coming: E's latents before rounding say how far they clip, and files far smaller than a photograph's say how
+little there is. Only then it looks at what D makes of the latents at lower qualities, too, and takes the best: the
+smallest where several are equal.
 
 One measure serves all qualities: the distortion of the file's metric (`l2c.objective`) at the largest lambda. Large
 pictures are looked at through a lattice of crops, so that the time is bounded.
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from l2c.rate_control import interpolate, log_curve
 
+COARSE = 100  # quality 0..1000 up to which drawn pictures are looked into
 CLIPPED = 0.05  # error of clipping, as a share of what rounding costs, that is looked into
 _SMALL = 0.35  # of a photograph's mean rate at the same quality: files smaller than that are looked into
 _EDGES = 0.02  # share of neighbouring samples that differ: pictures with fewer are looked into

@@ -11,7 +11,9 @@ import torch
 
 import l2c
 from l2c import guard, transforms
+from l2c.evaluate.measures import measure
 from l2c.guard import Look, QualityGuard
+from l2c.train.drawn import draw
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +125,22 @@ def test_quality_never_makes_a_picture_worse(codec, name: str) -> None:
     green, half = (np.full((96, 96, 3), colour, np.uint8) for colour in ((0, 255, 0), 0))
     half[:, 48:] = 255
     picture = {"green": green, "half": half, "product": on_white()}[name]
-    results = [codec.encode_detailed(picture, quality=q, metric="psnr") for q in (20, 50, 80, 90, 100)]
+    lossless = "never" if name == "product" else "auto"
+    results = [
+        codec.encode_detailed(picture, quality=q, metric="psnr", lossless=lossless) for q in (20, 50, 80, 90, 100)
+    ]
     values = [psnr(picture, codec.decode(result.data)) for result in results]
     assert all(later > value - 0.1 for value, later in itertools.pairwise(values))
     assert values[-1] > {"green": 50.0, "half": 33.0, "product": 37.0}[name]
     assert all(result.quality == codec_quality(result.data) for result in results)
+
+
+def test_coarse_qualities_of_a_drawn_picture(codec) -> None:
+    picture = draw("ui", 256, np.random.default_rng(7))
+
+    files = [codec.encode(picture, quality=q, metric="msssim", lossless="never") for q in (0, 2, 5, 8)]
+    values = [measure(picture, codec.decode(file), ("ms-ssim-rgb",))["ms-ssim-rgb"] for file in files]
+    assert values == sorted(values)
 
 
 def codec_quality(data: bytes) -> float:

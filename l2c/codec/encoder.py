@@ -174,6 +174,7 @@ class Encoder:
                 guard.is_flat(picture.rgb),
                 self._curve(batch.quality_maps[i]),
                 reserve=self.receivers.reserve(batch, i),
+                drawn=guard.is_drawn(picture.rgb),
             )
             for i, picture in enumerate(batch.pictures)
         ]

@@ -17,7 +17,7 @@ class Picture:
     Attributes:
         i: its place in the batch. width, height: in pixels.
         overhead: bytes of its file that no quality changes, about.
-        flat: whether it is hardly more than some flat areas.
+        flat: whether it is hardly more than some flat areas. drawn: whether it is drawn (`guard.is_drawn`).
         curve: (quality, mean bpp) points of the model, rising in both.
         guard: which qualities serve it.
         reserve: bytes to leave free in a file of a given size, for what is added when the search is over.
@@ -31,6 +31,7 @@ class Picture:
     curve: Sequence[tuple[float, float]] = ()
     guard: guard.QualityGuard = field(default_factory=guard.QualityGuard)
     reserve: float = 0.0
+    drawn: bool = False
 
     @property
     def pixels(self) -> int:
@@ -46,7 +47,7 @@ class Picture:
         if quality in self.guard.settled:
             return trial
         bpp = 8.0 * (trial.size - self.overhead) / self.pixels
-        simple = self.flat or guard.is_small(bpp, quality, self.curve)
+        simple = self.flat or guard.is_small(bpp, quality, self.curve) or (self.drawn and quality <= guard.COARSE)
         if not simple and trial.clipped <= guard.CLIPPED:
             return trial
         while (level := self.guard.next_look(quality, simple)) is not None:
