@@ -3,8 +3,9 @@
 Latents blur letters and thin lines. A file that keeps such a picture without loss often takes fewer bytes; where it
 does not, the picture in some dozens of colours (`l2c.images.palettes`) often does, and is sharper. Fewer colours are
 taken where the file is no larger than that of the latents, or than the target; where their distortion, of the file's
-metric at the trade-off of the latents, is no greater; and where gradients do not fall into bands, of which squared
-errors and MS-SSIM say too little (`masked_error`; docs/DRAWN.md has what its limits come to).
+metric at the trade-off of the latents, is no greater; and, for `mixed`, which is made for eyes, where gradients do not
+fall into bands, of which squared errors and MS-SSIM say too little (`masked_error`; docs/DRAWN.md has what its limits
+come to).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from l2c.codec.results import Encoded
 from l2c.errors import RateError
 from l2c.format import lossless_section
 from l2c.format.bitstream import read_header
-from l2c.format.levels import MAX_QUALITY
+from l2c.format.levels import MAX_QUALITY, METRICS
 from l2c.format.tiles import grid
 from l2c.images.palettes import Palettes
 from l2c.metrics import luma
@@ -155,9 +156,10 @@ class AsPixels:
     def _serves(self, i: int, fewer: UInt8Array, latents: UInt8Array, level: int) -> bool:
         """Whether a picture in fewer colours is no worse than what is made of latents of a quality."""
         before, after = (self._encoder.distortion(self._batch, i, pixels, level) for pixels in (latents, fewer))
-        if after > before:
-            return False
         original = self._batch.pictures[i].rgb
+        for_eyes = METRICS["psnr"] < self._batch.mu < METRICS["msssim"]
+        if after > before or not for_eyes:
+            return after <= before
         if _FAR_NEARER * _squared(original, fewer) <= _squared(original, latents):
             return True
         bands = self._masked(i, fewer)

@@ -182,9 +182,9 @@ class Codec:
             lossless: "auto": a picture that is tiny, has few colours, or is drawn (half of its pixels equal their
                 neighbour: text, screenshots, diagrams), is kept without any loss of colour where that takes no more
                 bytes than its target, or than its file would have otherwise (`Encoded.lossless`); else, unless parts of
-                it are important, in as many colours as fit, at most 256, where that is no worse than latents are
-                (`Encoded.colours`); for a figure, in the fewest that reach it. Nothing is adapted then. "never": it is
-                coded as photographs are.
+                it are important, in as many colours as fit, at most 256, where that is no worse than latents are in the
+                metric, and for "mixed" shows no bands (`Encoded.colours`); for a figure, in the fewest that reach it.
+                Nothing is adapted then. "never": it is coded as photographs are.
             truncated: read what there is of a picture file that is cut off or damaged, with a warning.
             max_seconds: the adaptation ends at this time after the call began and the best file so far is returned;
                 what comes before and after it (the search for a quality, writing) takes its own time.
