@@ -13,6 +13,7 @@ import l2c
 from l2c import guard, transforms
 from l2c.evaluate.measures import measure
 from l2c.guard import Look, QualityGuard
+from l2c.objective import MSSSIM_LMBDA_RATIO
 from l2c.train.drawn import draw
 
 
@@ -141,6 +142,16 @@ def test_coarse_qualities_of_a_drawn_picture(codec) -> None:
     files = [codec.encode(picture, quality=q, metric="msssim", lossless="never") for q in (0, 2, 5, 8)]
     values = [measure(picture, codec.decode(file), ("ms-ssim-rgb",))["ms-ssim-rgb"] for file in files]
     assert values == sorted(values)
+
+
+def test_a_look_sees_what_a_decoder_shows(codec) -> None:
+    half = np.zeros((256, 256, 3), np.uint8)
+    half[:, 128:] = 255
+    for quality in (10, 20, 60):
+        encoded = codec.encode_detailed(half, quality=quality, metric="msssim", lossless="never")
+        shown = measure(half, codec.decode(encoded.data), ("ms-ssim-rgb",))["ms-ssim-rgb"]
+        look = codec.transform_stage.look(half, 8, 8, round(10 * encoded.quality))
+        assert look.cost == pytest.approx(MSSSIM_LMBDA_RATIO * (1.0 - shown), rel=1e-3)
 
 
 def codec_quality(data: bytes) -> float:

@@ -223,9 +223,10 @@ class TransformStage:
         padded = transforms.pad_to_multiple(x, self.s).contiguous(memory_format=torch.channels_last)
         with self.float_mode():
             y, tau = self._latents(padded, cond)
-            y_hat = self.quantiser.to_levels(y, bits, tau)
-            x_hat = self.transform.decoder(y_hat, cond, None)[:, :, : x.shape[2], : x.shape[3]]
-        x_hat = x_hat.float().mul(255.0).round_().clamp_(0.0, 255.0).div_(255.0)
+            symbols = list(self.quantiser.quantise(y, bits, tau))
+        count, size, point = len(x), (x.shape[2], x.shape[3]), OperatingPoint(level, mu, bits)
+        shown = self.synthesise([size] * count, [point] * count, symbols, [PatchChanges()] * count, keep_on_device=True)
+        x_hat = torch.stack(shown).float() / 255.0
         blend = Blend.of(
             torch.full((len(x),), mu, device="cpu"), torch.full((len(x),), self._config.lmbda(1.0), device="cpu")
         )
