@@ -169,7 +169,7 @@ def page(folder: Path, place: Path, run: dict[str, Any], rows: list[dict[str, An
     by_name = {curve.codec: curve for curve in curves}
     pictures = len({row["picture"] for row in rows})
     published = load_published(PUBLISHED, SHOWN)
-    anchors = [by_name[name] for name in ("vvc", "jpeg") if name in by_name] or published[:2]
+    anchors = [by_name[name] for name in ("vvc", "avif", "jpeg") if name in by_name] or published[:2]
     figures = [name for name in FIGURES if any(name in curve.values for curve in curves)]
     ours = [curve for curve in curves if curve.codec.startswith("l2c-")]
     lines = [

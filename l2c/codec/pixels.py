@@ -10,6 +10,7 @@ come to).
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -188,19 +189,17 @@ class AsPixels:
 
     def _reaching(self, i: int, palettes: Palettes) -> Reduced | None:
         """With fewest colours of those that reach the figure that is asked for; None: none does."""
-        low, high = 0, len(palettes.counts)
-        while low < high:
-            middle = (low + high) // 2
-            rgb = palettes.picture(palettes.counts[middle])
-            if self._encoder.figure(self._batch, i, rgb, self._aim.figure or "PSNR") >= self._aim.value:
-                high = middle
-            else:
-                low = middle + 1
-        if low == len(palettes.counts):
+
+        def reaches(count: int) -> bool:
+            figure = self._aim.figure or "PSNR"
+            return self._encoder.figure(self._batch, i, palettes.picture(count), figure) >= self._aim.value
+
+        place = bisect.bisect_left(palettes.counts, True, key=reaches)
+        if place == len(palettes.counts):
             return None
-        rgb = palettes.picture(palettes.counts[low])
+        rgb = palettes.picture(palettes.counts[place])
         body = self._packed(rgb)
-        return None if body is None else Reduced(palettes.counts[low], rgb, body)
+        return None if body is None else Reduced(palettes.counts[place], rgb, body)
 
     def _packed(self, rgb: UInt8Array) -> bytes | None:
         """As the effort has it."""
