@@ -21,6 +21,7 @@ from l2c import cli
 from l2c.evaluate.compare import compare, latent_maps
 from l2c.format.adapt_section import NO_SET, PatchChanges
 from l2c.format.bitstream import ADAPT, read_bitstream, write_bitstream
+from l2c.train.drawn import draw
 from l2c.transforms import num_modulators
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -96,6 +97,20 @@ def test_page_holds_everything(files: tuple[Path, list[Path]]) -> None:
         stored = base64.b64decode(item["image"].split(",")[1])
         decoded = np.asarray(Image.open(io.BytesIO(stored)).convert("RGB"))
         assert np.array_equal(decoded, l2c.decode(path.read_bytes()))
+
+
+def test_pictures_kept_as_pixels(tmp_path: Path) -> None:
+    pixels = draw("text", 160, np.random.default_rng(3))
+    Image.fromarray(pixels).save(tmp_path / "page.png")
+    codec = l2c.Codec()
+    files = {"exact": codec.encode_detailed(pixels, bpp=8.0), "fewer": codec.encode_detailed(pixels)}
+    assert files["exact"].lossless and files["fewer"].colours is not None
+    for name, encoded in files.items():
+        (tmp_path / name).write_bytes(encoded.data)
+    _, exact, fewer = page_data(compare(tmp_path / "page.png", [tmp_path / name for name in files], codec))["items"]
+    assert (dict(exact["facts"])["kept as"], exact["overlays"]) == ("pixels without loss", [])
+    assert dict(fewer["facts"])["kept as"] == "pixels in fewer colours"
+    assert [overlay["name"] for overlay in fewer["overlays"]] == ["error"]
 
 
 def test_large_pictures_are_kept_small(files: tuple[Path, list[Path]]) -> None:

@@ -113,12 +113,16 @@ def _url(pixels: UInt8Array, kind: str, **options: Any) -> str:
 
 
 def _facts(data: bytes, original: UInt8Array, decoded: UInt8Array) -> list[tuple[str, str]]:
-    header = read_bitstream(data).header
+    stream = read_bitstream(data)
+    header = stream.header
+    kept = ("quality", f"{100 * header.quality / MAX_QUALITY:g}, for {metric_name(header.metric_mix)}")
+    if stream.index.keeps_pixels:
+        kept = ("kept as", "pixels without loss" if stream.index.is_lossless else "pixels in fewer colours")
     figures = measure(original, decoded, _FIGURES)
     return [
         ("size", f"{len(data):,} bytes"),
         ("bits per pixel", f"{8 * len(data) / (header.width * header.height):.4f}"),
-        ("quality", f"{100 * header.quality / MAX_QUALITY:g}, for {metric_name(header.metric_mix)}"),
+        kept,
         ("PSNR RGB", f"{figures['psnr-rgb']:.2f} dB"),
         ("PSNR Y", f"{figures['psnr-y']:.2f} dB"),
         ("MS-SSIM RGB", f"{figures['ms-ssim-rgb']:.5f}"),
@@ -128,8 +132,11 @@ def _facts(data: bytes, original: UInt8Array, decoded: UInt8Array) -> list[tuple
 
 def _overlays(codec: Codec, data: bytes, original: UInt8Array, decoded: UInt8Array, error_pixels: int) -> list[Overlay]:
     stream = read_bitstream(data, codec.limits)
+    error = Overlay(
+        "error", f"black: none; white: {_ERROR_FULL:g} levels or more", _error_map(original, decoded, error_pixels)
+    )
     if stream.index.keeps_pixels:
-        return []
+        return [] if stream.index.is_lossless else [error]
     bits, used = latent_maps(codec, stream)
     s = codec.transform.s
     height, width = decoded.shape[:2]
@@ -137,9 +144,7 @@ def _overlays(codec: Codec, data: bytes, original: UInt8Array, decoded: UInt8Arr
     pixels_of = _sums(np.ones((height, width)), _BITS_PATCH)
     rate = _sums(bits, cell) / pixels_of
     overlays = [
-        Overlay(
-            "error", f"black: none; white: {_ERROR_FULL:g} levels or more", _error_map(original, decoded, error_pixels)
-        ),
+        error,
         Overlay(
             "bits per patch",
             f"{_BITS_PATCH}x{_BITS_PATCH} pixels, by the model's estimate; dark {rate.min():.2f} bpp, "
