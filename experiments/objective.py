@@ -1,7 +1,7 @@
 """Which weights of `mixed` (l2c/objective.py) give the figures that stand for eyes most at equal rate.
 
     python experiments/objective.py PICTURES... --out RECORD.jsonl [--rates 0.15 0.4 1] [--crop 384] [--iterations 8]
-        [--objectives rgb half msssim a=0.2 a=0.35 a=0.5,f=0.8 shipped] [--metrics]
+        [--objectives rgb half msssim a=0.2 a=0.35 a=0.5,f=0.8 shipped c=0] [--metrics]
 
 Each picture's centre is encoded at each rate for every objective by a latent search of so many iterations, decoded and
 measured. All objectives use the model's networks at mu = 4, so only what the search moves latents towards differs:
@@ -12,6 +12,7 @@ measured. All objectives use the model's networks at mu = 4, so only what the se
     msssim   MS-SSIM of RGB
     a=A,f=F  `mixed` with these weights at every lambda (f = 0.8 where it is not named)
     shipped  `mixed` as it is
+    c=C      as it is, but with this weight of blue-yellow structure
 
 Gains of all are such that a lambda gives about the rate that it gives with psnr. `--metrics` adds the three metrics of
 the axis as users have them: networks and search at mu = 0, 4 and 8. A stopped run goes on where it was. The table has
@@ -24,6 +25,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,8 @@ def searching_for(name: str) -> Iterator[None]:
         if name in _FIXED:
             objective.term_weights = _of_rgb(_FIXED[name])
             objective.Needs = _EverythingRGB  # type: ignore[misc]
+        elif name.startswith("c="):
+            objective.MIXED = replace(objective.MIXED, blue=float(name.removeprefix("c=")))
         elif name not in ("none", "shipped"):
             values = {"f": 0.8} | {key: float(value) for key, value in (part.split("=") for part in name.split(","))}
             a, f = values["a"], values["f"]
@@ -84,8 +88,9 @@ class _EverythingRGB(objective.Needs):
 
 
 def _weights(name: str) -> str | None:
-    """What rows of the shipped weights depend on."""
-    return str(objective.MIXED) if name in ("shipped", "metric mixed") else None
+    """What rows of `mixed` depend on beside their names."""
+    others = (*_FIXED, "none", "metric psnr", "metric msssim")
+    return None if name in others else str(objective.MIXED)
 
 
 def centre(path: Path, side: int) -> np.ndarray:

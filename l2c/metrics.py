@@ -5,6 +5,11 @@ Colour: BT.709 with full range, as the JPEG AI challenge converts for its figure
     Y  = 0.2126 R + 0.7152 G + 0.0722 B
     Cb = (B - Y) / 1.8556 + 1/2
     Cr = (R - Y) / 1.5748 + 1/2        (all in [0, 1])
+
+and, where eyes are concerned, the blue-yellow plane B - Y of XYB (JPEG XL; SSIMULACRA 2 looks at it, too), which is
+made of linear light: of cones that see long, middle and short waves as `_CONES` has it, cube roots are taken,
+
+    B - Y = (S - (L + M) / 2)          (0 for grey)
 """
 
 from __future__ import annotations
@@ -25,6 +30,9 @@ _SIGMA = 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 PIECE = 128
 LUMA = (0.2126, 0.7152, 0.0722)  # of R, G and B
+_CONES = ((0.3, 0.622, 0.078), (0.23, 0.692, 0.078), (0.24342269, 0.20476744, 0.55180987))  # of linear R, G and B
+_CONES_BIAS = 0.0037930733  # added to each before the cube root
+_BLUE_STRIDES, _BLUE_SHARES = (8, 16), (0.14, 0.86)  # pixels that are averaged, and what their similarities weigh
 CB_RANGE, CR_RANGE = 2.0 * (1.0 - LUMA[2]), 2.0 * (1.0 - LUMA[0])  # 1.8556 and 1.5748
 
 
@@ -232,7 +240,7 @@ class PatchSimilarity:
 
 
 def patch_sums(
-    part: Tensor, side: int, picture: tuple[int, int] | None = None, stride: int = 1, offset: int = 0
+    part: Tensor, side: int, picture: tuple[int, int] | None = None, stride: int = 1, offset: float = 0
 ) -> Tensor:
     """Sums over the patches that the entries of a map belong to.
 
@@ -291,6 +299,72 @@ def _contrast(y: Tensor, scale: _Scale) -> tuple[Tensor, Tensor, Tensor]:
     covariance = product.addcmul_(scale.mean, mean, value=-1.0)
     denominator = square.addcmul_(mean, mean, value=-1.0).add_(scale.variance).add_(_C2)
     return mean, denominator, covariance.mul_(2.0).add_(_C2).div_(denominator)
+
+
+class BlueSimilarity:
+    """Structural similarity of coarse blue-yellow structure to a picture that stays.
+
+    Linear light is averaged over 8x8 and 16x16 pixels, fewer at the right and the bottom; of the plane B - Y there,
+    with the window and the constants of MS-SSIM and edges repeated, the similarity is
+
+        (1 - (mean - mean')^2) (2 covariance + C2) / (variance + variance' + C2)
+
+    as SSIMULACRA 2 has it, for which these two scales of this plane count most of all colour. Eyes see there what is
+    left of textures' and shadows' tint.
+
+    Args:
+        x: float32 [N, 3, H, W] in [0, 1]. places: as for `SimilarityTo`.
+    """
+
+    def __init__(self, x: Tensor, places: Tensor | None = None) -> None:
+        self._scales = []
+        for plane, stride in zip(_blue_planes(x), _BLUE_STRIDES):
+            shift = plane.mean(dim=(2, 3), keepdim=True)  # variances are small differences of squares
+            plane = plane - shift
+            mean, square = _blur_to_edges(torch.stack((plane, plane * plane)))
+            here = None if places is None else F.avg_pool2d(places, stride, ceil_mode=True)
+            self._scales.append((plane, shift, mean, square - mean * mean, here))
+
+    def __call__(self, x_hat: Tensor) -> Tensor:
+        """Pictures of x's shape in [0, 1] -> float32 [N], at most 1; differentiable, also twice."""
+        return sum(
+            (share * part.flatten(1).mean(dim=1) for share, part in zip(_BLUE_SHARES, self.maps(x_hat))),
+            start=x_hat.new_zeros(len(x_hat)),
+        )
+
+    def maps(self, x_hat: Tensor) -> list[Tensor]:
+        """What the means are taken of: float32 [N, 1, ceil(H / stride), ceil(W / stride)] of each scale."""
+        maps = []
+        for (plane, shift, mean, variance, places), decoded in zip(self._scales, _blue_planes(x_hat)):
+            y = decoded - shift
+            mean_y, square, product = _blur_to_edges(torch.stack((y, y * y, plane * y)))
+            contrast = (2.0 * (product - mean * mean_y) + _C2) / (variance + square - mean_y * mean_y + _C2)
+            value = (1.0 - (mean - mean_y).square()) * contrast
+            maps.append(value if places is None else 1.0 + places * (value - 1.0))
+        return maps
+
+    def patch_shares(self, x_hat: Tensor, side: int) -> Tensor:
+        """The similarity shared out to patches of `side` pixels from the top left: float32 [N, rows, columns]."""
+        sides, total = (x_hat.shape[2], x_hat.shape[3]), torch.zeros((), device=x_hat.device)
+        for part, stride, share in zip(self.maps(x_hat), _BLUE_STRIDES, _BLUE_SHARES):
+            total = total + patch_sums(part, side, sides, stride, 0.5)[:, 0] * (share / part[0].numel())
+        return total
+
+
+def _blue_planes(x: Tensor) -> list[Tensor]:
+    """B - Y of each scale: sRGB [N, 3, H, W] in [0, 1] -> [N, 1, h, w]."""
+    light = torch.where(x <= 0.04045, x / 12.92, ((x.clamp_min(0.04045) + 0.055) / 1.055) ** 2.4)
+    planes = []
+    for stride in _BLUE_STRIDES:
+        r, g, b = F.avg_pool2d(light, stride, ceil_mode=True).unbind(dim=1)
+        long, middle, short = ((m[0] * r + m[1] * g + m[2] * b + _CONES_BIAS) ** (1.0 / 3.0) for m in _CONES)
+        planes.append((short - 0.5 * (long + middle))[:, None])
+    return planes
+
+
+def _blur_to_edges(x: Tensor) -> Tensor:
+    """`_blur` of the same size, edges repeated: [K, N, C, h, w] -> the same shape."""
+    return _blur(F.pad(x.flatten(0, 1), (_WINDOW // 2,) * 4, mode="replicate")).unflatten(0, x.shape[:2])
 
 
 def _luminance(mean_x: Tensor, mean_y: Tensor) -> tuple[Tensor, Tensor]:

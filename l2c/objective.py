@@ -6,15 +6,16 @@ neighbours:
     D(mu) = hat_0(mu) D_psnr + hat_4(mu) D_mixed + hat_8(mu) D_msssim,    hat_k(mu) = max(0, 1 - |mu - k| / 4)
 
     D_psnr   = 255^2 MSE_RGB
-    D_mixed  = g [(1 - a) 255^2 (f MSE_Y + (1 - f) (MSE_Cb + MSE_Cr) / 2) + a r (1 - MS-SSIM_Y)]
+    D_mixed  = g [(1 - a) 255^2 (f MSE_Y + (1 - f) (MSE_Cb + MSE_Cr) / 2) + a r (1 - MS-SSIM_Y)] + c (1 - S_B-Y)
     D_msssim = r (1 - MS-SSIM_RGB)
 
-in BT.709 YCbCr of full range (`l2c.metrics`); a picture's objective is lambda D + bits per pixel (L2C Eq. 7).
-r is `MSSSIM_LMBDA_RATIO`; a, f and g are smooth functions of log lambda (`MixedWeights`), set by what VMAF, SSIMULACRA2
-and Butteraugli say of validation pictures (docs/OBJECTIVE.md). lambda itself follows from the header's quality and the
-model's range, so every reader of a file knows its objective.
+in BT.709 YCbCr of full range, S_B-Y the similarity of coarse blue-yellow structure (`l2c.metrics`); a picture's
+objective is lambda D + bits per pixel (L2C Eq. 7). r is `MSSSIM_LMBDA_RATIO`; c and a, f and g, smooth functions of log
+lambda, are `MixedWeights`, set by what VMAF, SSIMULACRA2 and Butteraugli say of validation pictures
+(docs/OBJECTIVE.md). lambda itself follows from the header's quality and the model's range, so every reader of a file
+knows its objective.
 
-All of it is a sum of five terms with weights for each picture, so `term_weights` times `terms` is the definition;
+All of it is a sum of six terms with weights for each picture, so `term_weights` times `terms` is the definition;
 `DistortionTo` and `PatchDistortion` are the same for pictures that stay.
 """
 
@@ -30,12 +31,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from l2c.format.levels import METRICS
-from l2c.metrics import PatchSimilarity, SimilarityTo, chroma, luma, mse, msssim, patch_sums
+from l2c.metrics import BlueSimilarity, PatchSimilarity, SimilarityTo, chroma, luma, mse, msssim, patch_sums
 
 # 1 - MS-SSIM counts this much more than 255^2 MSE at equal lambda: the ratio of the lambdas that CompressAI trains its
 # two series of models with (220 / 0.18, 2.4 / 0.0018: 1222..1333).
 MSSSIM_LMBDA_RATIO = 1280.0
-TERMS = ("rgb-squared", "luma-squared", "chroma-squared", "luma-dissimilarity", "rgb-dissimilarity")
+TERMS = (
+    "rgb-squared", "luma-squared", "chroma-squared", "luma-dissimilarity", "rgb-dissimilarity", "blue-dissimilarity",
+)  # fmt: skip
 _PEAK = 255.0**2
 _SPACING = float(METRICS["mixed"] - METRICS["psnr"])  # of the three metrics on the axis
 
@@ -49,12 +52,14 @@ class MixedWeights:
         luma: f, the share of luma in the squared error.
         gain: g, so that a lambda gives about the rate that it gives with D_psnr.
         lmbdas: between these two the weights go over smoothly (3 t^2 - 2 t^3 in t, linear in log lambda).
+        blue: c, what coarse blue-yellow structure counts, at every lambda.
     """
 
     structure: tuple[float, float] = (0.35, 0.2)
     luma: tuple[float, float] = (0.7, 0.8)
     gain: tuple[float, float] = (1.85, 1.56)
     lmbdas: tuple[float, float] = (0.002, 0.03)
+    blue: float = 240.0
 
     def at(self, lmbda: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """a, f and g of raw lambdas, float32 of any shape: three of that shape."""
@@ -70,8 +75,8 @@ MIXED = MixedWeights()
 
 @dataclass(frozen=True)
 class Needs:
-    """Which pictures of a batch need MS-SSIM of luma and which MS-SSIM of RGB, as the host knows it: what is not needed
-    is not computed.
+    """Which pictures of a batch need the terms of D_mixed and which MS-SSIM of RGB, as the host knows it: what is not
+    needed is not computed.
 
     Attributes:
         luma: positions of pictures with 0 < mu < 8, rising. rgb: of pictures with mu > 4.
@@ -145,17 +150,20 @@ def term_weights(mu: Tensor, lmbda: Tensor) -> Tensor:
     hats = [(1.0 - (place - k).abs()).clamp_min(0.0) for k in range(3)]
     a, f, g = MIXED.at(lmbda.float())
     squared, structure = hats[1] * g * (1.0 - a), hats[1] * g * a * MSSSIM_LMBDA_RATIO
-    return torch.stack((hats[0], squared * f, squared * (1.0 - f), structure, hats[2] * MSSSIM_LMBDA_RATIO), dim=1)
+    rgb, blue = hats[2] * MSSSIM_LMBDA_RATIO, hats[1] * MIXED.blue
+    return torch.stack((hats[0], squared * f, squared * (1.0 - f), structure, rgb, blue), dim=1)
 
 
 def terms(x: Tensor, x_hat: Tensor, needs: Needs) -> Tensor:
     """The terms that weights go to.
 
     Args:
-        x, x_hat: floating [N, 3, H, W], RGB, about [0, 1]; squared errors are taken as it is, MS-SSIM of x_hat clamped.
+        x, x_hat: floating [N, 3, H, W], RGB, about [0, 1]; squared errors are taken as it is, similarities of x_hat
+            clamped.
         needs: pictures whose luma and RGB terms are computed; other terms are NaN but for the first.
     Returns:
-        float32 [N, len(TERMS)]: 255^2 MSE of RGB, of Y, and of Cb and Cr together; 1 - MS-SSIM of Y and of RGB.
+        float32 [N, len(TERMS)]: 255^2 MSE of RGB, of Y, and of Cb and Cr together; 1 - MS-SSIM of Y and of RGB; 1 - the
+        similarity of blue-yellow structure.
         Differentiable in x_hat, also twice.
     """
     count = len(x)
@@ -163,20 +171,20 @@ def terms(x: Tensor, x_hat: Tensor, needs: Needs) -> Tensor:
         x, x_hat = x.float(), x_hat.float()
         columns = [mse(x, x_hat) * _PEAK]
         unknown = torch.full_like(columns[0], float("nan"))
+        blue = rgb = unknown
         if len(needs.luma):
             original, decoded = _pick(x, needs.luma), _pick(x_hat, needs.luma)
             error = decoded - original  # luma and chroma are linear
             columns += [_put(mse_of(plane(error)) * _PEAK, needs.luma, count) for plane in (luma, chroma)]
-            similarity = msssim(luma(original), luma(decoded.clamp(0.0, 1.0)))
-            columns.append(_put(1.0 - similarity, needs.luma, count))
+            decoded = decoded.clamp(0.0, 1.0)
+            columns.append(_put(1.0 - msssim(luma(original), luma(decoded)), needs.luma, count))
+            blue = _put(1.0 - BlueSimilarity(original)(decoded), needs.luma, count)
         else:
             columns += [unknown] * 3
         if len(needs.rgb):
             similarity = msssim(_pick(x, needs.rgb), _pick(x_hat, needs.rgb).clamp(0.0, 1.0))
-            columns.append(_put(1.0 - similarity, needs.rgb, count))
-        else:
-            columns.append(unknown)
-        return torch.stack(columns, dim=1)
+            rgb = _put(1.0 - similarity, needs.rgb, count)
+        return torch.stack((*columns, rgb, blue), dim=1)
 
 
 def mse_of(error: Tensor, places: Tensor | None = None) -> Tensor:
@@ -205,9 +213,10 @@ class DistortionTo:
 
     def __init__(self, x: Tensor, blend: Blend, places: Tensor | None = None) -> None:
         self._x, self._weights, self._needs, self._places = x, blend.weights, blend.needs, places
-        self._luma = self._rgb = None
+        self._luma = self._blue = self._rgb = None
         if len(blend.needs.luma):
-            self._luma = SimilarityTo(luma(_pick(x, blend.needs.luma)), _of(places, blend.needs.luma))
+            original, here = _pick(x, blend.needs.luma), _of(places, blend.needs.luma)
+            self._luma, self._blue = SimilarityTo(luma(original), here), BlueSimilarity(original, here)
         if len(blend.needs.rgb):
             self._rgb = SimilarityTo(_pick(x, blend.needs.rgb), _of(places, blend.needs.rgb))
 
@@ -216,13 +225,13 @@ class DistortionTo:
         x_hat = x_hat.clamp(0.0, 1.0)
         squares = mse(self._x, x_hat) if self._places is None else mse_of(x_hat - self._x, self._places)
         total = self._weights[:, 0] * squares * _PEAK
-        if self._luma is not None:
+        if self._luma is not None and self._blue is not None:
             members = self._needs.luma
             weights, decoded = _pick(self._weights, members), _pick(x_hat, members)
             error, places = decoded - _pick(self._x, members), _of(self._places, members)
             value = weights[:, 1] * mse_of(luma(error), places) + weights[:, 2] * mse_of(chroma(error), places)
-            value = _PEAK * value
-            total = total + _put(value + weights[:, 3] * (1.0 - self._luma(luma(decoded))), members, len(x_hat), 0.0)
+            value = _PEAK * value + weights[:, 3] * (1.0 - self._luma(luma(decoded)))
+            total = total + _put(value + weights[:, 5] * (1.0 - self._blue(decoded)), members, len(x_hat), 0.0)
         if self._rgb is not None:
             members = self._needs.rgb
             value = _pick(self._weights, members)[:, 4] * (1.0 - self._rgb(_pick(x_hat, members)))
@@ -245,9 +254,10 @@ class PatchDistortion:
     def __init__(self, x: Tensor, blend: Blend, side: int, places: Tensor | None = None) -> None:
         self._x, self._weights, self._needs, self._side, self._places = x, blend.weights, blend.needs, side, places
         self.rows, self.columns = -(-x.shape[2] // side), -(-x.shape[3] // side)
-        self._luma = self._rgb = None
+        self._luma = self._blue = self._rgb = None
         if len(blend.needs.luma):
-            self._luma = PatchSimilarity(luma(_pick(x, blend.needs.luma)), side, _of(places, blend.needs.luma))
+            original, here = _pick(x, blend.needs.luma), _of(places, blend.needs.luma)
+            self._luma, self._blue = PatchSimilarity(luma(original), side, here), BlueSimilarity(original, here)
         if len(blend.needs.rgb):
             self._rgb = PatchSimilarity(_pick(x, blend.needs.rgb), side, _of(places, blend.needs.rgb))
 
@@ -270,6 +280,11 @@ class PatchDistortion:
                 shares = similarity(luma(decoded) if column == 3 else decoded)
                 weight = _pick(self._weights, members)[:, column, None, None]
                 total = total - _put(weight * shares, members, len(x_hat), 0.0)
+        if self._blue is not None:
+            members = self._needs.luma
+            shares = self._blue.patch_shares(_pick(x_hat, members), self._side)
+            weight = _pick(self._weights, members)[:, 5, None, None]
+            total = total - _put(weight * shares, members, len(x_hat), 0.0)
         return total
 
 

@@ -302,8 +302,8 @@ class TestChoosingSets:
         transform, x, z, cond = scene
         batches = [(x[:2], z[:2], cond[:2]), (x[2:], z[2:], cond[2:])]
         curvature = torch.stack([measure_curvature(transform, band, iter(batches)) for band in values])
-        assert curvature.shape == (2, 5, 5)
-        for band, k, term in ((0, 0, 0), (0, 3, 4), (1, 2, 1), (1, 4, 3), (1, 1, 2)):
+        assert curvature.shape == (2, 5, 6)
+        for band, k, term in ((0, 0, 0), (0, 3, 4), (1, 2, 1), (1, 4, 3), (1, 1, 2), (0, 2, 5)):
 
             def along(t: Tensor, biases: Tensor = values[band, k], term: int = term) -> Tensor:
                 adaptation = Adaptation(biases=(t * biases).expand(3, -1))
@@ -407,7 +407,13 @@ class TestBiasSetsFile:
         """Two columns, for squared error and MS-SSIM of RGB: what they say counts for luma and chroma, too."""
         old = tensors["bias_sets.curvature"][:, :, [0, 4]]
         sets = BiasSets.from_tensors(tensors | {"bias_sets.curvature": old}, scene[0])
-        assert sets is not None and torch.equal(sets.curvature, old[:, :, [0, 0, 0, 1, 1]])
+        assert sets is not None and torch.equal(sets.curvature[:, :, :5], old[:, :, [0, 0, 0, 1, 1]])
+        assert not sets.curvature[:, :, 5].any()
+
+    def test_curvature_from_before_blue_and_yellow(self, scene: Scene, tensors: dict[str, Tensor]) -> None:
+        old = tensors["bias_sets.curvature"][:, :, :5]
+        sets = BiasSets.from_tensors(tensors | {"bias_sets.curvature": old}, scene[0])
+        assert sets is not None and torch.equal(sets.curvature, torch.nn.functional.pad(old, (0, 1)))
 
     @pytest.mark.parametrize(
         "name, change, message",

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -58,12 +59,41 @@ def plain(x: Tensor, x_hat: Tensor, mu: int, lmbda: float) -> float:
     )
     mixed = (1 - share) * (f * squared[0] + (1 - f) * squared[1:].mean())
     mixed += share * RATIO * (1.0 - float(metrics.msssim(y, y_hat)))
+    blue = objective.MIXED.blue * (1.0 - blue_similarity(x.numpy(), x_hat.clamp(0, 1).numpy()))
     of = {
         "psnr": 255.0**2 * float((x - x_hat).double().square().mean()),
-        "mixed": g * mixed,
+        "mixed": g * mixed + blue,
         "msssim": RATIO * (1.0 - float(metrics.msssim(x[None], x_hat[None].clamp(0, 1)))),
     }
     return sum(max(0.0, 1.0 - abs(mu - METRICS[name]) / 4) * value for name, value in of.items())
+
+
+def blue_similarity(x: np.ndarray, x_hat: np.ndarray) -> float:
+    """Of coarse blue-yellow structure, [3, H, W] each, written out in double precision."""
+    total = 0.0
+    for stride, share in ((8, 0.14), (16, 0.86)):
+        a, b = (blue_plane(picture.astype(np.float64), stride) for picture in (x, x_hat))
+        mean_a, mean_b, aa, bb, ab = (
+            ndimage.gaussian_filter(part, 1.5, mode="nearest", truncate=3.4) for part in (a, b, a * a, b * b, a * b)
+        )
+        contrast = (2 * (ab - mean_a * mean_b) + 9e-4) / (aa - mean_a**2 + bb - mean_b**2 + 9e-4)
+        total += share * float(((1 - (mean_a - mean_b) ** 2) * contrast).mean())
+    return total
+
+
+def blue_plane(rgb: np.ndarray, stride: int) -> np.ndarray:
+    """B - Y of XYB of linear light, averaged over squares of so many pixels: [3, H, W] -> [h, w]."""
+    light = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    rows, columns = (range(0, length, stride) for length in light.shape[1:])
+    means = np.array(
+        [[light[:, top : top + stride, left : left + stride].mean(axis=(1, 2)) for left in columns] for top in rows]
+    )
+    r, g, b = np.moveaxis(means, 2, 0)
+    bias = 0.0037930732552754493
+    long = np.cbrt(0.3 * r + 0.622 * g + 0.078 * b + bias)
+    middle = np.cbrt(0.23 * r + 0.692 * g + 0.078 * b + bias)
+    short = np.cbrt(0.24342268924547819 * r + 0.20476744424496821 * g + 0.55180986650955360 * b + bias)
+    return short - (long + middle) / 2
 
 
 BT709_EXACT = np.array(
@@ -85,25 +115,25 @@ class TestAxis:
         """At mu = 0, 4 and 8 one metric alone counts; between, both neighbours by their distance."""
         lmbda = torch.full((9,), 0.01)
         weights = term_weights(torch.arange(9), lmbda)
-        assert weights.shape == (9, 5) and weights.dtype == torch.float32 and bool((weights >= 0).all())
+        assert weights.shape == (9, 6) and weights.dtype == torch.float32 and bool((weights >= 0).all())
         ends = {name: weights[mu] for name, mu in METRICS.items()}
-        assert ends["psnr"].tolist() == [1, 0, 0, 0, 0]
-        assert ends["msssim"].tolist() == [0, 0, 0, 0, RATIO]
-        assert ends["mixed"][0] == 0 and ends["mixed"][4] == 0 and bool((ends["mixed"][1:4] > 0).all())
+        assert ends["psnr"].tolist() == [1, 0, 0, 0, 0, 0]
+        assert ends["msssim"].tolist() == [0, 0, 0, 0, RATIO, 0]
+        assert ends["mixed"][0] == 0 and ends["mixed"][4] == 0 and bool((ends["mixed"][[1, 2, 3, 5]] > 0).all())
         for mu in range(9):
             low, high = (ends["psnr"], ends["mixed"]) if mu < 4 else (ends["mixed"], ends["msssim"])
             share = (mu % 4) / 4 if mu < 8 else 1.0
             torch.testing.assert_close(weights[mu], (1 - share) * low + share * high)
 
     def test_weights_go_over_smoothly_in_log_lambda(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        made = MixedWeights((0.5, 0.3), (0.8, 0.7), (2.0, 1.0), (0.001, 0.1))
+        made = MixedWeights((0.5, 0.3), (0.8, 0.7), (2.0, 1.0), (0.001, 0.1), 90.0)
         monkeypatch.setattr(objective, "MIXED", made)
         a, f, g = made.at(torch.tensor([1e-5, 0.001, 0.01, 0.1, 1.0]))
         torch.testing.assert_close(a, torch.tensor([0.5, 0.5, 0.4, 0.3, 0.3]))
         torch.testing.assert_close(f, torch.tensor([0.8, 0.8, 0.75, 0.7, 0.7]))
         torch.testing.assert_close(g, torch.tensor([2.0, 2.0, 1.5, 1.0, 1.0]))
         weights = term_weights(torch.tensor([4]), torch.tensor([0.01]))
-        expected = [0, 1.5 * 0.6 * 0.75, 1.5 * 0.6 * 0.25, 1.5 * 0.4 * RATIO, 0]
+        expected = [0, 1.5 * 0.6 * 0.75, 1.5 * 0.6 * 0.25, 1.5 * 0.4 * RATIO, 0, 90]
         torch.testing.assert_close(weights, torch.tensor([expected]))
 
     def test_the_shipped_weights_are_possible(self) -> None:
@@ -176,8 +206,10 @@ class TestDistortion:
         x, x_hat = pictures(3, 24, 24)
         known = ~terms(x, x_hat, Needs(luma=(1,), rgb=(0, 2))).isnan()
         assert known.tolist() == [
-            [True, False, False, False, True], [True, True, True, True, False], [True, False, False, False, True]
-        ]  # fmt: skip
+            [True, False, False, False, True, False],
+            [True, True, True, True, False, True],
+            [True, False, False, False, True, False],
+        ]
 
     def test_float32_under_autocast(self) -> None:
         x, x_hat = pictures(3, 180, 170)
@@ -325,6 +357,7 @@ class TestOneDefinition:
         assert 10 * np.log10(255**2 / values[1]) == pytest.approx(found["psnr-y"], abs=1e-3)
         assert 1 - values[3] == pytest.approx(found["ms-ssim-y"], abs=1e-5)
         assert 1 - values[4] == pytest.approx(found["ms-ssim-rgb"], abs=1e-5)
+        assert 1 - values[5] == pytest.approx(blue_similarity(x[0].numpy(), x_hat[0].numpy()), abs=1e-5)
 
 
 class _Clamped:

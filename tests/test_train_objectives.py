@@ -21,8 +21,8 @@ from l2c.entropy.coder import EncodingJob
 from l2c.errors import ConfigError, TrainingError
 from l2c.exact.fake import fake_integers
 from l2c.format.levels import OperatingPoint
-from l2c.metrics import chroma, luma, msssim
-from l2c.objective import MIXED, Blend, distortion
+from l2c.metrics import BlueSimilarity, chroma, luma, msssim
+from l2c.objective import MIXED, MSSSIM_LMBDA_RATIO, Blend, distortion
 from l2c.train import losses, meta
 from l2c.train.config import LossConfig, MetaConfig, ModulatorsConfig
 from l2c.train.losses import Conditions, LossParts, Networks, latent_loss, quantised_latents
@@ -93,6 +93,7 @@ class TestLosses:
             error = x[i : i + 1] - x_hat.clamp(-0.2, 1.2)
             both = [255**2 * part(error).square().mean() for part in (luma, chroma)]
             mixed = g * (0.7 * (1 - a) * (f * both[0] + (1 - f) * both[1]) + 700 * a * dissimilarity)
+            mixed += 700 / MSSSIM_LMBDA_RATIO * MIXED.blue * (1 - BlueSimilarity(x[i : i + 1])(inside[None])[0])
             distortion = {0.0: 0.7 * squared, 0.5: mixed, 1.0: 700 * dissimilarity}[mu]
             perceptual = (x[i] - inside).abs().sum()
             bpp = nets.probability.num_bits(y_hat, target, torch.tensor([[quality, round(8 * mu), b]]))[0] / (48 * 64)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from l2c.adapt.latents import Regions
@@ -49,7 +50,8 @@ class BiasSets:
         """Read `to_tensors`; None where the model has no sets. Raises ConfigError: they do not fit the networks.
 
         Models from before `mixed` was of luma have the curvature of 255^2 MSE and 1 - MS-SSIM of RGB alone, which then
-        stands for that of luma and chroma, too.
+        stands for that of luma and chroma, too; those from before it was of blue-yellow structure have all but that,
+        which then counts as 0.
         """
         if "bias_sets.values" not in tensors:
             return None
@@ -57,10 +59,11 @@ class BiasSets:
         bands, k, b = values.shape if values.dim() == 3 else (0, 0, 0)
         if not (1 <= bands <= 16 and 1 <= k <= DEFAULT_INDEX and b == num_biases(transform.decoder)):
             raise ConfigError(f"bias sets of shape {tuple(values.shape)} do not fit the networks")
-        if curvature is None or curvature.shape not in {(bands, k, 2), (bands, k, len(TERMS))}:
+        if curvature is None or curvature.shape not in {(bands, k, count) for count in (2, 5, len(TERMS))}:
             raise ConfigError("the bias sets have no curvature of their shape")
         if curvature.shape[2] == 2:
-            curvature = curvature[:, :, [int(name.endswith("dissimilarity")) for name in TERMS]]
+            curvature = curvature[:, :, [int(name.endswith("dissimilarity")) for name in TERMS[:5]]]
+        curvature = F.pad(curvature, (0, len(TERMS) - curvature.shape[2]))
         if not bool(torch.isfinite(values).all()) or not bool(torch.isfinite(curvature).all()):
             raise ConfigError("the bias sets are not finite")
         return cls(values.float(), curvature.float())
