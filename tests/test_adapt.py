@@ -20,7 +20,7 @@ from l2c.adapt.bias_sets import DEFAULT_INDEX, BiasSets, distortion_gradient, pr
 from l2c.adapt.modulators import adapt_conditions
 from l2c.config import ModelConfig
 from l2c.errors import ConfigError, TrainingError
-from l2c.objective import Blend, Needs, terms
+from l2c.objective import TERMS, Blend, Needs, terms
 from l2c.train import bias_sets
 from l2c.train.bias_sets import Patches, band_of, choose_scale, cluster, make_patches, measure_curvature, overfit_biases
 from l2c.train.checkpoint import Checkpoint
@@ -278,7 +278,7 @@ class TestCluster:
         quality = torch.arange(1001)
         config = replace(CONFIG, patches=1001, sets=1, bands=bands)
         tables = cluster(self.patches(quality[:, None].float(), quality), config, seed=0)
-        sets = BiasSets(tables, torch.zeros(bands, 1, 5))
+        sets = BiasSets(tables, torch.zeros(bands, 1, len(TERMS)))
         of = torch.tensor([sets.band(q, 1000) for q in range(1001)])
         expected = torch.stack([quality[of == b].float().mean() for b in range(bands)])
         torch.testing.assert_close(tables[:, 0, 0], expected, rtol=1e-4, atol=0.0)
@@ -302,7 +302,7 @@ class TestChoosingSets:
         transform, x, z, cond = scene
         batches = [(x[:2], z[:2], cond[:2]), (x[2:], z[2:], cond[2:])]
         curvature = torch.stack([measure_curvature(transform, band, iter(batches)) for band in values])
-        assert curvature.shape == (2, 5, 6)
+        assert curvature.shape == (2, 5, len(TERMS))
         for band, k, term in ((0, 0, 0), (0, 3, 4), (1, 2, 1), (1, 4, 3), (1, 1, 2), (0, 2, 5)):
 
             def along(t: Tensor, biases: Tensor = values[band, k], term: int = term) -> Tensor:
@@ -346,7 +346,7 @@ class TestChoosingSets:
     def test_try_sets(self, scene: Scene, values: Tensor) -> None:
         found = overfit_biases(*scene, CONFIG)[0]
         table = torch.cat((values[0], found, found + 30.0))[None]  # 5 random, each patch's own, 3 that harm
-        sets = BiasSets(table, torch.zeros(1, 11, 5))
+        sets = BiasSets(table, torch.zeros(1, 11, len(TERMS)))
         everything = torch.arange(11).expand(3, -1)
         all_values = torch.stack([distortion(scene, Adaptation(biases=v.expand(3, -1))) for v in table[0]], dim=1)
         best, least = try_sets(*scene, sets, 0, everything)
@@ -361,7 +361,7 @@ class TestChoosingSets:
         torch.testing.assert_close(least, torch.minimum(chosen.amin(dim=1), distortion(scene)))
 
     def test_default_where_no_set_helps(self, scene: Scene) -> None:
-        sets = BiasSets(torch.full((2, 3, num_biases(scene[0].decoder)), 5.0), torch.zeros(2, 3, 5))
+        sets = BiasSets(torch.full((2, 3, num_biases(scene[0].decoder)), 5.0), torch.zeros(2, 3, len(TERMS)))
         best, least = try_sets(*scene, sets, 1, torch.tensor([[0, 1, 2]] * 3))
         assert best.tolist() == [DEFAULT_INDEX] * 3
         torch.testing.assert_close(least, distortion(scene))
@@ -387,13 +387,14 @@ class TestChooseScale:
             exact = transform.decoder(z, cond).clamp(0, 1)
         torch.manual_seed(1)
         values = torch.randn(3, num_biases(transform.decoder))
-        assert choose_scale(transform, values, torch.ones(3, 5), [(exact, z, cond)])[1] == pytest.approx(0.0, abs=1e-6)
+        _, gain = choose_scale(transform, values, torch.ones(3, len(TERMS)), [(exact, z, cond)])
+        assert gain == pytest.approx(0.0, abs=1e-6)
 
 
 class TestBiasSetsFile:
     @pytest.fixture
     def tensors(self, scene: Scene) -> dict[str, Tensor]:
-        return BiasSets(torch.randn(2, 5, num_biases(scene[0].decoder)), torch.randn(2, 5, 5)).to_tensors()
+        return BiasSets(torch.randn(2, 5, num_biases(scene[0].decoder)), torch.randn(2, 5, len(TERMS))).to_tensors()
 
     def test_round_trip(self, scene: Scene, tensors: dict[str, Tensor]) -> None:
         assert tensors["bias_sets.values"].dtype == torch.float16

@@ -14,7 +14,7 @@ from l2c.adapt.bias_sets import BiasSets, search_sets, set_maps
 from l2c.adapt.latents import Regions
 from l2c.adapt.modulators import condition_maps, search_conditions
 from l2c.format.adapt_section import NO_SET
-from l2c.objective import Blend, PatchDistortion, distortion
+from l2c.objective import TERMS, Blend, PatchDistortion, distortion
 from l2c.transforms import Adaptation, Grid, Transform, TransformConfig, condition, num_biases, num_modulators
 
 
@@ -82,7 +82,7 @@ def planted(rows: int, columns: int, mu: float) -> tuple[Transform, Regions, Ten
     transform, z, _ = scene(FAMILIES["block"], rows, columns)
     cond = condition(torch.tensor([0.01]), torch.tensor([mu]))
     values = 0.05 * torch.randn(1, 6, num_biases(transform.decoder))
-    sets = BiasSets(values, torch.zeros(1, 6, 5))
+    sets = BiasSets(values, torch.zeros(1, 6, len(TERMS)))
     index = torch.tensor([[3, NO_SET, 5], [0, 3, 1]])[None, : -(-rows // 32), : -(-columns // 32)]
     with torch.no_grad():
         maps = set_maps(sets, [0], index)
@@ -155,7 +155,7 @@ def test_conditions_are_improved(mu: float) -> None:
 def test_set_maps_of_bands() -> None:
     values = torch.randn(2, 3, 7)
     index = torch.tensor([[[0, NO_SET]], [[2, 1]]])
-    maps = set_maps(BiasSets(values, torch.zeros(2, 3, 5)), [0, 1], index)
+    maps = set_maps(BiasSets(values, torch.zeros(2, 3, len(TERMS))), [0, 1], index)
     assert maps.shape == (2, 7, 1, 2)
     np.testing.assert_array_equal(maps[0, :, 0, 0], values[0, 0])
     np.testing.assert_array_equal(maps[0, :, 0, 1], np.zeros(7))
