@@ -133,3 +133,37 @@ def test_the_search_form_refuses_other_shapes() -> None:
     x, y = pair(40, 40)
     with pytest.raises(ValueError, match="compared with"):
         metrics.SimilarityTo(x)(y[:, :, :20])
+
+
+class TestBlueSimilarity:
+    @pytest.mark.parametrize("size", [(40, 70), (9, 3), (1, 1)])
+    def test_tints(self, size: tuple[int, int]) -> None:
+        """Flat pictures have no structure: what is left is the distance of their tints, squared."""
+        white, grey, blue, yellow = (
+            torch.tensor(c, dtype=torch.float32)[None, :, None, None].expand(1, 3, *size)
+            for c in ((1.0, 1.0, 1.0), (0.3, 0.3, 0.3), (0.2, 0.3, 0.9), (0.9, 0.9, 0.1))
+        )
+        for flat in (white, grey, blue, yellow):
+            assert float(metrics.BlueSimilarity(flat)(flat)) == pytest.approx(1.0, abs=1e-6)
+        assert float(metrics.BlueSimilarity(white)(grey)) == pytest.approx(1.0, abs=1e-6)  # B - Y of all greys is 0
+        # B - Y of blue is 0.27660, of yellow -0.18780
+        assert float(metrics.BlueSimilarity(grey)(blue)) == pytest.approx(1.0 - 0.27660**2, abs=1e-4)
+        assert float(metrics.BlueSimilarity(yellow)(blue)) == pytest.approx(1.0 - (0.27660 + 0.18780) ** 2, abs=1e-4)
+
+    def test_places(self) -> None:
+        """What weighs nothing does not count; weights scale what there is."""
+        x, y = pair(64, 96, 0.1)
+        whole = 1.0 - metrics.BlueSimilarity(x)(y)
+        half = 1.0 - metrics.BlueSimilarity(x, torch.full((1, 1, 64, 96), 0.5))(y)
+        torch.testing.assert_close(half, 0.5 * whole)
+        assert float(metrics.BlueSimilarity(x, torch.zeros(1, 1, 64, 96))(y)) == 1.0
+
+    def test_fine_noise_does_not_count(self) -> None:
+        """Coarse structure alone does: noise of single pixels is averaged away, a tint of 32x32 pixels is not."""
+        x = torch.full((1, 3, 128, 128), 0.5)
+        generator = torch.Generator().manual_seed(3)
+        fine = 0.05 * torch.randn(1, 1, 128, 128, generator=generator)
+        coarse = 0.05 * torch.randn(1, 1, 4, 4, generator=generator).repeat_interleave(32, 2).repeat_interleave(32, 3)
+        tint = torch.tensor([0.0, 0.0, 1.0])[None, :, None, None]
+        similarity = metrics.BlueSimilarity(x)
+        assert float(1.0 - similarity(x + fine * tint)) < 0.05 * float(1.0 - similarity(x + coarse * tint))
