@@ -167,3 +167,10 @@ class TestBlueSimilarity:
         tint = torch.tensor([0.0, 0.0, 1.0])[None, :, None, None]
         similarity = metrics.BlueSimilarity(x)
         assert float(1.0 - similarity(x + fine * tint)) < 0.05 * float(1.0 - similarity(x + coarse * tint))
+
+    def test_float32_under_autocast(self) -> None:
+        x, y = pair(64, 96, 0.02)
+        similarity = metrics.BlueSimilarity(x)
+        expected = similarity(y)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(similarity(y), expected)
