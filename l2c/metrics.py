@@ -334,15 +334,14 @@ class BlueSimilarity:
 
     def maps(self, x_hat: Tensor) -> list[Tensor]:
         """What the means are taken of: float32 [N, 1, ceil(H / stride), ceil(W / stride)] of each scale."""
-        with torch.autocast(x_hat.device.type, enabled=False):
-            maps = []
-            for (plane, shift, mean, variance, places), decoded in zip(self._scales, _blue_planes(x_hat.float())):
-                y = decoded - shift
-                mean_y, square, product = _blur_to_edges(torch.stack((y, y * y, plane * y)))
-                contrast = (2.0 * (product - mean * mean_y) + _C2) / (variance + square - mean_y * mean_y + _C2)
-                value = (1.0 - (mean - mean_y).square()) * contrast
-                maps.append(value if places is None else 1.0 + places * (value - 1.0))
-            return maps
+        maps = []
+        for (plane, shift, mean, variance, places), decoded in zip(self._scales, _blue_planes(x_hat.float())):
+            y = decoded - shift
+            mean_y, square, product = _blur_to_edges(torch.stack((y, y * y, plane * y)))
+            contrast = (2.0 * (product - mean * mean_y) + _C2) / (variance + square - mean_y * mean_y + _C2)
+            value = (1.0 - (mean - mean_y).square()) * contrast
+            maps.append(value if places is None else 1.0 + places * (value - 1.0))
+        return maps
 
     def patch_shares(self, x_hat: Tensor, side: int) -> Tensor:
         """The similarity shared out to patches of `side` pixels from the top left: float32 [N, rows, columns]."""
@@ -364,8 +363,9 @@ def _blue_planes(x: Tensor) -> list[Tensor]:
 
 
 def _blur_to_edges(x: Tensor) -> Tensor:
-    """`_blur` of the same size, edges repeated: [K, N, C, h, w] -> the same shape."""
-    return _blur(F.pad(x.flatten(0, 1), (_WINDOW // 2,) * 4, mode="replicate")).unflatten(0, x.shape[:2])
+    """`_blur` of the same size, edges repeated, in float32: [K, N, C, h, w] -> the same shape."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _blur(F.pad(x.flatten(0, 1), (_WINDOW // 2,) * 4, mode="replicate")).unflatten(0, x.shape[:2])
 
 
 def _luminance(mean_x: Tensor, mean_y: Tensor) -> tuple[Tensor, Tensor]:

@@ -174,3 +174,4 @@ class TestBlueSimilarity:
         expected = similarity(y)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             torch.testing.assert_close(similarity(y), expected)
+            torch.testing.assert_close(metrics.BlueSimilarity(x)(y), expected)

@@ -159,7 +159,8 @@ class Codec:
                 any of these the middle one; there `bpp` and `max_bytes` give the best of them that is not above,
                 `psnr` and `msssim` the least that is not below.
             metric: what the bits are spent on: "psnr" (squared error of RGB), "msssim" (MS-SSIM of RGB) or "mixed", the
-                default, for eyes: squared error of luma and a little of chroma, and MS-SSIM of luma (`l2c.objective`).
+                default, for eyes: squared error of luma and a little of chroma, MS-SSIM of luma, and coarse blue-yellow
+                structure (`l2c.objective`).
             adapt_for: metrics of receivers who may choose (`decode(metric=)`), such as ("psnr", "msssim"): once the
                 latents are chosen, D's conditions are searched for each, in the effort's steps or else in OML's five.
                 The set for `metric` is what the file shows by default (with psnr= or msssim= it takes an effort with
