@@ -10,9 +10,9 @@ measured. All objectives use the model's networks at mu = 4, so only what the se
     rgb      squared error of RGB, as psnr
     half     half of that and half of MS-SSIM of RGB: what model 1 was trained for at mu = 4
     msssim   MS-SSIM of RGB
-    a=A,f=F  `mixed` with these weights at every lambda (f = 0.8 where it is not named)
     shipped  `mixed` as it is
-    c=C      as it is, but with this weight of blue-yellow structure
+    a=A,f=F,c=C  as it is but for the weights that are named: of MS-SSIM, of luma in the squared error, of blue-yellow
+             structure; a and f may be pairs LOW/HIGH, as in `MixedWeights`
 
 Gains of all are such that a lambda gives about the rate that it gives with psnr. `--metrics` adds the three metrics of
 the axis as users have them: networks and search at mu = 0, 4 and 8. A stopped run goes on where it was. The table has
@@ -61,23 +61,37 @@ def searching_for(name: str) -> Iterator[None]:
         if name in _FIXED:
             objective.term_weights = _of_rgb(_FIXED[name])
             objective.Needs = _EverythingRGB  # type: ignore[misc]
-        elif name.startswith("c="):
-            objective.MIXED = replace(objective.MIXED, blue=float(name.removeprefix("c=")))
         elif name not in ("none", "shipped"):
-            values = {"f": 0.8} | {key: float(value) for key, value in (part.split("=") for part in name.split(","))}
-            a, f = values["a"], values["f"]
-            gain = values.get("g", gain_for(a, f))
-            objective.MIXED = objective.MixedWeights((a, a), (f, f), (gain, gain))
+            objective.MIXED = _named(name)
         yield
     finally:
         for key, value in kept.items():
             setattr(objective, key, value)
 
 
+def _named(name: str) -> objective.MixedWeights:
+    values = {key: _ends(text) for key, text in (part.split("=") for part in name.split(","))}
+    made = objective.MIXED
+    if "c" in values:
+        made = replace(made, blue=values["c"][0])
+    if "a" in values or "f" in values:
+        a, f = values.get("a", made.structure), values.get("f", made.luma)
+        made = replace(made, structure=a, luma=f, gain=(gain_for(a[0], f[0]), gain_for(a[1], f[1])))
+    return made
+
+
+def _ends(text: str) -> tuple[float, float]:
+    """ "0.3" or "0.3/0.2": at small and at large lambdas."""
+    low, _, high = text.partition("/")
+    return float(low), float(high or low)
+
+
 def _of_rgb(share: float) -> Callable[[Tensor, Tensor], Tensor]:
     """`objective.term_weights` of so much MS-SSIM of RGB and squared error of RGB for the rest."""
     gain = 1.0 / (1.0 - share + share * _RGB_SLOPE)
-    weights = gain * torch.tensor([1.0 - share, 0.0, 0.0, 0.0, share * objective.MSSSIM_LMBDA_RATIO])
+    weights = torch.zeros(len(objective.TERMS))
+    weights[objective.TERMS.index("rgb-squared")] = gain * (1.0 - share)
+    weights[objective.TERMS.index("rgb-dissimilarity")] = gain * share * objective.MSSSIM_LMBDA_RATIO
     return lambda mu, lmbda: weights.to(lmbda.device).repeat(len(lmbda), 1)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import importlib.util
 import inspect
 import re
 from collections.abc import Iterator
@@ -399,3 +401,42 @@ def test_the_page_has_the_weights() -> None:
     blue = re.search(r"c = (\d+) at every lambda", text)
     assert blue is not None
     assert MixedWeights(rows["a"], rows["f"], rows["g"], rows[""], float(blue[1])) == objective.MIXED
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Any:
+    path = Path(__file__).parent.parent / "experiments" / "objective.py"
+    spec = importlib.util.spec_from_file_location("objective_experiment", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestTheExperiment:
+    """experiments/objective.py puts others in the place of the shipped objective."""
+
+    @pytest.mark.parametrize("name, share", [("rgb", 0.0), ("half", 0.5), ("msssim", 1.0)])
+    def test_of_rgb(self, experiment: Any, name: str, share: float) -> None:
+        x, x_hat = pictures(2, 40, 48)
+        mu, lmbda = torch.full((2,), METRICS["mixed"]), torch.full((2,), 0.01)
+        with experiment.searching_for(name):
+            found = distortion(x, x_hat, Blend.of(mu, lmbda)), DistortionTo(x, Blend.of(mu, lmbda))(x_hat.clamp(0, 1))
+        gain = 1.0 / (1.0 - share + share * 0.38)
+        for picture, value in zip((x_hat, x_hat.clamp(0, 1)), found):
+            squared = 255.0**2 * metrics.mse(x, picture)
+            structure = RATIO * (1.0 - metrics.msssim(x, picture.clamp(0, 1)))
+            torch.testing.assert_close(value, gain * ((1.0 - share) * squared + share * structure))
+        assert Blend.of(mu, lmbda).needs == Needs(luma=(0, 1))  # all as it was
+
+    def test_named_weights(self, experiment: Any) -> None:
+        shipped = objective.MIXED
+        with experiment.searching_for("shipped"):
+            assert shipped == objective.MIXED
+        with experiment.searching_for(f"c={shipped.blue / 2:g}"):
+            assert dataclasses.replace(shipped, blue=shipped.blue / 2) == objective.MIXED
+        with experiment.searching_for("a=0.5/0.25,f=0.6"):
+            made = objective.MIXED
+        assert (made.structure, made.luma, made.blue) == ((0.5, 0.25), (0.6, 0.6), shipped.blue)
+        assert made.gain == (experiment.gain_for(0.5, 0.6), experiment.gain_for(0.25, 0.6))
+        assert shipped == objective.MIXED
