@@ -1,7 +1,7 @@
 """The system of the first paper as it is published: its four codecs and its rate control (L2C III-E), its Table I.
 
     python experiments/four_codecs.py KODAK c8b8.safetensors c6b8.safetensors c3b4.safetensors c1b4.safetensors \
-        --out rows.jsonl [--every 6] [--effort 4] [--no-default]
+        --out rows.jsonl [--every 6] [--crop 256] [--effort 4] [--no-default]
 
 For each picture and target the codec whose own target is closest runs first, with all its bits b; b falls as long as
 the file is above the target's margin. If no b of that codec lands within the margin, the next closest codec tries; the
@@ -9,7 +9,8 @@ closest file of all says which codec and b it is. Then the latents are overfitte
 that the file comes to its target or at least within the margin, and every patch gets the best of all bias sets that
 the codec has. Iterations are those of our search, which keeps what lowers the loss of every tile
 (docs/ADAPTATION.md has it against the paper's straight-through steps). Beside it the default model encodes the same
-pictures to the same rates at one effort. One row a file, so that a run goes on where it was stopped; then the tables.
+pictures to the same rates at one effort. The networks of the four work on a quarter of the height and width, so a
+picture's centre (--crop) is what a CPU can be asked for. One row a file, so that a run goes on where it was stopped; then the tables.
 """
 
 from __future__ import annotations
@@ -192,6 +193,14 @@ def table(rows: list[dict[str, Any]], title: str) -> str:
     return "\n".join(lines)
 
 
+def centre(pixels: np.ndarray, side: int | None) -> np.ndarray:
+    """uint8 [side, side, 3] of [H, W, 3], or less where the picture has less; all of it without a side."""
+    if side is None:
+        return pixels
+    top, left = (max(0, (length - side) // 2) for length in pixels.shape[:2])
+    return np.ascontiguousarray(pixels[top : top + side, left : left + side])
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -199,6 +208,7 @@ def main() -> None:
     parser.add_argument("models", type=Path, nargs=4, help="model files of C_0..C_3")
     parser.add_argument("--out", type=Path, required=True, help="rows, one a file")
     parser.add_argument("--every", type=int, default=1, help="take every so many-th picture")
+    parser.add_argument("--crop", type=int, default=None, help="side of the centre that is coded; all without it")
     parser.add_argument("--effort", type=int, default=4, choices=range(len(EFFORTS)), help="of the default model")
     parser.add_argument("--no-default", action="store_true", help="without the default model")
     args = parser.parse_args()
@@ -208,7 +218,7 @@ def main() -> None:
     done = {(row["codec"], row["picture"], row["target"]) for row in rows.rows}
     for path in list_pictures(args.pictures)[:: args.every]:
         with Image.open(path) as opened:
-            pixels = np.asarray(opened.convert("RGB"))
+            pixels = centre(np.asarray(opened.convert("RGB")), args.crop)
         plain: dict[tuple[int, int], tuple[float, float]] = {}
         ways = {"paper": functools.partial(as_published, codecs, pixels, plain)}
         if not args.no_default:
