@@ -9,8 +9,9 @@ closest file of all says which codec and b it is. Then the latents are overfitte
 that the file comes to its target or at least within the margin, and every patch gets the best of all bias sets that
 the codec has. Iterations are those of our search, which keeps what lowers the loss of every tile
 (docs/ADAPTATION.md has it against the paper's straight-through steps). Beside it the default model encodes the same
-pictures to the same rates at one effort. The networks of the four work on a quarter of the height and width, so a
-picture's centre (--crop) is what a CPU can be asked for. One row a file, so that a run goes on where it was stopped; then the tables.
+pictures to the same rates at one effort. The networks of the four work on half and a quarter of the picture's sides, so
+its centre (--crop) is what a CPU can be asked for. One row a file, so that a run goes on where it was stopped; then the
+tables.
 """
 
 from __future__ import annotations

@@ -5,11 +5,11 @@
     python experiments/trunk.py compare REFERENCE.jsonl [other.jsonl ...]
     python experiments/trunk.py gradients MODEL --val DIR
 
-J is the mean of ln(loss) over the conditions of `l2c.train.validation.validate` (three metrics, six lambdas): 100 times
-a difference is about the mean difference of the objective in percent. MODEL is an exported model or a checkpoint; its
-row has the form of a journal's (`l2c.train.records`). `plot` also prints, for each journal, J of every kind of picture
-at its last row, the slope of ln J's excess against pixels over its second half, and the gap between validation and
-pictures that were trained on.
+J is the mean of ln(loss) over the conditions of `l2c.train.validation.validate` (three metrics at the recipe's
+`val_lmbdas`): 100 times a difference is about the mean difference of the objective in percent. MODEL is an exported
+model or a checkpoint; its row has the form of a journal's (`l2c.train.records`). `plot` also prints, for each journal,
+J of every kind of picture at its last row, the slope of ln J's excess against pixels over its second half, and the gap
+between validation and pictures that were trained on.
 
 J is taken at given lambdas. A model whose quantiser is finer than its lambda wants has a higher J and may still need
 less rate for equal quality, which is what users see: `compare` prints BD-rates against the last row of REFERENCE, at
@@ -49,7 +49,7 @@ def score(arguments: argparse.Namespace) -> None:
     nets = checkpoint.networks(checkpoint.config)[1].eval()
     pictures = validation_set(recipe.data.val, 256, recipe.val_pictures, recipe.val_drawn)
     cpu = torch.device("cpu")
-    kinds = {kind: validate(nets, part, cpu, search=arguments.search) for kind, part in pictures.items()}
+    kinds = {kind: validate(nets, part, cpu, recipe.val_lmbdas, arguments.search) for kind, part in pictures.items()}
     row = {
         "step": checkpoint.step,
         "gpixel": checkpoint.pixels / 1e9,
