@@ -71,6 +71,8 @@ def searching_for(name: str) -> Iterator[None]:
 
 def _named(name: str) -> objective.MixedWeights:
     values = {key: _ends(text) for key, text in (part.split("=") for part in name.split(","))}
+    if not values.keys() <= {"a", "f", "c"}:
+        raise SystemExit(f"{name} names no objective: weights are a, f and c")
     made = objective.MIXED
     if "c" in values:
         made = replace(made, blue=values["c"][0])
