@@ -26,7 +26,7 @@ from l2c.config import ModelConfig
 from l2c.errors import BackendError, UnsupportedError
 from l2c.evaluate import ffmpeg, measures, peers, records, run
 from l2c.evaluate.curves import bd_rate, plot_time, points
-from l2c.evaluate.meta import mean_drops
+from l2c.evaluate.meta import Overfitter
 from l2c.evaluate.peers import PEERS, Peer, RateSearch
 from l2c.evaluate.records import Curve, RowFile, from_compressai, load_published, mean_curves, to_compressai, to_csv
 from l2c.evaluate.run import Plan, evaluate
@@ -626,26 +626,37 @@ class TestTables:
         assert Image.open(tmp_path / "fig5.png").width > 300
 
     def test_two_checkpoints(
-        self, folder: Path, tmp_path: Path, tiny_config: ModelConfig, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """Table II: the same networks gain the same; rates that a checkpoint learnt are tried, too."""
+        self, folder: Path, tmp_path: Path, tiny_config: ModelConfig, capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """Table II: the same networks gain the same; rates that a checkpoint learnt are tried, too; rows are kept."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(3)
             state = Networks(tiny_config).state_dict()
         paths = [tmp_path / name for name in ("meta.pt", "control.pt", "other.pt")]
         for path, stage in zip(paths, ("meta", "meta", "pretrain")):
             Checkpoint(tiny_config, state, state, stage).save(path)
-        crops = [torch.from_numpy(photo(name, 96, 96)).permute(2, 0, 1).float() / 255.0 for name in NAMES[:2]]
-        drops = mean_drops(paths[:2], crops, (20, 60), 4, 3, (0.01, 0.05))
-        assert drops[0] == drops[1] and np.isfinite(drops[0])
-        worse = mean_drops(paths[:1], crops, (20, 60), 4, 3, (0.05,))[0]
-        assert drops[0] >= worse  # the best of both rates
+        crop = torch.from_numpy(photo(NAMES[0], 96, 96)).permute(2, 0, 1).float() / 255.0
+        drop = Overfitter(paths[0]).best_drop(crop, 60, 4, 3, (0.01, 0.05))
+        assert math.isfinite(drop) and Overfitter(paths[1]).best_drop(crop, 60, 4, 3, (0.01, 0.05)) == drop
+        worse = Overfitter(paths[0]).best_drop(crop, 60, 4, 3, (0.05,))
+        assert drop >= worse  # the best of both rates
         learnt = {"0": torch.full((3, 1, 1, 1), math.log(0.01 * PAPER_ALPHA))}
         Checkpoint(tiny_config, state, state, "meta", objective=learnt).save(paths[0])
-        assert mean_drops(paths[:1], crops, (20, 60), 4, 3, (0.05,))[0] == pytest.approx(drops[0], rel=1e-3)
+        assert Overfitter(paths[0]).best_drop(crop, 60, 4, 3, (0.05,)) == pytest.approx(drop, rel=1e-3)
         arguments = ["tables", str(folder), "-o", str(tmp_path / "r"), "--parts", "II", "--control", str(paths[2])]
         assert cli.main([*arguments, "--meta", str(paths[0])]) == 1
         assert "of the stage pretrain, not of meta" in capsys.readouterr().err
+
+        monkeypatch.setattr("l2c.evaluate.tables.PAPER_II", {4: ((0.1, 0.2), 4.58), 5: ((0.05,), 11.37)})
+        begun: list[str] = []
+        tables = Tables(l2c.Codec(), [folder / "coffee.png"], tmp_path / "r", tell=begun.append)
+        two = tables.check_two(paths[1], paths[1], 64)
+        text = tables.table_two(*two, (60,), 64)
+        assert [line.split("|")[5].strip() for line in text.splitlines() if "{" in line] == ["+0.00 %"] * 2
+        assert len(begun) == 2  # both are the same file
+        again = Tables(l2c.Codec(), tables.pictures, tmp_path / "r", tell=begun.append)
+        assert again.table_two(*two, (60,), 64) == text and len(begun) == 2
 
     @pytest.mark.parametrize(
         ("more", "message"),

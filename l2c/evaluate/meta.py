@@ -8,6 +8,7 @@ before and after in float32.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,14 +20,6 @@ from l2c.format.levels import MAX_QUALITY
 from l2c.train.checkpoint import Checkpoint
 from l2c.train.config import PAPER_ALPHA, LossConfig
 from l2c.train.losses import Conditions, Networks, analyse, latent_loss
-
-
-def check_checkpoints(meta: Path, control: Path) -> None:
-    """Raises UnsupportedError: they are not both of the stage meta; TrainingError: they cannot be read."""
-    for path in (meta, control):
-        stage = Checkpoint.load(path).stage
-        if stage != "meta":
-            raise UnsupportedError(f"{path} is a checkpoint of the stage {stage or 'none'}, not of meta")
 
 
 def objective(nets: Networks, x: Tensor, y: Tensor, cond: Conditions) -> Tensor:
@@ -53,36 +46,38 @@ def drops(nets: Networks, x: Tensor, cond: Conditions, alphas: Sequence[float | 
         return before - objective(nets, x, y, cond)
 
 
-def mean_drops(
-    checkpoints: Sequence[Path],
-    crops: Sequence[Tensor],
-    qualities: Sequence[int],
-    mu: int,
-    iterations: int,
-    learning_rates: Sequence[float],
-) -> list[float]:
-    """Mean loss drop of each checkpoint in bits per pixel, with the best learning rate for each picture and quality.
+class Overfitter:
+    """The networks of a checkpoint of the stage meta, asked how much overfitting gains.
 
     Args:
-        checkpoints: of the stage meta.
-        crops: float32 [3, H, W] in [0, 1], all of one size.
-        qualities: 0..100. mu: metric mix in eighths, see `levels.METRICS`.
-        learning_rates: the paper's; ours are rescaled.
+        path: the checkpoint.
+    Raises:
+        UnsupportedError: it is of another stage. TrainingError: it cannot be read.
+    Attributes:
+        file_id: the first 16 digits of its SHA-256.
     """
-    x = torch.stack(list(crops)).contiguous(memory_format=torch.channels_last)
-    means = []
-    for path in checkpoints:
+
+    def __init__(self, path: Path) -> None:
         checkpoint = Checkpoint.load(path)
+        if checkpoint.stage != "meta":
+            raise UnsupportedError(f"{path} is a checkpoint of the stage {checkpoint.stage or 'none'}, not of meta")
+        self.file_id = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
         nets = checkpoint.networks(checkpoint.config)[1].eval().requires_grad_(False)
-        nets = nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        learnt = [alpha.exp() for alpha in checkpoint.objective.get("0", torch.empty(0))]
-        best = []
-        for quality in qualities:
-            header = (quality * MAX_QUALITY // 100, mu, nets.config.bits)
-            cond = Conditions(*(torch.full((len(x),), value) for value in header))
-            choices: list[list[float | Tensor]] = [[PAPER_ALPHA * rate] * iterations for rate in learning_rates]
-            if len(learnt) == iterations:
-                choices.append(list(learnt))
-            best.append(torch.stack([drops(nets, x, cond, alphas) for alphas in choices]).amax(dim=0))
-        means.append(float(torch.cat(best).mean()))
-    return means
+        self._nets = nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._learnt = [alpha.exp() for alpha in checkpoint.objective.get("0", torch.empty(0))]
+
+    def best_drop(self, crop: Tensor, quality: int, mu: int, iterations: int, learning_rates: Sequence[float]) -> float:
+        """The loss drop of one picture with the best learning rate, in bits per pixel.
+
+        Args:
+            crop: float32 [3, H, W] in [0, 1].
+            quality: 0..100. mu: metric mix in eighths, see `levels.METRICS`.
+            learning_rates: the paper's; ours are rescaled.
+        """
+        x = crop[None].contiguous(memory_format=torch.channels_last)
+        header = (quality * MAX_QUALITY // 100, mu, self._nets.config.bits)
+        cond = Conditions(*(torch.full((1,), value) for value in header))
+        choices: list[list[float | Tensor]] = [[PAPER_ALPHA * rate] * iterations for rate in learning_rates]
+        if len(self._learnt) == iterations:
+            choices.append(list(self._learnt))
+        return max(float(drops(self._nets, x, cond, alphas)) for alphas in choices)

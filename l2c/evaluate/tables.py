@@ -1,8 +1,8 @@
 """The tables of L2C (I, II, III) and the figures 4 and 5 of OML, on any pictures: the papers' numbers beside ours.
 
-Every number of ours is of a real file, decoded again, except Table II, which compares checkpoints in training and is
-measured anew each time. The others go to `tables.jsonl` (see `records.RowFile`) and, for Table I, to `rows.jsonl` of
-`run.evaluate`: a stopped run goes on, and rows of `l2c eval` for the same metric and effort are used.
+Every number of ours is of a real file, decoded again, except Table II, which compares checkpoints in training. They go
+to `tables.jsonl` (see `records.RowFile`) and, for Table I, to `rows.jsonl` of `run.evaluate`: a stopped run goes on,
+and rows of `l2c eval` for the same metric and effort are used.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from l2c.codec import Codec
 from l2c.errors import RateError, UnsupportedError
 from l2c.evaluate.curves import axes_of
 from l2c.evaluate.measures import in_db, measure
-from l2c.evaluate.meta import check_checkpoints, mean_drops
+from l2c.evaluate.meta import Overfitter
 from l2c.evaluate.records import Row, RowFile
 from l2c.evaluate.run import DEFAULT_RATES, Plan, evaluate, own_name, own_version
 from l2c.files import write_atomically
@@ -65,6 +65,7 @@ PAPER_BIAS_GAIN = 0.0029  # MS-SSIM, mean over pictures and rates (L2C IV)
 SETS = Effort(sets=8)
 PAPERS_ITERATIONS = Effort(iterations=10)
 _FIGURE = {"psnr": "psnr-rgb", "msssim": "ms-ssim-rgb"}
+_Key = tuple[str, str, float, str]  # picture, codec, target, version
 _LABEL: dict[Metric, str] = {"psnr": "PSNR", "msssim": "MS-SSIM"}
 
 
@@ -104,8 +105,8 @@ class Tables:
         self.plan = replace(everything, pictures=self._some(self.examples))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._record = RowFile(self.folder / "tables.jsonl")
-        self._known = {
-            (row["picture"], row["codec"], row["target"], row.get("version")): row for row in self._record.rows
+        self._known: dict[_Key, Row] = {
+            (row["picture"], row["codec"], row["target"], row.get("version", "")): row for row in self._record.rows
         }
         self.failures: list[tuple[str, str]] = []
 
@@ -147,13 +148,20 @@ class Tables:
 
     # --- L2C Table II ---------------------------------------------------------------------------------------------
 
-    def check_two(self, meta: Path, control: Path, size: int = 256) -> None:
-        """Raises UnsupportedError or TrainingError: what `table_two` is given does not suit it."""
-        check_checkpoints(meta, control)
+    def check_two(self, meta: Path, control: Path, size: int = 256) -> tuple[Overfitter, Overfitter]:
+        """The two checkpoints, once everything `table_two` is given suits it.
+
+        Raises:
+            UnsupportedError, TrainingError: it does not.
+        """
+        both = Overfitter(meta), Overfitter(control)
         for path in self.pictures:
             _centre(self._picture(path), size)
+        return both
 
-    def table_two(self, meta: Path, control: Path, qualities: Sequence[int] = (30, 50, 70), size: int = 256) -> str:
+    def table_two(
+        self, meta: Overfitter, control: Overfitter, qualities: Sequence[int] = (30, 50, 70), size: int = 256
+    ) -> str:
         """How much more a meta-trained model gains from overfitting than one fine-tuned without it.
 
         Args:
@@ -170,14 +178,29 @@ class Tables:
             "",
             *heading("Num. iters", "LRS", "drop, meta (bpp)", "drop, control", "Δ mean loss drop, ours", "paper"),
         ]
-        crops = [_centre(self._picture(path), size) for path in self.pictures]
         for iterations, (alphas, paper) in PAPER_II.items():
-            self.tell(f"Table II, {iterations} iterations")
-            drops = mean_drops((meta, control), crops, qualities, mu, iterations, alphas)
+            drops = [
+                statistics.mean(
+                    self._drop(networks, path, quality, mu, iterations, size)
+                    for path in self.pictures
+                    for quality in qualities
+                )
+                for networks in (meta, control)
+            ]
             change = f"{100 * (drops[0] / drops[1] - 1):+.2f} %" if drops[1] > 0 else "-"
             rates = f"{{{', '.join(map(str, alphas))}}}"
             lines.append(row(iterations, rates, f"{drops[0]:.5f}", f"{drops[1]:.5f}", change, f"+{paper:.2f} %"))
         return "\n".join(lines)
+
+    def _drop(self, networks: Overfitter, path: Path, quality: int, mu: int, iterations: int, size: int) -> float:
+        """Bits per pixel that a picture's centre gains, with the best of the paper's learning rates."""
+        version = f"{networks.file_id}, mu {mu}, {iterations} iterations, {size}x{size}"
+        key = path.stem, "tables-overfitting", float(quality), version
+        if key not in self._known:
+            self.tell(f"{path.stem} {quality} {iterations} iterations")
+            crop, alphas = _centre(self._picture(path), size), PAPER_II[iterations][0]
+            self._keep(key, {"bpp": 0.0, "drop": networks.best_drop(crop, quality, mu, iterations, alphas)})
+        return float(self._known[key]["drop"])
 
     # --- L2C Table III and bias sets --------------------------------------------------------------------------------
 
@@ -336,10 +359,8 @@ class Tables:
             )
             if encoded.latents_sha256 != ours.latents_sha256:
                 raise UnsupportedError(f"{self.own.model.name} makes other latents than {self.codec.model.name}")
-            row: Row = dict(zip(("picture", "codec", "target", "version"), key)) | {"bpp": encoded.bpp}
-            row |= measure(pixels, self.own.decode(encoded.data), ("psnr-rgb", "ms-ssim-rgb"))
-            self._record.add(row)
-            self._known[key] = row
+            figures = measure(pixels, self.own.decode(encoded.data), ("psnr-rgb", "ms-ssim-rgb"))
+            self._keep(key, {"bpp": encoded.bpp, **figures})
         return self._known[key], adapted
 
     def _row(self, path: Path, rate: float, metric: Metric, effort: Effort, quality: float | None) -> Row:
@@ -350,7 +371,7 @@ class Tables:
         if key in self._known:
             return self._known[key]
         self.tell(f"{path.stem} {metric} {rate:g} {effort}")
-        row: Row = dict(zip(("picture", "codec", "target", "version"), key)) | {"bpp": 0.0, "target_reached": True}
+        row: Row = {"bpp": 0.0, "target_reached": True}
         pixels = self._picture(path)
         if quality is None:
             try:
@@ -366,8 +387,12 @@ class Tables:
             row["encode_seconds"] = time.perf_counter() - start
             row |= {"bpp": encoded.bpp, "quality": quality, "adaptation": encoded.adaptation_as_dict()}
             row |= measure(pixels, self.codec.decode(encoded.data), ("psnr-rgb", "ms-ssim-rgb"))
+        return self._keep(key, row)
+
+    def _keep(self, key: _Key, values: Row) -> Row:
+        """Write down what was measured, and under which key."""
+        row = self._known[key] = dict(zip(("picture", "codec", "target", "version"), key)) | values
         self._record.add(row)
-        self._known[key] = row
         return row
 
 
@@ -420,8 +445,7 @@ def write_tables(tables: Tables, parts: Sequence[str], meta: Path | None = None,
         "I": tables.table_one, "III": tables.table_three, "fig4": tables.figure_four, "fig5": tables.figure_five,
     }  # fmt: skip
     if meta is not None and control is not None:
-        checkpoints = meta, control
-        tables.check_two(*checkpoints)
+        checkpoints = tables.check_two(meta, control)
         work["II"] = lambda: tables.table_two(*checkpoints)
     if {"fig4", "fig5"} & set(parts):
         axes_of(tables.folder / "fig4.png")  # whether matplotlib is there
