@@ -110,7 +110,7 @@ def test_sources(tmp_path: Path, memory: Any) -> None:
 
     memory.pipe({"/in/a/x.png": b"", "/in/y.jpg": b"", "/in/.hidden/z.png": b"", "/in/read.me": b""})
     found = sources.find("memory://in", PICTURES)
-    assert found.sources == [("memory://in/a/x.png", "a/x.png"), ("memory://in/y.jpg", "y.jpg")]
+    assert [one[:2] for one in found.sources] == [("memory://in/a/x.png", "a/x.png"), ("memory://in/y.jpg", "y.jpg")]
     assert [part.reason for part in found.left_out] == ["hidden", "no picture"]
     assert sources.find("memory://in/*.jpg", PICTURES).sources[0].name == "y.jpg"
     with pytest.raises(FileNotFoundError, match="nothing in it"):
@@ -268,6 +268,46 @@ def test_files_of_others_are_kept(tmp_path: Path, tiny_model_path: Path) -> None
         bulk.decode(str(packed), str(tmp_path / "back"), format="nosuch")
     with pytest.raises(NotADirectoryError):
         bulk.encode(photos, str(manifest), model=str(tiny_model_path), settings=HERE)
+
+
+def test_what_changed_and_what_moved(tmp_path: Path, tiny_model_path: Path) -> None:
+    """Changed inputs are worked on again, moved folders are not, and other inputs do not take what is there."""
+
+    def encode(photos: Path, packed: Path) -> tuple[int, int, int]:
+        progress = bulk.encode(str(photos), str(packed), model=str(tiny_model_path), settings=HERE).progress
+        return progress.done, progress.skipped, progress.failed
+
+    photos, packed = draw(tmp_path / "photos", 3), tmp_path / "packed"
+    make_shard(photos / "s.tar", [("a.png", png_bytes(3))])
+    assert encode(photos, packed) == (4, 0, 0) and encode(photos, packed) == (0, 4, 0)
+    (photos / "0" / "00.png").write_bytes(png_bytes(8))
+    make_shard(photos / "s.tar", [("a.png", png_bytes(4)), ("b.png", png_bytes(5))])
+    assert encode(photos, packed) == (2, 2, 0) and encode(photos, packed) == (0, 4, 0)
+    assert (packed / "0" / "00.l2c").read_bytes() == Codec(tiny_model_path).encode(picture(8))
+    was = (photos / "1" / "01.png").stat().st_mtime_ns
+    os.utime(photos / "1" / "01.png", ns=(was, was + 1))
+    assert encode(photos, packed) == (1, 3, 0)
+
+    others = draw(tmp_path / "others", 4)
+    kept = {path: path.read_bytes() for path in packed.rglob("*.l2c")}
+    assert encode(others, packed) == (1, 0, 3) and encode(others, packed) == (0, 1, 3)
+    assert all(path.read_bytes() == data for path, data in kept.items())
+
+    photos, packed = photos.rename(tmp_path / "pictures"), packed.rename(tmp_path / "smaller")
+    assert encode(photos, packed) == (0, 4, 0)
+    (photos / "1" / "01.png").rename(photos / "1" / "04.png")
+    assert encode(photos, packed) == (1, 3, 0)  # under another name it is another picture
+
+
+def test_what_changed_in_a_store(tmp_path: Path, tiny_model_path: Path, memory: Any) -> None:
+    def encode() -> int:
+        return bulk.encode("memory://in", str(tmp_path), model=str(tiny_model_path), settings=HERE).progress.done
+
+    memory.pipe({"/in/a.png": png_bytes(0), "/in/b.png": png_bytes(1)})
+    assert (encode(), encode()) == (2, 0)
+    memory.pipe("/in/a.png", png_bytes(2))
+    assert (encode(), encode()) == (1, 0)
+    assert [places.remote_stamp(facts) for facts in ({"size": 3}, {"size": 3, "ETag": "x"})] == ["", "3:x"]
 
 
 def test_shards(tmp_path: Path, tiny_model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

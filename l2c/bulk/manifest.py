@@ -1,13 +1,15 @@
 """The manifest: what came of every file, one JSON object a line, so that a run that is started again goes on.
 
     {"input": "a/b.png", "output": "out/a/b.l2c", "bytes": 5120, "seconds": 0.12, "rate": 0.43, "error": null,
-     "width": 320, "height": 240, "job": "encode bpp=0.5"}
+     "width": 320, "height": 240, "job": "encode bpp=0.5", "input_stamp": "90211:1764512345123456789"}
 
 `rate` is in bits per pixel; `bytes` are those of the L2C file, also where it is decoded, of a shard those of the
 output. `error` is null or one line, with `error_type` beside it. A member of a shard is called "train.tar::0001.png";
 the line of its shard follows those of its members, with "pictures" and "failed" in the place of width and height. The
 last line of an input holds. `job` says what was asked for: what was made for another one is not done, and a run that
-asks for another one than the last line is refused, unless it overwrites.
+asks for another one than the last line is refused, unless it overwrites. `input_stamp` has the input's size and the
+time of its last change (nanoseconds since 1970), where they are known: an input that has changed since is not done, and
+one that was moved together with its folder, or whose output was, is.
 
 Lines are only added, by one process at a time, which holds a lock. What a process that was killed left of a line is cut
 off. An object store has no files that grow: there the manifest is a folder of such files, a new one every half minute.
@@ -31,7 +33,7 @@ from l2c.errors import L2CWarning, UnsupportedError
 
 NAME = "l2c-manifest.jsonl"
 _PART_SECONDS = 30.0
-_KEPT = ("output", "bytes", "output_bytes", "failed", "error", "error_type", "job")
+_KEPT = ("output", "bytes", "output_bytes", "failed", "error", "error_type", "job", "input_stamp")
 Record: TypeAlias = dict[str, Any]
 
 
@@ -54,6 +56,8 @@ class Manifest:
         self.job = ""
         self._file: IO[bytes] | None = None
         self._waiting: list[bytes] = []
+        self._by_stamp: dict[str, str] | None = None  # made where they are asked for
+        self._by_output: dict[str, str] | None = None
         self._parts = 0
         self._written = time.monotonic()
         for data in self._parts_read() if places.is_url(place) else [self._opened()]:
@@ -92,6 +96,24 @@ class Manifest:
         if not _is_member(record["input"]):  # there may be very many
             self.last[record["input"]] = {name: record[name] for name in _KEPT if name in record}
         self.job = record.get("job", "")
+
+    def moved(self, name: str, stamp: str) -> Record | None:
+        """The last record of an input that had this stamp, and this name at the end of its place.
+
+        Args:
+            stamp: see `sources.Source`; not "".
+        """
+        if self._by_stamp is None:
+            self._by_stamp = {record.get("input_stamp", ""): source for source, record in self.last.items()}
+        source = self._by_stamp.get(stamp, "")
+        return self.last[source] if source.endswith(f"/{name}") else None
+
+    def made_of(self, output: str) -> str | None:
+        """The input that an output was made of, as far as the runs before this one know."""
+        if self._by_output is None:
+            made = {source: record for source, record in self.last.items() if record.get("error") is None}
+            self._by_output = {record.get("output", ""): source for source, record in made.items()}
+        return self._by_output.get(output)
 
     def add(self, records: Sequence[Record]) -> None:
         """Add records. They are on their way to the disk when this returns, those of a URL half a minute later."""

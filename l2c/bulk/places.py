@@ -13,13 +13,14 @@ import importlib
 import os
 import posixpath
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from l2c.errors import BackendError, UnsupportedError
 from l2c.files import write_atomically
 
+_CHANGED = ("ETag", "etag", "md5Hash", "LastModified", "last_modified", "mtime", "created")  # stores differ
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(://|::)")  # two letters at least: C: is a drive
 
 
@@ -194,6 +195,21 @@ def _local_size(place: str) -> int | None:
         return os.stat(place).st_size if os.path.isfile(place) else None
     except OSError:
         return None
+
+
+def stamp(place: str) -> str:
+    """Size and time of the last change of a local file; "" of a URL, or where there is none."""
+    try:
+        facts = None if is_url(place) else os.stat(place)
+    except OSError:
+        facts = None
+    return "" if facts is None else f"{facts.st_size}:{facts.st_mtime_ns}"
+
+
+def remote_stamp(facts: Mapping[str, Any]) -> str:
+    """The same of fsspec's details of a file; "" where they tell no time and no tag of its content."""
+    changed = next((facts[name] for name in _CHANGED if facts.get(name) is not None), None)
+    return "" if changed is None else f"{facts.get('size')}:{changed}"
 
 
 def is_same(source: str, target: str) -> bool:

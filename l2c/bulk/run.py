@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import posixpath
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -305,12 +306,22 @@ class _Book:
                 "name another folder, or --overwrite"
             )
 
-    def is_done(self, source: str, target: str, size: int | None) -> bool:
-        """Whether an output of so many bytes is there as it was recorded, for this job."""
-        record = self.last(source)
+    def done(self, source: sources.Source, target: str, size: int | None) -> Record | None:
+        """The record of an input as it is now and for this job, whose output of so many bytes is there; or None.
+
+        Args:
+            source: with its stamp. size: of what is at `target`, in bytes; None: nothing is.
+        """
+        record = self.last(source.place)
+        if record is None and source.stamp and size is not None:
+            record = self._manifest.moved(source.name, source.stamp)
         if record is None or record.get("error") is not None or record.get("job") != self._job:
-            return False
-        return record.get("output") == target and size == record.get("output_bytes", record["bytes"])
+            return None
+        if "" not in (source.stamp, was := record.get("input_stamp", "")) and was != source.stamp:
+            return None
+        name = posixpath.join(posixpath.dirname(source.name), posixpath.basename(Path(target).as_posix()))
+        is_its = record["output"] == target or record["output"].endswith(f"/{name}")
+        return record if is_its and size == record.get("output_bytes", record["bytes"]) else None
 
     def last(self, source: str) -> Record | None:
         """What is known of an input."""
@@ -327,10 +338,14 @@ class _Book:
         records = [self._failure(part.path, "", part.reason, "LeftOut") for part in failed]
         self._manifest.add([one for one in records if (self.last(one["input"]) or {}).get("error") != one["error"]])
 
-    def skip(self, source: str) -> None:
+    def is_of_another(self, target: str, source: str) -> bool:
+        """Whether an output was made of another input."""
+        return self._manifest.made_of(target) not in (None, source)
+
+    def skip(self, record: Record) -> None:
         """An input was done before."""
         self.progress.skipped += 1
-        self.progress.pictures_failed += (self.last(source) or {}).get("failed") or 0
+        self.progress.pictures_failed += record.get("failed") or 0
 
     def add(self, results: Sequence[Result]) -> None:
         """Record results, and tell them."""
@@ -363,6 +378,8 @@ class _Book:
             state.size_bytes += outcome["size_bytes"]
         target = f"{item.target}::{outcome['output']}" if is_member else item.target
         record = {"input": source, "output": target} | _facts_of(outcome) | {"job": self._job}
+        if item.stamp and not is_member:
+            record["input_stamp"] = item.stamp
         return record | ({"warnings": list(warnings)} if warnings else {}), None
 
     def _failure(self, source: str, target: str, reason: str, kind: str) -> Record:
@@ -392,16 +409,20 @@ def _due(
     """What is to be done now. What is done already is counted; what must not be done is recorded as failed."""
     refused: list[Result] = []
     for one, target in zip(found, targets):
+        one = one._replace(stamp=one.stamp or places.stamp(one.place))
         size, last = size_of(target), book.last(one.place)
-        if not overwrite and book.is_done(one.place, target, size):
-            book.skip(one.place)
+        done = None if overwrite else book.done(one, target, size)
+        if done is not None:
+            book.skip(done)
             continue
-        item = Item(one.place, target, size is not None, one.is_shard)
+        item = Item(one.place, target, size is not None, one.is_shard, one.stamp)
         was_refused = last is not None and last.get("error_type") == FileExistsError.__name__
         if places.is_same(one.place, target):
             refused.append(Result(item, FileExistsError(errno.EEXIST, "is the input as well", target)))
-        elif size is not None and not overwrite and (book.is_new or was_refused):
-            # On a later run it is what a run left that was killed before it could record it.
+        elif (
+            size is not None and not overwrite and (book.is_new or was_refused or book.is_of_another(target, one.place))
+        ):
+            # What a later run finds without a record is what a run left that was killed before it could write one.
             reason = "exists already; --overwrite replaces it"
             refused.append(Result(item, FileExistsError(errno.EEXIST, reason, target)))
         else:

@@ -35,10 +35,16 @@ _SPECIAL = re.compile(r"[{*?\[]")
 
 
 class Source(NamedTuple):
-    """A file or shard to read, and its name below the folder of all outputs, with forward slashes."""
+    """A file or shard to read.
+
+    Attributes:
+        name: below the folder of all outputs, with forward slashes.
+        stamp: size and time of its last change, or what its store has for that; "" where that is not known.
+    """
 
     place: str
     name: str
+    stamp: str = ""
 
     @property
     def is_shard(self) -> bool:
@@ -119,12 +125,12 @@ def _remote(url: str, wanted: Wanted) -> Found:
     if wanted.takes(plain) or not system.isdir(path):
         return Found([Source(url, posixpath.basename(plain))], [])
     found, left_out = [], []
-    for place in sorted(system.find(path)):
+    for place, facts in sorted(system.find(path, detail=True).items()):
         name = place[len(path.rstrip("/")) :].lstrip("/")
         if any(part.startswith(".") for part in name.split("/")):
             left_out.append(LeftOut(system.unstrip_protocol(place), "hidden"))
         elif wanted.takes(name):
-            found.append(Source(places.join(url.rstrip("/"), name), name))
+            found.append(Source(places.join(url.rstrip("/"), name), name, places.remote_stamp(facts)))
         else:
             left_out.append(LeftOut(system.unstrip_protocol(place), f"no {wanted.kind}"))
     return Found(found, left_out)

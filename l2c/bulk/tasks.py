@@ -45,12 +45,14 @@ class Item:
 
     Attributes:
         replace: whether it may take the place of a file that is there.
+        stamp: see `sources.Source`.
     """
 
     source: str
     target: str
     replace: bool = False
     shard: bool = False
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
