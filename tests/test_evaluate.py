@@ -648,15 +648,17 @@ class TestTables:
         assert cli.main([*arguments, "--meta", str(paths[0])]) == 1
         assert "of the stage pretrain, not of meta" in capsys.readouterr().err
 
+        assert cli.main([*arguments, "--meta", str(paths[0]), "--crop", "100"]) == 1
+        assert "a multiple of 64" in capsys.readouterr().err
         monkeypatch.setattr("l2c.evaluate.tables.PAPER_II", {4: ((0.1, 0.2), 4.58), 5: ((0.05,), 11.37)})
         begun: list[str] = []
-        tables = Tables(l2c.Codec(), [folder / "coffee.png"], tmp_path / "r", tell=begun.append)
-        two = tables.check_two(paths[1], paths[1], 64)
-        text = tables.table_two(*two, (60,), 64)
+        tables = Tables(l2c.Codec(), [folder / "coffee.png"], tmp_path / "r", tell=begun.append, crop=64)
+        two = tables.check_two(paths[1], paths[1])
+        text = tables.table_two(*two, (60,))
         assert [line.split("|")[5].strip() for line in text.splitlines() if "{" in line] == ["+0.00 %"] * 2
         assert len(begun) == 2  # both are the same file
-        again = Tables(l2c.Codec(), tables.pictures, tmp_path / "r", tell=begun.append)
-        assert again.table_two(*two, (60,), 64) == text and len(begun) == 2
+        again = Tables(l2c.Codec(), tables.pictures, tmp_path / "r", tell=begun.append, crop=64)
+        assert again.table_two(*two, (60,)) == text and len(begun) == 2
 
     @pytest.mark.parametrize(
         ("more", "message"),

@@ -99,6 +99,9 @@ def papers_tables(
     control: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Table II: the same with --set meta.order=0.")
     ] = None,
+    crop: Annotated[
+        int, typer.Option(min=64, metavar="PIXELS", help="Table II: side of the pictures' centres, a multiple of 64.")
+    ] = 256,
     every: Annotated[int, typer.Option(min=1, help="Take every so many-th picture.")] = 1,
     device: Annotated[str, typer.Option(help="Where our networks run: cpu, cuda, ...")] = "cpu",
     model: options.Model = None,
@@ -120,6 +123,7 @@ def papers_tables(
         effort,
         metric,
         tell,
+        crop=crop,
         own=None if own is None else open_codec(own, device),
     )
     text = lazy.tables.write_tables(tables, options.names(parts), meta, control)

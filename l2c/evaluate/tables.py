@@ -80,6 +80,7 @@ class Tables:
         effort: of Table I. metric: of Tables I and II.
         tell: called with the name of each piece of work before it begins.
         overfitting: of Table III. steps: of Figure 5.
+        crop: side of the pictures' centres that Table II takes, in pixels.
         own: a model with the same encoders whose decoders are their own, where `codec` has one for all (OML 5.1):
             Figure 4 then shows the gain over it, too.
     """
@@ -94,6 +95,7 @@ class Tables:
     tell: Callable[[str], None] = lambda what: None
     overfitting: Effort = PAPERS_ITERATIONS
     steps: Sequence[int] = (1, 5, 20, 99)
+    crop: int = 256
     own: Codec | None = None
     _pixels: dict[Path, UInt8Array] = field(default_factory=dict)
 
@@ -148,31 +150,31 @@ class Tables:
 
     # --- L2C Table II ---------------------------------------------------------------------------------------------
 
-    def check_two(self, meta: Path, control: Path, size: int = 256) -> tuple[Overfitter, Overfitter]:
+    def check_two(self, meta: Path, control: Path) -> tuple[Overfitter, Overfitter]:
         """The two checkpoints, once everything `table_two` is given suits it.
 
         Raises:
             UnsupportedError, TrainingError: it does not.
         """
+        if self.crop % 64:
+            raise UnsupportedError(f"the centres' side is {self.crop}: it must be a multiple of 64")
         both = Overfitter(meta), Overfitter(control)
         for path in self.pictures:
-            _centre(self._picture(path), size)
+            _centre(self._picture(path), self.crop)
         return both
 
-    def table_two(
-        self, meta: Overfitter, control: Overfitter, qualities: Sequence[int] = (30, 50, 70), size: int = 256
-    ) -> str:
+    def table_two(self, meta: Overfitter, control: Overfitter, qualities: Sequence[int] = (30, 50, 70)) -> str:
         """How much more a meta-trained model gains from overfitting than one fine-tuned without it.
 
         Args:
             meta, control: checkpoints of the stage meta; the second of the same length with `meta.order=0`.
-            qualities: 0..100, averaged over. size: of the centre of each picture that is taken, in pixels.
+            qualities: 0..100, averaged over.
         """
         mu = METRICS[self.metric]
         lines = [
             "## L2C, Table II",
             "",
-            f"Mean loss drop of {len(self.pictures)} pictures' centres ({size}x{size}), qualities "
+            f"Mean loss drop of {len(self.pictures)} pictures' centres ({self.crop}x{self.crop}), qualities "
             f"{', '.join(map(str, qualities))}, mu {mu}, the best learning rate for each (rescaled to our latents; a "
             "checkpoint that learnt its rates is tried with them, too, at the number of iterations that they are for).",
             "",
@@ -181,7 +183,7 @@ class Tables:
         for iterations, (alphas, paper) in PAPER_II.items():
             drops = [
                 statistics.mean(
-                    self._drop(networks, path, quality, mu, iterations, size)
+                    self._drop(networks, path, quality, mu, iterations)
                     for path in self.pictures
                     for quality in qualities
                 )
@@ -192,13 +194,13 @@ class Tables:
             lines.append(row(iterations, rates, f"{drops[0]:.5f}", f"{drops[1]:.5f}", change, f"+{paper:.2f} %"))
         return "\n".join(lines)
 
-    def _drop(self, networks: Overfitter, path: Path, quality: int, mu: int, iterations: int, size: int) -> float:
+    def _drop(self, networks: Overfitter, path: Path, quality: int, mu: int, iterations: int) -> float:
         """Bits per pixel that a picture's centre gains, with the best of the paper's learning rates."""
-        version = f"{networks.file_id}, mu {mu}, {iterations} iterations, {size}x{size}"
+        version = f"{networks.file_id}, mu {mu}, {iterations} iterations, {self.crop}x{self.crop}"
         key = path.stem, "tables-overfitting", float(quality), version
         if key not in self._known:
             self.tell(f"{path.stem} {quality} {iterations} iterations")
-            crop, alphas = _centre(self._picture(path), size), PAPER_II[iterations][0]
+            crop, alphas = _centre(self._picture(path), self.crop), PAPER_II[iterations][0]
             self._keep(key, {"bpp": 0.0, "drop": networks.best_drop(crop, quality, mu, iterations, alphas)})
         return float(self._known[key]["drop"])
 
