@@ -101,7 +101,7 @@ def loop_for(
 
 def batch_for(loop: Loop, step: int) -> Batch:
     return make_batch(
-        step, recipe=loop.recipe, stage=loop.stage, model=loop.model, sampler=loop.sampler, salt=loop.salt,
+        step, recipe=loop.recipe, stage=loop.stage, model=loop.model, sampler=loop.sampler, salt=loop.at.salt,
         parallel=loop.parallel,
     )  # fmt: skip
 
@@ -239,11 +239,11 @@ class TestLoop:
 
         broken = loop_for(tmp_path / "broken", recipe, model, interrupt)
         broken.run()
-        assert broken.step == 3 and "pretrain was interrupted at step 3" in capsys.readouterr().err
+        assert broken.at.step == 3 and "pretrain was interrupted at step 3" in capsys.readouterr().err
         assert Checkpoint.load(broken.path).step == 3
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         resumed = loop_for(tmp_path / "broken", recipe_for(pictures, decay=0.5, workers=0), model)
-        assert resumed.step == 3
+        assert resumed.at.step == 3
         resumed.run()
         assert "resumed at step 3" in capsys.readouterr().err
         ends = [Checkpoint.load(part.path) for part in (straight, resumed)]
@@ -263,21 +263,23 @@ class TestLoop:
     def test_minutes_count_over_resumes(self, pictures: Path, model: ModelConfig, tmp_path: Path) -> None:
         training = loop_for(tmp_path, recipe_for(pictures, steps=None, minutes=0.4 / 60), model)
         training.run()
-        assert 0.4 <= Checkpoint.load(training.path).seconds < 5 and training.progress() == 1.0
-        assert loop_for(tmp_path, recipe_for(pictures, steps=None, minutes=0.4 / 60), model).progress() == 1.0
+        assert 0.4 <= Checkpoint.load(training.path).seconds < 5 and training.schedule.progress(training.at) == 1.0
+        again = loop_for(tmp_path, recipe_for(pictures, steps=None, minutes=0.4 / 60), model)
+        assert again.schedule.progress(again.at) == 1.0
         longer = loop_for(tmp_path, recipe_for(pictures, steps=None, minutes=60), model)
-        assert longer.progress() == pytest.approx(training.seconds / 3600, rel=1e-6) and longer.step == training.step
+        assert longer.schedule.progress(longer.at) == pytest.approx(training.at.seconds / 3600, rel=1e-6)
+        assert longer.at.step == training.at.step
 
     def test_learning_rate(self, pictures: Path, model: ModelConfig, tmp_path: Path) -> None:
         """Rises over 4 steps, stays, falls to zero over the last half; half of it all after a roll-back."""
         training = loop_for(tmp_path, recipe_for(pictures, lr=0.01, steps=20, warmup=4, decay=0.5), model)
         rates = []
-        for training.step in range(21):
-            rates.append(training.learning_rate())
+        for training.at.step in range(21):
+            rates.append(training.schedule.learning_rate(training.at))
         expected = [0.0025, 0.005, 0.0075, *[0.01] * 8, *(0.001 * k for k in range(9, -1, -1))]
         assert rates == pytest.approx(expected)
-        training.step, training.lr_scale = 5, 0.5
-        assert training.learning_rate() == pytest.approx(0.005)
+        training.at.step, training.at.lr_scale = 5, 0.5
+        assert training.schedule.learning_rate(training.at) == pytest.approx(0.005)
 
     def test_running_average(self, pictures: Path, model: ModelConfig, tmp_path: Path) -> None:
         """a <- d a + (1 - d) p with d = min(ema, n / (9 + n)) at step n."""
@@ -374,7 +376,7 @@ class TestNotFinite:
         training.train_step(batch_for(training, 2))
         after = flat([training.engine.nets.state_dict(), training.engine.optimizer.state_dict()["adam"]])
         assert [key for key in before if not torch.equal(before[key], after[key])] == []
-        assert training.step == 3 and training.engine.finite()
+        assert training.at.step == 3 and training.engine.finite()
         assert all(bool(p.isfinite().all()) for p in training.engine.average.parameters())
         training.train_step(batch_for(training, 3))
         assert not any(
@@ -419,7 +421,7 @@ class TestNotFinite:
         assert all(row["lr"] == pytest.approx(1e-3) and row["skipped"] == 0 for row in rows)
         # It goes on like that after a resume.
         longer = loop_for(tmp_path, recipe_for(pictures, steps=9, warmup=0), model)
-        assert (longer.salt, longer.lr_scale) == (1, 0.5)
+        assert (longer.at.salt, longer.at.lr_scale) == (1, 0.5)
 
     def test_rolled_back_networks_are_those_of_the_checkpoint(
         self, pictures: Path, model: ModelConfig, tmp_path: Path
@@ -459,7 +461,7 @@ class TestNotFinite:
         recipe = recipe_for(pictures, batch=1, steps=20, save_minutes=0.0, workers=0)
         training = loop_for(tmp_path, recipe, model, nan_at(lambda call: call % 6 > 2))
         training.run()
-        assert training.step == 20 and training.salt == 4
+        assert training.at.step == 20 and training.at.salt == 4
 
 
 class TestFullDisk:
@@ -504,7 +506,7 @@ class TestFullDisk:
         with files_end_after(20_000), pytest.raises(TrainingError) as raised:
             training.run()
         assert "intact" not in str(raised.value)
-        assert training.step == 0 and not training.path.exists()
+        assert training.at.step == 0 and not training.path.exists()
 
     def test_failed_sync(
         self, pictures: Path, model: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -512,7 +514,7 @@ class TestFullDisk:
         training = loop_for(tmp_path, recipe_for(pictures), model)
         training.checkpoint().save(training.path)
         before = training.path.read_bytes()
-        training.step = 5
+        training.at.step = 5
 
         def fail(_: int) -> None:
             raise OSError(28, "No space left on device")
@@ -1227,7 +1229,7 @@ class TestCommands:
         step = Loop.train_step
 
         def failing(loop: Loop, batch: Batch) -> None:
-            if loop.step == 2:
+            if loop.at.step == 2:
                 raise ConfigError("cannot read the shard")
             step(loop, batch)
 

@@ -147,4 +147,4 @@ def test_a_run_keeps_copies(tiny_config: ModelConfig, tmp_path: Path) -> None:
         assert torch.equal(last.average[name], value)
     mean = average(kept, tmp_path / "mean.pt")
     again = loop(tmp_path / "next", mean)
-    assert again.step == 0 and torch.equal(again.engine.nets.state_dict()[moved[0]], mean.average[moved[0]])
+    assert again.at.step == 0 and torch.equal(again.engine.nets.state_dict()[moved[0]], mean.average[moved[0]])

@@ -294,9 +294,9 @@ def test_training_on_device_batches_resumes_exactly(device_loop: Callable[..., L
     part = device_loop("part", steps=3)
     assert part.run()
     rest = device_loop("part")
-    assert rest.step == 3 and int(rest.engine.at) == 3
+    assert rest.at.step == 3 and int(rest.engine.at) == 3
     assert rest.run()
-    assert rest.step == 6 and rest.pixels == straight.pixels == 6 * 6 * 64 * 64
+    assert rest.at.step == 6 and rest.at.pixels == straight.at.pixels == 6 * 6 * 64 * 64
     for ours, theirs in zip(rest.engine.parameters, straight.engine.parameters):
         assert torch.equal(ours, theirs)
     for ours, theirs in zip(rest.engine.optimizer.tensors(), straight.engine.optimizer.tensors()):
@@ -308,12 +308,12 @@ def test_rate_falls_with_pixels_and_ends_with_them(device_loop: Callable[..., Lo
     training = device_loop(steps=None, gpixel=100 * each / 1e9, hold=25 * each / 1e9, decay=0.2, warmup=4, lr=1e-3)
     rates = []
     for step in range(101):
-        training.step, training.pixels = step, step * each
-        rates.append(training.learning_rate())
+        training.at.step, training.at.pixels = step, step * each
+        rates.append(training.schedule.learning_rate(training.at))
     assert rates[:4] == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3])
     assert rates[25] == pytest.approx(1e-3) and rates[64] == pytest.approx(1e-3 * (25 / 64) ** 0.5)
     assert rates[90] == pytest.approx(0.5e-3 * (25 / 90) ** 0.5) and rates[100] == 0.0
-    assert training.progress() == pytest.approx(1.0)
+    assert training.schedule.progress(training.at) == pytest.approx(1.0)
 
 
 def test_a_run_from_a_pack_warms_up_again(device_loop: Callable[..., Loop], tmp_path: Path) -> None:
@@ -322,11 +322,11 @@ def test_a_run_from_a_pack_warms_up_again(device_loop: Callable[..., Loop], tmp_
     pack(tmp_path / "first", tmp_path / "pack")
     unpack(tmp_path / "pack", tmp_path / "second")
     second = device_loop("second", steps=12, warmup=4)
-    assert second.step == 4 and second.learning_rate() == pytest.approx(1e-3 / 4)
+    assert second.at.step == 4 and second.schedule.learning_rate(second.at) == pytest.approx(1e-3 / 4)
     second.train_step(None)
     second.save()
     third = device_loop("second", steps=12, warmup=4)  # stopped in the middle of the new warm-up
-    assert third.step == 5 and third.learning_rate() == pytest.approx(2e-3 / 4)
+    assert third.at.step == 5 and third.schedule.learning_rate(third.at) == pytest.approx(2e-3 / 4)
     for ours, theirs in zip(third.engine.parameters, second.engine.parameters):
         assert torch.equal(ours, theirs)
 
@@ -418,7 +418,7 @@ class TestCaptured:
         training, straight = device_loop("a"), device_loop("b")
         for each in (training, straight):
             each.train_step(None)
-        training.engine.begin(training.step, training.learning_rate())
+        training.engine.begin(training.at.step, training.schedule.learning_rate(training.at))
         form, reason = captured(
             training.engine.eager_device_step,
             training.engine.lasting(),

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import math
 import shlex
 import sys
 import time
@@ -42,7 +41,8 @@ from l2c.train.losses import Networks
 from l2c.train.objective import Objective
 from l2c.train.parallel import Parallel
 from l2c.train.perceptual import VGG16Features, load_vgg16
-from l2c.train.records import Records, machine, write_json
+from l2c.train.records import Records, log_line, machine, write_json
+from l2c.train.schedule import Position, Schedule, passed
 from l2c.train.speed import convolution_peak
 from l2c.train.validation import mean_log_loss, validate, validation_set
 from l2c.transforms import Transform, check_contract
@@ -57,15 +57,6 @@ def commands_of(checkpoint: Checkpoint | None) -> list[str]:
     """The commands that a stage was run with so far, from its entry."""
     text = checkpoint.entry.get("command", "") if checkpoint is not None else ""
     return text.split(_COMMANDS) if text else []
-
-
-def _passed(gpixel: float, before: int, now: int) -> bool:
-    """Whether a multiple of so many Gpixel lies behind `before` and not behind `now`, both in pixels."""
-    return now // (1e9 * gpixel) > before // (1e9 * gpixel)
-
-
-def _text(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 class Loop:
@@ -101,6 +92,7 @@ class Loop:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             check_contract(Transform(model.transform))
         self.name, self.recipe, self.stage, self.model, self.parallel = name, recipe, stage, model, parallel
+        self.schedule = Schedule(stage, stage.batch * recipe.data.crop**2)
         self.folder, self.path = folder, folder / "checkpoint.pt"
         folder.mkdir(parents=True, exist_ok=True)
         resumed = parallel.from_first(lambda: Checkpoint.load(self.path) if self.path.exists() else None)
@@ -137,7 +129,7 @@ class Loop:
         self._rollbacks = 0
 
     def _open_records(self) -> Records:
-        return Records(self.folder, self.step, active=self.parallel.rank == 0, plots=self.recipe.plots)
+        return Records(self.folder, self.at.step, active=self.parallel.rank == 0, plots=self.recipe.plots)
 
     def _random(self) -> Checkpoint:
         torch.manual_seed(self.recipe.seed)
@@ -157,12 +149,16 @@ class Loop:
         for part in (nets, average):
             part.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             part.probability.set_fake_quantise(self.stage.quantise)
-        self.step, self.seconds = (checkpoint.step, checkpoint.seconds) if mine else (0, 0.0)
-        self.salt, self.lr_scale = (checkpoint.salt, checkpoint.lr_scale) if mine else (0, 1.0)
+        self.at = Position(
+            checkpoint.step, checkpoint.seconds, checkpoint.pixels, checkpoint.warm_from, checkpoint.salt,
+            checkpoint.lr_scale,
+        ) if mine else Position()  # fmt: skip
+        if mine and not checkpoint.optimizer:  # a pack has none
+            self.at.warm_from = self.at.step
         objective = self._objective(nets, self.features).to(device)
         self.engine = Engine(
             nets, average.requires_grad_(False), objective, self.stage, wrap=self._wrap, autocast=self.autocast,
-            batches=self._make_device_batches() if self.bank is not None else None, step=self.step,
+            batches=self._make_device_batches() if self.bank is not None else None, step=self.at.step,
         )  # fmt: skip
         if mine:
             self._check_same_parameters(checkpoint)
@@ -171,12 +167,8 @@ class Loop:
                     parameter.copy_(checkpoint.objective[str(k)])
             if checkpoint.optimizer:
                 self.engine.optimizer.load_state_dict(checkpoint.optimizer)
-        self.pixels = checkpoint.pixels if mine else 0
-        self._warm_from = checkpoint.warm_from if mine else 0
-        if mine and not checkpoint.optimizer:  # a pack has none
-            self._warm_from = self.step
-        self._restored = self.step
-        self._validated_pixels = self._kept_pixels = self.pixels
+        self._restored = self.at.step
+        self._validated_pixels = self._kept_pixels = self.at.pixels
         self.history = checkpoint.history if mine else checkpoint.past()
         # Sets belong to the D that they were overfitted to.
         moves_d = any(p.requires_grad for p in nets.transform.decoder.parameters())
@@ -205,49 +197,31 @@ class Loop:
 
     def checkpoint(self) -> Checkpoint:
         """This moment."""
-        engine = self.engine
+        engine, at = self.engine, self.at
         own = {str(k): p.detach() for k, p in enumerate(engine.own)}
         return Checkpoint(
-            self.model, engine.nets.state_dict(), engine.average.state_dict(), self.name, self.step, self.seconds,
-            engine.optimizer.state_dict(), own, self.salt, self.lr_scale, self._entry(), self.history, self.bias_sets,
-            self.parent, self.pixels, self._warm_from,
+            self.model, engine.nets.state_dict(), engine.average.state_dict(), self.name, at.step, at.seconds,
+            engine.optimizer.state_dict(), own, at.salt, at.lr_scale, self._entry(), self.history, self.bias_sets,
+            self.parent, at.pixels, at.warm_from,
         )  # fmt: skip
-
-    def progress(self) -> float:
-        """Share of the stage's length that is behind, 0..1; 0 where it has no end."""
-        shares = [0.0]
-        if self.stage.steps is not None:
-            shares.append(self.step / self.stage.steps)
-        if self.stage.minutes is not None:
-            shares.append(self.seconds / (60.0 * self.stage.minutes))
-        if self.stage.gpixel is not None:
-            shares.append(self.pixels / (1e9 * self.stage.gpixel))
-        return min(1.0, max(shares))
-
-    def learning_rate(self) -> float:
-        """Rises over `warmup` steps, stays (or falls from `hold` on), and falls linearly to zero over the last `decay`
-        share of the length."""
-        stage = self.stage
-        rate = stage.lr * self.lr_scale * min(1.0, (self.step - self._warm_from + 1) / max(1, stage.warmup))
-        if stage.hold is not None:
-            rate *= min(1.0, math.sqrt(1e9 * stage.hold / max(1, self.pixels)))
-        left = 1.0 - self.progress()
-        return rate * min(1.0, left / stage.decay) if stage.decay > 0 else rate
 
     def train_step(self, batch: Batch | None) -> None:
         """One optimiser step, on a batch made on the host or, None, on one made on the device."""
-        self.engine.begin(self.step, self.learning_rate())
+        self._begin_step()
         self.engine.take(batch)
-        self.step += 1
-        self.pixels += self.stage.batch * self.recipe.data.crop**2
-        self.engine.optimizer.after_step(self.step)
+        self.at.step += 1
+        self.at.pixels += self.schedule.pixels
+        self.engine.optimizer.after_step(self.at.step)
+
+    def _begin_step(self) -> None:
+        self.engine.begin(self.at.step, self.schedule.learning_rate(self.at))
 
     def _capture(self) -> None:
         """Put the step on the device into a CUDA graph, if that works there."""
         on_gpu = self.parallel.device.type == "cuda"
         if not on_gpu or not self.recipe.graph or self.parallel.world > 1 or not self.engine.objective.compiles:
             return
-        self.engine.begin(self.step, self.learning_rate())
+        self._begin_step()
         reason, seconds = self.engine.capture()
         how = f"is not captured: {reason}" if reason else "is one CUDA graph"
         self.say(f"the step {how} ({seconds:.1f} s)")
@@ -274,7 +248,7 @@ class Loop:
         side = self.recipe.data.crop // self.model.transform.s
         return DeviceBatches(
             self.bank, self.recipe.data, self.stage, self.model.bits, (self.model.transform.c, side, side),
-            self.recipe.seed, self.salt, self.parallel.rank, self.parallel.world, self.stage.steps_of(self.model),
+            self.recipe.seed, self.at.salt, self.parallel.rank, self.parallel.world, self.stage.steps_of(self.model),
         )  # fmt: skip
 
     def run(self) -> bool:
@@ -286,23 +260,26 @@ class Loop:
             TrainingError: the loss stays NaN, the last checkpoint cannot be written, or another process trains in this
                 folder.
         """
-        if self.progress() >= 1.0:
-            self.say(f"{self.name} is complete at step {self.step}: raise its minutes or steps to go on")
+        if self._is_complete():
+            self.say(f"{self.name} is complete at step {self.at.step}: raise its minutes or steps to go on")
             return True
         with locked(self.folder) if self.parallel.rank == 0 else contextlib.nullcontext():
             return self._run()
+
+    def _is_complete(self) -> bool:
+        return self.schedule.progress(self.at) >= 1.0
 
     def _run(self) -> bool:
         if self.parallel.rank == 0:
             write_json(self.folder / "run.json", self._facts())
         command = shlex.join(["l2c", *sys.argv[1:]])
         if not self._commands or not self._commands[-1].endswith(command):
-            self._commands.append(f"from step {self.step}: {command}" if self._commands else command)
+            self._commands.append(f"from step {self.at.step}: {command}" if self._commands else command)
         if self.is_new:
             self.save(last=True)  # what a roll-back in the first minutes goes back to; a full disk shows at once
             self.is_new = False
         else:
-            self.say(f"resumed at step {self.step}, {self.seconds:.0f} s")
+            self.say(f"resumed at step {self.at.step}, {self.at.seconds:.0f} s")
         try:
             with signals(self._ask_to_stop, self._say_ended):
                 self._train()
@@ -312,52 +289,53 @@ class Loop:
             raise
         self.save(last=True)
         self._validate()
-        complete = self.progress() >= 1.0
-        self.say(f"{self.name} {'is complete' if complete else 'was interrupted'} at step {self.step}: {self.path}")
+        complete = self._is_complete()
+        self.say(f"{self.name} {'is complete' if complete else 'was interrupted'} at step {self.at.step}: {self.path}")
         return complete
 
     def _train(self) -> None:
         prefetcher = self._prefetcher()
-        begin, base, first_step = time.monotonic(), self.seconds, self.step
+        begin, base, first_step = time.monotonic(), self.at.seconds, self.at.step
         logged, saved, waited = begin, begin, 0.0
         operations = peak = 0.0
         try:
             while True:
-                if self.parallel.world == 1 or (self.step - first_step) % self.recipe.agree_steps == 0:
+                if self.parallel.world == 1 or (self.at.step - first_step) % self.recipe.agree_steps == 0:
                     now = time.monotonic()
                     due = (now - logged >= self.recipe.log_seconds, now - saved >= 60.0 * self.recipe.save_minutes)
-                    self.seconds, log, save = self.parallel.agree([base + now - begin, *due])
+                    self.at.seconds, log, save = self.parallel.agree([base + now - begin, *due])
                     stop = self.parallel.any(self._stop)
-                    if (log or save) and self.step > first_step:
+                    if (log or save) and self.at.step > first_step:
                         share = (prefetcher.wait_seconds - waited) / max(now - logged, 1e-9)
                         self.log(now - logged, share, operations, peak, first_step, now - begin)
                         logged, waited = now, prefetcher.wait_seconds
                     if save:
                         self.save()
                         self._keep()
-                        if self._validation_is_due():
+                        every = self.recipe.val_gpixel
+                        if every is None or passed(every, self._validated_pixels, self.at.pixels):
                             self._validate()
                         saved = logged = time.monotonic()
                         waited = prefetcher.wait_seconds
                     if stop:
                         break
-                if self.progress() >= 1.0:
+                if self._is_complete():
                     break
-                batch = prefetcher.get(self.step)
+                batch = prefetcher.get(self.at.step)
                 if operations == 0.0:
                     operations, peak = self._counted_step(batch)
                     self._capture()
                 else:
                     self.train_step(batch)
-                if self.step % self._check_steps == 0 and float(self.engine.bad) >= _MAX_BAD:
+                if self.at.step % self._check_steps == 0 and float(self.engine.bad) >= _MAX_BAD:
                     prefetcher.close()
                     self.roll_back()
                     prefetcher, waited = self._prefetcher(), 0.0
-                    base, begin, first_step = self.seconds, time.monotonic(), self.step
+                    base, begin, first_step = self.at.seconds, time.monotonic(), self.at.step
                     logged = saved = begin
                     operations = 0.0
             now = time.monotonic()
-            if self.step > first_step:
+            if self.at.step > first_step:
                 share = (prefetcher.wait_seconds - waited) / max(now - logged, 1e-9)
                 self.log(now - logged, share, operations, peak, first_step, now - begin)
         finally:
@@ -365,7 +343,7 @@ class Loop:
 
     def _prefetcher(self) -> Prefetcher[Batch | None]:
         """Batches made on the host, or None in each step where they are made on the device."""
-        salt = self.salt
+        salt = self.at.salt
 
         def make(step: int) -> Batch | None:
             if self.bank is not None:
@@ -376,7 +354,7 @@ class Loop:
             )  # fmt: skip
 
         workers = 0 if self.bank is not None else self.recipe.data.workers
-        return Prefetcher(make, self.step, workers)
+        return Prefetcher(make, self.at.step, workers)
 
     def _counted_step(self, batch: Batch | None) -> tuple[float, float]:
         """The first step, its floating-point operations counted on the way, and the convolution peak.
@@ -393,41 +371,30 @@ class Loop:
     def log(
         self, seconds: float, waiting: float, operations: float, peak: float, first_step: int, elapsed: float
     ) -> None:
+        """A row of the steps since the last one, and a line for people.
+
+        Args:
+            seconds: since then. waiting: share of them that was spent on waiting for pictures.
+            operations: of a step; <= 0: not counted. peak: operations per second of the machine's convolutions.
+            first_step, elapsed: of this run, and its seconds so far.
+        """
         figures = Figures.of(self.parallel.total(self.engine.take_sums()), self.parallel.world)
         if figures is None:
             return
-        steps = figures.steps
-        row: dict[str, float | int] = {"step": self.step, "seconds": round(self.seconds, 1), "lr": self.learning_rate()}
-        row |= {key: round(value, 5) for key, value in figures.means.items()}
-        row |= {"grad": round(figures.gradient, 4), "skipped": round(figures.skipped, 4)}
-        pixels = steps * self.stage.batch * self.recipe.data.crop**2
-        row |= {
-            "gpixel": round(self.pixels / 1e9, 4),
-            "mpixels_per_second": round(pixels / seconds / 1e6, 3),
-            "pictures_per_second": round(steps * self.stage.batch / seconds, 2),
+        rate = figures.steps / seconds
+        row: dict[str, float | int] = {
+            "step": self.at.step, "seconds": round(self.at.seconds, 1), "lr": self.schedule.learning_rate(self.at),
+            **{key: round(value, 5) for key, value in figures.means.items()},
+            "grad": round(figures.gradient, 4), "skipped": round(figures.skipped, 4),
+            "gpixel": round(self.at.pixels / 1e9, 4),
+            "mpixels_per_second": round(rate * self.schedule.pixels / 1e6, 3),
+            "pictures_per_second": round(rate * self.stage.batch, 2),
             "waiting": round(waiting, 4),
-            "peak_share": round(operations * steps / seconds / peak, 3) if operations > 0 else 0.0,
-        }
+            "peak_share": round(operations * rate / peak, 3) if operations > 0 else 0.0,
+        }  # fmt: skip
         self.records.log(row)
-        speed = f"{1e-12 * operations * steps / seconds:.2f} TFLOP/s  conv peak {100 * row['peak_share']:.0f} %  "
-        self.say(
-            f"step {self.step}  {self.seconds / 60:.1f} min  loss {row['loss']:.4f}  {_text(row['bpp'], 3)} bpp  "
-            f"{_text(row['psnr'], 2)} dB  {seconds / steps:.3f} s/step  {row['pictures_per_second']:.1f} pictures/s  "
-            f"{row['mpixels_per_second']:.2f} Mpixel/s  {speed if operations > 0 else ''}"
-            f"waiting {100 * waiting:.1f} %  left {self._time_left(first_step, elapsed)}"
-        )
-
-    def _time_left(self, first_step: int, elapsed: float) -> str:
-        times = []
-        if self.stage.minutes is not None:
-            times.append(60.0 * self.stage.minutes - self.seconds)
-        done = self.step - first_step
-        if self.stage.steps is not None and done:
-            times.append((self.stage.steps - self.step) * elapsed / done)
-        if self.stage.gpixel is not None and done:
-            each = self.stage.batch * self.recipe.data.crop**2
-            times.append((1e9 * self.stage.gpixel - self.pixels) / each * elapsed / done)
-        return f"{max(0.0, min(times)) / 60:.1f} min" if times else "no end set"
+        left = self.schedule.seconds_left(self.at, self.at.step - first_step, elapsed)
+        self.say(log_line(row, 1.0 / rate, operations * rate, left))
 
     def save(self, last: bool = False) -> None:
         if not self.engine.finite():
@@ -444,42 +411,38 @@ class Loop:
         if last:
             return
         # A checkpoint counts as good if steps since the last one lead to it, the latest of them finite.
-        if self.parallel.agree([written])[0] and self.step > self._restored and float(self.engine.bad) == 0.0:
+        if self.parallel.agree([written])[0] and self.at.step > self._restored and float(self.engine.bad) == 0.0:
             self._rollbacks = 0
 
     def _keep(self) -> None:
         """A copy of the average beside the checkpoint, where one is due."""
         every = self.recipe.keep_gpixel
-        if self.parallel.rank or every is None or not _passed(every, self._kept_pixels, self.pixels):
+        if self.parallel.rank or every is None or not passed(every, self._kept_pixels, self.at.pixels):
             return
         now = self.checkpoint()
         copied = dataclasses.replace(now, nets=now.average, optimizer={}, objective={})
         try:
-            copied.save(self.folder / f"average-{self.step:06d}.pt")
+            copied.save(self.folder / f"average-{self.at.step:06d}.pt")
         except TrainingError as error:
             warnings.warn(f"{error}; training goes on and tries again", L2CWarning, stacklevel=2)
             return
-        self._kept_pixels = self.pixels
-
-    def _validation_is_due(self) -> bool:
-        every = self.recipe.val_gpixel
-        return every is None or _passed(every, self._validated_pixels, self.pixels)
+        self._kept_pixels = self.at.pixels
 
     def _validate(self) -> None:
         """Figures of every kind of validation picture into the journal, those of the first kind into the curves."""
         if self.parallel.rank:
             return
-        self._validated_pixels = self.pixels
+        self._validated_pixels = self.at.pixels
         device = self.parallel.device
         kinds = {
             kind: validate(self.engine.average, part, device, self.recipe.val_lmbdas)
             for kind, part in self.val_pictures.items()
         }
-        stamp = {"step": self.step, "seconds": round(self.seconds, 1), "gpixel": round(self.pixels / 1e9, 4)}
+        stamp = {"step": self.at.step, "seconds": round(self.at.seconds, 1), "gpixel": round(self.at.pixels / 1e9, 4)}
         figures = {
             kind: [{key: round(value, 6) for key, value in row.items()} for row in rows] for kind, rows in kinds.items()
         }
-        facts = {"device": machine()["device"], "lr": self.learning_rate(), "batch": self.stage.batch}
+        facts = {"device": machine()["device"], "lr": self.schedule.learning_rate(self.at), "batch": self.stage.batch}
         self.records.journal({**stamp, **facts, "crop": self.recipe.data.crop, "kinds": figures})
         shown, rows = next(iter(kinds.items()))
         self.records.validation([{**stamp, **row} for row in rows])
@@ -495,16 +458,16 @@ class Loop:
         self._rollbacks += 1
         if self._rollbacks > _MAX_ROLLBACKS:
             raise TrainingError(
-                f"the gradient was not finite at step {self.step} after {_MAX_ROLLBACKS} roll-backs; "
+                f"the gradient was not finite at step {self.at.step} after {_MAX_ROLLBACKS} roll-backs; "
                 f"the last good checkpoint is {self.path}"
             )
-        failed, scale, salt = self.step, self.lr_scale, self.salt
+        failed, scale, salt = self.at.step, self.at.lr_scale, self.at.salt
         self._restore(self.parallel.from_first(lambda: Checkpoint.load(self.path)))
-        self.salt, self.lr_scale = salt + 1, scale / 2
+        self.at.salt, self.at.lr_scale = salt + 1, scale / 2
         self.records = self._open_records()
         self.say(
-            f"{_MAX_BAD} steps up to {failed} were not finite: back to step {self.step}, other pictures, "
-            f"learning rate times {self.lr_scale:g}"
+            f"{_MAX_BAD} steps up to {failed} were not finite: back to step {self.at.step}, other pictures, "
+            f"learning rate times {self.at.lr_scale:g}"
         )
 
     def _ask_to_stop(self) -> None:
@@ -531,8 +494,8 @@ class Loop:
         quantised = ", quantisation-aware P" if self.stage.quantise else ""
         return {
             "stage": self.name,
-            "steps": str(self.step),
-            "seconds": f"{self.seconds:.0f}",
+            "steps": str(self.at.step),
+            "seconds": f"{self.at.seconds:.0f}",
             "data": ", ".join(f"{key} {value}" for key, value in self._data.items()),
             "batch": str(self.stage.batch),
             "crop": str(self.recipe.data.crop),

@@ -39,6 +39,25 @@ JOURNAL = "journal.jsonl"
 _LOG, _VALIDATION, _CURVES, _BOARD = "log.csv", "validation.csv", "curves.png", "tensorboard"
 
 
+def log_line(row: Mapping[str, float | int], step_seconds: float, operations: float, left: float | None) -> str:
+    """A row of log.csv for people.
+
+    Args:
+        step_seconds: of a step. operations: per second; <= 0: not counted. left: seconds to the end; None: none is set.
+    """
+    speed = f"{1e-12 * operations:.2f} TFLOP/s  conv peak {100 * row['peak_share']:.0f} %  " if operations > 0 else ""
+    return (
+        f"step {row['step']}  {row['seconds'] / 60:.1f} min  loss {row['loss']:.4f}  {_text(row['bpp'], 3)} bpp  "
+        f"{_text(row['psnr'], 2)} dB  {step_seconds:.3f} s/step  {row['pictures_per_second']:.1f} pictures/s  "
+        f"{row['mpixels_per_second']:.2f} Mpixel/s  {speed}waiting {100 * row['waiting']:.1f} %  "
+        f"left {'no end set' if left is None else f'{left / 60:.1f} min'}"
+    )
+
+
+def _text(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
 class Records:
     """The records of one stage, opened at the step that the run starts or resumes from.
 
