@@ -303,6 +303,20 @@ def test_training_on_device_batches_resumes_exactly(device_loop: Callable[..., L
         assert torch.equal(ours, theirs)
 
 
+def test_other_pictures_after_a_roll_back(device_loop: Callable[..., Loop]) -> None:
+    def first_pictures() -> Tensor:
+        batches, at = training.engine.batches, torch.tensor(0)
+        assert batches is not None
+        return batches.pictures(at, batches.conditions(at)[:, 0])
+
+    training = device_loop(steps=1)
+    assert training.run()
+    before = first_pictures()
+    assert torch.equal(before, first_pictures())
+    training.roll_back()
+    assert (training.at.salt, training.at.lr_scale) == (1, 0.5) and not torch.equal(before, first_pictures())
+
+
 def test_rate_falls_with_pixels_and_ends_with_them(device_loop: Callable[..., Loop]) -> None:
     each = 6 * 64 * 64  # pixels a step
     training = device_loop(steps=None, gpixel=100 * each / 1e9, hold=25 * each / 1e9, decay=0.2, warmup=4, lr=1e-3)

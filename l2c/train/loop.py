@@ -462,8 +462,8 @@ class Loop:
                 f"the last good checkpoint is {self.path}"
             )
         failed, scale, salt = self.at.step, self.at.lr_scale, self.at.salt
-        self._restore(self.parallel.from_first(lambda: Checkpoint.load(self.path)))
-        self.at.salt, self.at.lr_scale = salt + 1, scale / 2
+        good = self.parallel.from_first(lambda: Checkpoint.load(self.path))
+        self._restore(dataclasses.replace(good, salt=salt + 1, lr_scale=scale / 2))
         self.records = self._open_records()
         self.say(
             f"{_MAX_BAD} steps up to {failed} were not finite: back to step {self.at.step}, other pictures, "
