@@ -85,6 +85,8 @@ def choose(rate: Callable[[int, int], float], bits: Sequence[int], target: float
 class Overfitted(Staged):
     """A picture at one quality, its latents overfitted towards a rate no further off than the margin.
 
+    Where that leads out of the margin and further off, the file stays as it was.
+
     Args:
         level: quality 0..1000. size: bytes of the target.
     """
@@ -109,7 +111,8 @@ class Overfitted(Staged):
             trial = yield from ask(Trim(0, 8.0 * over))
             if trial.change == 0.0:
                 break
-        self.trial = trial
+        missed = abs(trial.size / self.size - 1.0)
+        self.trial = plain if missed > max(MARGIN, abs(plain.size / self.size - 1.0)) else trial
 
     def best(self, i: int) -> Best:
         """See `l2c.search.Strategy`."""
