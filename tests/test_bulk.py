@@ -293,6 +293,10 @@ def test_what_changed_and_what_moved(tmp_path: Path, tiny_model_path: Path) -> N
     assert encode(others, packed) == (1, 0, 3) and encode(others, packed) == (0, 1, 3)
     assert all(path.read_bytes() == data for path, data in kept.items())
 
+    for path in photos.rglob("*.png"):  # of one time and size, as unpacked archives have them
+        path.write_bytes((photos / "0" / "00.png").read_bytes())
+        os.utime(path, ns=(10**18, 10**18))
+    assert encode(photos, packed) == (3, 1, 0)
     photos, packed = photos.rename(tmp_path / "pictures"), packed.rename(tmp_path / "smaller")
     assert encode(photos, packed) == (0, 4, 0)
     (photos / "1" / "01.png").rename(photos / "1" / "04.png")

@@ -21,6 +21,7 @@ import contextlib
 import fcntl
 import json
 import os
+import posixpath
 import time
 import warnings
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ class Manifest:
         self.job = ""
         self._file: IO[bytes] | None = None
         self._waiting: list[bytes] = []
-        self._by_stamp: dict[str, str] | None = None  # made where they are asked for
+        self._by_stamp: dict[tuple[str, str], Record] | None = None  # made where they are asked for
         self._by_output: dict[str, str] | None = None
         self._parts = 0
         self._written = time.monotonic()
@@ -98,15 +99,18 @@ class Manifest:
         self.job = record.get("job", "")
 
     def moved(self, name: str, stamp: str) -> Record | None:
-        """The last record of an input that had this stamp, and this name at the end of its place.
+        """The last record of an input of this stamp and file name, wherever it was; or None.
 
         Args:
-            stamp: see `sources.Source`; not "".
+            name, stamp: see `sources.Source`.
         """
         if self._by_stamp is None:
-            self._by_stamp = {record.get("input_stamp", ""): source for source, record in self.last.items()}
-        source = self._by_stamp.get(stamp, "")
-        return self.last[source] if source.endswith(f"/{name}") else None
+            self._by_stamp = {
+                (record["input_stamp"], posixpath.basename(source)): record
+                for source, record in self.last.items()
+                if "input_stamp" in record
+            }
+        return self._by_stamp.get((stamp, posixpath.basename(name)))
 
     def made_of(self, output: str) -> str | None:
         """The input that an output was made of, as far as the runs before this one know."""
